@@ -1,0 +1,313 @@
+"""Wire object -> row: where values are checked, once.
+
+What a cluster's API server validated long ago a folder of manifests did not, and rules are written from these
+values. So each is checked here: what is wrong is left out and reported by field, the rest of the object stands.
+Names go into rule text and therefore must be DNS names; an object with an unusable name raises `ValueError`.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from sys import intern
+
+from kubeproxy.api import types
+from kubeproxy.api.addresses import Family, family_of, is_everything, parse_address, parse_range
+from kubeproxy.api.rows import (
+    Condition,
+    EndpointPortRow,
+    EndpointRow,
+    NodeRow,
+    PortRow,
+    Protocol,
+    ServiceRow,
+    SliceRow,
+)
+
+Complain = Callable[[str, str], None]
+"""Told of each part left out: its field path, and what is wrong with it."""
+
+DEFAULT_AFFINITY_SECONDS = 10800
+AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[-.A-Za-z0-9]*[A-Za-z0-9])?", re.ASCII)
+_PROTOCOLS: dict[str, Protocol] = {"TCP": "TCP", "UDP": "UDP", "SCTP": "SCTP"}
+_FAMILIES: dict[str, Family] = {"IPv4": "IPv4", "IPv6": "IPv6"}
+
+
+def service(wire: types.Service, complain: Complain) -> ServiceRow | None:
+    """Flattens a Service; None when it is not ours to proxy.
+
+    Not ours are: ExternalName, headless, and those labelled for another proxy (KEP-2447).
+
+    Raises:
+        ValueError: the name cannot be used.
+    """
+    meta, spec = wire.metadata, wire.spec
+    if (
+        spec.type == "ExternalName"
+        or spec.cluster_ip == "None"
+        or (meta.labels and meta.labels.proxy_name is not None)
+    ):
+        return None
+    namespace, name = _names(meta, 63)
+    given = spec.cluster_ips or ((spec.cluster_ip,) if spec.cluster_ip else ())
+    if not given:
+        complain(
+            "spec.clusterIP", "is empty, so the Service is skipped; only an API server assigns addresses"
+        )
+        return None
+    cluster_ips = _addresses(given, "spec.clusterIPs", complain)
+    if len({family_of(ip) for ip in cluster_ips}) < len(cluster_ips):
+        complain("spec.clusterIPs", f"{', '.join(cluster_ips)}: more than one of a family; the first is used")
+        cluster_ips = tuple({family_of(ip): ip for ip in reversed(cluster_ips)}.values())[::-1]
+    if spec.session_affinity not in {"None", "ClientIP", ""}:
+        complain("spec.sessionAffinity", f"{spec.session_affinity!r} is unknown; there will be no affinity")
+    external_local = _policy(spec.external_traffic_policy, "spec.externalTrafficPolicy", complain)
+    load_balancer_ips = _ingress(wire.status, complain)
+    source_ranges = _ranges(spec.load_balancer_source_ranges or (), "spec.loadBalancerSourceRanges", complain)
+    if spec.load_balancer_source_ranges and not source_ranges and load_balancer_ips:
+        complain(
+            "spec.loadBalancerSourceRanges",
+            "holds no usable range, so the load balancer addresses are not served",
+        )
+        load_balancer_ips = ()
+    return ServiceRow(
+        namespace=namespace,
+        name=name,
+        cluster_ips=cluster_ips,
+        ports=_ports(spec.ports or (), complain),
+        external_ips=_addresses(spec.external_ips or (), "spec.externalIPs", complain),
+        load_balancer_ips=_ingress(wire.status, complain),
+        source_ranges=_ranges(
+            spec.load_balancer_source_ranges or (), "spec.loadBalancerSourceRanges", complain
+        ),
+        affinity=_affinity(spec, complain),
+        internal_local=_policy(spec.internal_traffic_policy, "spec.internalTrafficPolicy", complain),
+        external_local=external_local,
+        health_check_port=_number(spec.health_check_node_port, 0, 65535, "spec.healthCheckNodePort", complain)
+        if external_local and spec.type == "LoadBalancer"
+        else 0,
+    )
+
+
+def endpoint_slice(wire: types.EndpointSlice, complain: Complain) -> SliceRow | None:
+    """Flattens an EndpointSlice; None when no Service of ours can use it (no Service, headless, FQDN).
+
+    Raises:
+        ValueError: the name cannot be used, or the address type is unknown.
+    """
+    labels = wire.metadata.labels
+    if labels is None or not labels.service or labels.headless is not None or wire.address_type == "FQDN":
+        return None
+    family = _FAMILIES.get(wire.address_type)
+    if family is None:
+        raise ValueError(f"addressType: {wire.address_type!r} is neither IPv4, IPv6 nor FQDN")
+    endpoints = []
+    for i, ep in enumerate(wire.endpoints or ()):
+        if not ep.addresses:
+            complain(f"endpoints[{i}].addresses", "is empty")
+            continue
+        conditions = 3
+        if (given := ep.conditions) is not None:
+            conditions = (
+                (given.ready is not False) * Condition.READY.value
+                + (given.serving is not False) * Condition.SERVING.value
+                + (given.terminating is True) * Condition.TERMINATING.value
+            )
+        row = _endpoint(ep.addresses[0], family, f"endpoints[{i}].addresses[0]", complain)
+        if row is None:
+            continue
+        endpoints.append(
+            EndpointRow(
+                row,
+                conditions,
+                intern(ep.node_name) if ep.node_name else "",
+                _hints(ep.hints.for_zones) if ep.hints else (),
+                _hints(ep.hints.for_nodes) if ep.hints else (),
+            )
+        )
+    namespace, _ = _names(wire.metadata)
+    return SliceRow(
+        namespace,
+        intern(labels.service),
+        family,
+        _endpoint_ports(wire.ports, "ports", complain),
+        tuple(endpoints),
+    )
+
+
+def endpoints(wire: types.Endpoints, complain: Complain) -> tuple[SliceRow, ...]:
+    """Flattens core/v1 Endpoints to what their mirrored EndpointSlices would be: a row a subset and family.
+
+    Raises:
+        ValueError: the name cannot be used.
+    """
+    labels = wire.metadata.labels
+    if labels is not None and labels.headless is not None:
+        return ()
+    namespace, name = _names(wire.metadata)
+    rows = []
+    for i, subset in enumerate(wire.subsets or ()):
+        ports = _endpoint_ports(
+            tuple(
+                p if p.name is not None else types.EndpointPort("", p.port, p.protocol)
+                for p in subset.ports or ()
+            ),
+            f"subsets[{i}].ports",
+            complain,
+        )
+        families: dict[Family, list[EndpointRow]] = {}
+        for field, addresses, conditions in (
+            ("addresses", subset.addresses, 3),
+            ("notReadyAddresses", subset.not_ready_addresses, 0),
+        ):
+            for j, given in enumerate(addresses or ()):
+                address = _address(given.ip, f"subsets[{i}].{field}[{j}].ip", complain)
+                if address:
+                    row = EndpointRow(address, conditions, intern(given.node_name or ""))
+                    families.setdefault(family_of(address), []).append(row)
+        rows += [SliceRow(namespace, name, family, ports, tuple(found)) for family, found in families.items()]
+    return tuple(rows)
+
+
+def node(wire: types.Node, complain: Complain) -> NodeRow:
+    """Flattens a Node."""
+    addresses: dict[Family, str] = {}
+    for wanted in ("InternalIP", "ExternalIP"):
+        for i, given in enumerate(wire.status.addresses or ()):
+            if given.type == wanted and (ip := _address(given.address, f"status.addresses[{i}]", complain)):
+                addresses.setdefault(family_of(ip), ip)
+    cidrs = wire.spec.pod_cidrs or ((wire.spec.pod_cidr,) if wire.spec.pod_cidr else ())
+    meta = wire.metadata
+    return NodeRow(
+        name=meta.name,
+        uid=meta.uid,
+        addresses=tuple(addresses.values()),
+        pod_cidrs=_ranges(cidrs, "spec.podCIDRs", complain),
+        zone=(meta.labels.zone or "") if meta.labels else "",
+        leaving=bool(meta.deletion_timestamp)
+        or any(t.key == AUTOSCALER_TAINT for t in wire.spec.taints or ()),
+    )
+
+
+def service_cidr(wire: types.ServiceCIDR, complain: Complain) -> tuple[str, ...]:
+    """Flattens a ServiceCIDR to its canonical ranges."""
+    return _ranges(wire.spec.cidrs or (), "spec.cidrs", complain)
+
+
+def _names(meta: types.ObjectMeta, longest: int = 253) -> tuple[str, str]:
+    """Namespace and name of a namespaced object, fit to stand in a rule."""
+    namespace = meta.namespace or "default"
+    if len(namespace) > 63 or not _NAME.fullmatch(namespace):
+        raise ValueError(f"metadata.namespace: {namespace!r:.80} is not a DNS label")
+    if len(meta.name) > longest or not _NAME.fullmatch(meta.name):
+        raise ValueError(
+            f"metadata.name: {meta.name!r:.80} is not a DNS name of at most {longest} characters"
+        )
+    return intern(namespace), meta.name
+
+
+def _ports(given: Iterable[types.ServicePort], complain: Complain) -> tuple[PortRow, ...]:
+    rows: list[PortRow] = []
+    taken: dict[tuple[object, str], int] = {}
+    for i, port in enumerate(given):
+        field = f"spec.ports[{i}]"
+        protocol = _PROTOCOLS.get(port.protocol)
+        if protocol is None:
+            complain(f"{field}.protocol", f"{port.protocol!r:.40} is not TCP, UDP or SCTP")
+        elif not 1 <= port.port <= 65535:
+            complain(f"{field}.port", f"{port.port} is not between 1 and 65535")
+        elif port.name and (len(port.name) > 63 or not _NAME.fullmatch(port.name)):
+            complain(f"{field}.name", f"{port.name!r:.80} is not a DNS label")
+        elif (first := taken.get((port.name, protocol), taken.get((port.port, protocol)))) is not None:
+            complain(field, f"has the name or the number of spec.ports[{first}]")
+        else:
+            node_port = _number(port.node_port, 0, 65535, f"{field}.nodePort", complain)
+            rows.append(PortRow(intern(port.name), protocol, port.port, node_port))
+            taken[port.name, protocol] = taken[port.port, protocol] = i
+    return tuple(rows)
+
+
+def _ingress(status: types.ServiceStatus | None, complain: Complain) -> tuple[str, ...]:
+    ingress = status.load_balancer.ingress or () if status and status.load_balancer else ()
+    ours = (i.ip for i in ingress if i.ip and i.ip_mode in {None, "VIP"})
+    return _addresses(ours, "status.loadBalancer.ingress", complain)
+
+
+def _affinity(spec: types.ServiceSpec, complain: Complain) -> int:
+    if spec.session_affinity != "ClientIP":
+        return 0
+    config = spec.session_affinity_config
+    seconds = config.client_ip.timeout_seconds if config and config.client_ip else None
+    field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds"
+    return (
+        _number(seconds or 0, 1, 86400, field, complain) if seconds is not None else DEFAULT_AFFINITY_SECONDS
+    )
+
+
+def _policy(given: str | None, field: str, complain: Complain) -> bool:
+    if given not in {None, "", "Cluster", "Local"}:
+        complain(field, f"{given!r:.40} is unknown; Cluster is used")
+    return given == "Local"
+
+
+def _endpoint_ports(
+    given: Iterable[types.EndpointPort] | None, field: str, complain: Complain
+) -> tuple[EndpointPortRow, ...]:
+    rows = []
+    for i, port in enumerate(given or ()):
+        if port.name is None or not port.port:
+            continue
+        if not 1 <= port.port <= 65535:
+            complain(f"{field}[{i}].port", f"{port.port} is not between 1 and 65535")
+            continue
+        rows.append(EndpointPortRow(intern(port.name), intern(port.protocol or "TCP"), port.port))
+    return tuple(rows)
+
+
+def _endpoint(text: str, family: Family, field: str, complain: Complain) -> str | None:
+    address = _address(text, field, complain)
+    if address and family_of(address) != family:
+        complain(field, f"{address} is not {family}")
+        return None
+    return address
+
+
+def _hints(given: tuple[types.Hint, ...] | None) -> tuple[str, ...]:
+    return tuple(intern(hint.name) for hint in given) if given else ()
+
+
+def _address(text: str, field: str, complain: Complain) -> str | None:
+    try:
+        return parse_address(text)
+    except ValueError as e:
+        complain(field, str(e))
+        return None
+
+
+def _addresses(given: Iterable[str], field: str, complain: Complain) -> tuple[str, ...]:
+    parsed = (_address(text, f"{field}[{i}]", complain) for i, text in enumerate(given))
+    return tuple(dict.fromkeys(address for address in parsed if address))
+
+
+def _ranges(given: Iterable[str], field: str, complain: Complain) -> tuple[str, ...]:
+    ranges: dict[str, None] = {}
+    for i, text in enumerate(given):
+        try:
+            ranges[parse_range(text.strip())] = None
+        except ValueError as e:
+            complain(f"{field}[{i}]", str(e))
+    return tuple(ranges)
+
+
+def _limits(ranges: tuple[str, ...]) -> tuple[str, ...]:
+    """Ranges that limit something: a family whose list holds everything has none."""
+    unlimited = {family_of(cidr) for cidr in ranges if is_everything(cidr)}
+    return tuple(cidr for cidr in ranges if family_of(cidr) not in unlimited)
+
+
+def _number(value: int, low: int, high: int, field: str, complain: Complain) -> int:
+    """The value if it is in range, else the default 0, reported."""
+    if low <= value <= high:
+        return value
+    complain(field, f"{value} is not between {low} and {high}")
+    return 0

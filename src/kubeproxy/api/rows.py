@@ -1,0 +1,102 @@
+"""The compact rows that stay in memory: what an object means, without its wire form.
+
+Equal rows mean that nothing changed for us, whatever else changed in the object. All are immutable, none is tracked
+by the garbage collector; recurring strings and tuples are shared. An endpoint costs about 150 bytes.
+"""
+
+from enum import IntFlag
+from typing import Literal
+
+from msgspec import Struct
+
+from kubeproxy.api.addresses import Family
+
+Protocol = Literal["TCP", "UDP", "SCTP"]
+
+
+class PortRow(Struct, frozen=True, gc=False):
+    """One port of a Service. `node_port` is 0 where there is none."""
+
+    name: str
+    protocol: Protocol
+    port: int
+    node_port: int = 0
+
+
+class ServiceRow(Struct, frozen=True, gc=False):
+    """A Service to be made real.
+
+    Attributes:
+        cluster_ips: its ClusterIPs, at most one a family.
+        external_ips: externalIPs, of both families.
+        load_balancer_ips: the status' ingress IPs that are for us (ipMode VIP or unset).
+        source_ranges: loadBalancerSourceRanges, canonical, of both families.
+        affinity: seconds a client stays with its backend; 0 without ClientIP affinity.
+        health_check_port: healthCheckNodePort where it is to be served, else 0.
+    """
+
+    namespace: str
+    name: str
+    cluster_ips: tuple[str, ...]
+    ports: tuple[PortRow, ...]
+    external_ips: tuple[str, ...] = ()
+    load_balancer_ips: tuple[str, ...] = ()
+    source_ranges: tuple[str, ...] = ()
+    affinity: int = 0
+    internal_local: bool = False
+    external_local: bool = False
+    health_check_port: int = 0
+
+
+class Condition(IntFlag):
+    """The conditions of an endpoint (KEP-1672)."""
+
+    READY = 1
+    SERVING = 2
+    TERMINATING = 4
+
+
+class EndpointRow(Struct, frozen=True, gc=False):
+    """One endpoint: `conditions` is a sum of `Condition`, kept as a plain int."""
+
+    address: str
+    conditions: int
+    node: str = ""
+    zone_hints: tuple[str, ...] = ()
+    node_hints: tuple[str, ...] = ()
+
+
+class EndpointPortRow(Struct, frozen=True, gc=False):
+    """A port of every endpoint of a slice."""
+
+    name: str
+    protocol: str
+    port: int
+
+
+class SliceRow(Struct, frozen=True, gc=False):
+    """An EndpointSlice of one Service."""
+
+    namespace: str
+    service: str
+    family: Family
+    ports: tuple[EndpointPortRow, ...]
+    endpoints: tuple[EndpointRow, ...]
+
+
+class NodeRow(Struct, frozen=True, gc=False):
+    """The node we run on.
+
+    Attributes:
+        addresses: its IPs, InternalIPs first, then ExternalIPs, at most one a family.
+        pod_cidrs: the ranges its Pods are in.
+        zone: label topology.kubernetes.io/zone.
+        leaving: being deleted, or tainted by the cluster autoscaler (KEP-3836).
+    """
+
+    name: str
+    uid: str = ""
+    addresses: tuple[str, ...] = ()
+    pod_cidrs: tuple[str, ...] = ()
+    zone: str = ""
+    leaving: bool = False

@@ -1,0 +1,69 @@
+"""The node, as far as its plans depend on it, and the settings that shape them. One value a family."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from msgspec import Struct, structs
+
+from kubeproxy.api.addresses import IPV4, Family, contains, is_loopback
+
+
+class LocalTraffic(Struct, frozen=True, gc=False):
+    """How packets of this node's own Pods are recognised.
+
+    Attributes:
+        by: their source is in a `range`, they come in from an `interface`, or from one whose name starts so (`prefix`).
+        value: the canonical range, the interface's name, or the prefix.
+    """
+
+    by: Literal["range", "interface", "prefix"]
+    value: str
+
+    def matches(self, source: str, interface: str) -> bool:
+        """Whether a packet from this address, received on this interface, is of a local Pod."""
+        if self.by == "range":
+            return contains(self.value, source)
+        return interface == self.value if self.by == "interface" else interface.startswith(self.value)
+
+
+class NodeConfig(Struct, frozen=True, gc=False):
+    """The node under one IP family.
+
+    Attributes:
+        family: the family all of this is about.
+        name: the Node's name: an endpoint with this nodeName is local.
+        zone: the Node's zone, for topology hints.
+        address: the Node's IP of this family; a loopback address when it is not known.
+        local_traffic: how local Pods' packets are recognised; None when they cannot be.
+        masquerade_all: masquerade all traffic to ClusterIPs.
+        masquerade_mark: the bit in the packet mark that asks for masquerading.
+        node_port_ranges: the ranges whose local addresses accept node ports; empty for every local address.
+        node_port_addresses: with ranges, the local addresses in them, sorted.
+        localhost_node_ports: whether 127.0.0.1 accepts them too.
+        external_ips: whether Services' externalIPs are honoured (gate AllowServiceExternalIPs, KEP-5707).
+    """
+
+    family: Family = IPV4
+    name: str = ""
+    zone: str = ""
+    address: str = "127.0.0.1"
+    local_traffic: LocalTraffic | None = None
+    masquerade_all: bool = False
+    masquerade_mark: int = 1 << 14
+    node_port_ranges: tuple[str, ...] = ()
+    node_port_addresses: tuple[str, ...] = ()
+    localhost_node_ports: bool = False
+    external_ips: bool = True
+
+    def with_addresses(self, local: Iterable[str]) -> "NodeConfig":
+        """The same node now that these are its local addresses."""
+        if not self.node_port_ranges:
+            return self
+        mine = (a for a in local if any(contains(cidr, a) for cidr in self.node_port_ranges))
+        return structs.replace(self, node_port_addresses=tuple(sorted(mine)))
+
+    def serves_node_ports(self, address: str) -> bool:
+        """Whether a local address accepts node ports."""
+        if is_loopback(address) and not self.localhost_node_ports:
+            return False
+        return not self.node_port_ranges or address in self.node_port_addresses

@@ -1,0 +1,214 @@
+"""The plan of a Service: for every address it answers on, what happens to a packet there.
+
+A `ServicePlan` is a frozen value for one Service and one IP family. It is complete: a backend needs nothing else of
+Kubernetes to make it so. Equal plans need no work. The questions a backend asks (where do packets to the ClusterIP
+go, what of those that find no endpoint) are answered here by properties, once for all modes.
+"""
+
+from collections.abc import Iterable
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from kubeproxy.api.addresses import family_of, join
+from kubeproxy.api.rows import Condition, EndpointRow, PortRow, Protocol, ServiceRow, SliceRow
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.select import Backend, Topology, select
+
+Key = tuple[str, str]
+"""Namespace and name of a Service."""
+
+Action = Literal["forward", "drop", "reject"]
+"""Sent to a backend; dropped because all usable endpoints are elsewhere; rejected because there are none at all."""
+
+FORWARD: Final[Action] = "forward"
+DROP: Final[Action] = "drop"
+REJECT: Final[Action] = "reject"
+
+_READY = int(Condition.READY)
+_TERMINATING = int(Condition.TERMINATING)
+
+
+class PortPlan(Struct, frozen=True, gc=False):
+    """One port of a Service under one IP family.
+
+    Internal traffic goes to the ClusterIP; external traffic to external IPs, load balancer IPs and node ports.
+
+    Attributes:
+        name: "namespace/name:port", or "namespace/name" when the port has no name.
+        cluster: backends for traffic with the Cluster policy.
+        local: backends for traffic with the Local policy.
+        any: a usable endpoint exists somewhere.
+        source_ranges: clients the load balancer IPs are for; empty for all.
+        affinity: seconds a client stays with its backend; 0 for no affinity.
+        topology: how hints narrowed `cluster`.
+        endpoints: how many endpoints are known, usable or not.
+    """
+
+    name: str
+    protocol: Protocol
+    port: int
+    cluster_ip: str
+    node_port: int = 0
+    external_ips: tuple[str, ...] = ()
+    load_balancer_ips: tuple[str, ...] = ()
+    source_ranges: tuple[str, ...] = ()
+    affinity: int = 0
+    internal_local: bool = False
+    external_local: bool = False
+    cluster: tuple[Backend, ...] = ()
+    local: tuple[Backend, ...] = ()
+    any: bool = False
+    topology: Topology = ""
+    endpoints: int = 0
+
+    @property
+    def external(self) -> bool:
+        """Whether it takes external traffic at all."""
+        return bool(self.node_port or self.external_ips or self.load_balancer_ips)
+
+    @property
+    def uses_cluster(self) -> bool:
+        """Whether some traffic has the Cluster policy; Local external traffic from this node itself has, too."""
+        return not self.internal_local or self.external
+
+    @property
+    def uses_local(self) -> bool:
+        """Whether some traffic has the Local policy."""
+        return self.internal_local or (self.external_local and self.external)
+
+    @property
+    def internal_backends(self) -> tuple[Backend, ...]:
+        """Where internal traffic may go."""
+        return self.local if self.internal_local else self.cluster
+
+    @property
+    def external_backends(self) -> tuple[Backend, ...]:
+        """Where external traffic that did not start on this node may go."""
+        return self.local if self.external_local else self.cluster
+
+    @property
+    def internal_action(self) -> Action:
+        """What happens to internal traffic."""
+        return self._action(self.internal_backends)
+
+    @property
+    def external_action(self) -> Action:
+        """What happens to external traffic that did not start on this node."""
+        return self._action(self.external_backends)
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """Every backend some traffic may use, in address order."""
+        if not self.uses_local:
+            return self.cluster
+        if not self.uses_cluster:
+            return self.local
+        if set(self.local) <= set(self.cluster):
+            return self.cluster
+        return tuple(sorted({*self.cluster, *self.local}, key=lambda b: join(b.address, b.port)))
+
+    def _action(self, backends: tuple[Backend, ...]) -> Action:
+        return FORWARD if backends else DROP if self.any else REJECT
+
+
+class ServicePlan(Struct, frozen=True, gc=False):
+    """A Service under one IP family.
+
+    Attributes:
+        health_check_port: where its health-check node port is to be served, 0 for nowhere.
+        local_ready: distinct local endpoint addresses that are ready, which is what that port answers.
+    """
+
+    namespace: str
+    name: str
+    ports: tuple[PortPlan, ...]
+    health_check_port: int = 0
+    local_ready: int = 0
+
+    @property
+    def key(self) -> Key:
+        """Namespace and name."""
+        return self.namespace, self.name
+
+
+def plan(service: ServiceRow, slices: Iterable[SliceRow], node: NodeConfig) -> ServicePlan | None:
+    """Makes the plan of a Service for one family; None when it has no ClusterIP of that family.
+
+    Args:
+        service: the Service.
+        slices: all its EndpointSlices, in a stable order (by name); those of another family are passed over.
+        node: the node to plan for.
+    """
+    family = node.family
+    cluster_ip = next((ip for ip in service.cluster_ips if family_of(ip) == family), None)
+    if cluster_ip is None:
+        return None
+    mine = [s for s in slices if s.family == family]
+    base = f"{service.namespace}/{service.name}"
+    external_ips = _of_family(service.external_ips, family) if node.external_ips else ()
+    load_balancer_ips = _of_family(service.load_balancer_ips, family)
+    ranges = _of_family(service.source_ranges, family)
+    ports = []
+    for port in service.ports:
+        external = bool(port.node_port or external_ips or load_balancer_ips)
+        candidates = _candidates(mine, port, node.name)
+        chosen = select(
+            candidates,
+            cluster=not service.internal_local or external,
+            local=service.internal_local or (service.external_local and external),
+            node=node.name,
+            zone=node.zone,
+        )
+        ports.append(
+            PortPlan(
+                name=f"{base}:{port.name}" if port.name else base,
+                protocol=port.protocol,
+                port=port.port,
+                cluster_ip=cluster_ip,
+                node_port=port.node_port,
+                external_ips=external_ips,
+                load_balancer_ips=load_balancer_ips,
+                source_ranges=ranges if load_balancer_ips else (),
+                affinity=service.affinity,
+                internal_local=service.internal_local,
+                external_local=service.external_local,
+                cluster=chosen.cluster,
+                local=chosen.local,
+                any=chosen.any,
+                topology=chosen.topology,
+                endpoints=len(candidates),
+            )
+        )
+    return ServicePlan(
+        namespace=service.namespace,
+        name=service.name,
+        ports=tuple(ports),
+        health_check_port=service.health_check_port,
+        local_ready=_local_ready(mine, node.name) if service.health_check_port else 0,
+    )
+
+
+def _of_family(addresses: tuple[str, ...], family: str) -> tuple[str, ...]:
+    return tuple([a for a in addresses if family_of(a) == family]) if addresses else ()
+
+
+def _candidates(slices: list[SliceRow], port: PortRow, node: str) -> list[tuple[EndpointRow, Backend]]:
+    """The endpoints of a Service port in address order; of two with one address and port, the one not terminating."""
+    found: dict[str, tuple[EndpointRow, Backend]] = {}
+    for piece in slices:
+        for p in piece.ports:
+            if p.name != port.name or p.protocol != port.protocol:
+                continue
+            number = p.port
+            for row in piece.endpoints:
+                at = join(row.address, number)
+                other = found.get(at)
+                if other is None or other[0].conditions & _TERMINATING > row.conditions & _TERMINATING:
+                    found[at] = (row, Backend(row.address, number, row.node == node))
+    return [found[at] for at in sorted(found)]
+
+
+def _local_ready(slices: list[SliceRow], node: str) -> int:
+    ready = (e.address for s in slices for e in s.endpoints if e.node == node and e.conditions & _READY)
+    return len(set(ready))

@@ -1,0 +1,117 @@
+"""What the cluster says, kept as rows, and which Services a new word of it touches.
+
+Every change is told as one object and answered with the Services to plan anew; an object that says what we knew
+already touches none. Nothing here is planned: `plan` does that for one Service and one family, when it is asked.
+"""
+
+import logging
+from collections.abc import Collection, Iterable
+
+from kubeproxy.api import flatten, types
+from kubeproxy.api.rows import ServiceRow, SliceRow
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.model.plan import plan as make_plan
+
+log = logging.getLogger(__name__)
+
+Name = tuple[str, str, str]
+"""Kind, namespace and name of an object."""
+
+
+class State:
+    """Services and their EndpointSlices."""
+
+    def __init__(self) -> None:
+        self.services: dict[Key, ServiceRow] = {}
+        self._slices: dict[Key, dict[Name, tuple[SliceRow, ...]]] = {}
+        self._service_of: dict[Name, Key] = {}
+        self._complaints: dict[Name, tuple[tuple[str, str], ...]] = {}
+
+    def set(self, obj: types.Service | types.EndpointSlice | types.Endpoints) -> Collection[Key]:
+        """Takes in an object; returns the Services whose plan may have changed.
+
+        What cannot be used of it is left out and logged with its field. An object that cannot be used at all changes
+        nothing: what was known of it stays.
+        """
+        kind = type(obj).__name__
+        name = (kind, obj.metadata.namespace, obj.metadata.name)
+        complaints: list[tuple[str, str]] = []
+        touched: Collection[Key] = ()
+
+        def complain(field: str, message: str) -> None:
+            complaints.append((field, message))
+
+        try:
+            if isinstance(obj, types.Service):
+                touched = self._set_service(name, flatten.service(obj, complain))
+            elif isinstance(obj, types.EndpointSlice):
+                row = flatten.endpoint_slice(obj, complain)
+                touched = self._set_slices(name, () if row is None else (row,))
+            else:
+                touched = self._set_slices(name, flatten.endpoints(obj, complain))
+        except ValueError as e:
+            field, _, message = str(e).partition(": ")
+            complain(field, f"{message}; the object is left out")
+        self._report(name, tuple(complaints))
+        return touched
+
+    def gone(self, kind: str, namespace: str, name: str) -> Collection[Key]:
+        """Forgets an object; returns the Services whose plan may have changed."""
+        self._complaints.pop((kind, namespace, name), None)
+        if kind == "Service":
+            return self._set_service((kind, namespace, name), None)
+        return self._set_slices((kind, namespace, name), ())
+
+    def plan(self, key: Key, node: NodeConfig) -> ServicePlan | None:
+        """The plan of a Service on a node; None when there is nothing to do for it in that family."""
+        service = self.services.get(key)
+        return None if service is None else make_plan(service, self.slices(key), node)
+
+    def slices(self, key: Key) -> Iterable[SliceRow]:
+        """The EndpointSlices of a Service, in the order of their names."""
+        pieces = self._slices.get(key)
+        if not pieces:
+            return ()
+        if len(pieces) == 1:
+            return next(iter(pieces.values()))
+        return [row for name in sorted(pieces) for row in pieces[name]]
+
+    def _set_service(self, name: Name, row: ServiceRow | None) -> Collection[Key]:
+        key = (name[1], name[2]) if row is None else (row.namespace, row.name)
+        if self.services.get(key) == row:
+            return ()
+        if row is None:
+            del self.services[key]
+        else:
+            self.services[key] = row
+        return (key,)
+
+    def _set_slices(self, name: Name, rows: tuple[SliceRow, ...]) -> Collection[Key]:
+        """Replaces what an object said; it may have belonged to another Service before."""
+        before = self._service_of.get(name)
+        after = (rows[0].namespace, rows[0].service) if rows else None
+        if before is not None and before == after and self._slices[before][name] == rows:
+            return ()
+        if before is not None and before != after:
+            del self._service_of[name]
+            pieces = self._slices[before]
+            del pieces[name]
+            if not pieces:
+                del self._slices[before]
+        if after is not None:
+            self._service_of[name] = after
+            self._slices.setdefault(after, {})[name] = rows
+        return {key for key in (before, after) if key in self.services and key is not None}
+
+    def _report(self, name: Name, complaints: tuple[tuple[str, str], ...]) -> None:
+        """Logs what is wrong with an object, once as long as it stays so."""
+        if self._complaints.get(name, ()) == complaints:
+            return
+        if complaints:
+            self._complaints[name] = complaints
+        else:
+            del self._complaints[name]
+        kind, namespace, own = name
+        for field, message in complaints:
+            log.warning("%s %s/%s: %s: %s", kind, namespace, own, field, message)
