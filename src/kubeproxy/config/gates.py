@@ -1,0 +1,145 @@
+"""Feature gates: which switches exist, what they are set to, and which settings are refused.
+
+The gates that concern kube-proxy are in a table, v1.36's and the ones v1.37 added. The reference binary also knows the
+gates of every other component, and files shared by a whole node name them, so those names are accepted and have no
+effect. A name nobody knows is an error: most likely it is misspelt, and the operator thinks it is on.
+
+Source: the feature gates page of the Kubernetes documentation, v1.36 and v1.37.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Struct
+
+
+class Gate(Struct, gc=False, frozen=True):
+    """One switch: its stage (Alpha, Beta, GA, Deprecated), its default, and whether the default is the only value."""
+
+    stage: str
+    default: bool
+    locked: bool = False
+
+
+GATES: Final[Mapping[str, Gate]] = {
+    "AllAlpha": Gate("Alpha", False),
+    "AllBeta": Gate("Beta", False),
+    "AllowServiceExternalIPs": Gate("Deprecated", True),
+    "ComponentFlagz": Gate("Beta", True),
+    "ComponentStatusz": Gate("Beta", True),
+    "ContextualLogging": Gate("Beta", True),
+    "KubeProxyIPVS": Gate("Deprecated", True),
+    "KubeProxyNFTablesLocalhostNodePorts": Gate("Alpha", False),
+    "LoggingAlphaOptions": Gate("Alpha", False),
+    "LoggingBetaOptions": Gate("Beta", True),
+    "MultiCIDRServiceAllocator": Gate("GA", True, True),
+    "NFTablesNetlink": Gate("Beta", True),
+    "NFTablesProxyMode": Gate("GA", True, True),
+    "NativeHistograms": Gate("Alpha", False),
+    "PreferSameTrafficDistribution": Gate("GA", True, True),
+    "WinDSR": Gate("GA", True, True),
+    "WinOverlay": Gate("GA", True, True),
+}
+"""The gates kube-proxy looks at."""
+
+ELSEWHERE: Final = """
+APIResponseCompression APIServerIdentity APIServerTracing APIServingWithRoutine AggregatedDiscoveryRemoveBetaType
+AllowDNSOnlyNodeCSR AllowInsecureKubeletCertificateSigningRequests AllowOverwriteTerminationGracePeriodSeconds
+AllowParsingUserUIDFromCertAuth AllowUnsafeMalformedObjectDeletion AnonymousAuthConfigurableEndpoints
+AnyVolumeDataSource AtomicFIFO AuthorizeNodeWithSelectors AuthorizePodWebsocketUpgradeCreatePermission
+AuthorizeWithSelectors BtreeWatchCache CBORServingAndStorage CPUManagerPolicyAlphaOptions CPUManagerPolicyBetaOptions
+CPUManagerPolicyOptions CRDObservedGenerationTracking CRDValidationRatcheting CRIListStreaming CSIMigrationPortworx
+CSIServiceAccountTokenSecrets CSIVolumeHealth ChangeContainerStatusOnKubeletRestart
+ClearingNominatedNodeNameAfterBinding ClientsAllowCBOR ClientsPreferCBOR
+CloudControllerManagerWatchBasedRoutesReconciliation CloudControllerManagerWebhook ClusterTrustBundle
+ClusterTrustBundleProjection ComponentSLIs ConcurrentWatchObjectDecode ConsistentListFromCache
+ConstrainedImpersonation ContainerCheckpoint ContainerRestartRules ContainerStopSignals CoordinatedLeaderElection
+CrossNamespaceVolumeDataSource CustomCPUCFSQuotaPeriod CustomResourceFieldSelectors DRAAdminAccess
+DRAConsumableCapacity DRADeviceBindingConditions DRADeviceTaintRules DRADeviceTaints DRAExtendedResource
+DRAPartitionableDevices DRAPrioritizedList DRAResourceClaimDeviceStatus DRASchedulerFilterTimeout
+DeclarativeValidation DeclarativeValidationTakeover DeploymentReplicaSetTerminatingReplicas DetectCacheInconsistency
+DisableAllocatorDualWrite DisableCPUQuotaWithExclusiveCPUs DisableNodeKubeProxyVersion DynamicResourceAllocation
+EnvFiles EventedPLEG ExecProbeTimeout ExternalServiceAccountTokenSigner GangScheduling GenericWorkload
+GitRepoVolumeDriver GracefulNodeShutdown GracefulNodeShutdownBasedOnPodPriority HPAConfigurableTolerance
+HPAScaleToZero HonorPVReclaimPolicy HostnameOverride ImageMaximumGCAge ImageVolume ImageVolumeWithDigest
+InOrderInformers InOrderInformersBatchProcess InPlacePodLevelResourcesVerticalScaling InPlacePodVerticalScaling
+InPlacePodVerticalScalingAllocatedStatus InPlacePodVerticalScalingExclusiveCPUs
+InPlacePodVerticalScalingExclusiveMemory InTreePluginPortworxUnregister InformerResourceVersion
+JobBackoffLimitPerIndex JobManagedBy JobPodReplacementPolicy JobSuccessPolicy KMSv1 KubeletCgroupDriverFromCRI
+KubeletCrashLoopBackOffMax KubeletEnsureSecretPulledImages KubeletFineGrainedAuthz KubeletInUserNamespace KubeletPSI
+KubeletPodResourcesDynamicResources KubeletPodResourcesGet KubeletPodResourcesListUseActivePods
+KubeletRegistrationGetOnExistsOnly KubeletSeparateDiskGC KubeletServiceAccountTokenForCredentialProviders
+KubeletTracing LegacySidecarContainers ListFromCacheSnapshot LocalStorageCapacityIsolationFSQuotaMonitoring
+LogarithmicScaleDown MatchLabelKeysInPodAffinity MatchLabelKeysInPodTopologySpread
+MatchLabelKeysInPodTopologySpreadSelectorMerge MaxUnavailableStatefulSet MemoryQoS MutableCSINodeAllocatableCount
+MutablePVNodeAffinity MutablePodResourcesForSuspendedJobs MutableSchedulingDirectivesForSuspendedJobs
+MutatingAdmissionPolicy NodeDeclaredFeatures NodeInclusionPolicyInPodTopologySpread NodeLogQuery NodeSwap
+NominatedNodeNameForExpectation OpenAPIEnums OpportunisticBatching OrderedNamespaceDeletion
+PodAndContainerStatsFromCRI PodCertificateRequest PodDeletionCost PodLevelResources PodLifecycleSleepAction
+PodLifecycleSleepActionAllowZero PodLogsQuerySplitStreams PodObservedGenerationTracking
+PodReadyToStartContainersCondition PodSchedulingReadiness PodTopologyLabelsAdmission PortForwardWebsockets
+PreventStaticPodAPIReferences ProcMountType QOSReserved RecoverVolumeExpansionFailure RecursiveReadOnlyMounts
+ReduceDefaultCrashLoopBackOffDecay RelaxedDNSSearchValidation RelaxedEnvironmentVariableValidation
+RelaxedServiceNameValidation ReloadKubeletServerCertificateFile RemoteRequestHeaderUID
+ResilientWatchCacheInitialization ResourceHealthStatus ResourceHealthStatusMessage
+RestartAllContainersOnContainerExits RetryGenerateName RotateKubeletServerCertificate RuntimeClassInImageCriApi
+SELinuxChangePolicy SELinuxMount SELinuxMountReadWriteOncePod SchedulerAsyncAPICalls SchedulerAsyncPreemption
+SchedulerPopFromBackoffQ SchedulerQueueingHints SeparateCacheWatchRPC SeparateTaintEvictionController
+ServiceAccountNodeAudienceRestriction ServiceAccountTokenJTI ServiceAccountTokenNodeBinding
+ServiceAccountTokenNodeBindingValidation ServiceAccountTokenPodNodeInfo ServiceTrafficDistribution SidecarContainers
+SizeBasedListCostEstimate StatefulSetSemanticRevisionComparison StorageCapacityScoring StorageNamespaceIndex
+StorageVersionAPI StorageVersionHash StorageVersionMigrator StreamingCollectionEncodingToJSON
+StreamingCollectionEncodingToProtobuf StrictIPCIDRValidation StructuredAuthenticationConfiguration
+StructuredAuthenticationConfigurationEgressSelector StructuredAuthenticationConfigurationJWKSMetrics
+StructuredAuthorizationConfiguration SupplementalGroupsPolicy SystemdWatchdog TaintTolerationComparisonOperators
+TokenRequestServiceAccountUIDValidation TopologyAwareHints TopologyManagerPolicyAlphaOptions
+TopologyManagerPolicyBetaOptions TopologyManagerPolicyOptions TranslateStreamCloseWebsocketRequests
+UnauthenticatedHTTP2DOSMitigation UnknownVersionInteroperabilityProxy UnlockWhileProcessingFIFO
+UserNamespacesHostNetworkSupport UserNamespacesSupport VolumeAttributesClass VolumeLimitScaling
+WatchCacheInitializationPostStartHook WatchFromStorageWithoutResourceVersion WatchList WatchListClient
+WindowsCPUAndMemoryAffinity WindowsGracefulNodeShutdown WindowsHostNetwork
+"""
+"""The gates of other components, accepted without effect. Split when needed, which is once at most."""
+
+
+def resolve(settings: Mapping[str, bool]) -> dict[str, bool]:
+    """Tells what every gate of kube-proxy is, given what the operator set.
+
+    `AllAlpha` and `AllBeta` set every gate of their stage that is not set by itself. Settings that `problems`
+    would refuse are passed over.
+    """
+    values = {name: gate.default for name, gate in GATES.items()}
+    for group, stage in (("AllAlpha", "Alpha"), ("AllBeta", "Beta")):
+        if group in settings:
+            values |= {name: settings[group] for name, gate in GATES.items() if gate.stage == stage}
+    return values | {name: on for name, on in settings.items() if name in GATES and not GATES[name].locked}
+
+
+def problems(settings: Mapping[str, bool]) -> list[str]:
+    """Names the gates that do not exist and the ones that cannot have the value they were given."""
+    return [problem for name, on in settings.items() if (problem := _problem(name, on))]
+
+
+def remarks(settings: Mapping[str, bool]) -> list[str]:
+    """Names the settings that are accepted but will stop working or change nothing."""
+    found = []
+    for name, on in settings.items():
+        gate = GATES.get(name)
+        if gate is None:
+            found.append(f"feature gate {name} is not kube-proxy's: {_word(on)} has no effect here")
+        elif gate.stage in {"GA", "Deprecated"}:
+            found.append(f"feature gate {name}={_word(on)} is set, but a later release removes this gate")
+    return found
+
+
+def _problem(name: str, on: bool) -> str:  # noqa: FBT001 - the value of the gate is what it is about
+    gate = GATES.get(name)
+    if gate is None:
+        return "" if name in ELSEWHERE.split() else f"unrecognized feature gate: {name}"
+    if gate.locked and on is not gate.default:
+        return f"cannot set feature gate {name} to {_word(on)}, feature is locked to {_word(gate.default)}"
+    return ""
+
+
+def _word(on: bool) -> str:  # noqa: FBT001
+    return "true" if on else "false"

@@ -1,0 +1,273 @@
+"""KubeProxyConfiguration in its v1alpha1 shape: the only form of the configuration in memory.
+
+The reference has a second, internal form in which flags and sections are regrouped. Here the file's shape is kept and
+what the program asks ("the sync period of my mode") is a property, so a field has one name from the file to the code.
+Field defaults are those of Kubernetes v1.36; the ones that depend on other fields are filled in by `load`.
+
+A sync period that nobody set stays None, because the sync loop adapts itself where the operator said nothing.
+
+Source: kubeproxy.config.k8s.io/v1alpha1 API reference, https://kubernetes.io/docs/reference/config-api/.
+"""
+
+from socket import gethostname
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct, field
+
+from kubeproxy.config.durations import Duration, Quantity
+from kubeproxy.config.netparse import parse_cidr, split_host_port
+
+API_VERSION: Final = "kubeproxy.config.k8s.io/v1alpha1"
+KIND: Final = "KubeProxyConfiguration"
+
+LINUX_MODES: Final = ("iptables", "ipvs", "nftables", "userspace")
+WINDOWS_MODES: Final = ("kernelspace",)
+LOCAL_MODES: Final = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
+PRIMARY: Final = "primary"
+"""The word in nodePortAddresses that stands for the node's own addresses as its Node object names them."""
+
+SYNC_PERIOD: Final = Duration(30)
+MIN_SYNC_PERIOD: Final = Duration(1)
+
+Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+Uint32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+
+
+class NanosecondDuration(Duration):
+    """A duration whose number form, without unit, counts nanoseconds (logging.flushFrequency alone)."""
+
+    __slots__ = ()
+
+
+class ClientConnection(Struct, gc=False, frozen=True, rename="camel"):
+    """How to reach the API server; `qps` requests a second with bursts of `burst`."""
+
+    kubeconfig: str = ""
+    accept_content_types: str = ""
+    content_type: str = "application/vnd.kubernetes.protobuf"
+    qps: float = 5.0
+    burst: Int32 = 10
+
+
+class VModule(Struct, gc=False, frozen=True, rename="camel"):
+    """The verbosity of the modules whose name matches a pattern."""
+
+    file_pattern: str
+    verbosity: Uint32
+
+
+class LogRouting(Struct, gc=False, frozen=True, rename="camel"):
+    """Where one format writes: all to stderr, or info messages to stdout through a buffer of this many bytes."""
+
+    split_stream: bool = False
+    info_buffer_size: Quantity = Quantity("0")
+
+
+class LogOptions(Struct, gc=False, frozen=True):
+    """The routing of each format."""
+
+    json: LogRouting = LogRouting()
+    text: LogRouting = LogRouting()
+
+
+class Logging(Struct, gc=False, frozen=True, rename="camel"):
+    """What is logged and how."""
+
+    format: str = "text"
+    flush_frequency: NanosecondDuration = NanosecondDuration(5)
+    verbosity: Uint32 = 0
+    vmodule: tuple[VModule, ...] = ()
+    options: LogOptions = LogOptions()
+
+    @property
+    def routing(self) -> LogRouting:
+        """The routing of the chosen format."""
+        return self.options.json if self.format == "json" else self.options.text
+
+
+class IPTables(Struct, gc=False, frozen=True, rename="camel"):
+    """Settings of iptables mode; ipvs and userspace mode read the masquerade fields too."""
+
+    masquerade_bit: Int32 = 14
+    masquerade_all: bool = False
+    localhost_node_ports: bool = True
+    sync_period: Duration | None = None
+    min_sync_period: Duration | None = None
+
+
+class IPVS(Struct, gc=False, frozen=True, rename="camel"):
+    """Settings of ipvs mode; a timeout of 0 leaves the kernel's."""
+
+    sync_period: Duration | None = None
+    min_sync_period: Duration | None = None
+    scheduler: str = ""
+    exclude_cidrs: tuple[str, ...] | None = field(default=None, name="excludeCIDRs")
+    strict_arp: bool = field(default=False, name="strictARP")
+    tcp_timeout: Duration = Duration(0)
+    tcp_fin_timeout: Duration = Duration(0)
+    udp_timeout: Duration = Duration(0)
+
+
+class NFTables(Struct, gc=False, frozen=True, rename="camel"):
+    """Settings of nftables mode."""
+
+    masquerade_bit: Int32 = 14
+    masquerade_all: bool = False
+    sync_period: Duration | None = None
+    min_sync_period: Duration | None = None
+
+
+class Winkernel(Struct, gc=False, frozen=True, rename="camel"):
+    """Settings of kernelspace mode on Windows."""
+
+    network_name: str = ""
+    source_vip: str = ""
+    enable_dsr: bool = field(default=False, name="enableDSR")
+    root_hns_endpoint_name: str = ""
+    forward_health_check_vip: bool = False
+
+
+class DetectLocal(Struct, gc=False, frozen=True, rename="camel"):
+    """What the BridgeInterface and InterfaceNamePrefix ways of detecting local traffic look for."""
+
+    bridge_interface: str = ""
+    interface_name_prefix: str = ""
+
+
+class Conntrack(Struct, gc=False, frozen=True, rename="camel"):
+    """Kernel settings of connection tracking; 0 leaves what the kernel has."""
+
+    max_per_core: Int32 = 32 * 1024
+    min: Int32 = 128 * 1024
+    tcp_established_timeout: Duration = Duration(24 * 3600)
+    tcp_close_wait_timeout: Duration = Duration(3600)
+    tcp_be_liberal: bool = False
+    udp_timeout: Duration = Duration(0)
+    udp_stream_timeout: Duration = Duration(0)
+
+
+class KubeProxyConfiguration(Struct, gc=False, frozen=True, rename="camel"):
+    """Everything a configuration file can say."""
+
+    feature_gates: dict[str, bool] = {}
+    client_connection: ClientConnection = ClientConnection()
+    logging: Logging = Logging()
+    hostname_override: str = ""
+    bind_address: str = "0.0.0.0"
+    healthz_bind_address: str = ""
+    metrics_bind_address: str = ""
+    bind_address_hard_fail: bool = False
+    enable_profiling: bool = False
+    show_hidden_metrics_for_version: str = ""
+    mode: str = ""
+    iptables: IPTables = IPTables()
+    ipvs: IPVS = IPVS()
+    nftables: NFTables = NFTables()
+    winkernel: Winkernel = Winkernel()
+    detect_local_mode: str = ""
+    detect_local: DetectLocal = DetectLocal()
+    cluster_cidr: str = field(default="", name="clusterCIDR")
+    node_port_addresses: tuple[str, ...] | None = None
+    oom_score_adj: Int32 = -999
+    conntrack: Conntrack = Conntrack()
+    config_sync_period: Duration = Duration(15 * 60)
+    port_range: str = ""
+    windows_run_as_service: bool = False
+
+    @property
+    def section(self) -> str:
+        """The name of the section that holds the mode's sync periods: iptables, ipvs or nftables."""
+        return self.mode if self.mode in {"ipvs", "nftables"} else "iptables"
+
+    @property
+    def _periods(self) -> IPTables | IPVS | NFTables:
+        if self.mode == "ipvs":
+            return self.ipvs
+        return self.nftables if self.mode == "nftables" else self.iptables
+
+    @property
+    def sync_period(self) -> Duration:
+        """How often, in seconds, clean-up and re-synchronisation happen at least."""
+        period = self._periods.sync_period
+        return SYNC_PERIOD if period is None else period
+
+    @property
+    def min_sync_period(self) -> Duration | None:
+        """The least time between two syncs in seconds, if somebody asked for one; None: adapt to the load."""
+        return self._periods.min_sync_period or None
+
+    @property
+    def masquerade_all(self) -> bool:
+        """Whether all traffic to a ClusterIP is masqueraded."""
+        return self.nftables.masquerade_all if self.mode == "nftables" else self.iptables.masquerade_all
+
+    @property
+    def masquerade_bit(self) -> int:
+        """The number of the packet mark's bit that asks for masquerading."""
+        return self.nftables.masquerade_bit if self.mode == "nftables" else self.iptables.masquerade_bit
+
+    @property
+    def cluster_cidrs(self) -> tuple[str, ...]:
+        """The pods' ranges in canonical form: none, one, or one of each family."""
+        return _cidrs(self.cluster_cidr.split(","))
+
+    @property
+    def node_port_primary(self) -> bool:
+        """Whether NodePorts are served on the addresses in the Node object only."""
+        return self.node_port_addresses == (PRIMARY,)
+
+    @property
+    def node_port_cidrs(self) -> tuple[str, ...]:
+        """The ranges, in canonical form, whose local addresses serve NodePorts; none given means all addresses."""
+        return _cidrs(self.node_port_addresses or ())
+
+    @property
+    def ipvs_exclude_cidrs(self) -> tuple[str, ...]:
+        """The ranges, in canonical form, whose virtual servers ipvs mode leaves alone."""
+        return _cidrs(self.ipvs.exclude_cidrs or ())
+
+    @property
+    def healthz_address(self) -> tuple[str, int] | None:
+        """Where the health server listens; None: nowhere."""
+        return _host_port(self.healthz_bind_address)
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Where the metrics server listens; None: nowhere."""
+        return _host_port(self.metrics_bind_address)
+
+    @property
+    def ports(self) -> tuple[int, int] | None:
+        """The first and last port userspace mode may listen on; None: any free one."""
+        span = parse_port_range(self.port_range)
+        return None if span == (0, 0) else span
+
+    @property
+    def node_name(self) -> str:
+        """The name of this node's Node object: the override, or the host name; lower case. May be empty."""
+        return (self.hostname_override or gethostname()).strip().lower()
+
+
+def parse_port_range(text: str) -> tuple[int, int] | None:
+    """Reads `first-last`, `first+more` or `port`; empty is (0, 0), any port. None: it is no port range."""
+    text = text.strip()
+    if not text:
+        return 0, 0
+    sign = "+" if "+" in text and "-" not in text else "-"
+    first, separator, last = text.partition(sign)
+    numbers = [first, last] if separator else [first, first]
+    if not all(n.isascii() and n.isdigit() and len(n) <= 5 for n in numbers):
+        return None
+    low, high = int(numbers[0]), int(numbers[1])
+    if separator == "+":
+        high += low
+    return (low, high) if low <= high <= 65535 else None
+
+
+def _cidrs(texts: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(cidr for text in texts if (cidr := parse_cidr(text)) is not None)
+
+
+def _host_port(text: str) -> tuple[str, int] | None:
+    parts = split_host_port(text)
+    return (parts[0], int(parts[1])) if parts and parts[1].isdigit() else None

@@ -1,0 +1,222 @@
+"""Log lines as Kubernetes' klog writes them, made by the standard logging module.
+
+Text lines are `I1122 15:04:05.123456   12345 sync.py:123] message`: severity, month and day, time, process, place.
+JSON lines have the keys of component-base: `ts` (milliseconds), `caller`, `msg`, and `v` for information or `err` for
+an exception. Everything goes to stderr unless the streams are split.
+
+klog's verbosity n becomes a numeric level that logging compares once and caches, so a line that is not written costs
+one dictionary lookup:
+
+    klog V     0, 1    2     3     4        5    6    7+
+    logging    INFO    V2    V3    DEBUG    V5   V6   V7
+    number     20      16    13    10       7    4    1
+
+Code says `log.info(...)`, `log.log(V2, ...)`, `log.debug(...)`; setup decides what is seen.
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+from fnmatch import fnmatchcase
+from typing import IO, Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+V2: Final = 16
+V3: Final = 13
+V4: Final = logging.DEBUG
+V5: Final = 7
+V6: Final = 4
+V7: Final = 1
+
+
+class Options(Struct, gc=False, frozen=True):
+    """What to log and where to.
+
+    Attributes:
+        verbosity: klog's -v.
+        vmodule: (pattern, verbosity) pairs; the first pattern that matches a module counts.
+        format: "text" or "json".
+        split_stream: information to stdout and errors to stderr, instead of all to stderr.
+        info_buffer_size: bytes of information to collect before they are written, with split streams.
+        flush_frequency: the longest time in seconds that information stays in the buffer.
+    """
+
+    verbosity: int = 0
+    vmodule: tuple[tuple[str, int], ...] = ()
+    format: Literal["text", "json"] = "text"
+    split_stream: bool = False
+    info_buffer_size: int = 0
+    flush_frequency: float = 5.0
+
+
+def level(verbosity: int) -> int:
+    """Turns klog's verbosity to the logging level that shows it."""
+    return logging.INFO if verbosity < 2 else max(V7, 22 - 3 * verbosity)
+
+
+def verbosity(level: int) -> int:
+    """Turns a logging level to the least klog verbosity that shows it."""
+    return 0 if level >= logging.INFO else max(2, (24 - level) // 3)
+
+
+def setup(options: Options) -> None:
+    """Makes the program log as told. May be called again, to change -v say; the last call counts."""
+    logging.raiseExceptions = False  # a closed stderr must not disturb the proxy
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    if sys.version_info >= (3, 12):
+        logging.logAsyncioTasks = False
+    formatter = JSONFormatter() if options.format == "json" else TextFormatter()
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    errors = logging.StreamHandler(sys.stderr)
+    errors.setFormatter(formatter)
+    root.addHandler(errors)
+    if options.split_stream:
+        info = BufferedHandler(sys.stdout, options.info_buffer_size, options.flush_frequency)
+        info.setFormatter(formatter)
+        info.addFilter(lambda record: record.levelno < logging.ERROR)
+        errors.addFilter(lambda record: record.levelno >= logging.ERROR)
+        root.addHandler(info)
+    for logger in _loggers():
+        logger.setLevel(logging.NOTSET)
+    root.setLevel(level(options.verbosity))
+    _set_vmodule(options)
+
+
+def matches(pattern: str, module: str) -> bool:
+    """Says whether a --vmodule pattern names a module.
+
+    A pattern is compared with the last part of the module's name (`sync`) or, if it has a dot, with the end of the
+    whole name (`nftables.*`, `kubeproxy.backends.*`). `*` and `?` are wildcards, and a `.py` or `.go` at the end is dropped.
+    """
+    pattern = pattern.removesuffix(".py").removesuffix(".go")
+    if "." not in pattern:
+        return fnmatchcase(module.rpartition(".")[2], pattern)
+    return fnmatchcase(module, pattern) or fnmatchcase(module, f"*.{pattern}")
+
+
+class TextFormatter(logging.Formatter):
+    """klog's text lines; a traceback follows on lines of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._second = -1
+        self._prefix = ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Makes one line of a record, and more for its traceback."""
+        second = int(record.created)
+        if second != self._second:
+            self._second, self._prefix = second, time.strftime("%m%d %H:%M:%S", time.localtime(second))
+        micros = int((record.created - second) * 1e6)
+        line = (
+            f"{_severity(record.levelno)}{self._prefix}.{micros:06} {os.getpid():7}"
+            f" {record.filename}:{record.lineno}] {record.getMessage()}"
+        )
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JSONFormatter(logging.Formatter):
+    """component-base's JSON lines; an exception's traceback is in `stacktrace`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Makes one JSON object of a record."""
+        place = record.pathname.replace("\\", "/").rsplit("/", 2)[-2:]
+        line: dict[str, object] = {
+            "ts": round(record.created * 1000, 3),
+            "caller": f"{'/'.join(place)}:{record.lineno}",
+            "msg": record.getMessage(),
+        }
+        if record.levelno < logging.ERROR:
+            line["v"] = verbosity(record.levelno)
+        if record.exc_info and record.exc_info[1] is not None:
+            line["err"] = str(record.exc_info[1]) or type(record.exc_info[1]).__name__
+            line["stacktrace"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
+
+
+class BufferedHandler(logging.Handler):
+    """Writes lines in blocks: when `size` bytes have come together, `period` seconds have passed, or at the end."""
+
+    def __init__(self, stream: IO[str], size: int, period: float) -> None:
+        super().__init__()
+        self._stream = stream
+        self._size = size
+        self._lines: list[str] = []
+        self._held = 0
+        self._closed = threading.Event()
+        if size > 0:
+            threading.Thread(target=self._flush_often, args=(period,), name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes one record; called with the handler's lock held."""
+        try:
+            line = self.format(record) + "\n"
+            self._lines.append(line)
+            self._held += len(line)
+            if self._held > self._size:
+                self._write()
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Writes what is held back."""
+        self.acquire()
+        try:
+            self._write()
+        except (OSError, ValueError):
+            self._lines.clear()  # the stream is closed: nobody can read it any more
+        finally:
+            self.release()
+
+    def close(self) -> None:
+        """Writes what is held back and stops."""
+        self._closed.set()
+        self.flush()
+        super().close()
+
+    def _write(self) -> None:
+        if self._lines:
+            lines, self._lines, self._held = self._lines, [], 0
+            self._stream.write("".join(lines))
+        self._stream.flush()
+
+    def _flush_often(self, period: float) -> None:
+        while not self._closed.wait(period):
+            self.flush()
+
+
+def _set_vmodule(options: Options) -> None:
+    """Sets the level of the loggers that patterns name: those that exist now, and those made later."""
+
+    def choose(logger: logging.Logger) -> None:
+        for pattern, wanted in options.vmodule:
+            if matches(pattern, logger.name):
+                logger.setLevel(level(max(wanted, options.verbosity)))
+                return
+
+    class ModuleLogger(logging.Logger):
+        def __init__(self, name: str, level: int = logging.NOTSET) -> None:
+            super().__init__(name, level)
+            choose(self)
+
+    logging.setLoggerClass(ModuleLogger if options.vmodule else logging.Logger)
+    for logger in _loggers():
+        choose(logger)
+
+
+def _loggers() -> list[logging.Logger]:
+    found = logging.getLogger().manager.loggerDict.values()
+    return [logger for logger in found if isinstance(logger, logging.Logger)]
+
+
+def _severity(level: int) -> str:
+    if level < logging.WARNING:
+        return "I"
+    return "W" if level < logging.ERROR else "E" if level < logging.CRITICAL else "F"
