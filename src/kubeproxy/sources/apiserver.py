@@ -1,0 +1,165 @@
+"""The cluster as its API server tells it: list+watch of the objects the reference watches, with its selectors.
+
+Services (but not those that ask for another proxy, nor headless ones), EndpointSlices (but not those of headless
+Services), the own Node and ServiceCIDRs. The server filters; an object that leaves a selector comes as deleted.
+
+What a server may lack: ServiceCIDRs (before v1.33, or by access rules) count as none and are looked for again every
+ten minutes. Where discovery.k8s.io/v1 is not served at all (before v1.21), core/v1 Endpoints are watched instead.
+Their objects are reported with kind "Endpoints"; their first list completes "Endpoints" and also "EndpointSlice",
+for which everybody waits. If slices are served later, they are listed first and the Endpoints reported gone after.
+
+The reference's clientConnection settings that are not here: qps and burst (four watches need no rate limit, the
+back-off is one), and the content types (JSON always: msgspec reads it faster than anything reads protobuf).
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from kubeproxy.sources import kubeconfig as settings
+from kubeproxy.sources.auth import Credentials
+from kubeproxy.sources.base import Sink
+from kubeproxy.sources.client import ApiError, Client, UnreachableError
+from kubeproxy.sources.watch import Reflector, Resource, Status, Timing
+
+log = logging.getLogger(__name__)
+
+SERVICES: Final = Resource(
+    "Service",
+    "/api/v1/services",
+    labels="!service.kubernetes.io/service-proxy-name",
+    fields="spec.clusterIP!=None",
+    fields_optional=True,  # servers know it since v1.31; headless Services are ignored in any case
+)
+SLICES: Final = Resource(
+    "EndpointSlice",
+    "/apis/discovery.k8s.io/v1/endpointslices",
+    labels="!service.kubernetes.io/headless",
+    absent=frozenset({404}),
+)
+ENDPOINTS: Final = Resource("Endpoints", "/api/v1/endpoints", labels="!service.kubernetes.io/headless")
+SERVICE_CIDRS: Final = Resource(
+    "ServiceCIDR", "/apis/networking.k8s.io/v1/servicecidrs", absent=frozenset({403, 404})
+)
+
+_LOOK_AGAIN_SECONDS: Final = 600.0
+_TRY_AGAIN_SECONDS: Final = 5.0
+
+
+class ApiServer:
+    """A source of objects (`base.Source`): the API server.
+
+    Attributes:
+        client: for other requests to the same server, e.g. `client.request("POST", path, event)`.
+        statuses: facts about each kind that is watched, by kind.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        node: str,
+        *,
+        kubeconfig: str = "",
+        master: str = "",
+        timing: Timing = Timing(),  # noqa: B008 immutable
+    ) -> None:
+        """Reads the connection settings; nothing is sent before `run`.
+
+        Args:
+            sink: whom to tell.
+            node: name of the own Node.
+            kubeconfig: path of a kubeconfig file, or empty.
+            master: URL that overrides the kubeconfig's server, or empty. Both empty: the pod's service account.
+            timing: time and chance.
+
+        Raises:
+            kubeconfig.KubeconfigError: the settings cannot be used.
+        """
+        self.client = Client(Credentials(lambda: settings.connection(kubeconfig, master)))
+        self.statuses: dict[str, Status] = {}
+        self._sink = sink
+        self._timing = timing
+        self._completed: set[str] = set()
+        self._node = Resource("Node", "/api/v1/nodes", fields=f"metadata.name={node}")
+
+    async def run(self) -> None:
+        """Reports for ever; ends only by cancellation, and closes the connections then."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._reflector(SERVICES, "Service").run())
+                group.create_task(self._watch_endpoints())
+                group.create_task(self._reflector(self._node, "Node").run())
+                group.create_task(self._watch_cidrs())
+        finally:
+            await self.client.close()
+
+    def _reflector(
+        self, resource: Resource, *completes: str, then: Callable[[], None] = lambda: None
+    ) -> Reflector:
+        """Makes the reflector of a resource whose first list completes these kinds."""
+
+        def complete() -> None:
+            self._complete(*completes)
+            then()
+
+        reflector = Reflector(resource, self.client, self._sink, complete, self._timing)
+        self.statuses[resource.kind] = reflector.status
+        return reflector
+
+    def _complete(self, *kinds: str) -> None:
+        for kind in kinds:
+            if kind not in self._completed:
+                self._completed.add(kind)
+                self._sink.complete(kind)
+
+    async def _watch_cidrs(self) -> None:
+        cidrs = self._reflector(SERVICE_CIDRS, "ServiceCIDR")
+        while True:
+            await cidrs.run()
+            if "ServiceCIDR" not in self._completed:
+                log.info(
+                    "ServiceCIDRs are not served or not ours to list: taken as none, looked for again later"
+                )
+            self._complete("ServiceCIDR")
+            await self._wait(_LOOK_AGAIN_SECONDS)
+
+    async def _watch_endpoints(self) -> None:
+        listed = asyncio.Event()
+        slices = self._reflector(SLICES, "EndpointSlice", then=listed.set)
+        await slices.run()
+        while await self._serves_slices():
+            log.warning("%s: not found although its API group is served; trying again", SLICES.path)
+            await self._wait(_TRY_AGAIN_SECONDS)
+            await slices.run()
+        log.warning("discovery.k8s.io/v1 is not served: watching Endpoints instead of EndpointSlices")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_old_endpoints(listed))
+            while True:
+                await self._wait(_LOOK_AGAIN_SECONDS)
+                await slices.run()
+
+    async def _serves_slices(self) -> bool:
+        """Is the API group there? Only a clear no counts: a 404 may also come from something in between."""
+        try:
+            await self.client.request("GET", SLICES.path.rpartition("/")[0])
+        except ApiError as e:
+            return e.status != 404
+        except UnreachableError:
+            return True
+        return True
+
+    async def _watch_old_endpoints(self, slices_listed: asyncio.Event) -> None:
+        """Watches Endpoints until there are slices to take their place."""
+        endpoints = self._reflector(ENDPOINTS, "Endpoints", "EndpointSlice")
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(endpoints.run())
+            await slices_listed.wait()
+            watching.cancel()
+        log.info("discovery.k8s.io/v1 is served now: EndpointSlices take the place of Endpoints")
+        endpoints.forget()
+        del self.statuses[ENDPOINTS.kind]
+
+    async def _wait(self, seconds: float) -> None:
+        """Waits so long or up to twice as long, that the nodes of a cluster do not ask all at once."""
+        await self._timing.sleep(seconds * (1 + self._timing.random()))

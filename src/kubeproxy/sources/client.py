@@ -1,0 +1,304 @@
+"""The HTTP client for one API server: single requests, and watches as streams of lines.
+
+One aiohttp session serves both; aiohttp is imported when the first request is made. Credentials are asked before
+every request, and a 401 is tried once more if there are new ones. All that can go wrong comes out as one of two
+errors: the server answered no (`ApiError`), or there was no whole answer (`UnreachableError`).
+
+HTTP/1.1 has no ping, so the kernel looks after idle connections: keep-alive probes and TCP_USER_TIMEOUT find a dead
+peer within 45 seconds. Lines are split here: an object may be megabytes long, and aiohttp's own limit is a line of
+128 KB.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
+
+import msgspec
+from msgspec import Struct
+
+from kubeproxy import __version__
+from kubeproxy.sources.auth import Credentials, Grant
+from kubeproxy.sources.execplugin import PluginError
+
+if TYPE_CHECKING:
+    import aiohttp
+
+CONNECT_SECONDS: Final = 30.0
+ANSWER_SECONDS: Final = 70.0
+"""How long the server may keep silent over a request: it gives up itself after 60 s."""
+
+_LONGEST_LINE: Final = 64 * 1024 * 1024
+_IDLE_SECONDS, _PROBE_SECONDS, _DEAD_MILLISECONDS = 30, 5, 45_000
+
+
+class ApiError(Exception):
+    """The server's answer is no: an HTTP status of 300 or more, or an ERROR event of a watch.
+
+    Attributes:
+        status: HTTP status code.
+        reason: the API's word for it, e.g. "Expired".
+        retry_after: seconds the server asks us to wait, or 0.
+        too_large: the server does not know the resourceVersion yet, or, after a restore, not any more.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        reason: str = "",
+        *,
+        retry_after: float = 0.0,
+        too_large: bool = False,
+    ) -> None:
+        super().__init__(f"{message} ({status}{f' {reason}' if reason else ''})")
+        self.status = status
+        self.reason = reason
+        self.retry_after = retry_after
+        self.too_large = too_large
+
+    @property
+    def expired(self) -> bool:
+        """The resourceVersion or continue token is too old: only a new list helps."""
+        return self.status == 410 or self.reason in {"Expired", "Gone"}
+
+
+class UnreachableError(Exception):
+    """No answer, or only a part of one."""
+
+
+class SilentError(UnreachableError):
+    """A watch stands but said nothing for longer than it should."""
+
+
+class _Cause(Struct, frozen=True, gc=False):
+    reason: str = ""
+
+
+class _Details(Struct, frozen=True, gc=False, rename="camel"):
+    causes: tuple[_Cause, ...] | None = None
+    retry_after_seconds: int = 0
+
+
+class _Status(Struct, frozen=True, gc=False):
+    """meta/v1 Status."""
+
+    message: str = ""
+    reason: str = ""
+    code: int = 0
+    details: _Details | None = None
+
+
+def api_error(body: bytes | msgspec.Raw, status: int = 0, retry_after: float = 0.0) -> ApiError:
+    """Reads a refusal: a Status object, or whatever text a proxy sent instead.
+
+    Args:
+        body: the answer's body or an ERROR event's object.
+        status: HTTP status code, 0 to take the Status object's.
+        retry_after: seconds of the Retry-After header, or 0.
+    """
+    try:
+        told = msgspec.json.decode(body, type=_Status)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        told = _Status(bytes(body)[:200].decode(errors="replace").strip())
+    details = told.details or _Details()
+    too_large = any(cause.reason == "ResourceVersionTooLarge" for cause in details.causes or ())
+    return ApiError(
+        status or told.code or 500,
+        told.message or "no message",
+        told.reason,
+        retry_after=retry_after or details.retry_after_seconds,
+        too_large=too_large or "Too large resource version" in told.message,
+    )
+
+
+class Stream:
+    """The body of a watch.
+
+    Attributes:
+        silence: seconds the server may say nothing; may be changed at any time.
+    """
+
+    def __init__(self, response: "aiohttp.ClientResponse", silence: float) -> None:
+        self.silence = silence
+        self._content = response.content
+        self._begun: list[bytes] = []
+
+    async def lines(self) -> list[bytes]:
+        """The next lines, at least one; none at the end.
+
+        Raises:
+            SilentError: nothing came in time.
+            UnreachableError: the body ended within a line, or a line has no end.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(self.silence):
+                    chunk = await self._content.readany()
+            except TimeoutError:
+                raise SilentError(f"the server said nothing for {self.silence:.0f} s") from None
+            if not chunk:
+                if self._begun:
+                    raise UnreachableError("the server ended the watch within a line")
+                return []
+            head, newline, rest = chunk.rpartition(b"\n")
+            if not newline:
+                self._begun.append(chunk)
+                if sum(map(len, self._begun)) > _LONGEST_LINE:
+                    raise UnreachableError(f"the server sent a line of more than {_LONGEST_LINE} bytes")
+                continue
+            whole = b"".join([*self._begun, head])
+            self._begun = [rest] if rest else []
+            if lines := [line for line in whole.split(b"\n") if line]:
+                return lines
+
+
+class Client:
+    """Speaks to one API server. Not to be shared between event loops."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Ends all connections; a later request opens new ones."""
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+    async def request(
+        self, method: str, path: str, body: object = None, *, query: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Makes one request and returns the answer's body.
+
+        Args:
+            method: HTTP method.
+            path: absolute path below the server's URL, e.g. "/api/v1/services".
+            body: a value to send as JSON, or None.
+            query: parameters.
+
+        Raises:
+            ApiError: the server refused.
+            UnreachableError: no whole answer came.
+        """
+        async with self._send(method, path, query, body, seconds=ANSWER_SECONDS) as response:
+            return await response.read()
+
+    @contextlib.asynccontextmanager
+    async def stream(self, path: str, query: Mapping[str, str], silence: float) -> AsyncIterator[Stream]:
+        """Opens a watch; leaving the context ends it.
+
+        Args:
+            path: absolute path below the server's URL.
+            query: parameters.
+            silence: seconds the server may say nothing once it accepted the watch.
+
+        Raises:
+            ApiError: the server refused.
+            UnreachableError: no answer came, or the connection broke.
+        """
+        async with self._send("GET", path, query, None, seconds=None) as response:
+            yield Stream(response, silence)
+
+    @contextlib.asynccontextmanager
+    async def _send(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: object, seconds: float | None
+    ) -> "AsyncIterator[aiohttp.ClientResponse]":
+        """Sends a request and yields the answer; `seconds` bounds each silence in it, None bounds only the first."""
+        target = f"{path}?{urlencode(query)}" if query else path
+        data = None if body is None else msgspec.json.encode(body)
+        with _translated():
+            grant = await self._credentials.grant()
+            response = await self._answer(grant, method, target, data, seconds)
+            if response.status == 401 and await self._renewed(response, grant):
+                grant = await self._credentials.grant()
+                response = await self._answer(grant, method, target, data, seconds)
+            async with response:
+                if response.status >= 300:
+                    raise api_error(
+                        await response.content.read(65536), response.status, _seconds(response.headers)
+                    )
+                yield response
+
+    async def _renewed(self, response: "aiohttp.ClientResponse", grant: Grant) -> bool:
+        """Looks for new credentials; if there are any, the refusal is done with."""
+        try:
+            renewed = await self._credentials.renew(grant)
+        except BaseException:
+            response.close()
+            raise
+        if renewed:
+            response.close()
+        return renewed
+
+    async def _answer(
+        self, grant: Grant, method: str, target: str, data: bytes | None, seconds: float | None
+    ) -> "aiohttp.ClientResponse":
+        import aiohttp
+        from yarl import URL
+
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, socket_factory=_socket),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"Accept": "application/json", "User-Agent": f"kube-proxy/v{__version__}"},
+            )
+        headers = list(grant.headers)
+        headers.append(("Accept-Encoding", "gzip" if grant.compress and seconds else "identity"))
+        if data is not None:
+            headers.append(("Content-Type", "application/json"))
+        async with asyncio.timeout(CONNECT_SECONDS + ANSWER_SECONDS):
+            return await self._session.request(
+                method,
+                URL(grant.server + target, encoded=True),
+                data=data,
+                headers=headers,
+                ssl=grant.context or True,
+                server_hostname=grant.server_name,
+                proxy=grant.proxy,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(connect=CONNECT_SECONDS, sock_read=seconds),
+            )
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Turns what aiohttp, the socket or a plugin raises into one error with a plain message."""
+    import aiohttp
+
+    try:
+        yield
+    except aiohttp.ClientConnectorCertificateError as e:
+        raise UnreachableError(f"the server's certificate is not trusted: {e.certificate_error}") from e
+    except aiohttp.ClientHttpProxyError as e:
+        raise UnreachableError(f"the proxy refused: {e.status} {e.message}") from e
+    except TimeoutError as e:
+        raise UnreachableError("no answer in time") from e
+    except (aiohttp.ClientError, OSError) as e:
+        raise UnreachableError(str(e) or type(e).__name__) from e
+    except PluginError as e:
+        raise UnreachableError(str(e)) from e
+
+
+def _socket(info: tuple[Any, ...]) -> socket.socket:
+    """Makes a socket on which a dead peer is noticed, idle or not (tcp(7))."""
+    family, kind, protocol = info[:3]
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", _IDLE_SECONDS),
+        ("TCP_KEEPINTVL", _PROBE_SECONDS),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", _DEAD_MILLISECONDS),
+    ):
+        if hasattr(socket, option):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return made
+
+
+def _seconds(headers: Mapping[str, str]) -> float:
+    """Retry-After in seconds; its other form, a date, is not used by API servers."""
+    value = headers.get("Retry-After", "")
+    return float(value) if value.isdigit() else 0.0

@@ -1,0 +1,69 @@
+"""What a list or a watch of the Kubernetes API is made of, around the objects.
+
+Objects stay raw here, so that one that does not decode harms only itself. Metadata is read without a look at its
+types: an object may be broken in any field and must still be named.
+"""
+
+import msgspec
+from msgspec import Raw, Struct, field
+
+
+class Event(Struct, frozen=True, gc=False):
+    """One line of a watch (meta/v1 WatchEvent)."""
+
+    type: str
+    object: Raw = Raw(b"{}")
+
+
+class _Meta(Struct, frozen=True, gc=False, rename="camel"):
+    name: object = ""
+    namespace: object = ""
+    resource_version: object = ""
+    annotations: object = None
+
+
+class Head(Struct, frozen=True, gc=False):
+    """The metadata of any object."""
+
+    metadata: _Meta = _Meta()
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`; the namespace is empty for what has none."""
+        return f"{self.metadata.namespace}/{self.metadata.name}"
+
+    @property
+    def version(self) -> str:
+        """The resourceVersion."""
+        return str(self.metadata.resource_version)
+
+    @property
+    def ends_list(self) -> bool:
+        """Is it the bookmark at the end of a streaming list (KEP-3157)?"""
+        annotations = self.metadata.annotations
+        return isinstance(annotations, dict) and annotations.get("k8s.io/initial-events-end") == "true"
+
+
+class _ListMeta(Struct, frozen=True, gc=False, rename="camel"):
+    resource_version: str = ""
+    more: str = field(default="", name="continue")
+
+
+class Page(Struct, frozen=True, gc=False):
+    """A list, or a page of one; `metadata.more` continues it."""
+
+    metadata: _ListMeta
+    items: list[Raw] | None = None
+
+
+decode_event = msgspec.json.Decoder(Event).decode
+decode_head = msgspec.json.Decoder(Head).decode
+decode_page = msgspec.json.Decoder(Page).decode
+
+BROKEN = (msgspec.DecodeError, UnicodeDecodeError)
+"""What the decoders raise."""
+
+
+def older(version: str, than: str) -> bool:
+    """Compares two resourceVersions, which are decimal numbers (KEP-5504); others are never older."""
+    return (len(version), version) < (len(than), than) and version.isdigit() and than.isdigit()

@@ -1,0 +1,138 @@
+"""Exec credential plugins: a program that prints who we are (KEP-541, client.authentication.k8s.io v1 and v1beta1).
+
+The plugin gets the request in KUBERNETES_EXEC_INFO and answers with an ExecCredential on its standard output. It
+never gets a terminal: nobody sits at a daemon's. It may take a minute, then it is ended with all its children.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from kubeproxy.sources.kubeconfig import Cluster, ExecPlugin
+
+_EXTENSION = "client.authentication.k8s.io/exec"
+
+
+class PluginError(Exception):
+    """The plugin gave no usable credential; the message says which plugin and why."""
+
+
+class Credential(Struct, frozen=True, gc=False):
+    """What a plugin issued.
+
+    Attributes:
+        token: bearer token, or empty.
+        certificate: PEM client certificate, or empty.
+        key: its PEM key.
+        expires: Unix time in seconds when a new one is due, or None for never.
+    """
+
+    token: str = ""
+    certificate: str = ""
+    key: str = ""
+    expires: float | None = None
+
+
+class _Status(Struct, frozen=True, gc=False, rename="camel"):
+    expiration_timestamp: Annotated[datetime, Meta(tz=True)] | None = None
+    token: str | None = None
+    client_certificate_data: str | None = None
+    client_key_data: str | None = None
+
+
+class _ExecCredential(Struct, frozen=True, gc=False, rename="camel"):
+    api_version: str = ""
+    kind: str = ""
+    status: _Status | None = None
+
+
+async def run(plugin: ExecPlugin, cluster: Cluster, authority: bytes, seconds: float = 60) -> Credential:
+    """Runs a plugin once.
+
+    Args:
+        plugin: what to run.
+        cluster: the server the credential is for, told to plugins that ask with provideClusterInfo.
+        authority: PEM bundle of the cluster's CA, or empty.
+        seconds: how long it may take.
+
+    Raises:
+        PluginError: it could not be started, failed, took too long or printed something else.
+    """
+    name = f"exec plugin {plugin.command}"
+    env = dict(os.environ)
+    env.update((variable.name, variable.value) for variable in plugin.env)
+    env["KUBERNETES_EXEC_INFO"] = msgspec.json.encode(_request(plugin, cluster, authority)).decode()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            plugin.command,
+            *plugin.args,
+            env=env,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as e:
+        hint = f"\n{plugin.install_hint.strip()}" if plugin.install_hint else ""
+        raise PluginError(f"{name}: cannot be run: {e.strerror}{hint}") from None
+    try:
+        async with asyncio.timeout(seconds):
+            out, err = await process.communicate()
+    except TimeoutError:
+        raise PluginError(f"{name}: did not answer within {seconds:g} s and was ended") from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    if process.returncode:
+        said = err.decode(errors="replace").strip()[-500:]
+        raise PluginError(f"{name}: exit status {process.returncode}{': ' if said else ''}{said}")
+    return _parse(out, plugin.api_version, name)
+
+
+def _request(plugin: ExecPlugin, cluster: Cluster, authority: bytes) -> dict[str, Any]:
+    """The ExecCredential a plugin gets; absent fields are left out as Go does."""
+    spec: dict[str, Any] = {"interactive": False}
+    if plugin.provide_cluster_info:
+        told = {
+            "server": cluster.server,
+            "tls-server-name": cluster.tls_server_name,
+            "insecure-skip-tls-verify": cluster.insecure_skip_tls_verify,
+            "certificate-authority-data": authority,
+            "proxy-url": cluster.proxy_url,
+            "disable-compression": cluster.disable_compression,
+            "config": next((e.extension for e in cluster.extensions if e.name == _EXTENSION), None),
+        }
+        spec["cluster"] = {key: value for key, value in told.items() if value}
+    return {"apiVersion": plugin.api_version, "kind": "ExecCredential", "spec": spec}
+
+
+def _parse(out: bytes, version: str, name: str) -> Credential:
+    try:
+        answer = msgspec.json.decode(out, type=_ExecCredential)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise PluginError(f"{name}: printed no ExecCredential: {e}") from None
+    if answer.kind != "ExecCredential" or answer.api_version != version:
+        raise PluginError(
+            f'{name}: printed kind "{answer.kind}" of "{answer.api_version}", expected ExecCredential of {version}'
+        )
+    status = answer.status or _Status()
+    expires = status.expiration_timestamp
+    issued = Credential(
+        token=status.token or "",
+        certificate=status.client_certificate_data or "",
+        key=status.client_key_data or "",
+        expires=expires.timestamp() if expires else None,
+    )
+    if bool(issued.certificate) != bool(issued.key):
+        raise PluginError(f"{name}: gave a client certificate without its key, or a key alone")
+    if not issued.token and not issued.certificate:
+        raise PluginError(f"{name}: gave neither a token nor a client certificate")
+    return issued

@@ -1,0 +1,371 @@
+"""Keeping up with one kind of object: list it, watch it, and never let go (the Kubernetes API's list+watch).
+
+A round is one watch. The first is a streaming list (KEP-3157): the server sends what exists, a bookmark that says
+"that was all", and goes on with the changes. A server that refuses it gets plain lists instead. After a broken or
+ended watch the next round resumes at the last resourceVersion seen; only when the server cannot do that (410, an
+ERROR event, a history that is not the one we know) there is a new list.
+
+During a new list everything stands; only its end says what is gone. No periodic resync is needed: the sink hears
+states, not steps, and compares them itself.
+
+The server's bookmarks, about one a minute, are also its heartbeat. A watch that falls silent is begun again; if the
+next is silent as well, the server may be one restored from a backup, which never says anything to clients that ask
+for a version it has yet to reach (kubernetes#107457): then there is a new list that asks for no version.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from msgspec import Struct
+
+from kubeproxy.sources.backoff import Backoff
+from kubeproxy.sources.base import Sink
+from kubeproxy.sources.client import ApiError, Client, SilentError, UnreachableError, api_error
+from kubeproxy.sources.events import BROKEN, Page, decode_event, decode_head, decode_page, older
+from kubeproxy.sources.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+PAGE: Final = 500
+_GOOD_SPELL: Final = 30.0
+_LONGEST_RETRY_AFTER: Final = 300.0
+_REPEAT_MESSAGE: Final = 300.0
+_TRANSIENT: Final = frozenset({401, 403, 408, 429, 502, 503, 504})
+"""Answers that say nothing against resuming at the same version."""
+
+
+class Resource(Struct, frozen=True, gc=False):
+    """What to list and watch.
+
+    Attributes:
+        kind: the Kubernetes kind, one of `api.types.KINDS`.
+        path: of its collection, over all namespaces.
+        labels: label selector, or empty.
+        fields: field selector, or empty.
+        fields_optional: the field selector only saves traffic, servers that do not know it get none.
+        absent: statuses that say the server does not have this resource at all.
+    """
+
+    kind: str
+    path: str
+    labels: str = ""
+    fields: str = ""
+    fields_optional: bool = False
+    absent: frozenset[int] = frozenset()
+
+
+class Timing(Struct, frozen=True, gc=False):
+    """Time and chance, so that tests can have their own.
+
+    Attributes:
+        now: monotonic clock, in seconds.
+        sleep: waits for seconds.
+        random: gives numbers from 0 up to 1.
+        watch: shortest life of a watch in seconds; the longest is twice that.
+        first_word: seconds until the first word of a streaming list, and between its words.
+        heartbeat: seconds of silence allowed on a watch of a server that sends bookmarks (one a minute).
+    """
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    random: Callable[[], float] = random.random
+    watch: float = 300.0
+    first_word: float = 30.0
+    heartbeat: float = 150.0
+
+
+class Status(Struct):
+    """Facts about one reflector, for health checks and metrics. Times are of `Timing.now`.
+
+    Attributes:
+        kind: the Kubernetes kind.
+        connected: a watch stands now.
+        heard: when the server last said anything on a watch, bookmarks included; 0 for never.
+        event: when the last object was set or deleted; 0 for never.
+        lists: complete lists so far; all but the first are relists.
+        errors: failed rounds so far.
+        objects: how many the sink was told of.
+        version: the last resourceVersion seen.
+        trouble: why it does not work now, or empty.
+    """
+
+    kind: str
+    connected: bool = False
+    heard: float = 0.0
+    event: float = 0.0
+    lists: int = 0
+    errors: int = 0
+    objects: int = 0
+    version: str = ""
+    trouble: str = ""
+
+
+class Reflector:
+    """Tells a sink what exists of one kind, for ever."""
+
+    def __init__(
+        self,
+        resource: Resource,
+        client: Client,
+        sink: Sink,
+        complete: Callable[[], None],
+        timing: Timing = Timing(),  # noqa: B008 immutable
+    ) -> None:
+        """Prepares; `run` begins.
+
+        Args:
+            resource: what to watch.
+            client: the API server.
+            sink: whom to tell.
+            complete: called once, after the first list was told whole.
+            timing: time and chance.
+        """
+        self.status = Status(resource.kind)
+        self._resource = resource
+        self._fields = resource.fields
+        self._client = client
+        self._ledger = Ledger(resource.kind, sink)
+        self._complete = complete
+        self._timing = timing
+        self._backoff = Backoff(timing.random)
+        self._version = ""
+        self._resumable = False
+        self._bookmarks = False
+        self._silent = 0
+        self._connected_at: float | None = None
+        self._said = ("", 0.0)
+
+    async def run(self) -> None:
+        """Reports until it is cancelled; returns only if the server never had the resource (`Resource.absent`)."""
+        while True:
+            pause = 0.0
+            self._connected_at = None
+            try:
+                await self._round()
+                continue
+            except ApiError as e:
+                if e.status in self._resource.absent and not self.status.lists:
+                    return
+                self._judge(e)
+                trouble, pause = str(e), e.retry_after
+            except UnreachableError as e:
+                trouble = str(e)
+            except Exception as e:
+                log.exception("%s: unexpected error, listing again", self._resource.path)
+                self._resumable = False
+                trouble = repr(e)
+            finally:
+                self.status.connected = False
+            await self._pause(trouble, pause)
+
+    def forget(self) -> None:
+        """Reports everything that was set as gone."""
+        self._ledger.clear()
+        self.status.objects = 0
+
+    async def _round(self) -> None:
+        """One watch, with a list before it if one is due. Returns when the watch ended as it should."""
+        if self._resumable:
+            await self._watch(listing=False)
+            return
+        try:
+            await self._watch(listing=True)
+        except SilentError:
+            if self._resumable:
+                raise
+            await self._list_pages()  # a server too old to know streaming lists never ends one
+        except ApiError as e:
+            if self._resumable or e.status not in {400, 422}:
+                raise
+            log.debug("%s: no streaming list (%s), taking a plain one", self._resource.path, e)
+            await self._list_pages()
+
+    async def _watch(self, *, listing: bool) -> None:
+        timing = self._timing
+        seconds = timing.watch * (1 + timing.random())
+        query = {
+            **self._query(),
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(max(1, int(seconds))),
+        }
+        if self._version:
+            query["resourceVersion"] = self._version
+        if listing:
+            query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+        began, silent = timing.now(), True
+        async with self._client.stream(self._resource.path, query, timing.first_word) as stream:
+            self._connected()
+            if listing:
+                self._ledger.begin_list()
+            try:
+                while True:
+                    stream.silence = self._patience(seconds, listing=listing)
+                    lines = await stream.lines()
+                    if not lines:
+                        break
+                    self._silent, silent = 0, False
+                    self.status.heard = timing.now()
+                    for line in lines:
+                        listing = self._hear(line, listing=listing)
+                    await asyncio.sleep(0)
+            except SilentError:
+                self._fell_silent(listing=listing)
+                raise
+        if listing:
+            raise UnreachableError("the server ended the streaming list before it was complete")
+        if timing.now() - began < 1:
+            raise UnreachableError("the server ended the watch at once")
+        if silent:
+            self._fell_silent(listing=False)
+
+    def _patience(self, seconds: float, *, listing: bool) -> float:
+        """How long the server may say nothing, in seconds."""
+        if listing:
+            return self._timing.first_word
+        return self._timing.heartbeat if self._bookmarks else seconds + self._timing.first_word
+
+    def _fell_silent(self, *, listing: bool) -> None:
+        if listing:
+            return
+        self._silent += 1
+        if self._silent >= 2:
+            self._silent = 0
+            self._list_anew(any_version=True)
+
+    async def _list_pages(self) -> None:
+        """Lists as clients did before streaming lists, from the server's cache where it has one.
+
+        A first list takes whatever the cache holds (resourceVersion 0), a later one nothing older than what we know;
+        the server ignores the limit then, as it does for client-go, which spares etcd the reads of all nodes.
+        """
+        query = self._query()
+        if self._version:
+            query |= {"resourceVersion": self._version, "resourceVersionMatch": "NotOlderThan"}
+        else:
+            query |= {"resourceVersion": "0", "limit": str(PAGE)}
+        self._ledger.begin_list()
+        while True:
+            try:
+                page = await self._page(query)
+            except ApiError as e:
+                if not e.expired or "continue" not in query:
+                    raise
+                # The first pages are too old to be continued: all at once then, at one version.
+                page = await self._page(self._query())
+            for number, item in enumerate(page.items or ()):
+                self._ledger.set(item)
+                if number % 256 == 255:
+                    await asyncio.sleep(0)
+            if not page.metadata.more:
+                break
+            query = {**self._query(), "limit": str(PAGE), "continue": page.metadata.more}
+        self._end_list(page.metadata.resource_version)
+
+    async def _page(self, query: dict[str, str]) -> Page:
+        body = await self._client.request("GET", self._resource.path, query=query)
+        try:
+            return decode_page(body)
+        except BROKEN as e:
+            raise UnreachableError(f"the server's list cannot be read: {e}") from None
+
+    def _query(self) -> dict[str, str]:
+        query = {"labelSelector": self._resource.labels, "fieldSelector": self._fields}
+        return {key: value for key, value in query.items() if value}
+
+    def _hear(self, line: bytes, *, listing: bool) -> bool:
+        """Takes one line of a watch. Returns whether a list is still going on."""
+        try:
+            event = decode_event(line)
+            match event.type:
+                case "ADDED" | "MODIFIED":
+                    version = self._ledger.set(event.object)
+                case "DELETED":
+                    head = decode_head(event.object)
+                    self._ledger.delete(head)
+                    version = head.version
+                case "BOOKMARK":
+                    head = decode_head(event.object)
+                    if listing and head.ends_list:
+                        self._end_list(head.version)
+                        return False
+                    self._bookmarks = self._bookmarks or not listing
+                    version = head.version
+                case "ERROR":
+                    raise api_error(event.object)
+                case _:
+                    log.warning(
+                        "%s: ignoring a watch event of unknown type %s", self._resource.path, event.type
+                    )
+                    return listing
+        except BROKEN as e:
+            self._list_anew()
+            raise UnreachableError(f"the server sent a line that is no watch event: {e}") from None
+        if event.type != "BOOKMARK":
+            self.status.event = self._timing.now()
+            self.status.objects = len(self._ledger)
+        if not listing:
+            self._advance(version)
+        return listing
+
+    def _end_list(self, version: str) -> None:
+        self._ledger.end_list()
+        self._version = self.status.version = version
+        self._resumable = True
+        self._silent = 0
+        self.status.objects = len(self._ledger)
+        self.status.lists += 1
+        if self.status.lists == 1:
+            self._complete()
+
+    def _list_anew(self, *, any_version: bool = False) -> None:
+        """The next round begins with a list: not older than what we know, or of any version."""
+        self._resumable = False
+        if any_version:
+            self._version = self.status.version = ""
+
+    def _advance(self, version: str) -> None:
+        """Remembers where to resume. Versions only grow (KEP-5504), unless the server's history was replaced."""
+        if older(version, self._version):
+            before = self._version
+            self._list_anew(any_version=True)
+            raise UnreachableError(f"the server went back from resourceVersion {before} to {version}")
+        if version:
+            self._version = self.status.version = version
+
+    def _judge(self, error: ApiError) -> None:
+        """Decides what a refusal means for the next round."""
+        if error.too_large:
+            self._list_anew(any_version=True)
+        elif error.expired:
+            self._list_anew(any_version=not self._resumable)
+        elif error.status == 400 and self._fields and self._resource.fields_optional:
+            log.info("%s: the server does not know the field selector %s", self._resource.path, self._fields)
+            self._fields = ""
+        elif error.status not in _TRANSIENT:
+            self._list_anew()
+
+    def _connected(self) -> None:
+        self._connected_at = self._timing.now()
+        self.status.connected = True
+        if self.status.trouble:
+            log.info("%s: the API server answers again", self._resource.path)
+        self.status.trouble = ""
+
+    async def _pause(self, trouble: str, retry_after: float) -> None:
+        """Waits before the next round, and says why: once, and every five minutes while it stays so."""
+        now = self._timing.now()
+        if self._connected_at is not None and now - self._connected_at >= _GOOD_SPELL:
+            self._backoff.reset()
+        delay = max(self._backoff.next(), min(retry_after, _LONGEST_RETRY_AFTER))
+        self.status.errors += 1
+        self.status.trouble = trouble
+        before, when = self._said
+        if trouble != before or now - when >= _REPEAT_MESSAGE:
+            self._said = trouble, now
+            log.warning("%s: %s; what is known stays in force, trying again", self._resource.path, trouble)
+        await self._timing.sleep(delay)
