@@ -1,0 +1,65 @@
+"""What every mode does for the control loop, and the values that pass between them.
+
+A backend is handed differences of plans and brings the kernel there. It knows nothing of Kubernetes and remembers
+no plan: the loop does. A full sync is the same call with nothing before, so whatever an earlier run or somebody else
+left in the kernel is adopted, changed or removed, without a moment in which packets go astray.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import Key, ServicePlan
+
+
+class Change(Struct, frozen=True, gc=False):
+    """One Service's plan, as it is in the kernel and as it should be. None: it has none there, or should have none."""
+
+    key: Key
+    before: ServicePlan | None
+    after: ServicePlan | None
+
+
+Failures = Mapping[Key, str]
+"""Services the kernel refused, each with its words. Of such a Service the kernel keeps what it had."""
+
+
+class SyncError(Exception):
+    """A sync did not happen: nothing, or not all that is common to all Services, reached the kernel."""
+
+
+class StaleError(SyncError):
+    """A difference could not be sent as it was; a full sync, at once, can do what it should have done."""
+
+
+class UnsupportedError(Exception):
+    """This mode cannot run here. The message says what is missing and what to do."""
+
+
+class Backend(Protocol):
+    """One proxy mode for one IP family."""
+
+    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
+        """Brings the kernel from `before` to `after`.
+
+        Args:
+            node: the node as it is now. Between two full syncs it is the same.
+            changes: the Services that change; at a full sync all there are, with no `before`.
+            full: compare with what the kernel holds, whoever put it there, and mend every difference.
+
+        Raises:
+            StaleError: this needs a full sync, now.
+            SyncError: the sync did not happen; the next one must be full.
+        """
+
+    async def intact(self) -> bool:
+        """Whether the kernel still holds what the last sync left there, as far as a cheap look can tell."""
+
+
+class Mode(Protocol):
+    """What a mode's package offers."""
+
+    async def cleanup(self) -> None:
+        """Removes everything this mode, or the reference in this mode, ever left in the kernel."""

@@ -1,0 +1,206 @@
+"""Keeps the kernel's iptables rules equal to the plans of one IP family.
+
+A change of one Service is compiled twice, as it was and as it is to be, and only the difference is sent: its own
+chains that differ, its own rules in shared chains. Nothing is listed and nothing of other Services is touched.
+
+A full sync reads the tables once and compares. What is right stays, with its packet counters: a restart, or a
+take-over from the reference, sends nothing but what really changed.
+
+Each input changes one table, wholly or not at all. What the kernel refuses is narrowed down to the Service that
+causes it, and that one is left as it was.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
+from kubeproxy.backends.iptables.difference import Fragment, Held, between, fragment, unreferenced
+from kubeproxy.backends.iptables.names import FILTER, NAT
+from kubeproxy.backends.iptables.programs import RefusedError, Tables
+from kubeproxy.backends.iptables.rules import NOTHING, Dialect, compile_service
+from kubeproxy.backends.iptables.static import frame
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import Key, ServicePlan
+
+log = logging.getLogger(__name__)
+
+LARGE_CLUSTER_ENDPOINTS = 1000
+"""Above so many endpoints their rules carry no comments, as in the reference."""
+
+_NF_TABLES_LINES = 4000
+"""The nf_tables programs need time quadratic in the chains of one input, so theirs are kept to about this length."""
+
+_HOPELESS = 16
+"""So many refusals without one success are not the Services' fault."""
+
+_STAGES: tuple[tuple[str, Callable[[Fragment], list[str]]], ...] = (
+    (FILTER, lambda f: f.refusals),
+    (NAT, lambda f: f.nat),
+    (FILTER, lambda f: f.welcome),
+)
+
+
+class IPTables:
+    """The iptables backend of one IP family. See `backends.base.Backend`."""
+
+    def __init__(self, tables: Tables, *, counters: bool, drop_invalid: bool) -> None:
+        """Makes a backend.
+
+        Args:
+            tables: the tables to write to.
+            counters: the nfacct counters exist and rules may count into them.
+            drop_invalid: packets in conntrack state INVALID are to be dropped.
+        """
+        self._tables = tables
+        self._counters = counters
+        self._drop_invalid = drop_invalid
+        self._endpoints = 0
+
+    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
+        """See `Backend`. Runs in a thread: the programs take their time."""
+        return await asyncio.to_thread(self._full if full else self._partial, node, changes)
+
+    def _partial(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+        endpoints = self._endpoints + sum(_endpoints(c.after) - _endpoints(c.before) for c in changes)
+        if _is_large(endpoints) != _is_large(self._endpoints):
+            raise StaleError(f"with {endpoints} endpoints the comments of all endpoints' rules change")
+        dialect = self._dialect(node)
+        fragments = [
+            between(c.key, compile_service(c.before, dialect), compile_service(c.after, dialect))
+            for c in changes
+        ]
+        try:
+            for table, part in _STAGES:
+                if lines := [line for f in fragments for line in part(f)]:
+                    self._tables.restore(table, lines)
+        except RefusedError as e:
+            # Perhaps a Service is at fault, perhaps somebody changed our rules: only a full look can tell.
+            raise StaleError(str(e)) from e
+        self._endpoints = endpoints
+        return {}
+
+    def _full(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+        self._endpoints = sum(_endpoints(c.after) for c in changes)
+        dialect = self._dialect(node)
+        wanted = frame(node, drop_invalid=self._drop_invalid, counters=self._counters)
+        held = Held(self._tables, wanted)
+        for table, lines in held.frame_input(wanted).items():
+            self._restore_common(table, lines)
+        failures: dict[Key, str] = {}
+        if not (held.cold and self._tables.variant == "legacy" and self._stream(changes, dialect)):
+            found = (held.towards(c.key, compile_service(c.after, dialect)) for c in changes)
+            for piece in self._pieces(f for f in found if f):
+                self._isolate(piece, failures)
+        self._sweep(held, failures)
+        return failures
+
+    def _stream(self, changes: Sequence[Change], dialect: Dialect) -> bool:
+        """A first sync, each rule sent as it is made; returns whether it was accepted."""
+        refusals: list[str] = []
+
+        def lines() -> Iterator[str]:
+            for c in changes:
+                f = between(c.key, NOTHING, compile_service(c.after, dialect))
+                refusals.extend(f.refusals)
+                yield from f.nat
+
+        try:
+            self._tables.restore(NAT, lines())
+        except RefusedError as e:
+            log.warning("The first sync was refused, looking for the Service that causes it: %s", e)
+            return False
+        if refusals:
+            self._restore_common(FILTER, refusals)
+        return True
+
+    def _pieces(self, fragments: Iterable[Fragment]) -> Iterator[list[Fragment]]:
+        """As many fragments at a time as the programs can digest."""
+        piece: list[Fragment] = []
+        size = 0
+        for f in fragments:
+            piece.append(f)
+            size += sum(lines.count("\n") for lines in f.nat)
+            if size >= _NF_TABLES_LINES and self._tables.variant == "nf_tables":
+                yield piece
+                piece, size = [], 0
+        if piece:
+            yield piece
+
+    def _isolate(self, fragments: list[Fragment], failures: dict[Key, str]) -> None:
+        """Sends fragments; those that are refused are told in `failures`."""
+        for table, part in _STAGES:
+            left = [f for f in fragments if part(f) and f.key not in failures]
+            if left:
+                self._narrow(table, part, left, failures)
+
+    def _narrow(
+        self,
+        table: str,
+        part: Callable[[Fragment], list[str]],
+        fragments: list[Fragment],
+        failures: dict[Key, str],
+    ) -> None:
+        """Sends one part of fragments; when it is refused, splits them at the suspect and tries each piece."""
+        todo = [fragments]
+        accepted = 0
+        while todo:
+            piece = todo.pop()
+            try:
+                self._tables.restore(table, (line for f in piece for line in part(f)))
+                accepted += 1
+            except RefusedError as e:
+                if len(piece) == 1:
+                    (guilty,) = piece
+                    assert guilty.key is not None
+                    failures[guilty.key] = str(e)
+                    if not accepted and len(failures) >= _HOPELESS:
+                        raise SyncError(f"every Service is refused; the last words: {e}") from e
+                    continue
+                at = _suspect(piece, part, e.line)
+                todo += [p for p in (piece[at + 1 :], piece[at : at + 1], piece[:at]) if p]
+
+    def _sweep(self, held: Held, failures: Failures) -> None:
+        """Deletes what no Service wants any more."""
+        chains, fronts = held.leftovers()
+        if failures:
+            names = tuple(
+                f'"{namespace}/{name}{end}' for namespace, name in failures for end in (":", " ", '"')
+            )
+            fronts = [(where, rule) for where, rule in fronts if not any(name in rule for name in names)]
+            self._delete(fragment(None, {}, (), (), fronts))
+            fronts, chains = [], list(unreferenced(self._tables, chains))
+        self._delete(fragment(None, {}, chains, (), fronts))
+
+    def _delete(self, leftovers: Fragment) -> None:
+        for table, part in _STAGES:
+            if lines := part(leftovers):
+                self._restore_common(table, lines)
+
+    def _restore_common(self, table: str, lines: Iterable[str]) -> None:
+        """Sends what belongs to no single Service."""
+        try:
+            self._tables.restore(table, lines)
+        except RefusedError as e:
+            raise SyncError(str(e)) from e
+
+    def _dialect(self, node: NodeConfig) -> Dialect:
+        return Dialect(node, counters=self._counters, comments=not _is_large(self._endpoints))
+
+
+def _suspect(piece: list[Fragment], part: Callable[[Fragment], list[str]], line: int) -> int:
+    """Which fragment a line of the input belongs to; the middle one if that is not told."""
+    count = 0
+    for i, f in enumerate(piece):
+        count += sum(lines.count("\n") for lines in part(f))
+        if 0 < line <= count:
+            return i
+    return len(piece) // 2
+
+
+def _endpoints(plan: ServicePlan | None) -> int:
+    return sum(port.endpoints for port in plan.ports) if plan else 0
+
+
+def _is_large(endpoints: int) -> bool:
+    return endpoints > LARGE_CLUSTER_ENDPOINTS

@@ -1,0 +1,184 @@
+"""What the kernel holds, what it should hold, and the input that leads from one to the other.
+
+A `Fragment` is the difference of one Service, complete in itself: fragments of different Services can be sent in any
+order, together or apart. That is what lets a first sync be sent in pieces and a refused Service be left out.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from kubeproxy.backends.iptables import names
+from kubeproxy.backends.iptables.programs import Tables
+from kubeproxy.backends.iptables.rules import Compiled, Shared
+from kubeproxy.backends.iptables.static import Frame
+from kubeproxy.model.plan import Key
+
+
+class Fragment(Struct, gc=False):
+    """Input for one Service, to be sent in this order: packets are refused before their way in goes, and until it is there.
+
+    Attributes:
+        key: the Service; None for what belongs to none.
+        refusals: new rules, table filter.
+        nat: everything of table nat.
+        welcome: old rules to be deleted, table filter.
+    """
+
+    key: Key | None
+    refusals: list[str]
+    nat: list[str]
+    welcome: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.refusals or self.nat or self.welcome)
+
+
+def fragment(
+    key: Key | None,
+    write: dict[str, str],
+    drop: Iterable[str],
+    put: Iterable[tuple[Shared, str]],
+    take: Iterable[tuple[Shared, str]],
+) -> Fragment:
+    """Puts a difference into words.
+
+    Args:
+        key: the Service.
+        write: own chains to fill anew, in an order in which jumps find their targets.
+        drop: own chains to delete.
+        put: fronts to add, in the order in which they are to be met.
+        take: fronts to delete.
+    """
+    out = Fragment(key, [], [], [])
+    nat = out.nat
+    for chain in write:
+        nat.append(f":{chain} - [0:0]\n")
+    nat += write.values()
+    # Each front is put on top, so the last one first.
+    for (table, chain), rule in reversed(list(put)):
+        (nat if table == names.NAT else out.refusals).append(f"-I {chain} {rule}\n")
+    for (table, chain), rule in take:
+        (nat if table == names.NAT else out.welcome).append(f"-D {chain} {rule}\n")
+    gone = list(drop)
+    nat += [f":{chain} - [0:0]\n" for chain in gone]
+    nat += [f"-X {chain}\n" for chain in gone]
+    return out
+
+
+def between(key: Key, before: Compiled, after: Compiled) -> Fragment:
+    """The difference between two plans of a Service."""
+    old, new = dict.fromkeys(before.fronts), dict.fromkeys(after.fronts)
+    return fragment(
+        key,
+        {c: text for c, text in after.chains.items() if before.chains.get(c) != text},
+        [c for c in before.chains if c not in after.chains],
+        [front for front in new if front not in old],
+        [front for front in old if front not in new],
+    )
+
+
+class Held:
+    """What the kernel holds of ours, taken apart piece by piece as it is found to be right."""
+
+    def __init__(self, tables: Tables, frame: Frame) -> None:
+        """Reads the tables.
+
+        Raises:
+            SyncError: a table could not be read.
+        """
+        self._owned: dict[str, int] = {}
+        self._rules: dict[Shared, list[str]] = {}
+        known = {*frame.chains, *frame.shared, *frame.common, *(where for where, _ in frame.hooks)}
+        self._read(tables.save(), known)
+        tails = {(where, rule) for where, rules in frame.tail.items() for rule in rules}
+        self._fronts: dict[Shared, Counter[str]] = {
+            where: Counter(rule for rule in self._rules.get(where, ()) if (where, rule) not in tails)
+            for where in frame.shared
+        }
+        self.cold = not self._owned and not any(self._fronts.values())
+
+    def _read(self, lines: Iterable[str], known: set[Shared]) -> None:
+        table = ""
+        for line in lines:
+            if line.startswith("-A "):
+                chain = line[3 : line.index(" ", 3)]
+                if table == names.NAT and chain in self._owned:
+                    self._owned[chain] = hash((self._owned[chain], line))
+                elif (rules := self._rules.get((table, chain))) is not None:
+                    rules.append(line[4 + len(chain) :])
+            elif line.startswith(":"):
+                chain = line[1 : line.index(" ")]
+                if (table, chain) in known:
+                    self._rules[table, chain] = []
+                elif table == names.NAT and names.is_owned(chain):
+                    self._owned[chain] = 0
+            elif line.startswith("*"):
+                table = line[1:]
+
+    def frame_input(self, frame: Frame) -> dict[str, list[str]]:
+        """The input for each table that brings the frame there; nothing for a table where it is there."""
+        tables: dict[str, list[str]] = {table: [] for table in names.TABLES}
+        for where in (*frame.chains, *frame.shared, *frame.common):
+            if where not in self._rules:
+                tables[where[0]].append(f":{where[1]} - [0:0]\n")
+        for (table, chain), wanted in frame.chains.items():
+            if self._rules.get((table, chain), []) != wanted:
+                tables[table].append(f":{chain} - [0:0]\n")
+                tables[table] += [f"-A {chain} {rule}\n" for rule in wanted]
+        for (table, chain), wanted in frame.tail.items():
+            present = self._rules.get((table, chain), [])
+            tables[table] += [f"-A {chain} {rule}\n" for rule in wanted if rule not in present]
+        for (table, chain), rule in frame.extras:
+            if rule not in self._rules.get((table, chain), []):
+                tables[table].append(f"-A {chain} {rule}\n")
+        for (table, chain), rule in reversed(frame.hooks):
+            if rule not in self._rules.get((table, chain), []):
+                tables[table].append(f"-I {chain} {rule}\n")
+        return {table: lines for table, lines in tables.items() if lines}
+
+    def towards(self, key: Key, after: Compiled) -> Fragment:
+        """The difference between what is held and what a Service should have; what is right counts as found."""
+        write = {c: text for c, text in after.chains.items() if self._owned.pop(c, None) != _digest(text)}
+        put = []
+        for where, rule in after.fronts:
+            held = self._fronts[where]
+            if held[rule]:
+                held[rule] -= 1
+            else:
+                put.append((where, rule))
+        return fragment(key, write, (), put, ())
+
+    def leftovers(self) -> tuple[list[str], list[tuple[Shared, str]]]:
+        """Own chains and fronts that no Service wants, when all Services have been looked at."""
+        fronts = [(where, rule) for where, held in self._fronts.items() for rule in held.elements()]
+        return list(self._owned), fronts
+
+
+def _digest(text: str) -> int:
+    value = 0
+    for line in text.splitlines():
+        value = hash((value, line))
+    return value
+
+
+def unreferenced(tables: Tables, chains: Iterable[str]) -> set[str]:
+    """Those of some chains of table nat that can be deleted together: nothing that stays leads to them."""
+    removable = set(chains)
+    leads_to: dict[str, list[str]] = {}
+    table = ""
+    for line in tables.save():
+        if line.startswith("*"):
+            table = line[1:]
+        elif line.startswith("-A ") and table == names.NAT:
+            chain, _, rule = line[3:].partition(" ")
+            target = rule.rpartition("-j ")[2].partition(" ")[0]
+            leads_to.setdefault(chain, []).append(target)
+    kept = [chain for chain in leads_to if chain not in removable]
+    while kept:
+        for target in leads_to.get(kept.pop(), ()):
+            if target in removable:
+                removable.discard(target)
+                kept.append(target)
+    return removable

@@ -1,0 +1,94 @@
+"""Tables in memory: `iptables-restore` and `iptables-save` without a kernel.
+
+Tested against the real programs: the same input must give the same output. It understands what we send (-A, -I, -D,
+-X, chain declarations) in the words `iptables-save` prints, checks that jumps find their chain and that no referenced
+chain is deleted, and applies an input whole or not at all. It knows nothing of what a rule means.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from kubeproxy.backends.iptables.names import FILTER, MANGLE, NAT
+from kubeproxy.backends.iptables.programs import RefusedError, Variant
+
+BUILTIN = {
+    MANGLE: ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
+    NAT: ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+    FILTER: ("INPUT", "FORWARD", "OUTPUT"),
+}
+_TARGETS = {"ACCEPT", "DROP", "RETURN", "REJECT", "MARK", "MASQUERADE", "DNAT"}
+
+
+class FakeTables:
+    """The tables of one family.
+
+    Attributes:
+        tables: chain -> rules without their "-A CHAIN", for each table.
+        inputs: table and text of every input that was restored, for tests to look at.
+        refuse: asked of each line; a string it returns is the refusal.
+    """
+
+    def __init__(self, variant: Variant = "legacy") -> None:
+        self.variant: Variant = variant
+        self.tables: dict[str, dict[str, list[str]]] = {
+            t: {c: [] for c in chains} for t, chains in BUILTIN.items()
+        }
+        self.inputs: list[tuple[str, str]] = []
+        self.refuse: Callable[[str], str | None] = lambda _: None
+
+    def save(self) -> Iterator[str]:
+        """See `Tables`."""
+        for table, chains in self.tables.items():
+            yield f"*{table}"
+            for chain in chains:
+                yield f":{chain} {'ACCEPT' if chain in BUILTIN[table] else '-'} [0:0]"
+            for chain, rules in chains.items():
+                for rule in rules:
+                    yield f"-A {chain} {rule}"
+            yield "COMMIT"
+
+    def restore(self, table: str, lines: Iterable[str]) -> None:
+        """See `Tables`."""
+        text = "".join(lines)
+        self.inputs.append((table, text))
+        work = {chain: list(rules) for chain, rules in self.tables[table].items()}
+        for number, line in enumerate(text.splitlines(), 1):
+            if (refused := self.refuse(line)) is not None:
+                raise RefusedError(f"iptables-restore: line {number} failed: {refused}", number)
+            try:
+                _apply(work, line)
+            except (KeyError, ValueError, IndexError) as e:
+                raise RefusedError(f"iptables-restore: line {number} failed: {e}: {line}", number) from e
+        self.tables[table] = work
+
+
+def _apply(chains: dict[str, list[str]], line: str) -> None:
+    if line.startswith(":"):
+        chains[line[1:].split(" ", maxsplit=1)[0]] = []
+        return
+    verb, chain, *rest = line.split(" ", 2)
+    if verb == "-X":
+        _unused(chains, chain)
+        del chains[chain]
+        return
+    (rule,) = rest
+    rules = chains[chain]
+    if verb == "-D":
+        rules.remove(rule)
+        return
+    target = _target(rule)
+    if target and target not in chains and target not in _TARGETS:
+        raise KeyError(f"no chain or target {target}")
+    rules.insert(len(rules) if verb == "-A" else {"-I": 0}[verb], rule)
+
+
+def _target(rule: str) -> str:
+    """What a rule jumps to."""
+    words = rule.rpartition("-j ")[2].split(" ")
+    return words[0] if "-j " in rule else ""
+
+
+def _unused(chains: dict[str, list[str]], chain: str) -> None:
+    if chains[chain]:
+        raise ValueError(f"chain {chain} is not empty")
+    if any(_target(rule) == chain for rules in chains.values() for rule in rules):
+        raise ValueError(f"chain {chain} is in use")

@@ -1,0 +1,47 @@
+"""Names of tables and chains. Tools, kubelets and network plugins look for them: they are a public contract.
+
+Per-Service chains carry a hash: 16 characters of base32 over SHA-256 of the Service port's name, its protocol in lower
+case and, for an endpoint's chain, its "address:port".
+"""
+
+from hashlib import sha256
+from typing import Final
+
+MANGLE: Final = "mangle"
+NAT: Final = "nat"
+FILTER: Final = "filter"
+TABLES: Final = (MANGLE, NAT, FILTER)
+
+SERVICES: Final = "KUBE-SERVICES"
+EXTERNAL_SERVICES: Final = "KUBE-EXTERNAL-SERVICES"
+NODE_PORTS: Final = "KUBE-NODEPORTS"
+POSTROUTING: Final = "KUBE-POSTROUTING"
+MARK_MASQ: Final = "KUBE-MARK-MASQ"
+FORWARD: Final = "KUBE-FORWARD"
+PROXY_FIREWALL: Final = "KUBE-PROXY-FIREWALL"
+KUBELET_FIREWALL: Final = "KUBE-FIREWALL"
+CANARY: Final = "KUBE-PROXY-CANARY"
+
+OWNED_PREFIXES: Final = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-")
+"""Chains that belong to Services; KUBE-XLB- is what very old releases of the reference called KUBE-EXT-."""
+
+INVALID_COUNTER: Final = "ct_state_invalid_dropped_pkts"
+LOCALHOST_COUNTER: Final = "localhost_nps_accepted_pkts"
+
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+_PAIRS = tuple([a + b for a in _ALPHABET for b in _ALPHABET])
+
+
+def suffix(text: str) -> str:
+    """The 16 characters of a chain name's hash."""
+    bits = int.from_bytes(sha256(text.encode()).digest()[:10])
+    pairs = _PAIRS
+    return (
+        f"{pairs[bits >> 70]}{pairs[bits >> 60 & 1023]}{pairs[bits >> 50 & 1023]}{pairs[bits >> 40 & 1023]}"
+        f"{pairs[bits >> 30 & 1023]}{pairs[bits >> 20 & 1023]}{pairs[bits >> 10 & 1023]}{pairs[bits & 1023]}"
+    )
+
+
+def is_owned(chain: str) -> bool:
+    """Whether a chain belongs to some Service."""
+    return chain.startswith(OWNED_PREFIXES)

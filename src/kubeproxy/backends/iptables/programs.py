@@ -1,0 +1,159 @@
+"""The iptables programs: which to use, what they can do, and the two calls we make of them.
+
+There are two kinds of programs for two mechanisms of the kernel, `legacy` (ip_tables) and `nf_tables`. Rules must go
+where the kubelet and the network plugin have theirs; when both kinds are installed, the chains that every kubelet
+makes (KEP-3178) tell which that is. `fake.FakeTables` stands in for them in tests and dry runs.
+"""
+
+import itertools
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Literal, Protocol
+
+from kubeproxy.api.addresses import IPV4, Family
+from kubeproxy.backends.base import SyncError, UnsupportedError
+from kubeproxy.backends.iptables.names import TABLES
+from kubeproxy.linux import run
+
+Variant = Literal["legacy", "nf_tables"]
+
+OLDEST: Final = (1, 6, 2)
+"""The first release with `iptables-restore --wait` and `--random-fully`."""
+
+_LOCK_SECONDS = 5
+_RESOURCE_PROBLEM = 4
+_BLOCK = 1 << 16
+_VERSION = re.compile(r"v(\d+)\.(\d+)\.?(\d+)?(?:.*\((legacy|nf_tables)\))?")
+_LINE = re.compile(r"\bline:? (\d+)\b")
+_KUBELET_CHAINS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
+
+
+class RefusedError(Exception):
+    """The program or the kernel refused an input; nothing of it reached the kernel.
+
+    Attributes:
+        line: which line of the input was at fault, from 1; 0 when that was not told.
+    """
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+class Tables(Protocol):
+    """The tables of one family."""
+
+    variant: Variant
+
+    def save(self) -> Iterator[str]:
+        """The lines `iptables-save` prints: all tables (to read one, the nf_tables variant reads them all).
+
+        Raises:
+            SyncError: the tables could not be read.
+        """
+
+    def restore(self, table: str, lines: Iterable[str]) -> None:
+        """Changes a table as `iptables-restore --noflush` does, wholly or not at all.
+
+        Args:
+            table: the table.
+            lines: what stands between "*TABLE" and "COMMIT"; each item is one or more whole lines.
+
+        Raises:
+            RefusedError: the input, or what it asks for, was refused.
+            SyncError: it could not be tried.
+        """
+
+
+class Programs:
+    """The tables through the programs in PATH."""
+
+    def __init__(self, save: str, restore: str, variant: Variant) -> None:
+        self.variant: Variant = variant
+        self._save = save
+        self._restore = [restore, "-w", str(_LOCK_SECONDS), "--noflush"]
+
+    def save(self) -> Iterator[str]:
+        """See `Tables`."""
+        try:
+            yield from run.lines([self._save])
+        except (run.ProgramError, OSError) as e:
+            raise SyncError(f"cannot read the tables: {e}") from e
+
+    def restore(self, table: str, lines: Iterable[str]) -> None:
+        """See `Tables`."""
+        try:
+            run.feed(self._restore, _blocks(itertools.chain((f"*{table}\n",), lines, ("COMMIT\n",))))
+        except run.ProgramError as e:
+            if e.code < 0 or e.code == _RESOURCE_PROBLEM:
+                raise SyncError(str(e)) from e
+            found = _LINE.search(e.said)
+            raise RefusedError(str(e), int(found[1]) - 1 if found else 0) from e
+        except OSError as e:
+            raise SyncError(f"cannot run {self._restore[0]}: {e}") from e
+
+
+def find(family: Family, which: Callable[[str], str | None] = shutil.which) -> Programs:
+    """The programs to use for a family.
+
+    Raises:
+        UnsupportedError: they are missing, too old, or the kernel does not support them.
+    """
+    base = "iptables" if family == IPV4 else "ip6tables"
+    candidates = [base]
+    both = [f"{base}-nft", f"{base}-legacy"]
+    if all(which(f"{name}-restore") for name in both):
+        candidates = [*(name for name in both if _kubelet_uses(name)), base]
+    name = candidates[0]
+    for program in (name, f"{name}-save", f"{name}-restore"):
+        if which(program) is None:
+            raise UnsupportedError(
+                f"program {program} is not in PATH; install iptables (Debian: apt-get install iptables)"
+            )
+    try:
+        said = run.output([name, "--version"])
+    except (run.ProgramError, OSError) as e:
+        raise UnsupportedError(f"{name} does not run: {e}") from e
+    version = _VERSION.search(said)
+    if version is None:
+        raise UnsupportedError(f"{name} --version says {said!r}, which is no version")
+    number = tuple(int(part or 0) for part in version.groups()[:3])
+    if number < OLDEST:
+        raise UnsupportedError(f"{name} is {said}; at least v{'.'.join(map(str, OLDEST))} is needed")
+    programs = Programs(
+        f"{name}-save", f"{name}-restore", "nf_tables" if version[4] == "nf_tables" else "legacy"
+    )
+    _try(programs, family)
+    return programs
+
+
+def _try(programs: Programs, family: Family) -> None:
+    """Reads and writes nothing in each table we use: fails where the kernel lacks it or we lack the right."""
+    try:
+        for table in TABLES:
+            programs.restore(table, ())
+    except (RefusedError, SyncError) as e:
+        raise UnsupportedError(f"iptables mode cannot run for {family}: {e}") from e
+
+
+def _kubelet_uses(name: str) -> bool:
+    """Whether the kubelet's chains are in this variant's mangle table."""
+    try:
+        return any(line.startswith(_KUBELET_CHAINS) for line in run.lines([f"{name}-save", "-t", "mangle"]))
+    except (run.ProgramError, OSError):
+        return False
+
+
+def _blocks(lines: Iterable[str]) -> Iterator[bytes]:
+    """Joins lines to blocks worth writing."""
+    pending: list[str] = []
+    size = 0
+    for line in lines:
+        pending.append(line)
+        size += len(line)
+        if size >= _BLOCK:
+            yield "".join(pending).encode()
+            pending.clear()
+            size = 0
+    yield "".join(pending).encode()

@@ -1,0 +1,300 @@
+"""One Service port's rules: a pure function from its plan to text.
+
+Text is spelled exactly as `iptables-save` prints it. So it can be compared with what the kernel holds, an unchanged
+chain is recognised and left alone, and a rule can be deleted by its own words.
+
+A Service port has *chains* of its own in table nat, and *fronts*: single rules in chains it shares with all others.
+
+    KUBE-SERVICES    ClusterIP -> SVC or SVL       external IP -> EXT       load balancer IP -> FW or EXT
+    KUBE-NODEPORTS   node port -> EXT
+    FW    sources in range -> EXT; the rest falls through and is dropped in filter KUBE-PROXY-FIREWALL
+    EXT   Cluster policy: mark for masquerading, -> SVC
+          Local policy: local Pods -> SVC; this host: mark, -> SVC; all others -> SVL
+    SVC   ClusterIP from outside the cluster: mark; then one of the endpoints of the Cluster policy
+    SVL   the same with those of the Local policy
+    SEP   one endpoint: its own packets (hairpin): mark; DNAT
+
+Packets that find no endpoint are dropped or rejected by fronts in table filter.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kubeproxy.api.addresses import IPV4, Family, contains, is_everything, join
+from kubeproxy.backends.iptables import names
+from kubeproxy.model.node import LocalTraffic, NodeConfig
+from kubeproxy.model.plan import FORWARD, REJECT, Action, PortPlan, ServicePlan
+from kubeproxy.model.select import Backend
+
+Shared = tuple[str, str]
+"""Table and chain shared by all Services."""
+
+NAT_SERVICES: Shared = (names.NAT, names.SERVICES)
+NAT_NODE_PORTS: Shared = (names.NAT, names.NODE_PORTS)
+FILTER_SERVICES: Shared = (names.FILTER, names.SERVICES)
+FILTER_EXTERNAL: Shared = (names.FILTER, names.EXTERNAL_SERVICES)
+FILTER_NODE_PORTS: Shared = (names.FILTER, names.NODE_PORTS)
+FILTER_FIREWALL: Shared = (names.FILTER, names.PROXY_FIREWALL)
+SHARED: Sequence[Shared] = (
+    NAT_SERVICES,
+    NAT_NODE_PORTS,
+    FILTER_SERVICES,
+    FILTER_EXTERNAL,
+    FILTER_NODE_PORTS,
+    FILTER_FIREWALL,
+)
+
+
+class Compiled(NamedTuple):
+    """A Service's rules.
+
+    Attributes:
+        chains: its own chains in table nat, each with its rules ("-A CHAIN ...", a line each); a chain stands before those
+            that jump to it.
+        fronts: its rules in shared chains, without the "-A CHAIN", in the order they are to be met.
+    """
+
+    chains: dict[str, str]
+    fronts: list[tuple[Shared, str]]
+
+
+NOTHING = Compiled({}, [])
+
+
+class Dialect:
+    """All that rules depend on besides the plan: the family, the node, what the kernel and the programs offer."""
+
+    def __init__(self, node: NodeConfig, *, counters: bool = False, comments: bool = True) -> None:
+        """Fixes the dialect.
+
+        Args:
+            node: the node.
+            counters: the nfacct counter of localhost node ports exists.
+            comments: whether rules of endpoints are commented; the reference leaves that out above 1,000 endpoints.
+        """
+        ipv4 = node.family == IPV4
+        self.family: Family = node.family
+        self.host = "/32" if ipv4 else "/128"
+        self.mask = "255.255.255.255" if ipv4 else ":".join(["ffff"] * 8)
+        self.unreachable = "icmp-port-unreachable" if ipv4 else "icmp6-port-unreachable"
+        self.node_address = node.address
+        self.masquerade_all = node.masquerade_all
+        self.localhost_counter = ipv4 and counters and node.localhost_node_ports
+        self.comments = comments
+        self.local = _local(node.local_traffic)
+        self.not_local = _not_local(node.local_traffic)
+
+
+def compile_service(plan: ServicePlan | None, d: Dialect) -> Compiled:
+    """The rules of a Service; none for None."""
+    if plan is None:
+        return NOTHING
+    compiled = Compiled({}, [])
+    for port in plan.ports:
+        _compile_port(port, d, compiled)
+        if plan.health_check_port:
+            compiled.fronts.append(
+                (
+                    FILTER_NODE_PORTS,
+                    f'-p tcp -m comment --comment "{port.name} health check node port" -m tcp'
+                    f" --dport {plan.health_check_port} -j ACCEPT",
+                )
+            )
+    return compiled
+
+
+def _compile_port(p: PortPlan, d: Dialect, out: Compiled) -> None:
+    proto = p.protocol.lower()
+    hash_ = names.suffix(p.name + proto)
+    svc, svl, ext, fw = f"KUBE-SVC-{hash_}", f"KUBE-SVL-{hash_}", f"KUBE-EXT-{hash_}", f"KUBE-FW-{hash_}"
+    firewalled = p.any and bool(p.source_ranges and p.load_balancer_ips)
+    internal, external = p.internal_action, p.external_action
+    to = _Fronts(p.name, proto, d, out.fronts)
+
+    if internal == FORWARD:
+        to.address(NAT_SERVICES, p.cluster_ip, p.port, "cluster IP", svl if p.internal_local else svc)
+    else:
+        to.address(FILTER_SERVICES, p.cluster_ip, p.port, *to.refusal(internal))
+    for ip in p.external_ips:
+        if p.any:
+            to.address(NAT_SERVICES, ip, p.port, "external IP", ext)
+        if external != FORWARD:
+            to.address(FILTER_EXTERNAL, ip, p.port, *to.refusal(external))
+    for ip in p.load_balancer_ips:
+        if p.any:
+            to.address(NAT_SERVICES, ip, p.port, "loadbalancer IP", fw if firewalled else ext)
+        if firewalled:
+            to.address(FILTER_FIREWALL, ip, p.port, f"traffic not accepted by {fw}", "DROP")
+        if external != FORWARD:
+            to.address(FILTER_EXTERNAL, ip, p.port, *to.refusal(external))
+    if p.node_port:
+        if p.any:
+            to.node_port(p.node_port, ext)
+        if external != FORWARD:
+            to.local_port(p.node_port, *to.refusal(external))
+
+    if not p.any:
+        return
+    chains = out.chains
+    seps = {b: _endpoint_chain(b, p, proto, d, chains) for b in p.backends}
+    if p.cluster:
+        marked = "" if p.internal_local else _mark_internal(svc, p, proto, d)
+        chains[svc] = marked + _balance(svc, p.cluster, seps, p, d)
+    if p.local:
+        marked = _mark_internal(svl, p, proto, d) if p.internal_local else ""
+        chains[svl] = marked + _balance(svl, p.local, seps, p, d)
+    if p.external:
+        chains[ext] = _external(ext, svc, svl, p, d)
+    if firewalled:
+        chains[fw] = _firewall(fw, ext, p, d)
+
+
+class _Fronts:
+    """Collects the fronts of one Service port."""
+
+    def __init__(self, name: str, proto: str, d: Dialect, out: list[tuple[Shared, str]]) -> None:
+        self.name, self.proto, self.d, self.out = name, proto, d, out
+
+    def refusal(self, action: Action) -> tuple[str, str]:
+        """Comment and target for packets that find no endpoint."""
+        if action == REJECT:
+            return "has no endpoints", f"REJECT --reject-with {self.d.unreachable}"
+        return "has no local endpoints", "DROP"
+
+    def address(self, where: Shared, ip: str, port: int, comment: str, target: str) -> None:
+        self.out.append(
+            (
+                where,
+                f'-d {ip}{self.d.host} -p {self.proto} -m comment --comment "{self.name} {comment}"'
+                f" -m {self.proto} --dport {port} -j {target}",
+            )
+        )
+
+    def node_port(self, port: int, target: str) -> None:
+        match = f'-p {self.proto} -m comment --comment "{self.name}" -m {self.proto} --dport {port}'
+        if self.d.localhost_counter:
+            counter = f"-m nfacct --nfacct-name  {names.LOCALHOST_COUNTER}"
+            self.out.append((NAT_NODE_PORTS, f"-d 127.0.0.0/8 {match} {counter} -j {target}"))
+        self.out.append((NAT_NODE_PORTS, f"{match} -j {target}"))
+
+    def local_port(self, port: int, comment: str, target: str) -> None:
+        self.out.append(
+            (
+                FILTER_EXTERNAL,
+                f'-p {self.proto} -m comment --comment "{self.name} {comment}" -m addrtype --dst-type LOCAL'
+                f" -m {self.proto} --dport {port} -j {target}",
+            )
+        )
+
+
+def _endpoint_chain(b: Backend, p: PortPlan, proto: str, d: Dialect, chains: dict[str, str]) -> str:
+    at = join(b.address, b.port)
+    chain = f"KUBE-SEP-{names.suffix(p.name + proto + at)}"
+    comment = f' -m comment --comment "{p.name}"' if d.comments else ""
+    recent = f" -m recent --set --name {chain} --mask {d.mask} --rsource" if p.affinity else ""
+    chains[chain] = (
+        f"-A {chain} -s {b.address}{d.host}{comment} -j KUBE-MARK-MASQ\n"
+        f"-A {chain} -p {proto}{comment}{recent} -m {proto} -j DNAT --to-destination {at}\n"
+    )
+    return chain
+
+
+def _mark_internal(chain: str, p: PortPlan, proto: str, d: Dialect) -> str:
+    """Marks packets to the ClusterIP that must be masqueraded."""
+    if d.masquerade_all:
+        source, interface = "", ""
+    elif d.not_local is None:
+        return ""
+    else:
+        source, interface = d.not_local
+    return (
+        f"-A {chain} {source}-d {p.cluster_ip}{d.host} {interface}-p {proto}"
+        f' -m comment --comment "{p.name} cluster IP" -m {proto} --dport {p.port} -j KUBE-MARK-MASQ\n'
+    )
+
+
+def _balance(
+    chain: str, backends: tuple[Backend, ...], seps: dict[Backend, str], p: PortPlan, d: Dialect
+) -> str:
+    """Picks one of the backends: the one the client had, or any, each with the same probability."""
+    lines = []
+    count = len(backends)
+    comments = [
+        f'-m comment --comment "{p.name} -> {join(b.address, b.port)}" ' if d.comments else ""
+        for b in backends
+    ]
+    if p.affinity:
+        for b, comment in zip(backends, comments, strict=True):
+            sep = seps[b]
+            lines.append(
+                f"-A {chain} {comment}-m recent --rcheck --seconds {p.affinity} --reap --name {sep}"
+                f" --mask {d.mask} --rsource -j {sep}\n"
+            )
+    for i, (b, comment) in enumerate(zip(backends, comments, strict=True)):
+        chance = (
+            "" if i == count - 1 else f"-m statistic --mode random --probability {probability(count - i)} "
+        )
+        lines.append(f"-A {chain} {comment}{chance}-j {seps[b]}\n")
+    return "".join(lines)
+
+
+def _external(ext: str, svc: str, svl: str, p: PortPlan, d: Dialect) -> str:
+    if not p.external_local:
+        return (
+            f'-A {ext} -m comment --comment "masquerade traffic for {p.name} external destinations" -j KUBE-MARK-MASQ\n'
+            f"-A {ext} -j {svc}\n"
+        )
+    lines = ""
+    if d.local is not None:
+        lines = f'-A {ext} {d.local}-m comment --comment "pod traffic for {p.name} external destinations" -j {svc}\n'
+    lines += (
+        f'-A {ext} -m comment --comment "masquerade LOCAL traffic for {p.name} external destinations"'
+        f" -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ\n"
+        f'-A {ext} -m comment --comment "route LOCAL traffic for {p.name} external destinations"'
+        f" -m addrtype --src-type LOCAL -j {svc}\n"
+    )
+    return f"{lines}-A {ext} -j {svl}\n" if p.local else lines
+
+
+def _firewall(fw: str, ext: str, p: PortPlan, d: Dialect) -> str:
+    """Lets the clients in. A node that is among them may also speak from the load balancer's address, if it has it."""
+    sources = list(p.source_ranges)
+    if any(contains(cidr, d.node_address) for cidr in p.source_ranges):
+        sources += [ip + d.host for ip in p.load_balancer_ips]
+    accept = f'-m comment --comment "{p.name} loadbalancer IP" -j {ext}\n'
+    return (
+        "".join([f"-A {fw} -s {cidr} {accept}" for cidr in sources])
+        + f'-A {fw} -m comment --comment "other traffic to {p.name} will be dropped by {names.PROXY_FIREWALL}"\n'
+    )
+
+
+_probabilities: dict[int, str] = {}
+
+
+def probability(n: int) -> str:
+    """1/n as iptables prints it: the reference gives ten decimals, the kernel keeps 31 bits of that."""
+    text = _probabilities.get(n)
+    if text is None:
+        kept = round(float(f"{1 / n:.10f}") * (1 << 31))
+        text = _probabilities[n] = f"{kept / (1 << 31):.11f}"
+    return text
+
+
+def _local(by: LocalTraffic | None) -> str | None:
+    """Matches packets of local Pods."""
+    if by is None:
+        return None
+    if by.by == "range":
+        return "" if is_everything(by.value) else f"-s {by.value} "
+    return f"-i {_interface(by)} "
+
+
+def _not_local(by: LocalTraffic | None) -> tuple[str, str] | None:
+    """Matches all other packets: what stands before -d, and after it."""
+    if by is None:
+        return None
+    return (f"! -s {by.value} ", "") if by.by == "range" else ("", f"! -i {_interface(by)} ")
+
+
+def _interface(by: LocalTraffic) -> str:
+    return f"{by.value}+" if by.by == "prefix" else by.value

@@ -1,0 +1,130 @@
+"""The rules that do not depend on Services: the frame that all fronts hang in.
+
+Some chains are ours alone and are kept exactly as they are here. Into others, the kernel's own and the kubelet's
+KUBE-FIREWALL, we only put single rules, on top (`hooks`) or where there is room (`extras`).
+"""
+
+from typing import NamedTuple
+
+from kubeproxy.api.addresses import IPV4
+from kubeproxy.backends.iptables import names
+from kubeproxy.backends.iptables.names import FILTER, MANGLE, NAT
+from kubeproxy.backends.iptables.rules import NAT_SERVICES, SHARED, Shared
+from kubeproxy.model.node import NodeConfig
+
+
+class Frame(NamedTuple):
+    """The static rules of one family.
+
+    Attributes:
+        chains: chains that hold exactly these rules.
+        shared: chains that Services have fronts in; all exist.
+        common: chains that others fill too; all exist.
+        tail: rules that stand last in a shared chain.
+        hooks: rules to be on top of chains of the kernel, the first one topmost.
+        extras: rules to be somewhere in common chains.
+    """
+
+    chains: dict[Shared, list[str]]
+    shared: tuple[Shared, ...]
+    common: tuple[Shared, ...]
+    tail: dict[Shared, list[str]]
+    hooks: list[tuple[Shared, str]]
+    extras: list[tuple[Shared, str]]
+
+
+def frame(node: NodeConfig, *, drop_invalid: bool, counters: bool) -> Frame:
+    """The frame of a node.
+
+    Args:
+        node: the node under one family.
+        drop_invalid: drop packets that conntrack calls INVALID (a NATed connection would be reset by them); not
+            where the kernel was told to be liberal with TCP windows.
+        counters: the nfacct counters exist.
+    """
+    mark = f"{node.masquerade_mark:#x}"
+    invalid = "-m conntrack --ctstate INVALID "
+    if counters:
+        invalid += f"-m nfacct --nfacct-name  {names.INVALID_COUNTER} "
+    chains: dict[Shared, list[str]] = {
+        (FILTER, names.FORWARD): [
+            *([f"{invalid}-j DROP"] if drop_invalid else []),
+            f'-m comment --comment "kubernetes forwarding rules" -m mark --mark {mark}/{mark} -j ACCEPT',
+            '-m comment --comment "kubernetes forwarding conntrack rule"'
+            " -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        ],
+        (NAT, names.MARK_MASQ): [f"-j MARK --set-xmark {mark}/{mark}"],
+        (NAT, names.POSTROUTING): [
+            f"-m mark ! --mark {mark}/{mark} -j RETURN",
+            f"-j MARK --set-xmark {mark}/0x0",
+            '-m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully',
+        ],
+        (MANGLE, names.CANARY): [],
+        (NAT, names.CANARY): [],
+        (FILTER, names.CANARY): [],
+    }
+    return Frame(
+        chains=chains,
+        shared=tuple(SHARED),
+        common=((FILTER, names.KUBELET_FIREWALL),),
+        tail={NAT_SERVICES: _node_ports(node)},
+        hooks=_HOOKS,
+        extras=_localnet(node),
+    )
+
+
+def _hook(table: str, chain: str, to: str, comment: str, *, new: bool = False) -> tuple[Shared, str]:
+    state = "-m conntrack --ctstate NEW " if new else ""
+    said = f'-m comment --comment "{comment}" ' if comment else ""
+    return (table, chain), f"{state}{said}-j {to}"
+
+
+_BALANCER = "kubernetes load balancer firewall"
+_PORTALS = "kubernetes service portals"
+_VISIBLE = "kubernetes externally-visible service portals"
+_HOOKS = [
+    _hook(FILTER, "INPUT", names.KUBELET_FIREWALL, ""),
+    _hook(FILTER, "INPUT", names.PROXY_FIREWALL, _BALANCER, new=True),
+    _hook(FILTER, "INPUT", names.NODE_PORTS, "kubernetes health check service ports"),
+    _hook(FILTER, "INPUT", names.EXTERNAL_SERVICES, _VISIBLE, new=True),
+    _hook(FILTER, "FORWARD", names.PROXY_FIREWALL, _BALANCER, new=True),
+    _hook(FILTER, "FORWARD", names.FORWARD, "kubernetes forwarding rules"),
+    _hook(FILTER, "FORWARD", names.SERVICES, _PORTALS, new=True),
+    _hook(FILTER, "FORWARD", names.EXTERNAL_SERVICES, _VISIBLE, new=True),
+    _hook(FILTER, "OUTPUT", names.KUBELET_FIREWALL, ""),
+    _hook(FILTER, "OUTPUT", names.PROXY_FIREWALL, _BALANCER, new=True),
+    _hook(FILTER, "OUTPUT", names.SERVICES, _PORTALS, new=True),
+    _hook(NAT, "PREROUTING", names.SERVICES, _PORTALS),
+    _hook(NAT, "OUTPUT", names.SERVICES, _PORTALS),
+    _hook(NAT, "POSTROUTING", names.POSTROUTING, "kubernetes postrouting rules"),
+]
+
+
+def _node_ports(node: NodeConfig) -> list[str]:
+    """The last rules of KUBE-SERVICES: what is for the node itself may be for a node port."""
+    said = (
+        '-m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain"'
+    )
+    if node.node_port_ranges:
+        host = "/32" if node.family == IPV4 else "/128"
+        addresses = (a for a in node.node_port_addresses if node.serves_node_ports(a))
+        return [f"-d {address}{host} {said} -j {names.NODE_PORTS}" for address in addresses]
+    if node.family == IPV4:
+        no_localhost = "" if node.localhost_node_ports else "! -d 127.0.0.0/8 "
+    else:
+        no_localhost = "! -d ::1/128 "
+    return [f"{no_localhost}{said} -m addrtype --dst-type LOCAL -j {names.NODE_PORTS}"]
+
+
+def _localnet(node: NodeConfig) -> list[tuple[Shared, str]]:
+    """Guards what `route_localnet`, which localhost node ports need, would expose (CVE-2020-8558).
+
+    The kubelet keeps the same rule; it must stay the same word for word.
+    """
+    if node.family != IPV4 or not node.localhost_node_ports:
+        return []
+    rule = (
+        '! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment "block incoming localnet connections"'
+        " -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
+    )
+    return [((FILTER, names.KUBELET_FIREWALL), rule)]

@@ -1,0 +1,1 @@
+"""The rest of Linux that is not netlink: sysctls, programs, file notifications."""

@@ -1,0 +1,94 @@
+"""Programs: run to their end, fed by a stream or read as one, never both, so that nothing can block for ever.
+
+Their code runs in threads: the pipe does the pacing, and no text is held in memory whole.
+"""
+
+import contextlib
+import fcntl
+import subprocess
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
+
+LIMIT_SECONDS = 300.0
+_PIPE_BYTES = 1 << 20
+
+
+class ProgramError(Exception):
+    """A program failed.
+
+    Attributes:
+        program: its name.
+        code: its exit code; negative for the signal that ended it.
+        said: what it wrote to its error output.
+    """
+
+    def __init__(self, program: str, code: int, said: str) -> None:
+        super().__init__(f"{program}: {said or f'exit code {code}'}")
+        self.program = program
+        self.code = code
+        self.said = said
+
+
+def feed(argv: Sequence[str], chunks: Iterable[bytes]) -> None:
+    """Runs a program with these bytes as its input.
+
+    Raises:
+        ProgramError: it failed.
+        OSError: it could not be started.
+    """
+    with _running(argv, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        # A program that ends before it has read everything says why on its error output.
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+            for chunk in chunks:
+                pipe.write(chunk)
+
+
+def lines(argv: Sequence[str]) -> Iterator[str]:
+    """Runs a program and yields the lines of its output, without their ends.
+
+    Raises:
+        ProgramError: it failed; known only after the last line.
+        OSError: it could not be started.
+    """
+    with _running(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            yield line.decode(errors="replace").rstrip("\n")
+
+
+def output(argv: Sequence[str]) -> str:
+    """What a program prints.
+
+    Raises:
+        ProgramError: it failed.
+        OSError: it could not be started.
+    """
+    return "\n".join(lines(argv))
+
+
+@contextlib.contextmanager
+def _running(argv: Sequence[str], **pipes: int) -> Generator[subprocess.Popen[bytes], None, None]:
+    """A program that is running; at the end of the block it must have succeeded."""
+    program = argv[0].rpartition("/")[2]
+    given: dict[str, int] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **pipes}
+    with subprocess.Popen(
+        argv, stdin=given["stdin"], stdout=given["stdout"], stderr=subprocess.PIPE
+    ) as process:
+        watchdog = threading.Timer(LIMIT_SECONDS, process.kill)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            yield process
+            assert process.stderr is not None
+            said = process.stderr.read().decode(errors="replace").strip()
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            watchdog.cancel()
+    if code:
+        raise ProgramError(program, code, said)

@@ -1,0 +1,28 @@
+"""Kernel settings under /proc/sys."""
+
+from pathlib import Path
+
+ROOT = Path("/proc/sys")
+
+
+def read(name: str) -> str:
+    """The value of a setting, e.g. of "net/ipv4/ip_forward".
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+    """
+    return (ROOT / name).read_text().strip()
+
+
+def ensure(name: str, value: int) -> bool:
+    """Gives a setting a value if it has another; returns whether it had.
+
+    A value that is right already is not written, so a read-only /proc/sys does no harm then.
+
+    Raises:
+        OSError: there is no such setting, or it cannot be written.
+    """
+    if read(name) == str(value):
+        return False
+    (ROOT / name).write_text(str(value))
+    return True

@@ -1,0 +1,263 @@
+"""Netlink messages, attributes and sockets.
+
+A message is a 16-byte header and a payload; a payload is a fixed header of its family and attributes: length, type,
+value, padded to four bytes. Lengths and types are in host order, most nfnetlink numbers inside in network order.
+A wrong length inside a nested attribute is no error for the kernel: it stops reading there. So encoders are tested by
+writing, dumping and comparing.
+
+Sources: linux/netlink.h, RFC 3549, Documentation/userspace-api/netlink.
+"""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple, Self
+
+ROUTE: Final = 0
+NETFILTER: Final = 12
+GENERIC: Final = 16
+
+REQUEST: Final = 0x1
+ACK: Final = 0x4
+DUMP: Final = 0x300
+REPLACE: Final = 0x100
+EXCL: Final = 0x200
+CREATE: Final = 0x400
+APPEND: Final = 0x800
+
+NOOP, ERROR, DONE, OVERRUN = 1, 2, 3, 4
+
+NESTED: Final = 0x8000
+_TYPE_MASK: Final = 0x3FFF
+_DUMP_INTERRUPTED: Final = 0x10
+_CAPPED: Final = 0x100
+_ACK_TLVS: Final = 0x200
+
+HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_SOL_NETLINK = 270
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_CAP_ACK, _EXT_ACK, _GET_STRICT_CHK = 10, 11, 12
+
+
+class NetlinkError(OSError):
+    """The kernel refused a message.
+
+    Attributes:
+        errno: why.
+        detail: the kernel's own words (extended acknowledgement), "" where it gave none.
+        sequence: the sequence number of the refused message.
+        offset: where in the message the refused attribute is, 0 if not told.
+    """
+
+    def __init__(self, code: int, detail: str = "", sequence: int = 0, offset: int = 0) -> None:
+        super().__init__(code, f"{os.strerror(code)}{f' ({detail})' if detail else ''}")
+        self.detail = detail
+        self.sequence = sequence
+        self.offset = offset
+
+
+class Message(NamedTuple):
+    """A received message. `body` starts behind the netlink header."""
+
+    type: int
+    flags: int
+    sequence: int
+    port: int
+    body: memoryview
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """An attribute with its padding."""
+    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) & 3)
+
+
+def nested(kind: int, *values: bytes) -> bytes:
+    """An attribute that holds attributes."""
+    value = b"".join(values)
+    return _ATTRIBUTE.pack(4 + len(value), kind | NESTED) + value
+
+
+def text(kind: int, value: str) -> bytes:
+    """A string attribute, ended by a zero byte."""
+    return attribute(kind, value.encode() + b"\0")
+
+
+def be32(kind: int, value: int) -> bytes:
+    """A 32-bit number in network order."""
+    return attribute(kind, struct.pack(">I", value & 0xFFFFFFFF))
+
+
+def be64(kind: int, value: int) -> bytes:
+    """A 64-bit number in network order."""
+    return attribute(kind, struct.pack(">Q", value))
+
+
+def attributes(data: memoryview | bytes) -> dict[int, memoryview]:
+    """The attributes of a payload by type; of a repeated one the last."""
+    return dict(attribute_list(data))
+
+
+def attribute_list(data: memoryview | bytes) -> Iterator[tuple[int, memoryview]]:
+    """The attributes of a payload in their order."""
+    view = memoryview(data)
+    offset, end = 0, len(view)
+    while offset + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(view, offset)
+        if length < 4 or offset + length > end:
+            raise ValueError(f"attribute {kind & _TYPE_MASK} at {offset} claims {length} of {end} bytes")
+        yield kind & _TYPE_MASK, view[offset + 4 : offset + length]
+        offset += length + 3 & ~3
+
+
+def string(value: memoryview) -> str:
+    """The text of a string attribute."""
+    return bytes(value).rstrip(b"\0").decode(errors="replace")
+
+
+def message(kind: int, flags: int, body: bytes, sequence: int = 0) -> bytes:
+    """A whole message; its body must be padded to four bytes."""
+    return HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body
+
+
+class Socket:
+    """A netlink socket.
+
+    Requests are answered at once, inside `send`: the kernel has done the work when it returns, and what it has to say
+    waits to be read. So everything here is plain blocking code; only notifications need an event loop.
+    """
+
+    def __init__(self, protocol: int, groups: tuple[int, ...] = (), *, receive_buffer: int = 1 << 20) -> None:
+        """Opens a socket.
+
+        Args:
+            protocol: ROUTE, NETFILTER or GENERIC.
+            groups: multicast groups whose notifications are to be received.
+            receive_buffer: bytes kept for us while we do not read.
+        """
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        self._socket.bind((0, 0))
+        self.port: int = self._socket.getsockname()[0]
+        self._sequence = 0
+        for option in (_CAP_ACK, _EXT_ACK):
+            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        self._grow(_SO_RCVBUFFORCE, socket.SO_RCVBUF, receive_buffer)
+        for group in groups:
+            self._socket.setsockopt(_SOL_NETLINK, 1, group)  # NETLINK_ADD_MEMBERSHIP
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """The descriptor, for an event loop to wait on."""
+        return self._socket.fileno()
+
+    def next_sequence(self) -> int:
+        """A sequence number not used before."""
+        self._sequence += 1
+        return self._sequence
+
+    def send(self, data: bytes) -> None:
+        """Sends messages in one datagram, of whatever size."""
+        try:
+            self._socket.send(data)
+        except OSError as e:
+            if e.errno != errno.EMSGSIZE:
+                raise
+            self._grow(_SO_SNDBUFFORCE, socket.SO_SNDBUF, 2 * len(data))
+            self._socket.send(data)
+
+    def receive(self, *, wait: bool = True) -> Iterator[Message]:
+        """The messages of the next datagram; none if there is none and we do not wait.
+
+        Raises:
+            OSError: ENOBUFS when the kernel had to drop notifications.
+        """
+        try:
+            data = self._socket.recv(1 << 20, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        view = memoryview(data)
+        offset = 0
+        while offset + 16 <= len(view):
+            length, kind, flags, sequence, port = HEADER.unpack_from(view, offset)
+            yield Message(kind, flags, sequence, port, view[offset + 16 : offset + length])
+            offset += length + 3 & ~3
+
+    def request(self, kind: int, body: bytes, flags: int = 0) -> list[Message]:
+        """Sends one request; returns what is answered before it is acknowledged.
+
+        Raises:
+            NetlinkError: the kernel refused it.
+        """
+        sequence = self.next_sequence()
+        self.send(message(kind, REQUEST | ACK | flags, body, sequence))
+        replies: list[Message] = []
+        while True:
+            for reply in self.receive():
+                if reply.sequence != sequence:
+                    continue
+                if reply.type == ERROR:
+                    check(reply)
+                    return replies
+                replies.append(reply)
+
+    def dump(self, kind: int, body: bytes) -> Iterator[Message]:
+        """Lists objects. A dump that a change ran into is read to its end, then done again by the caller.
+
+        Raises:
+            NetlinkError: the kernel refused it; EINTR when the objects changed meanwhile.
+        """
+        sequence = self.next_sequence()
+        self.send(message(kind, REQUEST | DUMP, body, sequence))
+        interrupted = False
+        while True:
+            for reply in self.receive():
+                if reply.sequence != sequence:
+                    continue
+                interrupted = interrupted or bool(reply.flags & _DUMP_INTERRUPTED)
+                if reply.type == ERROR:
+                    check(reply)
+                elif reply.type == DONE:
+                    code = struct.unpack_from("=i", reply.body)[0] if len(reply.body) >= 4 else 0
+                    if code < 0:
+                        raise NetlinkError(-code)
+                    if interrupted:
+                        raise NetlinkError(errno.EINTR)
+                    return
+                else:
+                    yield reply
+
+    def _grow(self, force: int, plain: int, size: int) -> None:
+        """Makes a buffer larger: beyond the system's limit if we may."""
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, force, size)
+        except PermissionError:
+            self._socket.setsockopt(socket.SOL_SOCKET, plain, size)
+
+
+def check(reply: Message) -> None:
+    """Raises what an ERROR message says; code 0 is an acknowledgement and raises nothing.
+
+    Raises:
+        NetlinkError: the message is an error.
+    """
+    (code,) = struct.unpack_from("=i", reply.body)
+    if code == 0:
+        return
+    detail, offset = "", 0
+    if reply.flags & _ACK_TLVS:
+        skip = 20 if reply.flags & _CAPPED else 4 + HEADER.unpack_from(reply.body, 4)[0]
+        said = attributes(reply.body[skip + 3 & ~3 :])
+        detail = string(said[1]) if 1 in said else ""
+        offset = struct.unpack("=I", said[2])[0] if 2 in said else 0
+    raise NetlinkError(-code, detail, reply.sequence, offset)
