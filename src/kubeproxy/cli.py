@@ -1,0 +1,93 @@
+"""The command `kube-proxy`: reads what it is told, says what is wrong with it, and hands over to `app`.
+
+Everything that can be answered without the program proper (-h, --version, --write-config-to, a bad flag or field) is
+answered here, without importing it. Exit status: 0 well, 1 an error, 130 interrupted by Ctrl-C.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from kubeproxy import __version__, log
+from kubeproxy.config import KUBERNETES, ConfigError
+from kubeproxy.config.commandline import help_text, parse
+from kubeproxy.config.load import Options, load
+from kubeproxy.config.types import Logging
+from kubeproxy.config.validate import validate
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status.
+
+    Args:
+        argv: the arguments after the program's name; those of the process if None.
+    """
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    except ConfigError as e:
+        sys.stderr.write("".join(f"Error: {error}\n" for error in e.errors))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def version_text(form: str) -> str:
+    """The line --version prints; form "raw" gives every part."""
+    if form != "raw":
+        return f"kube-proxy v{__version__} (compatible with Kubernetes v{KUBERNETES})\n"
+    major, minor = KUBERNETES.split(".")
+    python = ".".join(map(str, sys.version_info[:3]))
+    return (
+        f'version.Info{{Major:"{major}", Minor:"{minor}", GitVersion:"v{KUBERNETES}.0", ProxyVersion:"v{__version__}",'
+        f' PythonVersion:"{python}", Compiler:"{sys.implementation.name}", Platform:"{sys.platform}"}}\n'
+    )
+
+
+def _main(argv: Sequence[str]) -> int:
+    values = parse(argv, sys.platform)
+    if values.get("help"):
+        sys.stdout.write(help_text(sys.platform))
+        return 0
+    if values.get("version"):
+        sys.stdout.write(version_text(values["version"]))
+        return 0
+    options = load(values, sys.platform)
+    errors = validate(options.config, sys.platform)
+    if errors:
+        raise ConfigError(*errors)
+    log.setup(_log_options(options.config.logging))
+    for warning in options.warnings:
+        logger.warning("%s", warning)
+    if logger.isEnabledFor(log.V2):
+        for name, text in options.flags.items():
+            logger.log(log.V2, 'FLAG: --%s="%s"', name, text)
+    return _act(options)
+
+
+def _act(options: Options) -> int:
+    if options.write_config_to:
+        from kubeproxy.config.write import write
+
+        write(options.config, options.write_config_to)
+        logger.info("Wrote configuration to %s", options.write_config_to)
+        return 0
+    from kubeproxy import app
+
+    try:
+        return app.run(options)
+    except Exception:
+        logger.critical("kube-proxy failed", exc_info=True)
+        return 1
+
+
+def _log_options(logging: Logging) -> log.Options:
+    return log.Options(
+        verbosity=logging.verbosity,
+        vmodule=tuple((item.file_pattern, item.verbosity) for item in logging.vmodule),
+        format="json" if logging.format == "json" else "text",
+        split_stream=logging.routing.split_stream,
+        info_buffer_size=logging.routing.info_buffer_size.bytes,
+        flush_frequency=logging.flush_frequency,
+    )

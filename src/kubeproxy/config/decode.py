@@ -1,0 +1,165 @@
+"""The text of a configuration file becomes a KubeProxyConfiguration.
+
+As in the reference, the file is judged strictly first: fields nobody knows and keys given twice are found. Because old
+files must go on working, they are no errors but a warning that names every one of them; the last of equal keys counts.
+What has the wrong type is an error. A null is the same as not being there.
+
+YAML is read as Kubernetes reads it: `30:15` and `2024-01-01` are text, not a number to the base of 60 and a date.
+Only the first document of a file counts.
+"""
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import msgspec
+from msgspec.structs import fields
+
+from kubeproxy.config import ConfigError
+from kubeproxy.config.durations import Duration, Quantity, parse_duration, parse_quantity
+from kubeproxy.config.types import API_VERSION, KIND, KubeProxyConfiguration, NanosecondDuration
+
+_TAG = "tag:yaml.org,2002:"
+
+
+def decode(data: bytes, name: str) -> tuple[KubeProxyConfiguration, tuple[str, ...]]:
+    """Reads a configuration from YAML or JSON, without defaults that depend on other fields.
+
+    Args:
+        data: the file's bytes.
+        name: the file's name, for messages.
+
+    Returns:
+        The configuration and what a strict reader would have refused.
+
+    Raises:
+        ConfigError: the text is broken, of another kind, or a field has the wrong type.
+    """
+    try:
+        text = data.decode()
+        raw, doubts = (_json(text) if text.lstrip().startswith("{") else None) or _yaml(text, name)
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{name}: not UTF-8: {e.reason} at byte {e.start}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{name}: not a {KIND}: the file holds no mapping")
+    kind, version = raw.pop("kind", None), raw.pop("apiVersion", None)
+    for key, value in (("kind", kind), ("apiVersion", version)):
+        if not value:
+            raise ConfigError(f"{name}: {key}: Required value: expected {KIND} of {API_VERSION}")
+    if (kind, version) != (KIND, API_VERSION):
+        raise ConfigError(
+            f'{name}: no kind "{kind}" in version "{version}": expected {KIND} of {API_VERSION}'
+        )
+    doubts += [f'unknown field "{path}"' for path in _unknown(raw, KubeProxyConfiguration, "")]
+    try:
+        config = msgspec.convert(_without_nulls(raw), KubeProxyConfiguration, dec_hook=_convert)
+    except msgspec.ValidationError as e:
+        raise ConfigError(f"{name}: {_reason(e)}") from None
+    return config, tuple(doubts)
+
+
+def _json(text: str) -> tuple[Any, list[str]] | None:
+    """Reads JSON; None: it is none, and may be YAML that starts with a brace."""
+    import json
+
+    doubts = []
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                doubts.append(f'key "{key}" is given twice')
+            found[key] = value
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=mapping), doubts
+    except ValueError:
+        return None
+
+
+def _yaml(text: str, name: str) -> tuple[Any, list[str]]:
+    """Reads the first document of YAML."""
+    import yaml
+
+    doubts: list[str] = []
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    try:
+        if not loader.check_node():
+            return None, doubts
+        node = loader.get_node()
+        _prepare(node, "", doubts, set())
+        return loader.construct_document(node), doubts
+    except yaml.MarkedYAMLError as e:
+        mark = e.problem_mark or e.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"{name}: {place}{e.problem or e.context}") from None
+    except (yaml.YAMLError, ValueError) as e:
+        raise ConfigError(f"{name}: {' '.join(str(e).split())}") from None
+    finally:
+        loader.dispose()
+
+
+def _prepare(node: Any, path: str, doubts: list[str], seen: set[int]) -> None:
+    """Finds keys given twice and turns what only YAML 1.1 takes for numbers and dates back into text."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if node.id == "scalar":
+        if node.tag == _TAG + "timestamp" or (
+            node.tag in {_TAG + "int", _TAG + "float"} and ":" in node.value
+        ):
+            node.tag = _TAG + "str"
+    elif node.id == "sequence":
+        for i, item in enumerate(node.value):
+            _prepare(item, f"{path}[{i}]", doubts, seen)
+    else:
+        keys: set[str] = set()
+        for key, value in node.value:
+            here = f"{path}.{key.value}" if path else str(key.value)
+            if key.value in keys:
+                doubts.append(f'key "{here}" is given twice')
+            keys.add(str(key.value))
+            _prepare(key, here, doubts, seen)
+            _prepare(value, here, doubts, seen)
+
+
+def _unknown(raw: Any, type_: Any, path: str) -> Iterator[str]:
+    """Yields the paths of the fields a Struct does not have."""
+    if isinstance(raw, list):
+        for i, item in enumerate(raw):
+            yield from _unknown(item, next(iter(get_args(type_)), None), f"{path}[{i}]")
+    elif isinstance(raw, dict) and isinstance(type_, type) and issubclass(type_, msgspec.Struct):
+        known = {field.encode_name: field.type for field in fields(type_)}
+        for key, value in raw.items():
+            here = f"{path}.{key}" if path else str(key)
+            if key in known:
+                yield from _unknown(value, known[key], here)
+            else:
+                yield here
+
+
+def _without_nulls(raw: Any) -> Any:
+    if isinstance(raw, dict):
+        return {str(key): _without_nulls(value) for key, value in raw.items() if value is not None}
+    return [_without_nulls(item) for item in raw] if isinstance(raw, list) else raw
+
+
+def _convert(type_: type, value: Any) -> Any:
+    """Makes the values that msgspec does not know."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if type_ is Quantity and (whole or isinstance(value, str)):
+        return parse_quantity(str(value))
+    if type_ is NanosecondDuration and (whole or isinstance(value, str)):
+        return NanosecondDuration(value / 1e9 if isinstance(value, int) else parse_duration(value))
+    if type_ is Duration and isinstance(value, str):
+        return parse_duration(value)
+    what = "size like 64Ki" if type_ is Quantity else "duration like 30s"
+    raise ValueError(f"expected a {what} in quotes, got {value!r}")
+
+
+def _reason(error: Exception) -> str:
+    """Turns msgspec's "Expected `int`, got `str` - at `$.conntrack.min`" to "conntrack.min: expected int, got str"."""
+    what, _, where = str(error).partition(" - at `")
+    what = what.replace("`", "").replace("Expected", "expected").replace("Object missing", "missing")
+    path = where.rstrip("`").removeprefix("$").removeprefix(".")
+    return f"{path}: {what}" if path else what

@@ -1,0 +1,86 @@
+"""What a configuration holds where nobody said anything.
+
+Plain defaults stand at the fields (`types`). Here are the ones that depend on other fields or on the platform, and the
+rule that an empty value in the file means "not set": Go cannot tell them apart, and files written by kubeadm or by
+--write-config-to are full of empty strings and zeros that must become defaults.
+"""
+
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from kubeproxy.config.netparse import join_host_port, parse_ip, split_host_port
+from kubeproxy.config.types import (
+    IPVS,
+    PRIMARY,
+    ClientConnection,
+    IPTables,
+    KubeProxyConfiguration,
+    Logging,
+    NFTables,
+)
+
+HEALTHZ_PORT: Final = 10256
+METRICS_PORT: Final = 10249
+
+
+def with_defaults(config: KubeProxyConfiguration) -> KubeProxyConfiguration:
+    """Fills in what the file left empty, as the reference's v1alpha1 defaults do."""
+    standard = KubeProxyConfiguration()
+    bind = config.bind_address or standard.bind_address
+    packed = parse_ip(bind)
+    any_address, loopback = ("0.0.0.0", "127.0.0.1") if packed and len(packed) == 4 else ("::", "::1")
+    return replace(
+        config,
+        bind_address=bind,
+        healthz_bind_address=with_port(config.healthz_bind_address or any_address, HEALTHZ_PORT),
+        metrics_bind_address=with_port(config.metrics_bind_address or loopback, METRICS_PORT),
+        config_sync_period=config.config_sync_period or standard.config_sync_period,
+        client_connection=_filled(
+            config.client_connection, ClientConnection(), "content_type", "qps", "burst"
+        ),
+        logging=_filled(config.logging, Logging(), "format", "flush_frequency"),
+        iptables=_filled(config.iptables, IPTables(), "sync_period", "min_sync_period"),
+        ipvs=_filled(config.ipvs, IPVS(), "sync_period", "min_sync_period"),
+        nftables=_filled(config.nftables, NFTables(), "sync_period", "min_sync_period"),
+    )
+
+
+def with_platform_defaults(config: KubeProxyConfiguration, platform: str) -> KubeProxyConfiguration:
+    """Chooses the mode, the way to detect local traffic and the NodePort addresses where the operator did not.
+
+    Args:
+        config: the configuration after flags.
+        platform: `sys.platform`.
+    """
+    if platform == "win32":
+        winkernel = config.winkernel
+        if not winkernel.root_hns_endpoint_name:
+            winkernel = replace(winkernel, root_hns_endpoint_name="cbr0")
+        return replace(config, mode=config.mode or "kernelspace", winkernel=winkernel)
+    addresses = config.node_port_addresses
+    if config.mode == "nftables" and not addresses:
+        addresses = (PRIMARY,)
+    return replace(
+        config,
+        mode=config.mode or "iptables",
+        detect_local_mode=config.detect_local_mode or "ClusterCIDR",
+        node_port_addresses=addresses,
+    )
+
+
+def with_port(address: str, port: int) -> str:
+    """Adds a port to an address that has none. What is no address stays as it is, for `validate` to name."""
+    if split_host_port(address) or parse_ip(address) is None:
+        return address
+    return join_host_port(address, port)
+
+
+def _filled(section: Any, standard: Any, *names: str) -> Any:
+    """Replaces the empty ones of the named fields by their defaults."""
+    empty = {name: getattr(standard, name) for name in names if not getattr(section, name)}
+    return replace(section, **empty) if empty else section
+
+
+DEFAULTS: Final = with_defaults(KubeProxyConfiguration())
+"""The configuration of a kube-proxy that is told nothing, before the platform's defaults."""

@@ -1,0 +1,171 @@
+"""The types of flags: how the text of a value is read, and how a value is shown.
+
+The accepted texts are Go's: booleans are 1, t, T, true, True, TRUE and their opposites, integers may be hexadecimal or
+octal, and a number that does not fit its type is an error rather than something else.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from msgspec import Struct
+
+from kubeproxy.config.durations import Duration, parse_duration, parse_quantity
+from kubeproxy.config.netparse import parse_ip, split_host_port
+from kubeproxy.config.types import VModule
+
+_TRUE: Final = frozenset({"1", "t", "T", "true", "True", "TRUE"})
+_FALSE: Final = frozenset({"0", "f", "F", "false", "False", "FALSE"})
+
+
+class Kind(Struct, gc=False, frozen=True):
+    """One type of flag.
+
+    Attributes:
+        parse: turns text to a value or raises ValueError with the reason.
+        label: what stands for the value in the help; empty for booleans.
+        bare: the text meant when the flag stands alone; such a flag never takes the next argument.
+        adds: whether a repeated flag adds to what it had.
+    """
+
+    parse: Callable[[str], Any]
+    label: str = ""
+    bare: str = ""
+    adds: bool = False
+
+
+def parse_bool(text: str) -> bool:
+    """Reads a boolean as strconv.ParseBool does."""
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise ValueError("must be true or false")
+
+
+def parse_int32(text: str) -> int:
+    """Reads an integer of 32 bits as pflag does: decimal, 0x, 0o, 0b or with a leading 0 octal."""
+    digits = text.lstrip("+-")
+    octal = len(digits) > 1 and digits[0] == "0" and digits[1].isdigit()
+    try:
+        number = int(text, 8 if octal else 0)
+    except ValueError:
+        raise ValueError("must be an integer") from None
+    if not -(2**31) <= number < 2**31:
+        raise ValueError("must fit 32 bits")
+    return number
+
+
+def parse_level(text: str) -> int:
+    """Reads a klog verbosity."""
+    if not (text.isascii() and text.isdigit()) or int(text) >= 2**31:
+        raise ValueError("must be a number of 0 or more that fits 31 bits")
+    return int(text)
+
+
+def parse_float(text: str) -> float:
+    """Reads a number with or without decimals."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError("must be a number") from None
+    if not abs(number) < 3.5e38:  # also refuses NaN
+        raise ValueError("must fit a 32 bit float")
+    return number
+
+
+def parse_list(text: str) -> tuple[str, ...]:
+    """Reads a comma separated list; empty text is an empty list."""
+    return tuple(item.strip() for item in text.split(",")) if text else ()
+
+
+def parse_gates(text: str) -> dict[str, bool]:
+    """Reads `Name=true,Other=false`."""
+    gates = {}
+    for pair in filter(None, (item.strip() for item in text.split(","))):
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f'malformed pair "{pair}", expect string=bool')
+        try:
+            gates[name.strip()] = parse_bool(value.strip())
+        except ValueError:
+            raise ValueError(
+                f'invalid value of {name.strip()}: "{value.strip()}" must be true or false'
+            ) from None
+    return gates
+
+
+def parse_vmodule(text: str) -> tuple[VModule, ...]:
+    """Reads `pattern=N,other=N`."""
+    found = []
+    for item in filter(None, text.split(",")):
+        pattern, _, verbosity = item.partition("=")
+        if not pattern or not verbosity or "=" in verbosity:
+            raise ValueError(f'"{item}" does not have the pattern=N format')
+        try:
+            found.append(VModule(pattern, parse_level(verbosity)))
+        except ValueError as e:
+            raise ValueError(f'verbosity in "{item}" {e}') from None
+    return tuple(found)
+
+
+def parse_address(text: str) -> str:
+    """Reads an IP address; empty text means the default."""
+    if text and parse_ip(text) is None:
+        raise ValueError(f'"{text}" is not a valid IP address')
+    return text
+
+
+def parse_listen(text: str) -> str:
+    """Reads an address to listen on, `ip` or `ip:port`; empty text means none."""
+    if not text or parse_ip(text) is not None:
+        return text
+    parts = split_host_port(text)
+    if parts is None:
+        raise ValueError(f'"{text}" is not in a valid format (ip or ip:port)')
+    host, port = parts
+    if parse_ip(host) is None:
+        raise ValueError(f'"{host}" is not a valid IP address')
+    if not (port.isascii() and port.isdigit()):
+        raise ValueError(f'"{port}" is not a valid number')
+    return text
+
+
+def parse_version(text: str) -> str:
+    """Reads the value of --version: how to print it, or "" for not at all."""
+    if text == "raw":
+        return text
+    return "true" if parse_bool(text) else ""
+
+
+KINDS: Final[Mapping[str, Kind]] = {
+    "bool": Kind(parse_bool, bare="true"),
+    "int": Kind(parse_int32, "int"),
+    "level": Kind(parse_level, "Level"),
+    "float": Kind(parse_float, "float"),
+    "duration": Kind(parse_duration, "duration"),
+    "size": Kind(parse_quantity, "size"),
+    "string": Kind(str, "string"),
+    "list": Kind(parse_list, "strings", adds=True),
+    "paths": Kind(lambda text: (text,), "path", adds=True),
+    "gates": Kind(parse_gates, "Name=bool,...", adds=True),
+    "vmodule": Kind(parse_vmodule, "pattern=N,...", adds=True),
+    "address": Kind(parse_address, "ip"),
+    "listen": Kind(parse_listen, "ip:port"),
+    "version": Kind(parse_version, bare="true"),
+}
+"""Every type a flag can have."""
+
+
+def show(value: Any) -> str:
+    """Writes a value the way it could stand after a flag."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return ",".join(f"{name}={show(on)}" for name, on in value.items())
+    if isinstance(value, tuple):
+        return ",".join(
+            f"{v.file_pattern}={v.verbosity}" if isinstance(v, VModule) else str(v) for v in value
+        )
+    if isinstance(value, float) and not isinstance(value, Duration) and value.is_integer():
+        return str(int(value))
+    return "" if value is None else str(value)

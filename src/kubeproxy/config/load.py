@@ -1,0 +1,173 @@
+"""Flags and the configuration file become the Options the program runs with.
+
+Without --config every flag sets its field. With it the file says everything, and of the flags only those count that
+are marked `always`: what to do, logging, --hostname-override, --master, and where our own additions read from.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from kubeproxy.config import ConfigError
+from kubeproxy.config.decode import decode
+from kubeproxy.config.defaults import (
+    HEALTHZ_PORT,
+    METRICS_PORT,
+    with_defaults,
+    with_platform_defaults,
+    with_port,
+)
+from kubeproxy.config.flags import known
+from kubeproxy.config.gates import remarks
+from kubeproxy.config.kinds import show
+from kubeproxy.config.types import KubeProxyConfiguration
+
+
+class Options(Struct, gc=False, frozen=True):
+    """What one run of the program is to do.
+
+    Attributes:
+        config: the configuration in effect.
+        config_file: the file it was read from; empty if from flags.
+        write_config_to: where to write the configuration instead of running.
+        cleanup: remove what any mode left in the kernel instead of running.
+        init_only: do only what needs full privileges.
+        master: the API server's address, before the kubeconfig's.
+        manifests: files and folders to read instead of asking an API server.
+        userspace_listen: userspace mode listens on the Services' own addresses.
+        flags: every flag's name and value as text, as /flagz shows them.
+        warnings: what the operator should know; logged once logging works.
+    """
+
+    config: KubeProxyConfiguration
+    config_file: str = ""
+    write_config_to: str = ""
+    cleanup: bool = False
+    init_only: bool = False
+    master: str = ""
+    manifests: tuple[str, ...] = ()
+    userspace_listen: bool = False
+    flags: dict[str, str] = {}
+    warnings: tuple[str, ...] = ()
+
+
+def load(values: Mapping[str, Any], platform: str) -> Options:
+    """Makes the options of a command line, reading the configuration file if it names one.
+
+    The result is complete but not yet judged; see `validate`.
+
+    Args:
+        values: the flags that were given, as `commandline.parse` returns them.
+        platform: `sys.platform`.
+
+    Raises:
+        ConfigError: the file cannot be read or decoded, or the host name is blank.
+    """
+    flags = known(platform)
+    warnings = [
+        f"--{name} is deprecated: {flags[name].deprecated}" for name in values if flags[name].deprecated
+    ]
+    path = values.get("config", "")
+    if path:
+        config, doubts = read(path)
+        if doubts:
+            warnings.append(f"{path}: read leniently, a strict reader would refuse: {', '.join(doubts)}")
+        config = _with_logging(config, values, platform)
+        ignored = [f"--{name}" for name in values if not flags[name].always]
+        if ignored:
+            warnings.append(f"ignored because --config is given: {', '.join(ignored)}")
+    else:
+        config = _from_flags(values, platform)
+        warnings += _useless_ports(config, values)
+    config = with_platform_defaults(config, platform)
+    if hostname := values.get("hostname-override", ""):
+        if not hostname.strip():
+            raise ConfigError("--hostname-override: empty hostname-override is invalid")
+        config = replace(config, hostname_override=hostname.strip().lower())
+    if values.get("userspace-listen") and config.mode != "userspace":
+        warnings.append(f"--userspace-listen has no effect in {config.mode} mode")
+    return Options(
+        config=config,
+        config_file=path,
+        write_config_to=values.get("write-config-to", ""),
+        cleanup=values.get("cleanup", False),
+        init_only=values.get("init-only", False),
+        master=values.get("master", ""),
+        manifests=values.get("manifests", ()),
+        userspace_listen=values.get("userspace-listen", False),
+        flags={
+            name: show(values[name]) if name in values else flag.default_text or show(_empty(flag.kind))
+            for name, flag in flags.items()
+        },
+        warnings=(*warnings, *remarks(config.feature_gates)),
+    )
+
+
+def read(path: str) -> tuple[KubeProxyConfiguration, tuple[str, ...]]:
+    """Reads a configuration file with defaults filled in; also what a strict reader would have refused.
+
+    Raises:
+        ConfigError: it cannot be read or decoded.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as e:
+        raise ConfigError(f"--config: {path}: {e.strerror or e}") from None
+    config, doubts = decode(data, path)
+    return with_defaults(config), doubts
+
+
+def _from_flags(values: Mapping[str, Any], platform: str) -> KubeProxyConfiguration:
+    """Makes the configuration of the flags alone."""
+    config = with_defaults(KubeProxyConfiguration(bind_address=values.get("bind-address", "")))
+    given = [flag for name, flag in known(platform).items() if name in values]
+    for flag in given:
+        if (
+            isinstance(flag.config, str)
+            and flag.config
+            and flag.name not in {"bind-address", "hostname-override"}
+        ):
+            config = _set(config, flag.config, values[flag.name])
+    for flag in given:
+        if isinstance(flag.config, dict) and config.section in flag.config:
+            config = _set(config, flag.config[config.section], values[flag.name])
+    healthz, metrics = values.get("healthz-port", HEALTHZ_PORT), values.get("metrics-port", METRICS_PORT)
+    return replace(
+        config,
+        healthz_bind_address=with_port(config.healthz_bind_address, healthz) if healthz else "",
+        metrics_bind_address=with_port(config.metrics_bind_address, metrics) if metrics else "",
+    )
+
+
+def _with_logging(
+    config: KubeProxyConfiguration, values: Mapping[str, Any], platform: str
+) -> KubeProxyConfiguration:
+    """Lets logging flags win over the file. Patterns of --vmodule come before the file's."""
+    for name, flag in known(platform).items():
+        if name in values and isinstance(flag.config, str) and flag.config.startswith("logging."):
+            value = values[name] + config.logging.vmodule if name == "vmodule" else values[name]
+            config = _set(config, flag.config, value)
+    return config
+
+
+def _set(value: Any, path: str, new: Any) -> Any:
+    """Copies a Struct with one field, named by a path of attributes, replaced."""
+    name, _, rest = path.partition(".")
+    return replace(value, **{name: _set(getattr(value, name), rest, new) if rest else new})
+
+
+def _useless_ports(config: KubeProxyConfiguration, values: Mapping[str, Any]) -> list[str]:
+    """Names the deprecated port flags that lose against an address that has a port."""
+    found = []
+    for server in ("healthz", "metrics"):
+        port, address = values.get(f"{server}-port"), getattr(config, f"{server}_bind_address")
+        if port and not address.endswith(f":{port}"):
+            found.append(f"--{server}-port={port} has no effect: the address {address} already has a port")
+    return found
+
+
+def _empty(kind: str) -> Any:
+    return False if kind == "bool" else 0 if kind in {"int", "level"} else "0s" if kind == "duration" else ""

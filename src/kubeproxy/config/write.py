@@ -1,0 +1,81 @@
+"""Writes a configuration as YAML, the way the reference's --write-config-to does.
+
+Keys are sorted, an absent list is null, durations are Go's, strings that would be read as something else stand in
+double quotes. The sync periods of the mode's section are shown even if nobody set them; those of the other sections
+are 0s unless somebody did. Read back, the file gives the same configuration.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import Struct
+
+from kubeproxy.config import ConfigError
+from kubeproxy.config.durations import Duration
+from kubeproxy.config.types import API_VERSION, KIND, MIN_SYNC_PERIODS, SYNC_PERIOD, KubeProxyConfiguration
+
+_OMITTED_IF_EMPTY: Final = frozenset({"featureGates", "windowsRunAsService", "vmodule", "splitStream"})
+
+
+def write(config: KubeProxyConfiguration, path: str) -> None:
+    """Writes a configuration to a file.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    text = dump(config)
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise ConfigError(f"--write-config-to: {path}: {e.strerror or e}") from None
+
+
+def dump(config: KubeProxyConfiguration) -> str:
+    """Gives the YAML text of a configuration."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Quotes as Kubernetes' YAML library does."""
+
+    def text(dumper: Dumper, value: str) -> yaml.ScalarNode:
+        tag = "tag:yaml.org,2002:str"
+        odd = not value or value in {"y", "Y", "n", "N"} or _is_number(value)
+        resolved = dumper.resolve(yaml.ScalarNode, value, (True, False))  # type: ignore[no-untyped-call]
+        odd = odd or resolved != tag
+        return dumper.represent_scalar(tag, value, style='"' if odd else None)
+
+    Dumper.add_representer(str, text)
+    out: str = yaml.dump(plain(config), Dumper=Dumper, allow_unicode=True, width=2**30, sort_keys=True)
+    return out
+
+
+def plain(config: KubeProxyConfiguration) -> dict[str, Any]:
+    """Gives the configuration as plain mappings, lists, strings and numbers, under the names the file uses."""
+    found: dict[str, Any] = {"apiVersion": API_VERSION, "kind": KIND, **_plain(config)}
+    for section, least in MIN_SYNC_PERIODS.items():
+        periods = found[section]
+        shown = section == config.section
+        for name, standard in (("syncPeriod", SYNC_PERIOD), ("minSyncPeriod", least)):
+            if periods[name] is None:
+                periods[name] = str(standard if shown else Duration(0))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Struct):
+        pairs = zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True)
+        found = {name: _plain(getattr(value, attribute)) for name, attribute in pairs}
+        return {name: v for name, v in found.items() if v or name not in _OMITTED_IF_EMPTY}
+    if isinstance(value, Duration | str):
+        return str(value)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
