@@ -1,0 +1,231 @@
+"""The lab's clients: who is reached through each front address, from each client, in the oracle's words.
+
+All tries of all clients run in one loop over non-blocking sockets, each opened in its client's namespace. A front is asked
+more often than it has backends, but a rarely chosen one may still be missed and a busy machine may lose a packet: what
+disagrees with the expectation is asked again before it counts. A backend that must not be reached counts at once. With
+session affinity the fronts of a client are asked one after the other, the first try of each alone, because every answer
+decides about the next.
+
+Silence is told from slowness by the rest: as long as an expected answer is missing we wait (long enough for a
+retransmitted SYN); once all are there and nothing more arrives for a while, what is silent is "no answer".
+"""
+
+import contextlib
+import errno
+import resource
+import select
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from tests.lab.topology import BEHIND_WAN, NODE_ADDRESSES, PODS, Lab
+
+Outcome = str | list[str]
+Outcomes = dict[str, dict[str, Outcome]]
+
+CLIENTS = {"pod": "client", "endpoint": "ep11", "node": "node", "remote-pod": "rpod", "outside": "out"}
+CLIENT_ADDRESSES = {
+    "pod": PODS["client"],
+    "endpoint": PODS["ep11"],
+    "node": NODE_ADDRESSES,
+    "remote-pod": BEHIND_WAN["rpod"][0],
+    "outside": BEHIND_WAN["out"][0],
+}
+NO_ANSWER = "no answer"
+TRIES, TRIES_PER_ENDPOINT = 24, 16
+ROUNDS = 3
+LIMIT = 2.5  # seconds; a lost SYN is sent again after 1 s
+POLL, QUIET_POLLS = 0.05, 6  # seconds, and how many silent ones in a row mean that nothing more will come
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST, leave no TIME_WAIT behind
+
+
+@dataclass(eq=False)
+class _Front:
+    client: str
+    key: str
+    expected: Outcome
+    seen: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    pending: int = 0
+
+    def __post_init__(self) -> None:
+        target, _, protocol = self.key.partition(" ")[2].partition("/")
+        host, _, port = target.rpartition(":")
+        self.address = (host, int(port))
+        self.family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+        self.affinity = isinstance(self.expected, list) and self.expected[0].startswith("*")
+
+    def outcome(self) -> Outcome:
+        errors = self.errors + Counter({NO_ANSWER: self.pending})
+        if not self.seen and len(errors) == 1:
+            return next(iter(errors))
+        reached = sorted(self.seen)
+        if self.affinity and len(reached) == 1:
+            reached = [self._kept(reached[0].partition("<-")[2])]
+        return sorted([*reached, *(f"and {error}" for error in errors)])
+
+    def _kept(self, source: str) -> str:
+        """What is said of the source when one backend, whichever, served them all."""
+        if self.client in {"endpoint", "node"}:
+            return "*"
+        if source in CLIENT_ADDRESSES[self.client]:
+            return "*<-client"
+        return "*<-node" if source in NODE_ADDRESSES else f"*<-{source}"
+
+    def settled(self) -> bool:
+        return self.outcome() == self.expected
+
+    def hopeless(self) -> bool:
+        """A backend was reached that must not be: asking again would not undo it."""
+        return not self.affinity and any(backend not in self.expected for backend in self.seen)
+
+    def again(self) -> None:
+        """Forgets what the next round may mend: lost packets, and with affinity the backend."""
+        self.errors.clear()
+        if self.affinity:
+            self.seen.clear()
+
+
+class _Prober:
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.poller = select.epoll()
+        self.open: dict[int, tuple[socket.socket, _Front]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._close()
+        self.poller.close()
+
+    def run(self, fronts: Mapping[_Front, int]) -> None:
+        """Makes the given number of tries of each front and collects what comes."""
+        for client, role in CLIENTS.items():
+            with self.lab.inside(role):
+                for front, tries in fronts.items():
+                    if front.client == client:
+                        for number in range(tries):
+                            self._start(front)
+                            if number % 16 == 15:
+                                self._collect(0)
+        quiet = 0
+        deadline = time.monotonic() + LIMIT
+        while self.open and time.monotonic() < deadline:
+            quiet = 0 if self._collect(POLL) else quiet + 1
+            if quiet >= QUIET_POLLS and all(front.settled() for front in fronts):
+                break
+        self._close()
+
+    def _close(self) -> None:
+        for sock, front in self.open.values():
+            front.pending -= 1
+            front.errors[NO_ANSWER] += 1
+            sock.close()
+        self.open.clear()
+
+    def _start(self, front: _Front) -> None:
+        sock = socket.socket(front.family, front.kind | socket.SOCK_NONBLOCK)
+        try:
+            if front.kind == socket.SOCK_STREAM:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                with contextlib.suppress(BlockingIOError):
+                    sock.connect(front.address)
+            else:
+                sock.connect(front.address)
+                sock.send(b"?")
+        except OSError as error:
+            front.errors[errno.errorcode[error.errno or 0]] += 1
+            sock.close()
+            return
+        front.pending += 1
+        self.open[sock.fileno()] = sock, front
+        self.poller.register(sock, select.EPOLLIN)
+
+    def _collect(self, timeout: float) -> int:
+        events = self.poller.poll(timeout)
+        for descriptor, _ in events:
+            sock, front = self.open.pop(descriptor)
+            front.pending -= 1
+            with sock:
+                # A rejection that comes while connect() runs is told by SO_ERROR alone.
+                number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if number:
+                    front.errors[errno.errorcode[number]] += 1
+                else:
+                    backend, source = sock.recv(256).decode().split()
+                    front.seen[f"{backend}<-{source}"] += 1
+        return len(events)
+
+
+def outcomes(lab: Lab, expected: Mapping[str, Mapping[str, Outcome]], endpoints: int) -> Outcomes:
+    """Measures what each client gets at each front address.
+
+    Args:
+        lab: a lab whose node has the rules to be measured.
+        expected: client -> front address -> outcome, as in the oracle's JSON. Its keys say what to try, its outcomes
+            what is asked again before it counts, and which fronts have session affinity.
+        endpoints: how many endpoints the case has; 16 tries are made for each, and at least 24.
+
+    Returns:
+        What was measured, in the same shape: equal to `expected` if the rules are right.
+    """
+    fronts = [
+        _Front(client, key, outcome) for client, keys in expected.items() for key, outcome in keys.items()
+    ]
+    tries = max(TRIES, TRIES_PER_ENDPOINT * endpoints)
+    with _many_descriptors(), _Prober(lab) as prober:
+        todo = fronts
+        for number in range(ROUNDS):
+            for front in todo:
+                front.again()
+            _one_round(prober, todo, tries << number)
+            todo = [front for front in todo if not front.settled() and not front.hopeless()]
+            if not todo:
+                break
+    result: Outcomes = {client: {} for client in expected}
+    for front in fronts:
+        result[front.client][front.key] = front.outcome()
+    return result
+
+
+def _one_round(prober: _Prober, fronts: Sequence[_Front], tries: int) -> None:
+    # A front nobody should answer at gets no more tries for having many endpoints.
+    prober.run({f: tries if isinstance(f.expected, list) else TRIES for f in fronts if not f.affinity})
+    queues = {client: [f for f in fronts if f.affinity and f.client == client] for client in CLIENTS}
+    for number in range(max(map(len, queues.values()))):
+        turn = [queue[number] for queue in queues.values() if number < len(queue)]
+        prober.run(dict.fromkeys(turn, 1))
+        prober.run(dict.fromkeys(turn, tries - 1))
+
+
+def differences(
+    expected: Mapping[str, Mapping[str, Outcome]], measured: Mapping[str, Mapping[str, Outcome]]
+) -> str:
+    """What was measured otherwise than expected, for people: one paragraph a front, "" if nothing."""
+
+    def told(outcome: Outcome | None) -> str:
+        return ", ".join(outcome) if isinstance(outcome, list) else str(outcome)
+
+    return "\n".join(
+        f"{client} -> {key}\n  expected: {told(outcome)}\n  measured: {told(measured[client].get(key))}"
+        for client, keys in expected.items()
+        for key, outcome in keys.items()
+        if measured[client].get(key) != outcome
+    )
+
+
+@contextlib.contextmanager
+def _many_descriptors() -> Iterator[None]:
+    """Silent tries are kept open together, thousands of them: more than the usual soft limit."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
