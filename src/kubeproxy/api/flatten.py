@@ -25,6 +25,7 @@ from kubeproxy.api.rows import (
 Complain = Callable[[str, str], None]
 """Told of each part left out: its field path, and what is wrong with it."""
 
+DEFAULT_NAMESPACE = "default"
 DEFAULT_AFFINITY_SECONDS = 10800
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 
@@ -196,7 +197,7 @@ def service_cidr(wire: types.ServiceCIDR, complain: Complain) -> tuple[str, ...]
 
 def _names(meta: types.ObjectMeta, longest: int = 253) -> tuple[str, str]:
     """Namespace and name of a namespaced object, fit to stand in a rule."""
-    namespace = meta.namespace or "default"
+    namespace = meta.namespace or DEFAULT_NAMESPACE
     if len(namespace) > 63 or not _NAME.fullmatch(namespace):
         raise ValueError(f"metadata.namespace: {namespace!r:.80} is not a DNS label")
     if len(meta.name) > longest or not _NAME.fullmatch(meta.name):

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Collection, Iterable
 
 from kubeproxy.api import flatten, types
+from kubeproxy.api.flatten import DEFAULT_NAMESPACE
 from kubeproxy.api.rows import ServiceRow, SliceRow
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
@@ -34,8 +35,7 @@ class State:
         What cannot be used of it is left out and logged with its field. An object that cannot be used at all changes
         nothing: what was known of it stays.
         """
-        kind = type(obj).__name__
-        name = (kind, obj.metadata.namespace, obj.metadata.name)
+        name = (type(obj).__name__, obj.metadata.namespace or DEFAULT_NAMESPACE, obj.metadata.name)
         complaints: list[tuple[str, str]] = []
         touched: Collection[Key] = ()
 
@@ -58,10 +58,9 @@ class State:
 
     def gone(self, kind: str, namespace: str, name: str) -> Collection[Key]:
         """Forgets an object; returns the Services whose plan may have changed."""
-        self._complaints.pop((kind, namespace, name), None)
-        if kind == "Service":
-            return self._set_service((kind, namespace, name), None)
-        return self._set_slices((kind, namespace, name), ())
+        who = (kind, namespace or DEFAULT_NAMESPACE, name)
+        self._complaints.pop(who, None)
+        return self._set_service(who, None) if kind == "Service" else self._set_slices(who, ())
 
     def plan(self, key: Key, node: NodeConfig) -> ServicePlan | None:
         """The plan of a Service on a node; None when there is nothing to do for it in that family."""

@@ -1,0 +1,52 @@
+"""Word from the kernel that files in a folder came, went or were written (inotify(7)).
+
+Folders are watched, not files: a file that is replaced is another file, and a ConfigMap volume replaces a link. What
+happened is not told, only that something did; the listener looks for itself. Without inotify (a limit reached, a file
+system that does not tell) the listener must look from time to time anyway.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+_CLOEXEC_NONBLOCK = os.O_CLOEXEC | os.O_NONBLOCK
+_MASK = 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800 | 0x4
+"""CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF, ATTRIB."""
+
+
+@contextlib.contextmanager
+def changes(folders: Iterable[Path], tell: Callable[[], None]) -> Iterator[None]:
+    """Calls back in the running event loop whenever something changed in one of these folders.
+
+    Raises:
+        OSError: the kernel gives no notifications.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = _checked(libc.inotify_init1(_CLOEXEC_NONBLOCK))
+    try:
+        for folder in folders:
+            _checked(libc.inotify_add_watch(descriptor, os.fsencode(folder), _MASK))
+
+        def readable() -> None:
+            with contextlib.suppress(BlockingIOError):
+                os.read(descriptor, 1 << 16)
+                tell()
+
+        loop = asyncio.get_running_loop()
+        loop.add_reader(descriptor, readable)
+        try:
+            yield
+        finally:
+            loop.remove_reader(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
