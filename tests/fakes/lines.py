@@ -1,0 +1,121 @@
+"""The lines of a watch, and how they go wrong."""
+
+import asyncio
+import itertools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+from aiohttp import web
+from tests.fakes.store import Kind, Selector, Stored
+
+PIECE = 256 * 1024
+
+
+class Fault(NamedTuple):
+    """Something that goes wrong with one request.
+
+    `status` answers with a refusal at once. Otherwise the answer begins well, and after so many lines of a watch
+    (lists: in the middle of the body) `then` happens: "drop" resets the connection, "half" sends half a line and
+    does the same, "garbage" sends a line that is not JSON, "error" an ERROR event with `code`, "stall" says nothing
+    more, "end" ends the answer, "unknown" sends an event of unknown type and goes on.
+    """
+
+    status: int = 0
+    reason: str = ""
+    message: str = "made to fail"
+    retry_after: int = 0
+    body: bytes | None = None
+    after: int = 0
+    then: str = ""
+    code: int = 500
+
+
+class Lines:
+    """Sends the lines of one watch, and does what its fault says when it is due."""
+
+    def __init__(self, request: web.Request, response: web.StreamResponse, fault: Fault) -> None:
+        self.over = False
+        self._request, self._response, self._fault = request, response, fault
+        self._left = fault.after
+
+    async def send(self, lines: Iterable[bytes]) -> None:
+        if not self._fault.then:
+            piece, size = [], 0
+            for line in lines:
+                piece.append(line)
+                size += len(line)
+                if size >= PIECE:
+                    await self._response.write(b"".join(piece))
+                    piece, size = [], 0
+            if piece:
+                await self._response.write(b"".join(piece))
+            return
+        lines = iter(lines)
+        for line in itertools.islice(lines, self._left):
+            self._left -= 1
+            await self._response.write(line)
+        if self._left:
+            return
+        following = next(lines, None) or event("MODIFIED", b'{"metadata":{"name":"never-seen"}}')
+        match self._fault.then:
+            case "drop":
+                abort(self._request)
+            case "half":
+                await self._response.write(following[: len(following) // 2])
+                abort(self._request)
+            case "garbage":
+                await self._response.write(b"<html>not found</html>\n")
+            case "unknown":
+                await self._response.write(b'{"type":"SURPRISE","object":{}}\n')
+                self._fault = Fault()
+                await self.send(lines)
+                return
+            case "error":
+                error = status(self._fault.code, self._fault.reason, self._fault.message, {})
+                await self._response.write(event("ERROR", error))
+            case "stall":
+                await asyncio.Event().wait()
+        self.over = True
+
+
+def abort(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
+    raise ConnectionResetError
+
+
+def event(type_: str, data: bytes) -> bytes:
+    return b'{"type":"%s","object":%s}\n' % (type_.encode(), data)
+
+
+def change(before: Stored | None, after: Stored | None, fits: Selector) -> bytes | None:
+    """How a watch with a selector sees a change: what leaves the selector is deleted."""
+    was, is_ = fits(before), fits(after)
+    if is_:
+        assert after
+        return event("MODIFIED" if was else "ADDED", after.data)
+    if not was:
+        return None
+    assert before
+    if after is None:
+        return event("DELETED", before.data)
+    obj = msgspec.json.decode(before.data)
+    obj["metadata"]["resourceVersion"] = msgspec.json.decode(after.data)["metadata"]["resourceVersion"]
+    return event("DELETED", msgspec.json.encode(obj))
+
+
+def bookmark(kind: Kind, version: int, *, ends_list: bool = False) -> bytes:
+    metadata: dict[str, Any] = {"resourceVersion": str(version), "creationTimestamp": None}
+    if ends_list:
+        metadata["annotations"] = {"k8s.io/initial-events-end": "true"}
+    return event(
+        "BOOKMARK", msgspec.json.encode({"kind": kind.kind, "apiVersion": kind.group, "metadata": metadata})
+    )
+
+
+def status(code: int, reason: str, message: str, details: dict[str, Any]) -> bytes:
+    status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
+    return msgspec.json.encode(
+        status | {"message": message, "reason": reason, "details": details, "code": code}
+    )
