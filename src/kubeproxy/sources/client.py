@@ -1,7 +1,7 @@
 """The HTTP client for one API server: single requests, and watches as streams of lines.
 
-One aiohttp session serves both; aiohttp is imported when the first request is made. Credentials are asked before
-every request, and a 401 is tried once more if there are new ones. All that can go wrong comes out as one of two
+One aiohttp session serves both. Credentials are asked before every request, and a 401 is tried once more if there
+are new ones. This module imports aiohttp (some 12 MB): import it only where an API server is used. All that can go wrong comes out as one of two
 errors: the server answered no (`ApiError`), or there was no whole answer (`UnreachableError`).
 
 HTTP/1.1 has no ping, so the kernel looks after idle connections: keep-alive probes and TCP_USER_TIMEOUT find a dead
@@ -13,18 +13,17 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import urlencode
 
+import aiohttp
 import msgspec
 from msgspec import Struct
+from yarl import URL
 
 from kubeproxy import __version__
 from kubeproxy.sources.auth import Credentials, Grant
 from kubeproxy.sources.execplugin import PluginError
-
-if TYPE_CHECKING:
-    import aiohttp
 
 CONNECT_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 70.0
@@ -121,7 +120,7 @@ class Stream:
         silence: seconds the server may say nothing; may be changed at any time.
     """
 
-    def __init__(self, response: "aiohttp.ClientResponse", silence: float) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, silence: float) -> None:
         self.silence = silence
         self._content = response.content
         self._begun: list[bytes] = []
@@ -205,7 +204,7 @@ class Client:
     @contextlib.asynccontextmanager
     async def _send(
         self, method: str, path: str, query: Mapping[str, str] | None, body: object, seconds: float | None
-    ) -> "AsyncIterator[aiohttp.ClientResponse]":
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Sends a request and yields the answer; `seconds` bounds each silence in it, None bounds only the first."""
         target = f"{path}?{urlencode(query)}" if query else path
         data = None if body is None else msgspec.json.encode(body)
@@ -222,7 +221,7 @@ class Client:
                     )
                 yield response
 
-    async def _renewed(self, response: "aiohttp.ClientResponse", grant: Grant) -> bool:
+    async def _renewed(self, response: aiohttp.ClientResponse, grant: Grant) -> bool:
         """Looks for new credentials; if there are any, the refusal is done with."""
         try:
             renewed = await self._credentials.renew(grant)
@@ -235,10 +234,7 @@ class Client:
 
     async def _answer(
         self, grant: Grant, method: str, target: str, data: bytes | None, seconds: float | None
-    ) -> "aiohttp.ClientResponse":
-        import aiohttp
-        from yarl import URL
-
+    ) -> aiohttp.ClientResponse:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, socket_factory=_socket),
@@ -266,8 +262,6 @@ class Client:
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     """Turns what aiohttp, the socket or a plugin raises into one error with a plain message."""
-    import aiohttp
-
     try:
         yield
     except aiohttp.ClientConnectorCertificateError as e:
