@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import yaml
 from tests.lab import cases, netns, probe, rules
 from tests.lab.daemon import Daemon
 from tests.lab.topology import ROOT, Lab
@@ -105,6 +107,29 @@ def test_missing_affinity_is_measured(lab: Lab) -> None:
     assert len(measured["pod"]["clusterIP 10.96.5.1:80/tcp"]) > 1
 
 
+def test_a_rejection_now_and_then_is_measured(lab: Lab) -> None:
+    rules.load_iptables(lab, cases.rules("iptables", "clusterip-basic"))
+    reject = "-m statistic --mode nth --every 20 --packet 0 -j REJECT"
+    lab.run(
+        "node",
+        "iptables",
+        "-I",
+        "FORWARD",
+        *["-d", "10.244.2.21", "-m", "conntrack", "--ctstate", "NEW"],
+        *reject.split(),
+    )
+    expected = {"pod": cases.expected("iptables", "clusterip-basic")["pod"]}
+    measured = probe.outcomes(lab, expected, cases.endpoints("clusterip-basic"))
+    assert "and ECONNREFUSED" in measured["pod"]["clusterIP 10.96.1.1:80/tcp"]
+
+
+def test_a_lost_packet_is_not_held_against_the_rules(lab: Lab) -> None:
+    load_iptables(lab, "nodeport-udp")
+    once = "-p udp -m conntrack --ctstate NEW -m limit --limit 1/day --limit-burst 5 -j DROP"
+    lab.run("node", "iptables", "-I", "FORWARD", *once.split())
+    measure(lab, "iptables", "nodeport-udp")
+
+
 def test_without_rules_nothing_is_reached(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "ROUNDS", 1)
     expected = cases.expected("nftables", "clusterip-one-endpoint")
@@ -120,6 +145,15 @@ def test_reset_forgets_rules_and_sysctls(lab: Lab) -> None:
     assert netns.read_sysctls(lab.name("node"), ["net/ipv4/conf/all/route_localnet"]) == {
         "net/ipv4/conf/all/route_localnet": "0"
     }
+
+
+def test_a_case_is_laid_out_for_a_proxy(tmp_path: Path) -> None:
+    config, manifests = cases.write("everything", "nftables", tmp_path)
+    assert yaml.safe_load(config.read_text())["mode"] == "nftables"
+    kinds = [
+        each["kind"] for file in sorted(manifests.iterdir()) for each in yaml.safe_load_all(file.read_text())
+    ]
+    assert kinds == ["Service", "EndpointSlice", "Node", "ServiceCIDR"]
 
 
 OWNER = """

@@ -81,12 +81,16 @@ class _Front:
         return self.outcome() == self.expected
 
     def hopeless(self) -> bool:
-        """A backend was reached that must not be: asking again would not undo it."""
-        return not self.affinity and any(backend not in self.expected for backend in self.seen)
+        """Something came that must not: a backend, a rejection. Asking again would not undo it."""
+        allowed = {self.expected} if isinstance(self.expected, str) else set(self.expected)
+        came = set() if self.affinity else set(self.seen)
+        for error in self.errors.keys() - {NO_ANSWER}:
+            came.add(error if isinstance(self.expected, str) else f"and {error}")
+        return not came <= allowed
 
     def again(self) -> None:
         """Forgets what the next round may mend: lost packets, and with affinity the backend."""
-        self.errors.clear()
+        self.errors.pop(NO_ANSWER, None)
         if self.affinity:
             self.seen.clear()
 
