@@ -1,1 +1,52 @@
 """How a plan is made real: one package a proxy mode, each imported only when it is chosen."""
+
+from importlib import import_module
+from typing import Protocol
+
+from kubeproxy.backends.base import Backend, UnsupportedError
+from kubeproxy.model.node import NodeConfig
+
+_MODES = {"iptables": "kubeproxy.backends.iptables.mode"}
+_CLEANUPS = {
+    "iptables": "kubeproxy.backends.iptables.cleanup",
+    "nftables": "kubeproxy.backends.nftables.cleanup",
+}
+_REPLACES = {"iptables": ("nftables",)}
+
+
+class Mode(Protocol):
+    """What a mode's module offers."""
+
+    def open_backend(self, node: NodeConfig) -> Backend:
+        """Makes the backend of a node's family and prepares the kernel for it.
+
+        Raises:
+            UnsupportedError: it cannot run here.
+        """
+
+
+def load(mode: str) -> Mode:
+    """The module of a proxy mode.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    if mode not in _MODES:
+        raise UnsupportedError(f"proxy mode {mode} is not available; available: {', '.join(_MODES)}")
+    return import_module(_MODES[mode])
+
+
+def cleanup(*modes: str) -> None:
+    """Removes what modes left in the kernel; all of them if none is named.
+
+    Raises:
+        OSError: the kernel refused.
+        SyncError: a program refused.
+    """
+    for mode in modes or _CLEANUPS:
+        import_module(_CLEANUPS[mode]).cleanup()
+
+
+def replaced_by(mode: str) -> tuple[str, ...]:
+    """The modes whose leftovers a mode cleans up when it works, as the reference does."""
+    return _REPLACES.get(mode, ())

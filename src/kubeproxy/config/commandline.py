@@ -118,7 +118,7 @@ def help_text(platform: str, width: int = 100) -> str:
     from textwrap import wrap
 
     lines = [
-        "kube-proxy makes the Services of a Kubernetes cluster, or of a folder of manifests, work on this node.",
+        "kube-proxy makes the Services of a Kubernetes cluster or of a folder of manifests work on this node.",
         "",
         "Usage:",
         "  kube-proxy [flags]",

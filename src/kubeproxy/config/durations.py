@@ -1,8 +1,8 @@
 """Durations and sizes as Kubernetes writes them: `1h2m3s`, `250ms`, `64Ki`.
 
 A `Duration` is a float of seconds, so it can be handed to a timer as it is, and prints as Go's time.Duration does.
-Parsing is exact to the nanosecond; the float keeps nanoseconds up to 26 days and whole seconds for ever, far beyond
-any timeout. A `Quantity` is its own text with a number of bytes behind it.
+Nanoseconds are kept up to 48 days and whole seconds for ever, which is far beyond any timeout. A `Quantity` is its own
+text with a number of bytes behind it.
 
 Syntax: https://pkg.go.dev/time#ParseDuration and the resource.Quantity serialization format of the Kubernetes API.
 """
@@ -31,7 +31,8 @@ class Duration(float):
 
     def __str__(self) -> str:
         """The text Go's Duration.String() gives."""
-        ns = round(self * 1e9)
+        whole = int(self)
+        ns = whole * _UNITS["s"] + round((self - whole) * 1e9)
         sign, ns = ("-", -ns) if ns < 0 else ("", ns)
         if ns == 0:
             return "0s"
@@ -75,7 +76,7 @@ def parse_duration(text: str) -> Duration:
         rest = rest[part.end() :]
     if total > _MAX:
         raise ValueError(f'"{text}" is not a duration: longer than 292 years')
-    return Duration((-total if text[0] == "-" else total) / 1e9)
+    return Duration((-total if text[0] == "-" else total) / 10**9)
 
 
 def _decimal(ns: int, unit: int) -> str:

@@ -56,10 +56,24 @@ class IPTables:
         self._counters = counters
         self._drop_invalid = drop_invalid
         self._endpoints = 0
+        self._fingerprint: object = None
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         """See `Backend`. Runs in a thread: the programs take their time."""
-        return await asyncio.to_thread(self._full if full else self._partial, node, changes)
+        failures = await asyncio.to_thread(self._full if full else self._partial, node, changes)
+        self._fingerprint = self._look()
+        return failures
+
+    async def intact(self) -> bool:
+        """See `Backend`."""
+        return self._look() == self._fingerprint
+
+    def _look(self) -> object:
+        try:
+            return self._tables.fingerprint()
+        except OSError as e:
+            log.debug("Cannot tell whether the tables changed: %s", e)
+            return None
 
     def _partial(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
         endpoints = self._endpoints + sum(_endpoints(c.after) - _endpoints(c.before) for c in changes)

@@ -35,6 +35,10 @@ class FakeTables:
         self.inputs: list[tuple[str, str]] = []
         self.refuse: Callable[[str], str | None] = lambda _: None
 
+    def fingerprint(self) -> object:
+        """See `Tables`."""
+        return [len(rules) for chains in self.tables.values() for rules in chains.values()]
+
     def save(self) -> Iterator[str]:
         """See `Tables`."""
         for table, chains in self.tables.items():

@@ -14,7 +14,8 @@ from typing import Final, Literal, Protocol
 from kubeproxy.api.addresses import IPV4, Family
 from kubeproxy.backends.base import SyncError, UnsupportedError
 from kubeproxy.backends.iptables.names import TABLES
-from kubeproxy.linux import run
+from kubeproxy.linux import run, xtables
+from kubeproxy.netlink import nftables
 
 Variant = Literal["legacy", "nf_tables"]
 
@@ -46,6 +47,13 @@ class Tables(Protocol):
 
     variant: Variant
 
+    def fingerprint(self) -> object:
+        """What changes whenever the tables do, as far as the kernel can tell without reading them.
+
+        Raises:
+            OSError: it cannot tell.
+        """
+
     def save(self) -> Iterator[str]:
         """The lines `iptables-save` prints: all tables (to read one, the nf_tables variant reads them all).
 
@@ -69,10 +77,17 @@ class Tables(Protocol):
 class Programs:
     """The tables through the programs in PATH."""
 
-    def __init__(self, save: str, restore: str, variant: Variant) -> None:
+    def __init__(self, family: Family, save: str, restore: str, variant: Variant) -> None:
         self.variant: Variant = variant
+        self._family: Family = family
         self._save = save
         self._restore = [restore, "-w", str(_LOCK_SECONDS), "--noflush"]
+
+    def fingerprint(self) -> object:
+        """See `Tables`."""
+        if self.variant == "nf_tables":
+            return nftables.generation()
+        return [xtables.table_size(self._family, table) for table in TABLES]
 
     def save(self) -> Iterator[str]:
         """See `Tables`."""
@@ -121,9 +136,8 @@ def find(family: Family, which: Callable[[str], str | None] = shutil.which) -> P
     number = tuple(int(part or 0) for part in version.groups()[:3])
     if number < OLDEST:
         raise UnsupportedError(f"{name} is {said}; at least v{'.'.join(map(str, OLDEST))} is needed")
-    programs = Programs(
-        f"{name}-save", f"{name}-restore", "nf_tables" if version[4] == "nf_tables" else "legacy"
-    )
+    variant: Variant = "nf_tables" if version[4] == "nf_tables" else "legacy"
+    programs = Programs(family, f"{name}-save", f"{name}-restore", variant)
     _try(programs, family)
     return programs
 

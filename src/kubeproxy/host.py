@@ -1,0 +1,224 @@
+"""Which node this is, and what the configuration means on it, family by family.
+
+The node's addresses are, in this order: --bind-address for its family; those of its Node object; those this host would
+speak from; loopback. The first one found decides the primary family.
+"""
+
+import logging
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from kubeproxy.api.addresses import (
+    BITS,
+    FAMILIES,
+    IPV4,
+    IPV6,
+    Family,
+    contains,
+    family_of,
+    is_everything,
+    is_loopback,
+    parse_address,
+)
+from kubeproxy.api.rows import NodeRow
+from kubeproxy.config.gates import resolve
+from kubeproxy.config.types import KubeProxyConfiguration
+from kubeproxy.model.node import LocalTraffic, NodeConfig
+
+log = logging.getLogger(__name__)
+
+LOOPBACK: Mapping[Family, str] = {IPV4: "127.0.0.1", IPV6: "::1"}
+
+
+class NodeError(Exception):
+    """The configuration cannot be right on this node."""
+
+
+class Host(Struct, frozen=True, gc=False):
+    """The node under the families it speaks, the primary one first."""
+
+    nodes: tuple[NodeConfig, ...]
+
+    @property
+    def primary(self) -> NodeConfig:
+        """The node under its primary family."""
+        return self.nodes[0]
+
+
+def host(
+    config: KubeProxyConfiguration,
+    name: str,
+    row: NodeRow | None,
+    *,
+    supported: Sequence[Family],
+    found: Sequence[str] = (),
+) -> Host:
+    """Works out the node.
+
+    Args:
+        config: the configuration.
+        name: the node's name.
+        row: its Node object, if there is one.
+        supported: the families this host can speak.
+        found: addresses to take where neither configuration nor Node object have any.
+
+    Raises:
+        NodeError: the configuration cannot work here.
+    """
+    given = row.addresses if row and row.addresses else tuple(found)
+    primary, addresses = node_addresses(given, config.bind_address)
+    if primary not in supported:
+        raise NodeError(f"no support for primary IP family {primary}")
+    if is_loopback(addresses[primary]):
+        log.warning(
+            "Cannot determine this node's IP, assuming loopback; if that is wrong, set --bind-address"
+        )
+    families = [primary, *(f for f in FAMILIES if f != primary and f in supported)]
+    ranges = node_port_ranges(config, addresses)
+    external_ips = resolve(config.feature_gates)["AllowServiceExternalIPs"]
+    pod_cidrs = row.pod_cidrs if row else ()
+    nodes = tuple(
+        NodeConfig(
+            family=family,
+            name=name,
+            zone=row.zone if row else "",
+            address=addresses[family],
+            local_traffic=local_traffic(config, family, pod_cidrs),
+            masquerade_all=config.masquerade_all,
+            masquerade_mark=1 << config.masquerade_bit,
+            node_port_ranges=ranges[family],
+            localhost_node_ports=_localhost(config, family, ranges[family]),
+            external_ips=external_ips,
+        )
+        for family in families
+    )
+    _check(config, primary, families, ranges, pod_cidrs)
+    return Host(nodes)
+
+
+def node_addresses(given: Sequence[str], bind_address: str) -> tuple[Family, dict[Family, str]]:
+    """The primary family, and the node's address of each family.
+
+    Args:
+        given: the node's addresses, the most important first.
+        bind_address: --bind-address; 0.0.0.0 or :: when it says nothing.
+    """
+    addresses = dict(LOOPBACK)
+    primary: Family = IPV4
+    for address in reversed(given):
+        primary = family_of(address)
+        addresses[primary] = address
+    if bind_address not in {"", "0.0.0.0", "::"}:
+        address = parse_address(bind_address)
+        primary = family_of(address)
+        addresses[primary] = address
+    return primary, addresses
+
+
+def node_port_ranges(
+    config: KubeProxyConfiguration, addresses: Mapping[Family, str]
+) -> dict[Family, tuple[str, ...]]:
+    """The ranges whose local addresses accept node ports, of each family; none means all."""
+    if config.node_port_primary:
+        given: Iterable[str] = [f"{a}/{BITS[family_of(a)]}" for a in addresses.values() if not is_loopback(a)]
+    else:
+        given = config.node_port_cidrs
+    ranges: dict[Family, tuple[str, ...]] = {}
+    for family in FAMILIES:
+        mine = tuple(cidr for cidr in given if family_of(cidr) == family)
+        ranges[family] = () if any(is_everything(cidr) for cidr in mine) else mine
+    return ranges
+
+
+def local_traffic(
+    config: KubeProxyConfiguration, family: Family, pod_cidrs: Sequence[str]
+) -> LocalTraffic | None:
+    """How packets of local Pods are recognised."""
+    mode = config.detect_local_mode
+    if mode == "BridgeInterface":
+        return LocalTraffic("interface", config.detect_local.bridge_interface)
+    if mode == "InterfaceNamePrefix":
+        return LocalTraffic("prefix", config.detect_local.interface_name_prefix)
+    cidrs = pod_cidrs if mode == "NodeCIDR" else config.cluster_cidrs
+    mine = next((cidr for cidr in cidrs if family_of(cidr) == family), None)
+    if mine is None:
+        log.info(
+            "%s: local traffic cannot be told from other traffic: detectLocalMode %s has no range",
+            family,
+            mode,
+        )
+        return None
+    return LocalTraffic("range", mine)
+
+
+def supported_families() -> list[Family]:
+    """The families this host can speak: IPv6 may be compiled out or disabled."""
+    families: list[Family] = [IPV4]
+    disabled = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+    try:
+        if Path("/proc/net/if_inet6").exists() and disabled.read_text().strip() == "0":
+            families.append(IPV6)
+    except OSError:
+        pass
+    return families
+
+
+def own_addresses() -> tuple[str, ...]:
+    """The addresses this host speaks from when it speaks to the world, IPv4 first; nothing is sent to find out."""
+    found = []
+    for domain, somewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        try:
+            with socket.socket(domain, socket.SOCK_DGRAM) as probe:
+                probe.connect((somewhere, 9))
+                found.append(probe.getsockname()[0])
+        except OSError:
+            pass
+    return tuple(found)
+
+
+def _localhost(config: KubeProxyConfiguration, family: Family, ranges: Sequence[str]) -> bool:
+    """Whether node ports work on localhost: in iptables mode, over IPv4, unless the configuration excludes it."""
+    wanted = config.mode == "iptables" and family == IPV4 and config.iptables.localhost_node_ports
+    return wanted and (not ranges or any(contains(cidr, LOOPBACK[IPV4]) for cidr in ranges))
+
+
+def _check(
+    config: KubeProxyConfiguration,
+    primary: Family,
+    families: Sequence[Family],
+    ranges: Mapping[Family, tuple[str, ...]],
+    pod_cidrs: Sequence[str],
+) -> None:
+    """Warns of what is probably not meant, and refuses what cannot work."""
+    other = IPV6 if primary == IPV4 else IPV4
+    both = len(families) > 1
+    if not config.node_port_addresses:
+        log.warning(
+            "nodePortAddresses is unset; NodePort connections will be accepted on all local IPs. Consider using"
+            " --nodeport-addresses=primary"
+        )
+    elif not ranges[primary] and ranges[other]:
+        log.warning(
+            "nodePortAddresses has only %s ranges; node ports are on all local %s IPs", other, primary
+        )
+    elif both and len(config.cluster_cidrs) > 1 and ranges[primary] and not ranges[other]:
+        log.warning(
+            "nodePortAddresses has only %s ranges; node ports are on all local %s IPs", primary, other
+        )
+    if _all_of(config.cluster_cidrs, other):
+        message = f"clusterCIDR has only {other} ranges, but the node's primary IP family is {primary}"
+        if config.detect_local_mode == "ClusterCIDR" and not both:
+            raise NodeError(message)
+        log.warning("%s", message)
+    if _all_of(pod_cidrs, other):
+        message = f"the Node's podCIDRs are only {other}, but its primary IP family is {primary}"
+        if config.detect_local_mode == "NodeCIDR":
+            raise NodeError(message)
+        log.warning("%s", message)
+
+
+def _all_of(cidrs: Sequence[str], family: Family) -> bool:
+    return bool(cidrs) and all(family_of(cidr) == family for cidr in cidrs)

@@ -1,0 +1,21 @@
+"""Tells a service manager how we are: sd_notify(3), for units of Type=notify.
+
+A manager listens on the datagram socket it names in NOTIFY_SOCKET; without one, nothing is told.
+"""
+
+import os
+import socket
+
+
+def notify(message: str) -> None:
+    """Sends a message such as "READY=1". Failing to is no reason to fail."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+            manager.sendto(message.encode(), address)
+    except OSError:
+        pass

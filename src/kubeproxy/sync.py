@@ -1,0 +1,262 @@
+"""The control loop of one IP family: brings the kernel to the plans, and keeps it there.
+
+Changes are collected while a sync runs or rests, and the next sync plans each touched Service once, as it stands then;
+what came back to what it was costs nothing. The first change after a quiet time goes at once. After a sync the loop
+rests: as long as the operator says (minSyncPeriod), else three times what the sync took, so that syncing never takes
+more than about a quarter of a processor, and a cheap sync is never kept waiting.
+
+A sync that fails is done again, in full, with growing delays. A Service that the kernel refuses is left as it was,
+reported, and tried again when it changes and from time to time; it holds up nobody. Now and then the loop looks
+whether the kernel still holds what was put there, and mends it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Sequence
+
+from msgspec import Struct
+
+from kubeproxy.api.addresses import Family
+from kubeproxy.backends.base import Backend, Change, Failures, StaleError, SyncError
+from kubeproxy.clock import Clock, SystemClock
+from kubeproxy.log import V2
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.model.state import State
+
+log = logging.getLogger(__name__)
+
+REST_FACTOR = 3.0
+"""A sync is followed by a rest of so many times its duration, where nobody set minSyncPeriod."""
+
+FULL_SYNC_SECONDS = 3600.0
+"""How often everything is compared with the kernel although nothing seems wrong."""
+
+_FIRST_RETRY_SECONDS = 0.25
+_LONGEST_REFUSAL_SECONDS = 300.0
+
+
+class Synced(Struct, frozen=True, gc=False):
+    """What a sync did.
+
+    Attributes:
+        full: whether everything was compared.
+        changes: the differences that reached the kernel.
+        failures: Services the kernel refuses.
+        started: when it started, by the loop's clock.
+        seconds: how long it took.
+    """
+
+    full: bool
+    changes: Sequence[Change]
+    failures: Failures
+    started: float
+    seconds: float
+
+
+class Loop:
+    """The control loop of one family.
+
+    Attributes:
+        node: the node it plans for.
+        applied: the plans that are in the kernel, by Service.
+        refused: Services the kernel refuses, each with its words.
+        queued_since: when the oldest change not yet in the kernel came in, by the clock; None if there is none.
+        last_success: when a sync last succeeded, by the clock; None before the first.
+        failures_in_row: syncs that failed since.
+        repairs: how often the kernel had lost what we put there.
+        synced: set after the first successful sync.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        backend: Backend,
+        node: NodeConfig,
+        *,
+        sync_period: float = 30.0,
+        min_sync_period: float | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Makes a loop; `run` runs it.
+
+        Args:
+            state: what the cluster says.
+            backend: what brings it to the kernel.
+            node: the node under this family.
+            sync_period: seconds between looks at the kernel, and the longest delay before a failed sync is retried.
+            min_sync_period: least seconds between the end of a sync and the next; None: adapt to what a sync costs.
+            clock: the time.
+        """
+        self._state = state
+        self._backend = backend
+        self.node = node
+        self._sync_period = sync_period
+        self._min_sync_period = min_sync_period
+        self._clock = clock or SystemClock()
+        self._wake = asyncio.Event()
+        self._pending: dict[Key, None] = {}
+        self._full = True
+        self._not_before = 0.0
+        self._next_look = 0.0
+        self._next_full = 0.0
+        self._next_refused = 0.0
+        self._refused_delay = 0.0
+        self._listeners: list[Callable[[Synced], None]] = []
+        self.applied: dict[Key, ServicePlan] = {}
+        self.refused: dict[Key, str] = {}
+        self.queued_since: float | None = None
+        self.last_success: float | None = None
+        self.failures_in_row = 0
+        self.repairs = 0
+        self.synced = asyncio.Event()
+
+    @property
+    def family(self) -> Family:
+        """The family it serves."""
+        return self.node.family
+
+    def on_sync(self, listener: Callable[[Synced], None]) -> None:
+        """Calls back after each successful sync, when the kernel has it."""
+        self._listeners.append(listener)
+
+    def touch(self, keys: Collection[Key]) -> None:
+        """Some Services may have to change."""
+        if not keys:
+            return
+        self._pending.update(dict.fromkeys(keys))
+        self._queue()
+
+    def set_node(self, node: NodeConfig) -> None:
+        """The node is another now: everything is planned anew."""
+        if node != self.node:
+            self.node = node
+            self.resync()
+
+    def resync(self) -> None:
+        """Compares everything with the kernel, soon."""
+        self._full = True
+        self._queue()
+
+    def _queue(self) -> None:
+        if self.queued_since is None:
+            self.queued_since = self._clock.now()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Syncs for ever; ends only by cancellation. Rules stay when it ends."""
+        while True:
+            await self._until_due()
+            await self._sync()
+
+    async def _until_due(self) -> None:
+        """Waits until there is something to do and the last sync has rested."""
+        while True:
+            now = self._clock.now()
+            if self._full or self._pending:
+                if now >= self._not_before:
+                    return
+                await self._clock.wait(asyncio.Event(), self._not_before - now)
+                continue
+            if self.refused and now >= self._next_refused:
+                log.log(V2, "%s: trying refused Services again", self.family)
+                self.resync()
+            elif now >= self._next_full:
+                self.resync()
+            elif now >= self._next_look:
+                self._next_look = now + self._sync_period
+                if not await self._backend.intact():
+                    self.repairs += 1
+                    log.warning("%s: somebody changed our rules in the kernel, repairing", self.family)
+                    self.resync()
+            else:
+                timers = [self._next_look, self._next_full, *([self._next_refused] if self.refused else [])]
+                self._wake.clear()
+                await self._clock.wait(self._wake, min(timers) - now)
+
+    async def _sync(self) -> None:
+        """Does one sync of what is due."""
+        started = self._clock.now()
+        pending, self._pending = self._pending, {}
+        full = self._full or not self.refused.keys().isdisjoint(pending)
+        self._full = False
+        queued, self.queued_since = self.queued_since, None
+        changes = self._all() if full else self._differences(pending)
+        try:
+            failures = await self._backend.sync(self.node, changes, full=full) if full or changes else {}
+        except SyncError as e:
+            self._full = True
+            self._pending = {**pending, **self._pending}
+            self.queued_since = queued if queued is not None else started
+            self._failed(e, full=full)
+            return
+        seconds = self._clock.now() - started
+        self._succeeded(Synced(full, changes, failures, started, seconds))
+
+    def _all(self) -> list[Change]:
+        plans = ((key, self._state.plan(key, self.node)) for key in list(self._state.services))
+        return [Change(key, None, plan) for key, plan in plans if plan is not None]
+
+    def _differences(self, keys: Collection[Key]) -> list[Change]:
+        changes = ((key, self.applied.get(key), self._state.plan(key, self.node)) for key in keys)
+        return [Change(key, before, after) for key, before, after in changes if before != after]
+
+    def _failed(self, error: SyncError, *, full: bool) -> None:
+        now = self._clock.now()
+        if isinstance(error, StaleError) and not full:
+            log.info("%s: full sync: %s", self.family, error)
+            self._not_before = now
+            return
+        self.failures_in_row += 1
+        delay = min(_FIRST_RETRY_SECONDS * 2 ** min(self.failures_in_row - 1, 30), self._sync_period)
+        self._not_before = now + delay
+        log.error("%s: sync failed, trying again in %.3g s: %s", self.family, delay, error)
+
+    def _succeeded(self, done: Synced) -> None:
+        now = done.started + done.seconds
+        if done.full:
+            self.applied = {
+                c.key: c.after for c in done.changes if c.after is not None and c.key not in done.failures
+            }
+            self._next_full = now + max(FULL_SYNC_SECONDS, 1000 * done.seconds)
+            self._report(done.failures, now)
+        else:
+            for change in done.changes:
+                if change.after is None:
+                    self.applied.pop(change.key, None)
+                else:
+                    self.applied[change.key] = change.after
+        rest = REST_FACTOR * done.seconds if self._min_sync_period is None else self._min_sync_period
+        self._not_before = now + rest
+        self._next_look = now + self._sync_period
+        self.last_success = now
+        self.failures_in_row = 0
+        self.synced.set()
+        if done.full or done.changes:
+            log.log(
+                V2, "%s: %s sync of %d Services took %.1f ms", self.family,
+                "full" if done.full else "partial", len(done.changes), 1e3 * done.seconds,
+            )  # fmt: skip
+        for listener in self._listeners:
+            listener(done)
+
+    def _report(self, failures: Failures, now: float) -> None:
+        """Tells which Services are refused now, and which no more."""
+        for key, words in failures.items():
+            if self.refused.get(key) != words:
+                log.error(
+                    "Service %s/%s: %s rules refused, all others are in place: %s",
+                    *key,
+                    self.family,
+                    words,
+                )
+        for key in self.refused.keys() - failures.keys():
+            log.info("Service %s/%s: %s rules are in place now", *key, self.family)
+        if failures:
+            self._refused_delay = min(
+                max(2 * self._refused_delay, self._sync_period), _LONGEST_REFUSAL_SECONDS
+            )
+            self._next_refused = now + self._refused_delay
+        else:
+            self._refused_delay = 0.0
+        self.refused = dict(failures)
