@@ -5,6 +5,7 @@ answered here, without importing it. Exit status: 0 well, 1 an error, 130 interr
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -48,11 +49,9 @@ def version_text(form: str) -> str:
 def _main(argv: Sequence[str]) -> int:
     values = parse(argv, sys.platform)
     if values.get("help"):
-        sys.stdout.write(help_text(sys.platform))
-        return 0
+        return _print(help_text(sys.platform))
     if values.get("version"):
-        sys.stdout.write(version_text(values["version"]))
-        return 0
+        return _print(version_text(values["version"]))
     options = load(values, sys.platform)
     errors = validate(options.config, sys.platform)
     if errors:
@@ -80,6 +79,15 @@ def _act(options: Options) -> int:
     except Exception:
         logger.critical("kube-proxy failed", exc_info=True)
         return 1
+
+
+def _print(text: str) -> int:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as with `kube-proxy -h | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _log_options(logging: Logging) -> log.Options:

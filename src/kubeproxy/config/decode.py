@@ -22,7 +22,7 @@ _TAG = "tag:yaml.org,2002:"
 
 
 def decode(data: bytes, name: str) -> tuple[KubeProxyConfiguration, tuple[str, ...]]:
-    """Reads a configuration from YAML or JSON, without defaults that depend on other fields.
+    """Reads a configuration from YAML or JSON, without the defaults that depend on other fields.
 
     Args:
         data: the file's bytes.
@@ -35,10 +35,15 @@ def decode(data: bytes, name: str) -> tuple[KubeProxyConfiguration, tuple[str, .
         ConfigError: the text is broken, of another kind, or a field has the wrong type.
     """
     try:
-        text = data.decode()
-        raw, doubts = (_json(text) if text.lstrip().startswith("{") else None) or _yaml(text, name)
+        return _decode(data.decode(), name)
     except UnicodeDecodeError as e:
         raise ConfigError(f"{name}: not UTF-8: {e.reason} at byte {e.start}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: nested too deeply") from None
+
+
+def _decode(text: str, name: str) -> tuple[KubeProxyConfiguration, tuple[str, ...]]:
+    raw, doubts = (_json(text) if text.lstrip().startswith("{") else None) or _yaml(text, name)
     if not isinstance(raw, dict):
         raise ConfigError(f"{name}: not a {KIND}: the file holds no mapping")
     kind, version = raw.pop("kind", None), raw.pop("apiVersion", None)

@@ -5,7 +5,6 @@ are marked `always`: what to do, logging, --hostname-override, --master, and whe
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
@@ -112,6 +111,8 @@ def read(path: str) -> tuple[KubeProxyConfiguration, tuple[str, ...]]:
     Raises:
         ConfigError: it cannot be read or decoded.
     """
+    from pathlib import Path
+
     try:
         data = Path(path).read_bytes()
     except OSError as e:

@@ -5,7 +5,6 @@ double quotes. The sync periods of the mode's section are shown even if nobody s
 are 0s unless somebody did. Read back, the file gives the same configuration.
 """
 
-from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct
@@ -23,6 +22,8 @@ def write(config: KubeProxyConfiguration, path: str) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
+    from pathlib import Path
+
     text = dump(config)
     try:
         Path(path).write_text(text, encoding="utf-8")
@@ -39,7 +40,7 @@ def dump(config: KubeProxyConfiguration) -> str:
 
     def text(dumper: Dumper, value: str) -> yaml.ScalarNode:
         tag = "tag:yaml.org,2002:str"
-        odd = not value or value in {"y", "Y", "n", "N"} or _is_number(value)
+        odd = not value.isprintable() or value in {"", "y", "Y", "n", "N"} or _is_number(value)
         resolved = dumper.resolve(yaml.ScalarNode, value, (True, False))  # type: ignore[no-untyped-call]
         odd = odd or resolved != tag
         return dumper.represent_scalar(tag, value, style='"' if odd else None)
