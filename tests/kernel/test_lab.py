@@ -39,7 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def measure(lab: Lab, mode: str, name: str) -> None:
-    expected = cases.expected(mode, name)
+    expected = cases.expected(mode, name, recorded_rules=True)
     measured = probe.outcomes(lab, expected, cases.endpoints(name))
     assert measured == expected, probe.differences(expected, measured)
 

@@ -1,0 +1,196 @@
+"""What the plans do to a packet: where to, masqueraded or not, and why.
+
+The semantics of all modes in one place: the yardstick by which the rules of each mode are tested, and the answer to
+"why did my packet go there". Where modes differ, `Manners` says how.
+
+A packet here is the first of its connection; those that follow go the same way. Of several backends one is picked at
+random, or with session affinity the one the client had.
+"""
+
+from collections.abc import Collection, Iterable
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from kubeproxy.api.addresses import contains
+from kubeproxy.api.rows import Protocol
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import DROP, FORWARD, REJECT, Action, PortPlan, ServicePlan
+from kubeproxy.model.select import Backend
+
+
+class Manners(Struct, frozen=True, gc=False):
+    """What a mode does where the plans say nothing.
+
+    Attributes:
+        closed_cluster_ips: ports of a ClusterIP that are no Service's reject, and addresses of the ServiceCIDRs that
+            are no Service's drop; otherwise routing decides.
+        refuses_everywhere: a node port without usable endpoints drops or rejects on every local address, also on
+            those that do not serve node ports.
+        lets_own_out: what a process of this node sends to an external or load balancer IP elsewhere is not refused
+            when there are no usable endpoints; routing decides.
+    """
+
+    closed_cluster_ips: bool = False
+    refuses_everywhere: bool = False
+    lets_own_out: bool = False
+
+
+IPTABLES: Final = Manners(refuses_everywhere=True, lets_own_out=True)
+NFTABLES: Final = Manners(closed_cluster_ips=True)
+
+
+class Packet(Struct, frozen=True, gc=False):
+    """The first packet of a connection.
+
+    Attributes:
+        source: its source address.
+        destination: the address it is sent to.
+        port: the port it is sent to.
+        interface: the interface it comes in by; "" if a process of this node sends it.
+    """
+
+    source: str
+    destination: str
+    port: int
+    protocol: Protocol = "TCP"
+    interface: str = ""
+
+
+class Verdict(Struct, frozen=True, gc=False):
+    """What becomes of a packet.
+
+    Attributes:
+        action: forwarded to one of the backends, dropped, rejected; or "pass": it is for no Service.
+        reason: why, for people.
+        port: the Service port it is for.
+        backends: where it may go.
+        masquerade: whether its source becomes an address of the node, whichever backend is picked.
+    """
+
+    action: Action | Literal["pass"]
+    reason: str
+    port: PortPlan | None = None
+    backends: tuple[Backend, ...] = ()
+    masquerade: bool = False
+
+    def masquerades(self, packet: Packet, backend: Backend) -> bool:
+        """Whether the packet is masqueraded on its way to this backend; always if that is where it came from."""
+        return self.masquerade or packet.source == backend.address
+
+
+class Book:
+    """Plans of one family, to look packets up in."""
+
+    def __init__(
+        self,
+        plans: Iterable[ServicePlan],
+        node: NodeConfig,
+        local_addresses: Collection[str],
+        *,
+        manners: Manners,
+        service_cidrs: Collection[str] = (),
+    ) -> None:
+        """Reads the plans.
+
+        Args:
+            plans: the plans.
+            node: the node they are for.
+            local_addresses: every address the node has.
+            manners: the mode's.
+            service_cidrs: the ranges ClusterIPs come from.
+        """
+        self._node = node
+        self._local_addresses = frozenset(local_addresses)
+        self._manners = manners
+        self._service_cidrs = tuple(service_cidrs)
+        self._fronts: dict[tuple[str, str, int], tuple[str, PortPlan]] = {}
+        self._node_ports: dict[tuple[str, int], PortPlan] = {}
+        self._cluster_ips: set[str] = set()
+        for p in (port for plan in plans for port in plan.ports):
+            self._cluster_ips.add(p.cluster_ip)
+            for kind, addresses in (
+                ("ClusterIP", (p.cluster_ip,)),
+                ("external IP", p.external_ips),
+                ("load balancer IP", p.load_balancer_ips),
+            ):
+                for address in addresses:
+                    self._fronts.setdefault((address, p.protocol, p.port), (kind, p))
+            if p.node_port:
+                self._node_ports.setdefault((p.protocol, p.node_port), p)
+
+    def verdict(self, packet: Packet) -> Verdict:
+        """What becomes of a packet."""
+        front = self._fronts.get((packet.destination, packet.protocol, packet.port))
+        if front is not None:
+            kind, port = front
+            if kind == "ClusterIP":
+                return self._internal(packet, port)
+            if kind == "load balancer IP" and port.any and not self._admitted(packet, port):
+                return Verdict(DROP, f"{packet.source} is not in the loadBalancerSourceRanges", port)
+            return self._external(packet, port, kind)
+        if packet.destination in self._local_addresses:
+            found = self._node_ports.get((packet.protocol, packet.port))
+            if found is not None and self._node.serves_node_ports(packet.destination):
+                return self._external(packet, found, "node port")
+            if found is not None and self._manners.refuses_everywhere and found.external_action != FORWARD:
+                return self._refused(found, found.external_action, "node port")
+        if self._manners.closed_cluster_ips:
+            if packet.destination in self._cluster_ips:
+                return Verdict(REJECT, "the ClusterIP has no such port")
+            if any(contains(cidr, packet.destination) for cidr in self._service_cidrs):
+                return Verdict(DROP, "the address is of a ServiceCIDR, but no Service has it")
+        return Verdict("pass", "the address and port are no Service's")
+
+    def _internal(self, packet: Packet, port: PortPlan) -> Verdict:
+        action = port.internal_action
+        if action != FORWARD:
+            return self._refused(port, action, "ClusterIP")
+        backends = port.internal_backends
+        policy = "Local" if port.internal_local else "Cluster"
+        reason = f"ClusterIP, internalTrafficPolicy {policy}"
+        if self._node.masquerade_all:
+            return Verdict(FORWARD, f"{reason}; all is masqueraded", port, backends, masquerade=True)
+        if self._node.local_traffic is None:
+            return Verdict(FORWARD, f"{reason}; it is not known which Pods are local", port, backends)
+        if self._is_of_local_pod(packet):
+            return Verdict(FORWARD, f"{reason}; from a local Pod", port, backends)
+        return Verdict(FORWARD, f"{reason}; not from a local Pod", port, backends, masquerade=True)
+
+    def _external(self, packet: Packet, port: PortPlan, kind: str) -> Verdict:
+        if not port.any:
+            own = not packet.interface and packet.destination not in self._local_addresses
+            if own and self._manners.lets_own_out:
+                return Verdict("pass", f"{kind}: no usable endpoint, but from this node", port)
+            return self._refused(port, REJECT, kind)
+        if not port.external_local:
+            reason = f"{kind}, externalTrafficPolicy Cluster"
+            return Verdict(FORWARD, reason, port, port.cluster, masquerade=True)
+        reason = f"{kind}, externalTrafficPolicy Local"
+        if self._is_of_local_pod(packet):
+            return Verdict(FORWARD, f"{reason}, but from a local Pod", port, port.cluster)
+        if packet.source in self._local_addresses:
+            return Verdict(FORWARD, f"{reason}, but from this node", port, port.cluster, masquerade=True)
+        if port.external_action != FORWARD:
+            return self._refused(port, port.external_action, reason)
+        return Verdict(FORWARD, reason, port, port.local)
+
+    def _refused(self, port: PortPlan, action: Action, kind: str) -> Verdict:
+        where = "this node" if action == DROP else "the cluster"
+        return Verdict(action, f"{kind}: no usable endpoint on {where}", port)
+
+    def _is_of_local_pod(self, packet: Packet) -> bool:
+        by = self._node.local_traffic
+        return by is not None and by.matches(packet.source, packet.interface)
+
+    def _admitted(self, packet: Packet, port: PortPlan) -> bool:
+        """Whether a client may use the load balancer; a node that may, may also from the load balancer's address."""
+        ranges = port.source_ranges
+        return (
+            not ranges
+            or any(contains(cidr, packet.source) for cidr in ranges)
+            or (
+                packet.source in port.load_balancer_ips
+                and any(contains(cidr, self._node.address) for cidr in ranges)
+            )
+        )
