@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from kubeproxy.config.netparse import join_host_port, parse_ip, split_host_port
+from kubeproxy.api.addresses import IPV4, family_of, join
+from kubeproxy.config.netparse import parse_ip, split_host_port
 from kubeproxy.config.types import (
     IPVS,
     PRIMARY,
@@ -28,8 +29,8 @@ def with_defaults(config: KubeProxyConfiguration) -> KubeProxyConfiguration:
     """Fills in what the file left empty, as the reference's v1alpha1 defaults do."""
     standard = KubeProxyConfiguration()
     bind = config.bind_address or standard.bind_address
-    packed = parse_ip(bind)
-    any_address, loopback = ("0.0.0.0", "127.0.0.1") if packed and len(packed) == 4 else ("::", "::1")
+    ipv4 = family_of(parse_ip(bind) or bind) == IPV4
+    any_address, loopback = ("0.0.0.0", "127.0.0.1") if ipv4 else ("::", "::1")
     return replace(
         config,
         bind_address=bind,
@@ -73,7 +74,7 @@ def with_port(address: str, port: int) -> str:
     """Adds a port to an address that has none. What is no address stays as it is, for `validate` to name."""
     if split_host_port(address) or parse_ip(address) is None:
         return address
-    return join_host_port(address, port)
+    return join(address, port)
 
 
 def _filled(section: Any, standard: Any, *names: str) -> Any:

@@ -1,45 +1,25 @@
-"""Addresses as Go reads them: IPs, CIDRs and host:port.
+"""Addresses in the configuration: like those of objects read sloppily and made canonical (`api.addresses`).
 
-Kubernetes reads IPv4 octets with leading zeros (`010.1.1.1` is 10.1.1.1), which most libraries refuse by now, and a
-configuration that worked must go on working. So these functions give canonical text, and the rest of the program
-never sees the odd forms. Built on `socket`, which costs nothing more than the event loop already does.
+Here a bad one is None, for each place has words of its own for it, those of the reference.
 """
 
-import re
-import socket
-
-_OCTET_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
+from kubeproxy.api.addresses import parse_address, parse_range
 
 
-def parse_ip(text: str) -> bytes | None:
-    """Reads an IP address without zone; 4 or 16 bytes, an IPv4-mapped IPv6 address as its 4. None: it is none."""
+def parse_ip(text: str) -> str | None:
+    """Reads an IP address without zone. None: it is none."""
     try:
-        if ":" not in text:
-            return socket.inet_pton(socket.AF_INET, _OCTET_ZEROS.sub("", text))
-        packed = socket.inet_pton(socket.AF_INET6, text)
-    except (OSError, ValueError):
+        return parse_address(text)
+    except ValueError:
         return None
-    return packed[12:] if packed.startswith(b"\0" * 10 + b"\xff\xff") else packed
-
-
-def format_ip(packed: bytes) -> str:
-    """Writes 4 or 16 bytes as address."""
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
 def parse_cidr(text: str) -> str | None:
     """Reads a CIDR and gives its canonical text with the host bits cleared. None: it is none."""
-    address, slash, length = text.partition("/")
-    packed = parse_ip(address)
-    if packed is None or not slash or not (length.isascii() and length.isdigit()) or len(length) > 3:
+    try:
+        return parse_range(text)
+    except ValueError:
         return None
-    if len(packed) == 4 and ":" in address:
-        packed = b"\0" * 10 + b"\xff\xff" + packed
-    bits, prefix = len(packed) * 8, int(length)
-    if prefix > bits:
-        return None
-    network = int.from_bytes(packed, "big") >> (bits - prefix) << (bits - prefix)
-    return f"{format_ip(network.to_bytes(len(packed), 'big'))}/{prefix}"
 
 
 def split_host_port(text: str) -> tuple[str, str] | None:
@@ -52,8 +32,3 @@ def split_host_port(text: str) -> tuple[str, str] | None:
     elif ":" in host:
         return None
     return None if "[" in host or "]" in host or "[" in port or "]" in port else (host, port)
-
-
-def join_host_port(host: str, port: int) -> str:
-    """Joins an address and a port, an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -8,14 +8,16 @@ import os
 import socket
 import struct
 
-from kubeproxy.api.addresses import IPV4, Family
-
 _SO_GET_INFO = 64
 _INFO = struct.Struct("=32s I 5I 5I I I")
 
 
-def table_size(family: Family, table: str) -> tuple[int, int]:
+def table_size(domain: int, table: str) -> tuple[int, int]:
     """The number of rules of a table and their size in bytes: any change but a rewording of equal length shows.
+
+    Args:
+        domain: socket.AF_INET or AF_INET6.
+        table: its name.
 
     Raises:
         OSError: the kernel has no such table, or we lack CAP_NET_ADMIN or CAP_NET_RAW.

@@ -24,7 +24,7 @@ SUFFIXES: Final = (".yaml", ".yml", ".json")
 LOOK_SECONDS: Final = 5.0
 """How often we look although nothing was notified: linked files and some file systems tell nothing."""
 
-_SETTLE_SECONDS = 0.05
+_SETTLE_SECONDS = 0.01
 _YIELD_EVERY = 500
 
 Name = tuple[str, str, str]

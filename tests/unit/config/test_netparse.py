@@ -5,8 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubeproxy.config.netparse import (
-    format_ip,
-    join_host_port,
     parse_cidr,
     parse_ip,
     split_host_port,
@@ -15,12 +13,10 @@ from kubeproxy.config.netparse import (
 
 @settings(deadline=None)
 @given(st.ip_addresses())
-def test_every_address_is_read_and_written(address):
-    packed = parse_ip(str(address))
-    assert packed is not None
-    mapped = getattr(address, "ipv4_mapped", None)
-    assert packed == (mapped or address).packed
-    assert ipaddress.ip_address(format_ip(packed)) == (mapped or address)
+def test_every_address_is_read_and_made_canonical(address):
+    text = parse_ip(str(address))
+    assert text is not None
+    assert ipaddress.ip_address(text) == (getattr(address, "ipv4_mapped", None) or address)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +27,7 @@ def test_what_is_no_address(text):
 
 
 def test_leading_zeros_are_decimal():
-    assert parse_ip("010.001.0.007") == bytes([10, 1, 0, 7])
+    assert parse_ip("010.001.0.007") == "10.1.0.7"
 
 
 @settings(deadline=None)
@@ -43,7 +39,7 @@ def test_a_cidr_is_made_canonical(address, length):
 @pytest.mark.parametrize(
     ("text", "canonical"),
     [("fd00:1::5/64", "fd00:1::/64"), ("::/0", "::/0"), ("10.20.30.40/16", "10.20.0.0/16"), ("010.1.1.1/8", "10.0.0.0/8"),
-     ("::ffff:1.2.3.4/120", "::ffff:1.2.3.0/120")],
+     ("::ffff:1.2.3.4/120", "1.2.3.0/24")],
 )  # fmt: skip
 def test_a_cidr_loses_its_host_bits(text, canonical):
     assert parse_cidr(text) == canonical
@@ -84,9 +80,3 @@ def test_what_is_no_cidr(text):
 )
 def test_host_and_port_are_split(text, parts):
     assert split_host_port(text) == parts
-
-
-@pytest.mark.parametrize(("host", "joined"), [("1.2.3.4", "1.2.3.4:80"), ("::1", "[::1]:80")])
-def test_host_and_port_are_joined(host, joined):
-    assert join_host_port(host, 80) == joined
-    assert split_host_port(joined) == (host, "80")

@@ -8,6 +8,7 @@ makes (KEP-3178) tell which that is. `fake.FakeTables` stands in for them in tes
 import itertools
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Literal, Protocol
 
@@ -87,7 +88,8 @@ class Programs:
         """See `Tables`."""
         if self.variant == "nf_tables":
             return nftables.generation()
-        return [xtables.table_size(self._family, table) for table in TABLES]
+        domain = socket.AF_INET if self._family == IPV4 else socket.AF_INET6
+        return [xtables.table_size(domain, table) for table in TABLES]
 
     def save(self) -> Iterator[str]:
         """See `Tables`."""

@@ -1,0 +1,72 @@
+# Every target does its own set-up: Debian packages through apt-get where they are missing, a virtual environment in .venv.
+# Root is needed for what touches the kernel (demo, test, bench): they build network namespaces of their own.
+
+PYTHON ?= python3
+PROGRAMS = ip iptables iptables-legacy nft conntrack setpriv
+PACKAGES = iproute2 iptables nftables conntrack util-linux
+WORKERS ?= 4
+
+.PHONY: help install demo test lint format bench clean system
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make install   .venv/bin/kube-proxy"
+	@echo "make demo      a small node in network namespaces, with real traffic (MODE=iptables)"
+	@echo "make test      all tests"
+	@echo "make lint      style, types, import contracts"
+	@echo "make format    rewrites the sources in the house style"
+	@echo "make bench     measures speed and memory"
+	@echo "make clean     removes what was made here"
+
+install: .venv/.run
+
+demo: system .venv/.run
+	@PYTHONPATH=. .venv/bin/python -m examples.demo.demo --mode $(or $(MODE),iptables)
+
+test: system .venv/.dev
+	.venv/bin/pytest -n $(WORKERS) --dist worksteal $(TESTS)
+
+lint: .venv/.dev
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+
+format: .venv/.dev
+	.venv/bin/ruff check --fix-only
+	.venv/bin/ruff format
+
+bench: system .venv/.dev
+	PYTHONPATH=. .venv/bin/python -m bench $(BENCH)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Programs of the system: installed when one is missing and we may.
+system:
+	@for program in $(PROGRAMS); do \
+	  PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null && continue; \
+	  test "$$(id -u)" = 0 || { echo "$$program is missing; as root: apt-get install $(PACKAGES)" >&2; exit 1; }; \
+	  echo "Installing $(PACKAGES) ($$program is missing)"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
+	  break; \
+	done
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "Python 3.11 or newer is needed (PYTHON=$(PYTHON)); Debian 12 has it: apt-get install python3" >&2; exit 1; }
+	@if command -v uv >/dev/null; then uv venv -q --seed --python "$$(command -v $(PYTHON))" .venv; \
+	elif $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv .venv; \
+	else \
+	  test "$$(id -u)" = 0 || { echo "venv is missing; as root: apt-get install python3-venv" >&2; exit 1; }; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null && $(PYTHON) -m venv .venv; \
+	fi
+
+.venv/.run: .venv/bin/python pyproject.toml constraints.txt
+	.venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/.dev: .venv/bin/python pyproject.toml constraints.txt
+	.venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ .venv/.run

@@ -1,0 +1,196 @@
+"""The demo: a small node out of network namespaces, kube-proxy on a folder of manifests, and real traffic.
+
+`make demo` runs it. Everything happens in namespaces that are gone afterwards, also when it is interrupted.
+"""
+
+import argparse
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.lab.daemon import Daemon
+from tests.lab.topology import NODE_ADDRESSES, NODE_NAME, Lab
+
+MANIFESTS = Path(__file__).parent / "manifests"
+WHO = {
+    "client": "a Pod (10.244.1.100, fd00:10:244:1::64)",
+    "ep11": "a backend itself (10.244.1.11)",
+    "node": "a process on the node",
+    "out": "a client far away (198.51.100.7)",
+}
+BOLD, DIM, GREEN, RED, PLAIN = (
+    ("\x1b[1m", "\x1b[2m", "\x1b[32m", "\x1b[31m", "\x1b[0m") if sys.stdout.isatty() else [""] * 5
+)
+
+
+def say(text: str = "") -> None:
+    print(text, flush=True)
+
+
+def chapter(text: str) -> None:
+    say(f"\n{BOLD}{text}{PLAIN}")
+
+
+def ask(lab: Lab, role: str, address: str, port: int, kind: int = socket.SOCK_STREAM) -> tuple[str, str]:
+    """One request; the backend that answered and the address it saw, or the error and nothing."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with lab.inside(role):
+        client = socket.socket(family, kind)
+    with client:
+        client.settimeout(2)
+        try:
+            client.connect((address, port))
+            if kind == socket.SOCK_DGRAM:
+                client.send(b"?")
+            backend, _, source = client.recv(200).decode().strip().partition(" ")
+        except TimeoutError:
+            return "no answer", ""
+        except OSError as e:
+            return f"{e.strerror}", ""
+    return backend, source
+
+
+def show(
+    lab: Lab, title: str, role: str, address: str, port: int, *, tries: int = 60, udp: bool = False
+) -> None:
+    """Many requests to one address, and which backends they went to."""
+    kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
+    answers = Counter(ask(lab, role, address, port, kind) for _ in range(tries))
+    say(f"\n  {title}: {WHO[role]} asks {BOLD}{address} port {port}{PLAIN}, {tries} times")
+    for (backend, source), count in sorted(answers.items()):
+        bar = "#" * max(1, round(30 * count / tries))
+        if not source:
+            say(f"    {RED}{backend:20}{PLAIN} {count:3} {bar}")
+            continue
+        seen = f"sees {source}" + (", the node" if source in NODE_ADDRESSES and role != "node" else "")
+        say(f"    {GREEN}{backend:20}{PLAIN} {count:3} {bar:31}{DIM}{seen}{PLAIN}")
+
+
+class Stream(threading.Thread):
+    """Requests without a pause, from a Pod to a ClusterIP, and what came of each."""
+
+    def __init__(self, lab: Lab, address: str, port: int) -> None:
+        super().__init__(daemon=True)
+        self.lab, self.address, self.port = lab, address, port
+        self.answers: list[tuple[float, str, bool]] = []
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        while not self.done.is_set():
+            backend, source = ask(self.lab, "client", self.address, self.port)
+            self.answers.append((time.monotonic(), backend, bool(source)))
+
+    def stop(self) -> None:
+        self.done.set()
+        self.join()
+
+
+def edit(file: Path, before: str, after: str) -> None:
+    """Changes a manifest as an editor does: writes a new file and puts it in the place of the old one."""
+    new = file.with_suffix(".new")
+    new.write_text(file.read_text().replace(before, after))
+    new.rename(file)
+
+
+def swap(lab: Lab, web: Path, before: str, after: str, backend: str, *, appears: bool) -> None:
+    """Edits a manifest under a stream of requests and tells how soon the stream followed and what it lost."""
+    stream = Stream(lab, "10.96.0.80", 80)
+    stream.start()
+    time.sleep(0.7)
+    edited = time.monotonic()
+    edit(web, before, after)
+    time.sleep(1.5)
+    stream.stop()
+    mine = [at for at, who, _ in stream.answers if who == backend]
+    failed = sum(not good for _, _, good in stream.answers)
+    moment = min((at for at in mine if at > edited), default=edited) if appears else max(mine, default=edited)
+    what = "first request to" if appears else "last request to"
+    say(
+        f"    {len(stream.answers)} requests meanwhile, {failed} failed; {what} {backend} {1e3 * (moment - edited):.0f} ms after the edit"
+    )
+    if failed:
+        raise SystemExit("requests failed although there was always a live backend")
+
+
+def story(lab: Lab, folder: Path, mode: str) -> None:
+    chapter("1. Services on a node")
+    show(lab, "ClusterIP", "client", "10.96.0.80", 80)
+    show(lab, "ClusterIP, IPv6", "client", "fd00:10:96::80", 80)
+    show(lab, "ClusterIP, hairpin", "ep11", "10.96.0.80", 80)
+    show(lab, "ClusterIP", "node", "10.96.0.80", 80)
+    show(lab, "node port", "out", "192.0.2.1", 30080)
+    show(lab, "external IP", "out", "203.0.113.10", 80)
+    show(lab, "load balancer", "out", "203.0.113.80", 80)
+
+    chapter("2. Keeping what matters")
+    show(lab, "externalTrafficPolicy Local keeps the client's address", "out", "203.0.113.81", 80)
+    show(lab, "session affinity keeps the backend", "client", "10.96.0.82", 80)
+    show(lab, "UDP", "client", "10.96.0.10", 53, udp=True)
+    show(lab, "no backend yet: refused at once", "client", "10.96.0.83", 80, tries=5)
+
+    chapter("3. A backend goes: 10.244.1.12 is taken out of web.yaml")
+    line = "- {addresses: [10.244.1.12], nodeName: bench-node}\n"
+    web = folder / "web.yaml"
+    swap(lab, web, line, "", "10.244.1.12", appears=False)
+    show(lab, "ClusterIP", "client", "10.96.0.80", 80)
+
+    chapter("4. A backend comes: 10.244.1.14 is added")
+    first = "- {addresses: [10.244.1.11], nodeName: bench-node}\n"
+    swap(lab, web, first, first + first.replace("1.11", "1.14"), "10.244.1.14", appears=True)
+    show(lab, "ClusterIP", "client", "10.96.0.80", 80)
+
+    chapter("5. What the kernel holds for shop/web")
+    if mode == "iptables":
+        saved = lab.run("node", "iptables-save", "-t", "nat").splitlines()
+        rules = [rule for rule in saved if "shop/web" in rule and rule.startswith("-A KUBE-S")]
+        for rule in rules[:8]:
+            say(f"    {DIM}{rule}{PLAIN}")
+        say(f"    {DIM}... {len(saved)} lines in table nat{PLAIN}")
+    else:
+        for line in lab.run("node", "nft", "list", "table", "ip", "kube-proxy").splitlines()[:40]:
+            say(f"    {DIM}{line}{PLAIN}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mode", default="iptables", help="proxy mode (default: iptables)")
+    mode = parser.parse_args().mode
+    if os.geteuid() != 0:
+        raise SystemExit("the demo builds network namespaces: it needs root")
+    started = time.monotonic()
+    say(
+        f"{BOLD}kube-proxy without Kubernetes{PLAIN}: a node, five Pods, a router, another node and the world, in network namespaces"
+    )
+    with tempfile.TemporaryDirectory() as temporary, Lab() as lab:
+        folder = Path(temporary, "manifests")
+        shutil.copytree(MANIFESTS, folder)
+        command = [
+            "kube-proxy",
+            "--proxy-mode",
+            mode,
+            "--manifests",
+            str(folder),
+            "--cluster-cidr",
+            "10.244.0.0/16,fd00:10:244::/48",
+        ]
+        say(f"\n  # {' '.join(command)} --hostname-override {NODE_NAME}")
+        program = [sys.executable, "-m", "kubeproxy", *command[1:], "--hostname-override", NODE_NAME]
+        with Daemon(lab, program):
+            say(
+                f"  {DIM}running on the node, {1e3 * (time.monotonic() - started):.0f} ms after the first namespace{PLAIN}"
+            )
+            story(lab, folder, mode)
+    say(f"\n{BOLD}Done{PLAIN} in {time.monotonic() - started:.0f} s; the namespaces are gone.")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
