@@ -83,7 +83,7 @@ def _running(argv: Sequence[str], **pipes: int) -> Generator[subprocess.Popen[by
         try:
             yield process
             assert process.stderr is not None
-            said = process.stderr.read().decode(errors="replace").strip()
+            said = " ".join(process.stderr.read().decode(errors="replace").split())
             code = process.wait()
         except BaseException:
             process.kill()

@@ -22,9 +22,7 @@ def table_size(domain: int, table: str) -> tuple[int, int]:
     Raises:
         OSError: the kernel has no such table, or we lack CAP_NET_ADMIN or CAP_NET_RAW.
     """
-    domain, level = (
-        (socket.AF_INET, socket.SOL_IP) if family == IPV4 else (socket.AF_INET6, socket.IPPROTO_IPV6)
-    )
+    level = socket.IPPROTO_IP if domain == socket.AF_INET else socket.IPPROTO_IPV6
     buffer = ctypes.create_string_buffer(table.encode(), _INFO.size)
     length = ctypes.c_uint32(_INFO.size)
     with socket.socket(domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as raw:

@@ -9,6 +9,7 @@ import itertools
 import re
 import shutil
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Literal, Protocol
 
@@ -22,6 +23,9 @@ Variant = Literal["legacy", "nf_tables"]
 
 OLDEST: Final = (1, 6, 2)
 """The first release with `iptables-restore --wait` and `--random-fully`."""
+
+_WRITING = threading.Lock()
+"""The kernel takes one writer at a time, of both families: the legacy programs wait for each other, the others fail."""
 
 _LOCK_SECONDS = 5
 _RESOURCE_PROBLEM = 4
@@ -101,7 +105,8 @@ class Programs:
     def restore(self, table: str, lines: Iterable[str]) -> None:
         """See `Tables`."""
         try:
-            run.feed(self._restore, _blocks(itertools.chain((f"*{table}\n",), lines, ("COMMIT\n",))))
+            with _WRITING:
+                run.feed(self._restore, _blocks(itertools.chain((f"*{table}\n",), lines, ("COMMIT\n",))))
         except run.ProgramError as e:
             if e.code < 0 or e.code == _RESOURCE_PROBLEM:
                 raise SyncError(str(e)) from e
