@@ -31,6 +31,9 @@ LARGE_CLUSTER_ENDPOINTS = 1000
 _NF_TABLES_LINES = 4000
 """The nf_tables programs need time quadratic in the chains of one input, so theirs are kept to about this length."""
 
+_STREAM_STEP = 500
+"""How many Services' chains are declared at a time in a first sync."""
+
 _HOPELESS = 16
 """So many refusals without one success are not the Services' fault."""
 
@@ -114,10 +117,14 @@ class IPTables:
         refusals: list[str] = []
 
         def lines() -> Iterator[str]:
-            for c in changes:
-                f = between(c.key, NOTHING, compile_service(c.after, dialect))
-                refusals.extend(f.refusals)
-                yield from f.nat
+            # The program finds chains faster when many are declared at once than when one follows another's rules.
+            for start in range(0, len(changes), _STREAM_STEP):
+                step = changes[start : start + _STREAM_STEP]
+                found = [between(c.key, NOTHING, compile_service(c.after, dialect)) for c in step]
+                for f in found:
+                    refusals.extend(f.refusals)
+                yield from (line for f in found for line in f.nat if line[0] == ":")
+                yield from (line for f in found for line in f.nat if line[0] != ":")
 
         try:
             self._tables.restore(NAT, lines())
