@@ -40,7 +40,7 @@ def parse_address(text: str) -> str:
             parts = [int(part) for part in text.split(".")]
             if max(parts) < 256:
                 return ".".join(map(str, parts))
-        raise ValueError(f"{text!r} is not an IP address") from None
+        raise ValueError(f"{text!r:.80} is not an IP address") from None
     if packed.startswith(_MAPPED):
         return inet_ntop(AF_INET, packed[12:])
     return inet_ntop(AF_INET6, packed)
@@ -72,7 +72,7 @@ def parse_range(text: str) -> str:
     except ValueError:
         prefix, bits, network = -1, 0, ""
     if not slash or not 0 <= prefix <= bits:
-        raise ValueError(f"{text!r} is not a CIDR range")
+        raise ValueError(f"{text!r:.80} is not a CIDR range")
     mask = (1 << bits) - (1 << (bits - prefix))
     cleared = int.from_bytes(pack(network)) & mask
     return f"{unpack(cleared.to_bytes(bits // 8))}/{prefix}"
