@@ -8,10 +8,13 @@ are flattened into rows (`flatten`) and dropped.
 Field names and meanings: Kubernetes API reference v1.36 (core/v1, discovery.k8s.io/v1, networking.k8s.io/v1).
 """
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
+
+Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+"""Kubernetes' numbers; a number of a million digits can neither be kept nor told."""
 
 
 class Labels(Struct, gc=False, frozen=True):
@@ -44,16 +47,16 @@ class ObjectMeta(Struct, gc=False, frozen=True, rename="camel"):
 class ServicePort(Struct, gc=False, frozen=True, rename="camel"):
     """One port of a Service."""
 
-    port: int
+    port: Int32
     name: str = ""
     protocol: str = "TCP"
-    node_port: int = 0
+    node_port: Int32 = 0
 
 
 class ClientIPConfig(Struct, gc=False, frozen=True, rename="camel"):
     """How long a client stays with its backend, in seconds."""
 
-    timeout_seconds: int | None = None
+    timeout_seconds: Int32 | None = None
 
 
 class SessionAffinityConfig(Struct, gc=False, frozen=True):
@@ -76,7 +79,7 @@ class ServiceSpec(Struct, gc=False, frozen=True, rename="camel"):
     session_affinity_config: SessionAffinityConfig | None = None
     external_traffic_policy: str | None = None
     internal_traffic_policy: str | None = None
-    health_check_node_port: int = 0
+    health_check_node_port: Int32 = 0
 
 
 class LoadBalancerIngress(Struct, gc=False, frozen=True):
@@ -140,7 +143,7 @@ class EndpointPort(Struct, gc=False, frozen=True):
     """One port of every endpoint of a slice. A port without name or number serves no Service port."""
 
     name: str | None = None
-    port: int | None = None
+    port: Int32 | None = None
     protocol: str | None = None
 
 
@@ -270,8 +273,12 @@ def decode(kind: str, data: bytes | msgspec.Raw) -> Object:
     """
     try:
         return _decoders[kind].decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise UndecodableError(kind, _name(data), _reason(e)) from None
+    except _DECODE_ERRORS as e:
+        error = e
+    try:
+        return convert(kind, msgspec.json.decode(data))
+    except _DECODE_ERRORS:
+        raise UndecodableError(kind, _name(data), _reason(error)) from None
 
 
 def convert(kind: str, data: object) -> Object:
@@ -281,29 +288,45 @@ def convert(kind: str, data: object) -> Object:
         UndecodableError: a field has the wrong type.
     """
     try:
-        return msgspec.convert(data, KINDS[kind])
-    except msgspec.ValidationError as e:
+        return msgspec.convert(_without_nulls(data), KINDS[kind])
+    except (msgspec.ValidationError, RecursionError) as e:
         metadata = data.get("metadata") if isinstance(data, dict) else None
         raise UndecodableError(kind, _join(metadata), _reason(e)) from None
+
+
+_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def _without_nulls(value: object) -> object:
+    """A field that is null is one that is not there, as it is to Kubernetes; people write `namespace:` and no more."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _reason(error: Exception) -> str:
     """Turns msgspec's "Expected `int`, got `str` - at `$.spec.port`" to "spec.port: Expected `int`, got `str`"."""
     what, _, where = str(error).partition(" - at `")
-    path = where.rstrip("`").removeprefix("$").removeprefix(".")
+    path = where.rpartition("$")[2].rstrip("`").removeprefix(".")
     return f"{path}: {what}" if path else what
 
 
 def _name(data: bytes | msgspec.Raw) -> str:
     try:
         return _join(_named.decode(data).metadata)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _DECODE_ERRORS:
         return "(unnamed)"
 
 
 def _join(metadata: object) -> str:
     if not isinstance(metadata, dict):
         return "(unnamed)"
-    name = str(metadata.get("name") or "(unnamed)")
-    namespace = metadata.get("namespace")
+    name = _text(metadata.get("name")) or "(unnamed)"
+    namespace = _text(metadata.get("namespace"))
     return f"{namespace}/{name}" if namespace else name
+
+
+def _text(value: object) -> str:
+    """A name of whatever type and content, fit for a message."""
+    text = "" if value is None else str(value)[:253]
+    return text if text.isprintable() else ascii(text)
