@@ -181,10 +181,12 @@ class Loop:
         full = self._full or not self.refused.keys().isdisjoint(pending)
         self._full = False
         queued, self.queued_since = self.queued_since, None
-        changes = self._all() if full else self._differences(pending)
         try:
-            failures = await self._backend.sync(self.node, changes, full=full) if full or changes else {}
-        except SyncError as e:
+            changes = self._all() if full else self._differences(pending)
+            if not full and not changes:
+                return
+            failures = await self._backend.sync(self.node, changes, full=full)
+        except Exception as e:
             self._full = True
             self._pending = {**pending, **self._pending}
             self.queued_since = queued if queued is not None else started
@@ -201,7 +203,7 @@ class Loop:
         changes = ((key, self.applied.get(key), self._state.plan(key, self.node)) for key in keys)
         return [Change(key, before, after) for key, before, after in changes if before != after]
 
-    def _failed(self, error: SyncError, *, full: bool) -> None:
+    def _failed(self, error: Exception, *, full: bool) -> None:
         now = self._clock.now()
         if isinstance(error, StaleError) and not full:
             log.info("%s: full sync: %s", self.family, error)
@@ -210,7 +212,10 @@ class Loop:
         self.failures_in_row += 1
         delay = min(_FIRST_RETRY_SECONDS * 2 ** min(self.failures_in_row - 1, 30), self._sync_period)
         self._not_before = now + delay
-        log.error("%s: sync failed, trying again in %.3g s: %s", self.family, delay, error)
+        foreseen = isinstance(error, SyncError)
+        log.error(
+            "%s: sync failed, trying again in %.3g s: %s", self.family, delay, error, exc_info=not foreseen
+        )
 
     def _succeeded(self, done: Synced) -> None:
         now = done.started + done.seconds
@@ -219,6 +224,7 @@ class Loop:
                 c.key: c.after for c in done.changes if c.after is not None and c.key not in done.failures
             }
             self._next_full = now + max(FULL_SYNC_SECONDS, 1000 * done.seconds)
+            self._next_look = now + self._sync_period
             self._report(done.failures, now)
         else:
             for change in done.changes:
@@ -228,17 +234,18 @@ class Loop:
                     self.applied[change.key] = change.after
         rest = REST_FACTOR * done.seconds if self._min_sync_period is None else self._min_sync_period
         self._not_before = now + rest
-        self._next_look = now + self._sync_period
         self.last_success = now
         self.failures_in_row = 0
         self.synced.set()
-        if done.full or done.changes:
-            log.log(
-                V2, "%s: %s sync of %d Services took %.1f ms", self.family,
-                "full" if done.full else "partial", len(done.changes), 1e3 * done.seconds,
-            )  # fmt: skip
+        log.log(
+            V2, "%s: %s sync of %d Services took %.1f ms", self.family,
+            "full" if done.full else "partial", len(done.changes), 1e3 * done.seconds,
+        )  # fmt: skip
         for listener in self._listeners:
-            listener(done)
+            try:
+                listener(done)
+            except Exception:
+                log.exception("%s: what follows a sync failed; the rules are in place", self.family)
 
     def _report(self, failures: Failures, now: float) -> None:
         """Tells which Services are refused now, and which no more."""
@@ -250,7 +257,7 @@ class Loop:
                     self.family,
                     words,
                 )
-        for key in self.refused.keys() - failures.keys():
+        for key in (self.refused.keys() - failures.keys()) & self.applied.keys():
             log.info("Service %s/%s: %s rules are in place now", *key, self.family)
         if failures:
             self._refused_delay = min(

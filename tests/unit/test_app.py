@@ -1,0 +1,116 @@
+"""The daemon's parts together, with a source and backends that do as told; nothing here touches the kernel."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from kubeproxy import backends, host
+from kubeproxy.api import types
+from kubeproxy.api.addresses import IPV4, IPV6, Family
+from kubeproxy.app import App
+from kubeproxy.backends.base import Backend, Change, Failures, UnsupportedError
+from kubeproxy.config.load import load
+from kubeproxy.hub import Hub
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import Key
+from tests.fakes.clock import FakeClock
+
+
+class Recorder:
+    """A backend that remembers which Services each sync was told."""
+
+    def __init__(self, syncs: list[tuple[Family, list[Key]]]) -> None:
+        self._syncs = syncs
+
+    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
+        self._syncs.append((node.family, [c.key for c in changes]))
+        return {}
+
+    async def intact(self) -> bool:
+        return True
+
+
+class Rig:
+    """An App whose kernel is a list."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.syncs: list[tuple[Family, list[Key]]] = []
+        self.unsupported: set[Family] = set()
+        self.opened: set[Family] = set()
+        self.cleaned: list[str] = []
+        self.listed = asyncio.Event()
+        monkeypatch.setattr(host, "supported_families", lambda: [IPV4, IPV6])
+        monkeypatch.setattr(backends, "load", lambda _: self)
+        monkeypatch.setattr(backends, "cleanup", self.cleaned.append)
+        monkeypatch.setattr(App, "_source", lambda _: self)
+        self.app = App(load({"manifests": [str(folder)], "hostname-override": "here"}, "linux"))
+
+    def open_backend(self, node: NodeConfig) -> Backend:
+        if node.family in self.unsupported:
+            raise UnsupportedError(f"no {node.family} here")
+        self.opened.add(node.family)
+        return Recorder(self.syncs)
+
+    @property
+    def hub(self) -> Hub:
+        return self.app._hub
+
+    async def run(self) -> None:
+        """The source: the list of EndpointSlices is complete when the test says so."""
+        meta = types.ObjectMeta(name="here")
+        status = types.NodeStatus((types.NodeAddress("InternalIP", "192.0.2.1"),))
+        self.hub.set(types.Node(meta, status=status))
+        spec = types.ServiceSpec(ports=(types.ServicePort(80),), cluster_ip="10.96.0.1")
+        self.hub.set(types.Service(types.ObjectMeta(name="a", namespace="default"), spec))
+        for kind in types.KINDS.keys() - {"EndpointSlice"}:
+            self.hub.complete(kind)
+        await self.listed.wait()
+        self.hub.complete("EndpointSlice")
+        await asyncio.Event().wait()
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 what is waited for happens in threads
+            await asyncio.sleep(0.01)
+
+
+async def test_nothing_is_written_before_services_and_endpoints_are_complete(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rig = Rig(monkeypatch, tmp_path)
+    task = asyncio.create_task(rig.app.run())
+    await _until(lambda: rig.opened == {IPV4, IPV6})
+    await FakeClock.settle()
+    assert rig.syncs == []
+    rig.listed.set()
+    await _until(lambda: len(rig.syncs) == 2 and rig.cleaned)
+    assert sorted(rig.syncs) == [(IPV4, [("default", "a")]), (IPV6, [])]
+    assert rig.cleaned == ["nftables"], "after its rules are in place it removes what another mode left"
+    rig.app._end(0)
+    assert await task == 0
+
+
+async def test_a_second_family_that_cannot_be_served_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = Rig(monkeypatch, tmp_path)
+    rig.unsupported = {IPV6}
+    rig.listed.set()
+    task = asyncio.create_task(rig.app.run())
+    await _until(lambda: rig.cleaned)
+    assert rig.syncs == [(IPV4, [("default", "a")])]
+    assert "Only IPv4 is served: no IPv6 here" in caplog.text
+    rig.app._end(0)
+    assert await task == 0
+
+
+async def test_the_primary_family_must_be_served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rig = Rig(monkeypatch, tmp_path)
+    rig.unsupported = {IPV4}
+    rig.listed.set()
+    with pytest.raises(UnsupportedError, match="no IPv4 here"):
+        await rig.app.run()
+    assert rig.syncs == []

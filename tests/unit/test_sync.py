@@ -1,0 +1,580 @@
+"""The control loop under a clock that stands still and a kernel that is a dictionary."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kubeproxy import sync
+from kubeproxy.api import types
+from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.model.state import State
+from kubeproxy.sync import Loop, Synced
+from tests import strategies
+from tests.fakes.clock import FakeClock
+
+A, B, C = ("default", "a"), ("default", "b"), ("default", "c")
+
+
+class Kernel:
+    """A backend that records.
+
+    Attributes:
+        plans: what it holds.
+        syncs: when each sync began, whether it was full, and which Services it was told.
+        looks: when it was looked at.
+        cost: seconds a sync takes.
+        answers: what the next syncs do: raise this, or wait for that; then they succeed.
+        refused: Services it refuses, with its words.
+    """
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.plans: dict[Key, ServicePlan] = {}
+        self.syncs: list[tuple[float, bool, list[Key]]] = []
+        self.nodes: list[NodeConfig] = []
+        self.looks: list[float] = []
+        self.cost = 0.0
+        self.answers: list[BaseException | asyncio.Event] = []
+        self.refused: dict[Key, str] = {}
+        self.whole = True
+
+    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
+        self.syncs.append((self.clock.time, full, [c.key for c in changes]))
+        self.nodes.append(node)
+        self.clock.time += self.cost
+        answer = self.answers.pop(0) if self.answers else None
+        if isinstance(answer, BaseException):
+            raise answer
+        if answer is not None:
+            await answer.wait()
+        if full:
+            assert all(c.before is None for c in changes)
+            held, self.plans = self.plans, {}
+            for c in changes:
+                plan = held.get(c.key) if c.key in self.refused else c.after
+                if plan is not None:
+                    self.plans[c.key] = plan
+            self.whole = True
+            return {c.key: self.refused[c.key] for c in changes if c.key in self.refused}
+        if not self.refused.keys().isdisjoint(c.key for c in changes):
+            raise StaleError("somebody is refused")
+        for c in changes:
+            assert c.before == self.plans.get(c.key)
+            assert c.before != c.after
+            if c.after is None:
+                del self.plans[c.key]
+            else:
+                self.plans[c.key] = c.after
+        return {}
+
+    async def intact(self) -> bool:
+        self.looks.append(self.clock.time)
+        return self.whole
+
+    @property
+    def times(self) -> list[float]:
+        return [time for time, _, _ in self.syncs]
+
+
+class Rig:
+    """A loop, what it hears and what it does it with."""
+
+    def __init__(self, sync_period: float = 30.0, min_sync_period: float | None = None) -> None:
+        self.clock = FakeClock()
+        self.kernel = Kernel(self.clock)
+        self.state = State()
+        self.node = NodeConfig(name="here")
+        self.loop = Loop(
+            self.state,
+            self.kernel,
+            self.node,
+            sync_period=sync_period,
+            min_sync_period=min_sync_period,
+            clock=self.clock,
+        )
+        self.heard: list[Synced] = []
+        self.loop.on_sync(self.heard.append)
+
+    def set(self, key: Key, port: int = 80, *, family: str = "") -> None:
+        """A Service is there, on this port; in no family but the one that is named."""
+        ip = "fd00::1" if family == "IPv6" else "10.96.0.1"
+        spec = types.ServiceSpec(ports=(types.ServicePort(port),), cluster_ip=ip)
+        meta = types.ObjectMeta(name=key[1], namespace=key[0])
+        self.loop.touch(self.state.set(types.Service(meta, spec)))
+
+    def gone(self, key: Key) -> None:
+        self.loop.touch(self.state.gone("Service", *key))
+
+    def wanted(self) -> dict[Key, ServicePlan]:
+        plans = ((key, self.state.plan(key, self.loop.node)) for key in self.state.services)
+        return {key: plan for key, plan in plans if plan is not None}
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.loop.run())
+        try:
+            yield
+            assert not task.done()
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def test_the_first_sync_is_full_and_at_once() -> None:
+    rig = Rig()
+    rig.set(A)
+    rig.set(B)
+    assert not rig.loop.synced.is_set()
+    async with rig.running():
+        await rig.clock.settle()
+    assert rig.kernel.syncs == [(1000.0, True, [A, B])]
+    assert rig.kernel.plans == rig.wanted() == rig.loop.applied
+    assert rig.loop.synced.is_set()
+
+
+async def test_a_cluster_without_services_is_synced_too() -> None:
+    rig = Rig()
+    async with rig.running():
+        await rig.clock.settle()
+    assert rig.kernel.syncs == [(1000.0, True, [])]
+    assert rig.loop.synced.is_set()
+
+
+async def test_the_first_change_after_a_quiet_time_goes_at_once_and_alone() -> None:
+    rig = Rig()
+    rig.set(A)
+    rig.set(B)
+    async with rig.running():
+        await rig.clock.advance(10)
+        rig.set(A, 81)
+        await rig.clock.settle()
+        assert rig.kernel.syncs[1:] == [(1010.0, False, [A])]
+        rig.gone(B)
+        await rig.clock.settle()
+        assert rig.kernel.syncs[2:] == [(1010.0, False, [B])]
+    assert rig.kernel.plans == rig.wanted() == rig.loop.applied
+
+
+async def test_changes_during_a_sync_become_one() -> None:
+    rig = Rig()
+    for key in (A, B, C):
+        rig.set(key)
+    busy = asyncio.Event()
+    async with rig.running():
+        await rig.clock.settle()
+        rig.kernel.answers = [busy]
+        rig.set(A, 81)
+        await rig.clock.settle()
+        for port in range(82, 90):
+            rig.set(A, port)
+            rig.set(B, port)
+        await rig.clock.settle()
+        assert len(rig.kernel.syncs) == 2
+        busy.set()
+        await rig.clock.settle()
+        assert [keys for _, _, keys in rig.kernel.syncs[2:]] == [[A, B]]
+    assert rig.kernel.plans == rig.wanted()
+
+
+async def test_what_came_back_to_what_it_was_costs_nothing() -> None:
+    rig = Rig(min_sync_period=5.0)
+    rig.set(A)
+    async with rig.running():
+        await rig.clock.settle()
+        rig.set(A, 81)
+        rig.set(A, 80)
+        await rig.clock.advance(20)
+    assert len(rig.kernel.syncs) == 1
+    assert rig.loop.queued_since is None
+
+
+async def test_a_change_that_is_none_here_makes_no_later_one_wait() -> None:
+    rig = Rig(min_sync_period=10.0)
+    rig.set(A)
+    async with rig.running():
+        await rig.clock.advance(20)
+        rig.set(B, family="IPv6")
+        await rig.clock.advance(1)
+        rig.set(A, 81)
+        await rig.clock.settle()
+        assert rig.kernel.syncs[1:] == [(1021.0, False, [A])]
+
+
+@pytest.mark.parametrize(
+    ("period", "rest"),
+    [(None, 6.0), (0.5, 0.5), (10.0, 10.0)],
+    ids=["three times what it took", "less, as told", "more, as told"],
+)
+async def test_the_rest_after_a_sync(period: float | None, rest: float) -> None:
+    rig = Rig(min_sync_period=period)
+    rig.kernel.cost = 2.0
+    async with rig.running():
+        await rig.clock.advance(100)
+        for port in (80, 81, 82):
+            rig.set(A, port)
+            await rig.clock.settle()
+        await rig.clock.advance(100)
+    first, second = rig.kernel.times[1:]
+    assert first == 1100.0
+    assert second == first + 2.0 + rest
+
+
+async def test_syncing_takes_no_more_than_a_quarter_of_the_time() -> None:
+    rig = Rig()
+    rig.kernel.cost = 0.3
+    async with rig.running():
+        for i in range(1000):
+            rig.set(A, 1 + i)
+            await rig.clock.advance(0.1)
+    busy = rig.kernel.cost * len(rig.kernel.syncs)
+    assert busy == pytest.approx((rig.clock.time - 1000.0) / 4, rel=0.05)
+
+
+async def test_a_change_waits_from_when_it_came_until_the_kernel_has_it() -> None:
+    rig = Rig(min_sync_period=10.0)
+    async with rig.running():
+        await rig.clock.advance(2)
+        rig.set(A)
+        await rig.clock.advance(3)
+        rig.set(B)
+        await rig.clock.settle()
+        assert rig.loop.queued_since == 1002.0
+        await rig.clock.advance(5)
+        assert rig.loop.queued_since is None
+        assert rig.loop.last_success == 1010.0
+
+
+async def test_failures_are_retried_in_full_with_growing_delays() -> None:
+    rig = Rig(sync_period=3.0)
+    rig.set(A)
+    async with rig.running():
+        await rig.clock.settle()
+        rig.kernel.answers = [SyncError("no") for _ in range(7)]
+        rig.set(A, 81)
+        await rig.clock.advance(2)
+        rig.set(B)
+        assert rig.loop.failures_in_row == 4
+        assert rig.loop.queued_since == 1000.0
+        assert rig.loop.last_success == 1000.0
+        await rig.clock.advance(60)
+    delays = [b - a for a, b in zip(rig.kernel.times[1:], rig.kernel.times[2:], strict=False)]
+    assert delays[:7] == [0.25, 0.5, 1.0, 2.0, 3.0, 3.0, 3.0]
+    assert [full for _, full, _ in rig.kernel.syncs[1:9]] == [False, *[True] * 7]
+    assert rig.loop.failures_in_row == 0
+    assert rig.loop.queued_since is None
+    assert rig.kernel.plans == rig.wanted()
+
+
+async def test_the_first_sync_is_retried_and_nothing_is_called_synced_before() -> None:
+    rig = Rig()
+    rig.set(A)
+    rig.kernel.answers = [SyncError("no"), SyncError("no")]
+    async with rig.running():
+        await rig.clock.advance(0.5)
+        assert not rig.loop.synced.is_set()
+        assert rig.heard == []
+        await rig.clock.advance(0.5)
+        assert rig.loop.synced.is_set()
+    assert rig.kernel.plans == rig.wanted()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("what nobody foresaw"), KeyError("x"), OSError(5, "?")])
+async def test_what_nobody_foresaw_is_a_failure_like_any_other(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = Rig()
+    rig.set(A)
+    rig.kernel.answers = [error, error]
+    async with rig.running():
+        await rig.clock.advance(1)
+    assert rig.kernel.plans == rig.wanted()
+    assert type(error).__name__ in caplog.text, "the traceback is told"
+
+
+async def test_a_plan_that_cannot_be_made_is_a_failure_and_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    rig.set(A)
+    async with rig.running():
+        await rig.clock.settle()
+        with monkeypatch.context() as broken:
+            broken.setattr(State, "plan", lambda *_: 1 // 0)
+            rig.set(A, 81)
+            await rig.clock.settle()
+            assert rig.loop.failures_in_row == 1
+        await rig.clock.advance(1)
+    assert rig.kernel.plans == rig.wanted()
+
+
+async def test_a_stale_difference_is_followed_by_a_full_sync_at_once() -> None:
+    rig = Rig(min_sync_period=10.0)
+    rig.set(A)
+    rig.set(B)
+    async with rig.running():
+        await rig.clock.advance(20)
+        rig.kernel.answers = [StaleError("somebody was here")]
+        rig.set(A, 81)
+        await rig.clock.settle()
+        assert rig.kernel.syncs[1:] == [(1020.0, False, [A]), (1020.0, True, [A, B])]
+        assert rig.loop.failures_in_row == 0
+    assert rig.kernel.plans == rig.wanted()
+
+
+async def test_a_full_sync_that_is_stale_is_a_failure() -> None:
+    rig = Rig()
+    rig.kernel.answers = [StaleError("still"), StaleError("still")]
+    async with rig.running():
+        await rig.clock.settle()
+        assert rig.loop.failures_in_row == 1
+        await rig.clock.advance(1)
+    assert rig.kernel.times == [1000.0, 1000.25, 1000.75]
+
+
+async def test_a_refused_service_holds_up_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig()
+    for key in (A, B, C):
+        rig.set(key)
+    rig.kernel.refused = {B: "the kernel's words"}
+    async with rig.running():
+        await rig.clock.settle()
+        assert rig.loop.refused == {B: "the kernel's words"}
+        assert rig.kernel.plans.keys() == rig.loop.applied.keys() == {A, C}
+        assert rig.loop.synced.is_set()
+        rig.set(A, 81)
+        await rig.clock.advance(1)
+        assert rig.kernel.syncs[1:] == [(1000.0, False, [A])], "others change as ever"
+        rig.set(B, 81)
+        await rig.clock.settle()
+        assert rig.kernel.syncs[2:] == [(1001.0, True, [A, B, C])], "its own changes are tried"
+        rig.kernel.refused = {}
+        rig.set(B, 82)
+        await rig.clock.settle()
+    assert rig.loop.refused == {}
+    assert rig.kernel.plans == rig.wanted() == rig.loop.applied
+    assert caplog.text.count("Service default/b: IPv4 rules refused") == 1
+    assert "the kernel's words" in caplog.text
+
+
+async def test_a_refused_service_is_tried_again_ever_more_rarely() -> None:
+    rig = Rig(sync_period=30.0)
+    rig.set(A)
+    rig.set(B)
+    rig.kernel.refused = {B: "no"}
+    async with rig.running():
+        await rig.clock.advance(1500)
+        assert [b - a for a, b in zip(rig.kernel.times, rig.kernel.times[1:], strict=False)] == [
+            30.0, 60.0, 120.0, 240.0, 300.0, 300.0, 300.0
+        ]  # fmt: skip
+        rig.kernel.refused = {}
+        await rig.clock.advance(300)
+        assert rig.kernel.plans == rig.wanted()
+        await rig.clock.advance(1500)
+        assert len(rig.kernel.syncs) == 9, "then all is quiet"
+
+
+async def test_a_refused_service_that_is_deleted_is_forgotten(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    rig = Rig()
+    rig.set(A)
+    rig.set(B)
+    rig.kernel.refused = {B: "no"}
+    async with rig.running():
+        await rig.clock.settle()
+        rig.gone(B)
+        await rig.clock.settle()
+        assert rig.loop.refused == {}
+    assert rig.kernel.plans.keys() == {A}
+    assert "b: IPv4 rules are in place" not in caplog.text
+
+
+async def test_other_words_of_a_refusal_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig()
+    rig.set(A)
+    rig.kernel.refused = {A: "first"}
+    async with rig.running():
+        await rig.clock.settle()
+        rig.kernel.refused = {A: "second"}
+        await rig.clock.advance(30)
+    assert "first" in caplog.text
+    assert "second" in caplog.text
+
+
+async def test_another_node_means_everything_anew() -> None:
+    rig = Rig()
+    rig.set(A)
+    async with rig.running():
+        await rig.clock.settle()
+        rig.loop.set_node(NodeConfig(name="here"))
+        await rig.clock.settle()
+        assert len(rig.kernel.syncs) == 1, "it is the same"
+        rig.loop.set_node(NodeConfig(name="there"))
+        await rig.clock.settle()
+    assert [(full, keys) for _, full, keys in rig.kernel.syncs] == [(True, [A])] * 2
+    assert [node.name for node in rig.kernel.nodes] == ["here", "there"]
+
+
+async def test_another_node_during_a_sync_is_not_forgotten() -> None:
+    rig = Rig()
+    busy = asyncio.Event()
+    rig.kernel.answers = [busy]
+    async with rig.running():
+        await rig.clock.settle()
+        rig.loop.set_node(NodeConfig(name="there"))
+        busy.set()
+        await rig.clock.settle()
+    assert [node.name for node in rig.kernel.nodes] == ["here", "there"]
+    assert [full for _, full, _ in rig.kernel.syncs] == [True, True]
+
+
+async def test_looks_now_and_then_and_repairs(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig(sync_period=30.0)
+    rig.set(A)
+    async with rig.running():
+        await rig.clock.advance(70)
+        assert rig.kernel.looks == [1030.0, 1060.0]
+        rig.kernel.whole = False
+        await rig.clock.advance(19)
+        assert len(rig.kernel.syncs) == 1
+        await rig.clock.advance(1)
+        assert rig.kernel.syncs[1:] == [(1090.0, True, [A])]
+        assert rig.loop.repairs == 1
+        await rig.clock.advance(300)
+        assert len(rig.kernel.syncs) == 2
+    assert caplog.text.count("somebody changed") == 1
+
+
+async def test_looks_while_it_is_busy_too() -> None:
+    rig = Rig(sync_period=30.0)
+    async with rig.running():
+        for i in range(61):
+            rig.set(A, 1 + i)
+            await rig.clock.advance(1)
+    assert rig.kernel.looks == [1030.0, 1060.0]
+
+
+async def test_everything_is_compared_once_an_hour() -> None:
+    rig = Rig()
+    rig.set(A)
+    async with rig.running():
+        await rig.clock.advance(4 * sync.FULL_SYNC_SECONDS + 1)
+    assert rig.kernel.syncs == [(1000.0 + i * sync.FULL_SYNC_SECONDS, True, [A]) for i in range(5)]
+
+
+async def test_a_costly_comparison_comes_more_rarely() -> None:
+    rig = Rig()
+    rig.kernel.cost = 20.0
+    async with rig.running():
+        await rig.clock.advance(20_500)
+    assert rig.kernel.times == [1000.0, 21_020.0]
+
+
+async def test_listeners_hear_of_what_the_kernel_has() -> None:
+    rig = Rig()
+    rig.kernel.cost = 0.5
+    rig.set(A)
+    rig.set(B)
+    rig.kernel.refused = {B: "no"}
+    held: list[set[Key]] = []
+    rig.loop.on_sync(lambda _: held.append(set(rig.kernel.plans)))
+    async with rig.running():
+        await rig.clock.advance(10)
+        rig.kernel.answers = [SyncError("no")]
+        rig.gone(A)
+        await rig.clock.advance(20)
+    first, second = rig.heard
+    assert (first.full, first.started, first.seconds, dict(first.failures)) == (True, 1000.0, 0.5, {B: "no"})
+    assert [(c.key, c.before, c.after is None) for c in first.changes] == [(A, None, False), (B, None, False)]
+    assert second.full
+    assert held == [{A}, set()]
+
+
+async def test_listeners_hear_what_was_before() -> None:
+    rig = Rig()
+    rig.set(A)
+    async with rig.running():
+        await rig.clock.settle()
+        (before,) = rig.wanted().values()
+        rig.gone(A)
+        await rig.clock.settle()
+    assert rig.heard[1].changes == [Change(A, before, None)]
+
+
+async def test_a_listener_that_fails_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig()
+    after: list[Synced] = []
+
+    def fails(done: Synced) -> None:
+        raise KeyError(done.full)
+
+    rig.loop.on_sync(fails)
+    rig.loop.on_sync(after.append)
+    async with rig.running():
+        await rig.clock.settle()
+        rig.set(A)
+        await rig.clock.settle()
+    assert len(after) == 2
+    assert rig.kernel.plans == rig.wanted()
+    assert "KeyError" in caplog.text
+
+
+async def test_nothing_is_taken_back_when_it_ends() -> None:
+    rig = Rig()
+    rig.set(A)
+    async with rig.running():
+        await rig.clock.settle()
+    assert rig.kernel.plans == rig.wanted()
+    assert len(rig.kernel.syncs) == 1
+
+
+_steps = st.lists(
+    st.one_of(
+        strategies.events(),
+        st.floats(0.01, 40.0),
+        st.sampled_from([SyncError("no"), StaleError("stale"), RuntimeError("?")]),
+        st.sampled_from(["lost", "node"]),
+        st.sets(st.sampled_from(strategies.KEYS), max_size=2),
+    ),
+    max_size=40,
+)
+
+
+@given(_steps, st.sampled_from([None, 1.0, 20.0]))
+def test_whatever_happens_the_kernel_gets_there(steps: list[object], period: float | None) -> None:
+    asyncio.run(_live_through(steps, period))
+
+
+async def _live_through(steps: list[object], period: float | None) -> None:
+    rig = Rig(min_sync_period=period)
+    rig.kernel.cost = 0.1
+    zones = 0
+    async with rig.running():
+        for step in steps:
+            if isinstance(step, float):
+                await rig.clock.advance(step)
+            elif isinstance(step, Exception):
+                rig.kernel.answers.append(step)
+            elif isinstance(step, set):
+                rig.kernel.refused = dict.fromkeys(step, "no")
+            elif step == "lost":
+                rig.kernel.whole = False
+                rig.kernel.plans.clear()
+                rig.loop.resync()  # a difference to nothing is none that a backend accepts
+            elif step == "node":
+                zones += 1
+                rig.loop.set_node(NodeConfig(name="here", zone=f"z{zones % 3}"))
+            else:
+                assert isinstance(step, types.Service | types.EndpointSlice | strategies.Gone)
+                rig.loop.touch(strategies.tell(rig.state, step))
+        rig.kernel.refused = {}
+        await rig.clock.advance(1000)
+    assert rig.kernel.plans == rig.wanted() == rig.loop.applied
+    assert rig.loop.refused == {}
+    assert rig.loop.failures_in_row == 0
+    assert rig.loop.queued_since is None
