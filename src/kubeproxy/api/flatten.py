@@ -46,42 +46,37 @@ def service(wire: types.Service, complain: Complain) -> ServiceRow | None:
     meta, spec = wire.metadata, wire.spec
     if (
         spec.type == "ExternalName"
-        or spec.cluster_ip == "None"
+        or "None" in {spec.cluster_ip, *(spec.cluster_ips or ())}
         or (meta.labels and meta.labels.proxy_name is not None)
     ):
         return None
     namespace, name = _names(meta, 63)
-    given = spec.cluster_ips or ((spec.cluster_ip,) if spec.cluster_ip else ())
-    if not given:
+    if not (spec.cluster_ips or spec.cluster_ip):
         complain(
             "spec.clusterIP", "is empty, so the Service is skipped; only an API server assigns addresses"
         )
         return None
-    cluster_ips = _addresses(given, "spec.clusterIPs", complain)
+    given = _each("spec.clusterIPs", spec.cluster_ips) or [("spec.clusterIP", spec.cluster_ip)]
+    cluster_ips = _addresses(given, complain)
     if len({family_of(ip) for ip in cluster_ips}) < len(cluster_ips):
         complain("spec.clusterIPs", f"{', '.join(cluster_ips)}: more than one of a family; the first is used")
         cluster_ips = tuple({family_of(ip): ip for ip in reversed(cluster_ips)}.values())[::-1]
+    if spec.type not in {"ClusterIP", "NodePort", "LoadBalancer"}:
+        complain("spec.type", f"{spec.type!r:.40} is unknown; ClusterIP is assumed")
     if spec.session_affinity not in {"None", "ClientIP", ""}:
-        complain("spec.sessionAffinity", f"{spec.session_affinity!r} is unknown; there will be no affinity")
-    external_local = _policy(spec.external_traffic_policy, "spec.externalTrafficPolicy", complain)
-    load_balancer_ips = _ingress(wire.status, complain)
-    source_ranges = _ranges(spec.load_balancer_source_ranges or (), "spec.loadBalancerSourceRanges", complain)
-    if spec.load_balancer_source_ranges and not source_ranges and load_balancer_ips:
         complain(
-            "spec.loadBalancerSourceRanges",
-            "holds no usable range, so the load balancer addresses are not served",
+            "spec.sessionAffinity", f"{spec.session_affinity!r:.40} is unknown; there will be no affinity"
         )
-        load_balancer_ips = ()
+    external_local = _policy(spec.external_traffic_policy, "spec.externalTrafficPolicy", complain)
+    load_balancer_ips, source_ranges = _load_balancer(wire, complain)
     return ServiceRow(
         namespace=namespace,
         name=name,
         cluster_ips=cluster_ips,
         ports=_ports(spec.ports or (), complain),
-        external_ips=_addresses(spec.external_ips or (), "spec.externalIPs", complain),
-        load_balancer_ips=_ingress(wire.status, complain),
-        source_ranges=_ranges(
-            spec.load_balancer_source_ranges or (), "spec.loadBalancerSourceRanges", complain
-        ),
+        external_ips=_addresses(_each("spec.externalIPs", spec.external_ips), complain),
+        load_balancer_ips=load_balancer_ips,
+        source_ranges=source_ranges,
         affinity=_affinity(spec, complain),
         internal_local=_policy(spec.internal_traffic_policy, "spec.internalTrafficPolicy", complain),
         external_local=external_local,
@@ -102,7 +97,7 @@ def endpoint_slice(wire: types.EndpointSlice, complain: Complain) -> SliceRow | 
         return None
     family = _FAMILIES.get(wire.address_type)
     if family is None:
-        raise ValueError(f"addressType: {wire.address_type!r} is neither IPv4, IPv6 nor FQDN")
+        raise ValueError(f"addressType: {wire.address_type!r:.40} is neither IPv4, IPv6 nor FQDN")
     separator = ":" if family == IPV6 else "."
     endpoints = []
     # The longest loop of a start: 100,000 rounds are not rare, so nothing is called that need not be.
@@ -181,22 +176,21 @@ def node(wire: types.Node, complain: Complain) -> NodeRow:
         for i, given in enumerate(wire.status.addresses or ()):
             if given.type == wanted and (ip := _address(given.address, f"status.addresses[{i}]", complain)):
                 addresses.setdefault(family_of(ip), ip)
-    cidrs = wire.spec.pod_cidrs or ((wire.spec.pod_cidr,) if wire.spec.pod_cidr else ())
-    meta = wire.metadata
+    spec, meta = wire.spec, wire.metadata
+    cidrs = _each("spec.podCIDRs", spec.pod_cidrs) or [("spec.podCIDR", spec.pod_cidr)] * bool(spec.pod_cidr)
     return NodeRow(
         name=meta.name,
         uid=meta.uid,
         addresses=tuple(addresses.values()),
-        pod_cidrs=_ranges(cidrs, "spec.podCIDRs", complain),
+        pod_cidrs=_ranges(cidrs, complain),
         zone=(meta.labels.zone or "") if meta.labels else "",
-        leaving=bool(meta.deletion_timestamp)
-        or any(t.key == AUTOSCALER_TAINT for t in wire.spec.taints or ()),
+        leaving=bool(meta.deletion_timestamp) or any(t.key == AUTOSCALER_TAINT for t in spec.taints or ()),
     )
 
 
 def service_cidr(wire: types.ServiceCIDR, complain: Complain) -> tuple[str, ...]:
     """Flattens a ServiceCIDR to its canonical ranges."""
-    return _ranges(wire.spec.cidrs or (), "spec.cidrs", complain)
+    return _ranges(_each("spec.cidrs", wire.spec.cidrs), complain)
 
 
 def _names(meta: types.ObjectMeta, longest: int = 253) -> tuple[str, str]:
@@ -214,6 +208,7 @@ def _names(meta: types.ObjectMeta, longest: int = 253) -> tuple[str, str]:
 def _ports(given: Iterable[types.ServicePort], complain: Complain) -> tuple[PortRow, ...]:
     rows: list[PortRow] = []
     taken: dict[tuple[object, str], int] = {}
+    node_ports: dict[tuple[int, str], int] = {}
     for i, port in enumerate(given):
         field = f"spec.ports[{i}]"
         protocol = _PROTOCOLS.get(port.protocol)
@@ -227,15 +222,49 @@ def _ports(given: Iterable[types.ServicePort], complain: Complain) -> tuple[Port
             complain(field, f"has the name or the number of spec.ports[{first}]")
         else:
             node_port = _number(port.node_port, 0, 65535, f"{field}.nodePort", complain)
+            if node_port and (first := node_ports.setdefault((node_port, protocol), i)) != i:
+                complain(f"{field}.nodePort", f"{node_port} is that of spec.ports[{first}]")
+                node_port = 0
             rows.append(PortRow(intern(port.name), protocol, port.port, node_port))
             taken[port.name, protocol] = taken[port.port, protocol] = i
     return tuple(rows)
 
 
+def _load_balancer(wire: types.Service, complain: Complain) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Load balancer IPs and their source ranges.
+
+    No ranges of a family open its addresses to all. So if ranges are wrong, a family that is left without any has no
+    addresses either: whoever wrote a limit wants one.
+    """
+    addresses = _ingress(wire.status, complain)
+    refused: list[str] = []
+
+    def refuse(field: str, message: str) -> None:
+        refused.append(field)
+        complain(field, message)
+
+    field = "spec.loadBalancerSourceRanges"
+    ranges = _ranges(_each(field, wire.spec.load_balancer_source_ranges), refuse)
+    if refused:
+        limited = {family_of(cidr) for cidr in ranges}
+        if shut := [ip for ip in addresses if family_of(ip) not in limited]:
+            complain(
+                field, f"{', '.join(shut)} would be open to all without {', '.join(refused)}; not served"
+            )
+            addresses = tuple(ip for ip in addresses if family_of(ip) in limited)
+    return addresses, _limits(ranges)
+
+
 def _ingress(status: types.ServiceStatus | None, complain: Complain) -> tuple[str, ...]:
-    ingress = status.load_balancer.ingress or () if status and status.load_balancer else ()
-    ours = (i.ip for i in ingress if i.ip and i.ip_mode in {None, "VIP"})
-    return _addresses(ours, "status.loadBalancer.ingress", complain)
+    found: dict[str, None] = {}
+    ingress = status.load_balancer.ingress if status and status.load_balancer else ()
+    for i, given in enumerate(ingress or ()):
+        field = f"status.loadBalancer.ingress[{i}]"
+        if given.ip_mode not in {None, "VIP", "Proxy"}:
+            complain(f"{field}.ipMode", f"{given.ip_mode!r:.40} is unknown; the address is not served")
+        elif given.ip and given.ip_mode != "Proxy" and (ip := _address(given.ip, f"{field}.ip", complain)):
+            found[ip] = None
+    return tuple(found)
 
 
 def _affinity(spec: types.ServiceSpec, complain: Complain) -> int:
@@ -262,15 +291,18 @@ def _endpoint_ports(
     for i, port in enumerate(given or ()):
         if port.name is None or not port.port:
             continue
-        if not 1 <= port.port <= 65535:
+        protocol = _PROTOCOLS.get(port.protocol or "TCP")
+        if protocol is None:
+            complain(f"{field}[{i}].protocol", f"{port.protocol!r:.40} is not TCP, UDP or SCTP")
+        elif not 1 <= port.port <= 65535:
             complain(f"{field}[{i}].port", f"{port.port} is not between 1 and 65535")
-            continue
-        rows.append(EndpointPortRow(intern(port.name), intern(port.protocol or "TCP"), port.port))
+        else:
+            rows.append(EndpointPortRow(intern(port.name), protocol, port.port))
     return tuple(rows)
 
 
 def _hints(given: tuple[types.Hint, ...] | None) -> tuple[str, ...]:
-    return tuple(intern(hint.name) for hint in given) if given else ()
+    return tuple(intern(hint.name) for hint in given if hint.name) if given else ()
 
 
 def _address(text: str, field: str, complain: Complain) -> str | None:
@@ -281,18 +313,23 @@ def _address(text: str, field: str, complain: Complain) -> str | None:
         return None
 
 
-def _addresses(given: Iterable[str], field: str, complain: Complain) -> tuple[str, ...]:
-    parsed = (_address(text, f"{field}[{i}]", complain) for i, text in enumerate(given))
+def _each(field: str, given: Iterable[str] | None) -> list[tuple[str, str]]:
+    """The texts of a list, each with its field path."""
+    return [(f"{field}[{i}]", text) for i, text in enumerate(given or ())]
+
+
+def _addresses(given: Iterable[tuple[str, str]], complain: Complain) -> tuple[str, ...]:
+    parsed = (_address(text, field, complain) for field, text in given)
     return tuple(dict.fromkeys(address for address in parsed if address))
 
 
-def _ranges(given: Iterable[str], field: str, complain: Complain) -> tuple[str, ...]:
+def _ranges(given: Iterable[tuple[str, str]], complain: Complain) -> tuple[str, ...]:
     ranges: dict[str, None] = {}
-    for i, text in enumerate(given):
+    for field, text in given:
         try:
             ranges[parse_range(text.strip())] = None
         except ValueError as e:
-            complain(f"{field}[{i}]", str(e))
+            complain(field, str(e))
     return tuple(ranges)
 
 
