@@ -5,12 +5,15 @@ Their code runs in threads: the pipe does the pacing, and no text is held in mem
 
 import contextlib
 import fcntl
+import os
 import subprocess
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 
 LIMIT_SECONDS = 300.0
 _PIPE_BYTES = 1 << 20
+_SAID_BYTES = 4000
+"""How much of the end of a program's complaints is told."""
 
 
 class ProgramError(Exception):
@@ -19,7 +22,7 @@ class ProgramError(Exception):
     Attributes:
         program: its name.
         code: its exit code; negative for the signal that ended it.
-        said: what it wrote to its error output.
+        said: what it wrote to its error output, on one line; of much the end.
     """
 
     def __init__(self, program: str, code: int, said: str) -> None:
@@ -74,21 +77,23 @@ def _running(argv: Sequence[str], **pipes: int) -> Generator[subprocess.Popen[by
     """A program that is running; at the end of the block it must have succeeded."""
     program = argv[0].rpartition("/")[2]
     given: dict[str, int] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **pipes}
-    with subprocess.Popen(
-        argv, stdin=given["stdin"], stdout=given["stdout"], stderr=subprocess.PIPE
-    ) as process:
+    # Complaints go to memory: a pipe that nobody reads meanwhile would stop the program.
+    with (
+        os.fdopen(os.memfd_create(program), "rb") as complaints,
+        subprocess.Popen(argv, stdin=given["stdin"], stdout=given["stdout"], stderr=complaints) as process,
+    ):
         watchdog = threading.Timer(LIMIT_SECONDS, process.kill)
         watchdog.daemon = True
         watchdog.start()
         try:
             yield process
-            assert process.stderr is not None
-            said = " ".join(process.stderr.read().decode(errors="replace").split())
             code = process.wait()
         except BaseException:
             process.kill()
             raise
         finally:
             watchdog.cancel()
-    if code:
-        raise ProgramError(program, code, said)
+        if code:
+            complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - _SAID_BYTES))
+            said = " ".join(complaints.read().decode(errors="replace").split())
+            raise ProgramError(program, code, said)
