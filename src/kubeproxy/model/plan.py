@@ -26,6 +26,7 @@ DROP: Final[Action] = "drop"
 REJECT: Final[Action] = "reject"
 
 _READY = int(Condition.READY)
+_SERVING = int(Condition.SERVING)
 _TERMINATING = int(Condition.TERMINATING)
 
 
@@ -194,7 +195,7 @@ def _of_family(addresses: tuple[str, ...], family: str) -> tuple[str, ...]:
 
 
 def _candidates(slices: list[SliceRow], port: PortRow, node: str) -> list[tuple[EndpointRow, Backend]]:
-    """The endpoints of a Service port in address order; of two with one address and port, the one not terminating."""
+    """The endpoints of a Service port in address order, the better of two with one address and port."""
     found: dict[str, tuple[EndpointRow, Backend]] = {}
     for piece in slices:
         for p in piece.ports:
@@ -203,12 +204,30 @@ def _candidates(slices: list[SliceRow], port: PortRow, node: str) -> list[tuple[
             number = p.port
             for row in piece.endpoints:
                 at = join(row.address, number)
+                candidate = (row, Backend(row.address, number, row.node == node))
                 other = found.get(at)
-                if other is None or other[0].conditions & _TERMINATING > row.conditions & _TERMINATING:
-                    found[at] = (row, Backend(row.address, number, row.node == node))
+                if other is None or _merit(candidate) > _merit(other):
+                    found[at] = candidate
     return [found[at] for at in sorted(found)]
 
 
+def _merit(candidate: tuple[EndpointRow, Backend]) -> tuple[bool, bool, bool, bool]:
+    """What makes an endpoint better than another at its place: not terminating, then ready, then serving, then local.
+
+    Two meet when a Pod takes over the address of one that is leaving, and while an endpoint moves between slices.
+    """
+    row, backend = candidate
+    conditions = row.conditions
+    return (
+        not conditions & _TERMINATING,
+        bool(conditions & _READY),
+        bool(conditions & _SERVING),
+        backend.local,
+    )
+
+
 def _local_ready(slices: list[SliceRow], node: str) -> int:
-    ready = (e.address for s in slices for e in s.endpoints if e.node == node and e.conditions & _READY)
+    ready = (
+        e.address for s in slices if s.ports for e in s.endpoints if e.node == node and e.conditions & _READY
+    )
     return len(set(ready))
