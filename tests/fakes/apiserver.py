@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Self
 
 import msgspec
 from aiohttp import web
+
 from tests.fakes.lines import Fault, Lines, abort, bookmark, change, event, status
 from tests.fakes.store import KINDS, Kind, Selector, Store, Stored, selector
 
@@ -86,6 +87,7 @@ class FakeApiServer:
         self._pages: dict[str, list[Stored]] = {}
         self._transports: set[asyncio.BaseTransport] = set()
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
 
     @property
     def url(self) -> str:
@@ -104,18 +106,36 @@ class FakeApiServer:
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self.host, self.port, ssl_context=self._context).start()
-        self.port = self._runner.addresses[0][1]
+        assert self._runner.server
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(
+            self._runner.server, self.host, self.port, ssl=self._context, reuse_address=True
+        )
+        self.port = self._listener.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Closes the port and all connections."""
-        if self._runner is not None:
-            runner, self._runner = self._runner, None
-            self.drop()
-            await runner.cleanup()
+        if self._runner is None or self._listener is None:
+            return
+        runner, self._runner = self._runner, None
+        listener, self._listener = self._listener, None
+        # asyncio forgets connections it accepted just before the port closes: they would hang for ever.
+        for sock in listener.sockets:
+            asyncio.get_running_loop().remove_reader(sock)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        listener.close()
+        self.drop()
+        await runner.cleanup()
 
     def next(self, *faults: Fault, kind: str = "", verb: str = "") -> None:
-        """Queues faults: each is used up by the next request of that kind and verb (list, watch, stream, get, post)."""
+        """Queues faults, each for one request.
+
+        Args:
+            faults: what goes wrong, in order.
+            kind: of the requests that take them; empty for any.
+            verb: of these requests: list, continue (a further page), stream, watch, get, post, ...
+        """
         self._faults += [(kind, verb, fault) for fault in faults]
 
     def drop(self) -> None:
@@ -167,7 +187,7 @@ class FakeApiServer:
         )
         if user is None:
             raise RefusalError(401, "Unauthorized", "Unauthorized")
-        fault = self._fault(kind.kind if kind else "", verb)
+        fault = self._fault(kind.kind if kind else "", "continue" if "continue" in query else verb)
         if fault.status:
             if fault.body is not None:
                 return web.Response(body=fault.body, status=fault.status)

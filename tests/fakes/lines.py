@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from aiohttp import web
+
 from tests.fakes.store import Kind, Selector, Stored
 
 PIECE = 256 * 1024
@@ -18,7 +19,7 @@ class Fault(NamedTuple):
     `status` answers with a refusal at once. Otherwise the answer begins well, and after so many lines of a watch
     (lists: in the middle of the body) `then` happens: "drop" resets the connection, "half" sends half a line and
     does the same, "garbage" sends a line that is not JSON, "error" an ERROR event with `code`, "stall" says nothing
-    more, "end" ends the answer, "unknown" sends an event of unknown type and goes on.
+    more, "end" ends the answer, "lines" sends `lines` and then nothing more.
     """
 
     status: int = 0
@@ -29,6 +30,7 @@ class Fault(NamedTuple):
     after: int = 0
     then: str = ""
     code: int = 500
+    lines: tuple[str, ...] = ()
 
 
 class Lines:
@@ -66,14 +68,12 @@ class Lines:
                 abort(self._request)
             case "garbage":
                 await self._response.write(b"<html>not found</html>\n")
-            case "unknown":
-                await self._response.write(b'{"type":"SURPRISE","object":{}}\n')
-                self._fault = Fault()
-                await self.send(lines)
-                return
             case "error":
                 error = status(self._fault.code, self._fault.reason, self._fault.message, {})
                 await self._response.write(event("ERROR", error))
+            case "lines":
+                await self._response.write("".join(f"{line}\n" for line in self._fault.lines).encode())
+                await asyncio.Event().wait()
             case "stall":
                 await asyncio.Event().wait()
         self.over = True

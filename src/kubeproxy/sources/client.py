@@ -268,6 +268,16 @@ def _translated() -> Iterator[None]:
         raise UnreachableError(f"the server's certificate is not trusted: {e.certificate_error}") from e
     except aiohttp.ClientHttpProxyError as e:
         raise UnreachableError(f"the proxy refused: {e.status} {e.message}") from e
+    except aiohttp.ClientConnectorError as e:
+        raise UnreachableError(
+            f"cannot connect to {e.host}:{e.port}: {e.os_error.strerror or e.os_error}"
+        ) from e
+    except aiohttp.ClientResponseError as e:
+        raise UnreachableError(f"the answer is not HTTP: {e.message.partition(chr(10))[0]}") from e
+    except aiohttp.ClientPayloadError as e:
+        raise UnreachableError("the connection broke within the answer") from e
+    except aiohttp.ServerDisconnectedError as e:
+        raise UnreachableError("the server closed the connection without an answer") from e
     except TimeoutError as e:
         raise UnreachableError("no answer in time") from e
     except (aiohttp.ClientError, OSError) as e:

@@ -34,8 +34,9 @@ class Head(Struct, frozen=True, gc=False):
 
     @property
     def version(self) -> str:
-        """The resourceVersion."""
-        return str(self.metadata.resource_version)
+        """The resourceVersion, empty if it is none."""
+        version = self.metadata.resource_version
+        return version if isinstance(version, str) else ""
 
     @property
     def ends_list(self) -> bool:

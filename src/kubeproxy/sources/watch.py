@@ -138,6 +138,7 @@ class Reflector:
         self._silent = 0
         self._connected_at: float | None = None
         self._said = ("", 0.0)
+        self._complained = False
 
     async def run(self) -> None:
         """Reports until it is cancelled; returns only if the server never had the resource (`Resource.absent`)."""
@@ -290,10 +291,10 @@ class Reflector:
                     version = head.version
                 case "BOOKMARK":
                     head = decode_head(event.object)
+                    self._bookmarks = True
                     if listing and head.ends_list:
                         self._end_list(head.version)
                         return False
-                    self._bookmarks = self._bookmarks or not listing
                     version = head.version
                 case "ERROR":
                     raise api_error(event.object)
@@ -343,7 +344,7 @@ class Reflector:
             self._list_anew(any_version=True)
         elif error.expired:
             self._list_anew(any_version=not self._resumable)
-        elif error.status == 400 and self._fields and self._resource.fields_optional:
+        elif error.status == 400 and not self._resumable and self._fields and self._resource.fields_optional:
             log.info("%s: the server does not know the field selector %s", self._resource.path, self._fields)
             self._fields = ""
         elif error.status not in _TRANSIENT:
@@ -352,9 +353,10 @@ class Reflector:
     def _connected(self) -> None:
         self._connected_at = self._timing.now()
         self.status.connected = True
-        if self.status.trouble:
-            log.info("%s: the API server answers again", self._resource.path)
         self.status.trouble = ""
+        if self._complained:
+            self._complained = False
+            log.info("%s: the API server answers again", self._resource.path)
 
     async def _pause(self, trouble: str, retry_after: float) -> None:
         """Waits before the next round, and says why: once, and every five minutes while it stays so."""
@@ -367,5 +369,6 @@ class Reflector:
         before, when = self._said
         if trouble != before or now - when >= _REPEAT_MESSAGE:
             self._said = trouble, now
+            self._complained = True
             log.warning("%s: %s; what is known stays in force, trying again", self._resource.path, trouble)
         await self._timing.sleep(delay)

@@ -61,7 +61,9 @@ class TestWhatIsSent:
 
     async def test_basic(self) -> None:
         expected = "Basic " + base64.b64encode("me:pä:ss".encode()).decode()
-        assert await headers(static(HTTP, User(username="me", password="pä:ss"))) == {"Authorization": expected}
+        assert await headers(static(HTTP, User(username="me", password="pä:ss"))) == {
+            "Authorization": expected
+        }
 
     async def test_impersonation(self) -> None:
         user = User(
@@ -108,7 +110,7 @@ class TestStart:
         ],
     )
     def test_a_missing_file(self, cluster: Cluster, user: User) -> None:
-        with pytest.raises(KubeconfigError, match="/no/.*: No such file or directory"):
+        with pytest.raises(KubeconfigError, match=r"/no/.*: No such file or directory"):
             static(cluster, user)
 
     def test_an_empty_token_file(self, tmp_path: Path) -> None:
@@ -117,9 +119,9 @@ class TestStart:
             static(HTTP, User(token_file=str(tmp_path / "token")))
 
     def test_unusable_certificates_and_proxies(self) -> None:
-        with pytest.raises(KubeconfigError, match="^test: client-certificate and client-key"):
+        with pytest.raises(KubeconfigError, match=r"^test: client-certificate and client-key"):
             static(HTTPS, User(client_certificate_data=b"a", client_key_data=b"b"))
-        with pytest.raises(KubeconfigError, match="^test: proxy-url"):
+        with pytest.raises(KubeconfigError, match=r"^test: proxy-url"):
             static(Cluster(server="https://api", proxy_url="socks5://p"), User())
 
 
@@ -232,7 +234,9 @@ class TestFilesThatChange:
 
 
 class TestPlugin:
-    def credentials(self, plugins: Plugins, cluster: Cluster = HTTP, now: Callable[[], float] = float) -> Credentials:
+    def credentials(
+        self, plugins: Plugins, cluster: Cluster = HTTP, now: Callable[[], float] = float
+    ) -> Credentials:
         return static(cluster, PLUGIN, run_plugin=plugins, now=now)
 
     async def test_runs_once_for_many_requests(self) -> None:
@@ -281,6 +285,6 @@ class TestPlugin:
 
     async def test_a_token_in_the_kubeconfig_goes_before(self) -> None:
         for user, scheme in ((User(token="t"), "Bearer"), (User(username="u"), "Basic")):
-            user = msgspec.structs.replace(user, exec_plugin=PLUGIN.exec_plugin)
-            found = await headers(static(HTTP, user, run_plugin=Plugins()))
+            both = msgspec.structs.replace(user, exec_plugin=PLUGIN.exec_plugin)
+            found = await headers(static(HTTP, both, run_plugin=Plugins()))
             assert found["Authorization"].startswith(scheme)

@@ -138,7 +138,9 @@ async def test_another_version_or_kind() -> None:
     it = msgspec.structs.replace(printing({"token": "t"}, V1BETA1), api_version=V1)
     assert "expected ExecCredential of client.authentication.k8s.io/v1" in await failure(it)
     assert 'printed kind "Pod"' in await failure(printing({"token": "t"}, kind="Pod"))
-    assert (await failure(plugin("print('welcome')"))).startswith("printed no ExecCredential: JSON is malformed")
+    assert (await failure(plugin("print('welcome')"))).startswith(
+        "printed no ExecCredential: JSON is malformed"
+    )
 
 
 async def test_a_hanging_program_is_ended_with_its_children(tmp_path: Path) -> None:
@@ -147,7 +149,7 @@ async def test_a_hanging_program_is_ended_with_its_children(tmp_path: Path) -> N
     it = ExecPlugin(command="sh", args=("-c", script), api_version=V1)
     assert await failure(it, 3) == "did not answer within 3 s and was ended"
     for pid in pids.read_text().split():
-        while alive(Path(f"/proc/{pid}/stat")):
+        while alive(Path(f"/proc/{pid}/stat")):  # noqa: ASYNC110 nobody tells us of a process that is not ours
             await asyncio.sleep(0.01)
 
 

@@ -84,7 +84,8 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "found"), [("aws", "aws"), ("bin/aws", "{}/bin/aws"), ("./aws", "{}/aws"), ("/usr/aws", "/usr/aws")]
+    ("command", "found"),
+    [("aws", "aws"), ("bin/aws", "{}/bin/aws"), ("./aws", "{}/aws"), ("/usr/aws", "/usr/aws")],
 )
 def test_a_plugin_is_found_in_path_or_beside_the_file(tmp_path: Path, command: str, found: str) -> None:
     plugin = {"command": command, "apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never"}
@@ -100,7 +101,14 @@ def test_json_nulls_and_folded_base64(tmp_path: Path) -> None:
         msgspec.json.encode(
             {
                 "clusters": [
-                    {"name": "c", "cluster": {"server": "https://h", "certificate-authority-data": data, "proxy-url": None}}
+                    {
+                        "name": "c",
+                        "cluster": {
+                            "server": "https://h",
+                            "certificate-authority-data": data,
+                            "proxy-url": None,
+                        },
+                    }
                 ],
                 "users": None,
                 "contexts": [{"name": "x", "context": {"cluster": "c", "user": ""}}],
@@ -127,8 +135,14 @@ def test_other_entries_may_be_broken(tmp_path: Path) -> None:
         ({"kind": "Pod"}, ": kind: expected Config, got Pod"),
         ({"clusters": []}, ', context "main": clusters has no entry named "prod"'),
         ({"users": []}, ', context "main", user "proxy": users has no entry named "proxy"'),
-        ({"contexts": [{"name": "main", "context": {"user": "proxy"}}]}, ', context "main": cluster is not set'),
-        ({"users": [{"name": "proxy"}] * 2}, ', context "main", user "proxy": users has 2 entries named "proxy"'),
+        (
+            {"contexts": [{"name": "main", "context": {"user": "proxy"}}]},
+            ', context "main": cluster is not set',
+        ),
+        (
+            {"users": [{"name": "proxy"}] * 2},
+            ', context "main", user "proxy": users has 2 entries named "proxy"',
+        ),
         ({"clusters": [{"cluster": {}}]}, ": clusters[0]: Object missing required field `name`"),
         ({"contexts": "main"}, ": contexts: Expected `array`, got `str`"),
     ],
@@ -143,7 +157,10 @@ def test_a_file_that_leads_nowhere(tmp_path: Path, changes: dict[str, Any], mess
         ({"server": ""}, "server is not set"),
         ({"server": 5}, "server: Expected `str`, got `int`"),
         ({"server": "ftp://api"}, 'server: must be a URL like https://host:6443, not "ftp://api"'),
-        ({"server": "https://api:port"}, 'server: must be a URL like https://host:6443, not "https://api:port"'),
+        (
+            {"server": "https://api:port"},
+            'server: must be a URL like https://host:6443, not "https://api:port"',
+        ),
         (
             {"certificate-authority": "a", "certificate-authority-data": "YQ=="},
             "certificate-authority and certificate-authority-data are both set",
@@ -166,7 +183,10 @@ V1 = "client.authentication.k8s.io/v1"
     ("user", "message"),
     [
         ({"token": "t", "username": "u"}, "token and username/password are both set, only one is allowed"),
-        ({"tokenFile": "t", "password": "p"}, "token and username/password are both set, only one is allowed"),
+        (
+            {"tokenFile": "t", "password": "p"},
+            "token and username/password are both set, only one is allowed",
+        ),
         ({"client-certificate": "c"}, "client-certificate is set without client-key"),
         ({"client-key-data": "YQ=="}, "client-key is set without client-certificate"),
         (
@@ -267,9 +287,9 @@ class TestServer:
         assert connection(master="api:8080").cluster.server == "http://api:8080"
 
     def test_a_bad_master(self, tmp_path: Path) -> None:
-        with pytest.raises(KubeconfigError, match="^--master: must be a URL"):
+        with pytest.raises(KubeconfigError, match=r"^--master: must be a URL"):
             connection(master="http://")
-        with pytest.raises(KubeconfigError, match="^--master: must be a URL"):
+        with pytest.raises(KubeconfigError, match=r"^--master: must be a URL"):
             connection(write(tmp_path), "http://")
 
 

@@ -65,9 +65,9 @@ def test_the_kubeconfig_wins_and_knows_no_exceptions() -> None:
 
 @pytest.mark.parametrize("proxy", ["socks5://proxy:1080", "https://proxy:3128", "http://"])
 def test_other_proxies_are_refused(proxy: str) -> None:
-    with pytest.raises(ValueError, match="^proxy-url: must be an http:// URL"):
+    with pytest.raises(ValueError, match=r"^proxy-url: must be an http:// URL"):
         proxy_for("https://api", proxy, {})
-    with pytest.raises(ValueError, match="^HTTPS_PROXY: must be an http:// URL"):
+    with pytest.raises(ValueError, match=r"^HTTPS_PROXY: must be an http:// URL"):
         proxy_for("https://api", "", {"HTTPS_PROXY": proxy})
 
 

@@ -17,7 +17,7 @@ def handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> ssl.
         client.wrap_bio(to_client, to_server, server_hostname=name),
         server.wrap_bio(to_server, to_client, server_side=True),
     )
-    done = set()
+    done: set[ssl.SSLObject] = set()
     while len(done) < 2:
         for end in ends:
             try:
@@ -75,9 +75,11 @@ def test_certificate_without_final_newline(authority: Authority) -> None:
     context(authority.pem, certificate.rstrip(), key, verify=True)
 
 
-@pytest.mark.parametrize("pem", [b"nonsense", b"\xff\xfe", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+@pytest.mark.parametrize(
+    "pem", [b"nonsense", b"\xff\xfe", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
+)
 def test_a_bad_authority(pem: bytes) -> None:
-    with pytest.raises(ValueError, match="^certificate-authority: not a PEM bundle"):
+    with pytest.raises(ValueError, match=r"^certificate-authority: not a PEM bundle"):
         context(pem, b"", b"", verify=True)
 
 
@@ -85,7 +87,7 @@ def test_a_pair_that_is_none(authority: Authority) -> None:
     certificate, _ = authority.client("a")
     _, key = authority.client("b")
     for pair in ((certificate, key), (certificate, b"nonsense"), (b"nonsense", key)):
-        with pytest.raises(ValueError, match="^client-certificate and client-key: not a pair"):
+        with pytest.raises(ValueError, match=r"^client-certificate and client-key: not a pair"):
             context(authority.pem, *pair, verify=True)
 
 
@@ -96,5 +98,5 @@ def test_an_encrypted_key_is_refused_without_asking_anybody(authority: Authority
         serialization.PrivateFormat.PKCS8,
         serialization.BestAvailableEncryption(b"secret"),
     )
-    with pytest.raises(ValueError, match="^client-certificate and client-key: not a pair"):
+    with pytest.raises(ValueError, match=r"^client-certificate and client-key: not a pair"):
         context(authority.pem, certificate, key, verify=True)
