@@ -1,4 +1,4 @@
-"""The lab for tests: one for each worker, its node as new for each test.
+"""The lab for tests: one for each worker, its node as new for each test; and a bare namespace for those who need no lab.
 
 Where it cannot be built the tests fail and say what is missing: a packet test that is skipped proves nothing.
 """
@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+
+from tests.lab import netns
 from tests.lab.topology import Lab
 
 PROGRAMS = (
@@ -25,14 +27,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.fixture(scope="session")
-def built_lab() -> Iterator[Lab]:
-    """The worker's lab."""
+def _demand() -> None:
+    """Fails where these tests cannot run."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
         pytest.fail(f"the kernel tests need these programs: {', '.join(missing)}", pytrace=False)
     if os.geteuid() != 0:
         pytest.fail("the kernel tests need root: they build network namespaces", pytrace=False)
+
+
+@pytest.fixture
+def space() -> Iterator[str]:
+    """The name of a new network namespace with nothing in it but loopback."""
+    _demand()
+    name = f"{netns.unique_prefix()}bare"
+    netns.create([name])
+    try:
+        netns.finish(netns.ip_batch("link set lo up", namespace=name))
+        yield name
+    finally:
+        netns.delete([name])
+
+
+@pytest.fixture(scope="session")
+def built_lab() -> Iterator[Lab]:
+    """The worker's lab."""
+    _demand()
     lab = Lab()
     try:
         lab.__enter__()

@@ -42,12 +42,13 @@ def delete_table(family: str, name: str) -> bool:
         OSError: the kernel refused.
     """
     with wire.Socket(wire.NETFILTER) as kernel:
+        # All have one number: a batch that is refused as a whole is refused at its begin.
         sequence = kernel.next_sequence()
         body = _nfgenmsg(_FAMILIES[family]) + wire.text(_TABLE_NAME, name)
         kernel.send(
-            wire.message(_BATCH_BEGIN, wire.REQUEST, _nfgenmsg(0, 10))
+            wire.message(_BATCH_BEGIN, wire.REQUEST, _nfgenmsg(0, 10), sequence)
             + wire.message(_DELTABLE, wire.REQUEST | wire.ACK, body, sequence)
-            + wire.message(_BATCH_END, wire.REQUEST, _nfgenmsg(0, 10))
+            + wire.message(_BATCH_END, wire.REQUEST, _nfgenmsg(0, 10), sequence)
         )
         while True:
             for reply in kernel.receive():

@@ -190,6 +190,8 @@ class Socket:
         offset = 0
         while offset + 16 <= len(view):
             length, kind, flags, sequence, port = HEADER.unpack_from(view, offset)
+            if length < 16 or offset + length > len(view):
+                raise ValueError(f"message {kind} at {offset} claims {length} of {len(view)} bytes")
             yield Message(kind, flags, sequence, port, view[offset + 16 : offset + length])
             offset += length + 3 & ~3
 
