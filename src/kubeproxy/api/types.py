@@ -321,12 +321,12 @@ def _name(data: bytes | msgspec.Raw) -> str:
 def _join(metadata: object) -> str:
     if not isinstance(metadata, dict):
         return "(unnamed)"
-    name = _text(metadata.get("name")) or "(unnamed)"
-    namespace = _text(metadata.get("namespace"))
+    name = printable(metadata.get("name")) or "(unnamed)"
+    namespace = printable(metadata.get("namespace"))
     return f"{namespace}/{name}" if namespace else name
 
 
-def _text(value: object) -> str:
-    """A name of whatever type and content, fit for a message."""
+def printable(value: object) -> str:
+    """A name of whatever type and content, fit to stand in a message."""
     text = "" if value is None else str(value)[:253]
     return text if text.isprintable() else ascii(text)

@@ -16,6 +16,9 @@ from kubeproxy.model.plan import plan as make_plan
 
 log = logging.getLogger(__name__)
 
+MOST_COMPLAINTS = 20
+"""As many are logged of an object; a slice of thousands of endpoints may have something wrong with each."""
+
 Name = tuple[str, str, str]
 """Kind, namespace and name of an object."""
 
@@ -53,6 +56,8 @@ class State:
         except ValueError as e:
             field, _, message = str(e).partition(": ")
             complain(field, f"{message}; the object is left out")
+        if (more := len(complaints) - MOST_COMPLAINTS) > 0:
+            complaints[MOST_COMPLAINTS:] = [("(others)", f"{more} more parts are wrong and left out")]
         self._report(name, tuple(complaints))
         return touched
 
@@ -111,6 +116,6 @@ class State:
             self._complaints[name] = complaints
         else:
             del self._complaints[name]
-        kind, namespace, own = name
+        kind, namespace, own = map(types.printable, name)
         for field, message in complaints:
             log.warning("%s %s/%s: %s: %s", kind, namespace, own, field, message)
