@@ -60,7 +60,8 @@ class FakeApiServer:
         events: the Events that were posted.
         tokens, basics: user by bearer token, and by "name:password"; with any of them or `authority` set, others get 401.
         forbidden: kinds that get 403.
-        unserved: kinds that get 404.
+        unserved: kinds that get 404, and their API groups with them.
+        missing: kinds that get 404 although their API groups are there.
         streaming: False refuses sendInitialEvents as a server without the feature does; None ignores it.
         cached: True serves lists at resourceVersion 0 whole, whatever their limit, as a server's cache does.
         service_fields: False refuses the field selector spec.clusterIP, as servers before v1.31 do.
@@ -75,6 +76,7 @@ class FakeApiServer:
         self.basics: dict[str, str] = {}
         self.forbidden: set[str] = set()
         self.unserved: set[str] = set()
+        self.missing: set[str] = set()
         self.streaming: bool | None = True
         self.cached = False
         self.service_fields = True
@@ -196,7 +198,7 @@ class FakeApiServer:
             return await self._take_event(request)
         if kind is None:
             return self._discovery(request.path)
-        if kind.kind in self.unserved:
+        if kind.kind in self.unserved | self.missing:
             raise web.HTTPNotFound(text="404 page not found\n")
         if kind.kind in self.forbidden:
             raise RefusalError(

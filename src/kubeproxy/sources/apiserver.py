@@ -52,7 +52,7 @@ class ApiServer:
 
     Attributes:
         client: for other requests to the same server, e.g. `client.request("POST", path, event)`.
-        statuses: facts about each kind that is watched, by kind.
+        statuses: facts about each kind that is watched, by kind; "Endpoints" only while they are.
     """
 
     def __init__(
@@ -81,15 +81,20 @@ class ApiServer:
         self._sink = sink
         self._timing = timing
         self._completed: set[str] = set()
-        self._node = Resource("Node", "/api/v1/nodes", fields=f"metadata.name={node}")
+        self._slices_listed = asyncio.Event()
+        own_node = Resource("Node", "/api/v1/nodes", fields=f"metadata.name={node}")
+        self._services = self._reflector(SERVICES, "Service")
+        self._slices = self._reflector(SLICES, "EndpointSlice", then=self._slices_listed.set)
+        self._node = self._reflector(own_node, "Node")
+        self._cidrs = self._reflector(SERVICE_CIDRS, "ServiceCIDR")
 
     async def run(self) -> None:
         """Reports for ever; ends only by cancellation, and closes the connections then."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._reflector(SERVICES, "Service").run())
+                group.create_task(self._services.run())
                 group.create_task(self._watch_endpoints())
-                group.create_task(self._reflector(self._node, "Node").run())
+                group.create_task(self._node.run())
                 group.create_task(self._watch_cidrs())
         finally:
             await self.client.close()
@@ -114,9 +119,8 @@ class ApiServer:
                 self._sink.complete(kind)
 
     async def _watch_cidrs(self) -> None:
-        cidrs = self._reflector(SERVICE_CIDRS, "ServiceCIDR")
         while True:
-            await cidrs.run()
+            await self._cidrs.run()
             if "ServiceCIDR" not in self._completed:
                 log.info(
                     "ServiceCIDRs are not served or not ours to list: taken as none, looked for again later"
@@ -125,19 +129,17 @@ class ApiServer:
             await self._wait(_LOOK_AGAIN_SECONDS)
 
     async def _watch_endpoints(self) -> None:
-        listed = asyncio.Event()
-        slices = self._reflector(SLICES, "EndpointSlice", then=listed.set)
-        await slices.run()
+        await self._slices.run()
         while await self._serves_slices():
             log.warning("%s: not found although its API group is served; trying again", SLICES.path)
             await self._wait(_TRY_AGAIN_SECONDS)
-            await slices.run()
+            await self._slices.run()
         log.warning("discovery.k8s.io/v1 is not served: watching Endpoints instead of EndpointSlices")
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._watch_old_endpoints(listed))
+            group.create_task(self._watch_old_endpoints())
             while True:
                 await self._wait(_LOOK_AGAIN_SECONDS)
-                await slices.run()
+                await self._slices.run()
 
     async def _serves_slices(self) -> bool:
         """Is the API group there? Only a clear no counts: a 404 may also come from something in between."""
@@ -149,12 +151,12 @@ class ApiServer:
             return True
         return True
 
-    async def _watch_old_endpoints(self, slices_listed: asyncio.Event) -> None:
+    async def _watch_old_endpoints(self) -> None:
         """Watches Endpoints until there are slices to take their place."""
         endpoints = self._reflector(ENDPOINTS, "Endpoints", "EndpointSlice")
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(endpoints.run())
-            await slices_listed.wait()
+            await self._slices_listed.wait()
             watching.cancel()
         log.info("discovery.k8s.io/v1 is served now: EndpointSlices take the place of Endpoints")
         endpoints.forget()

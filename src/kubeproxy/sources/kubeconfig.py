@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 _S = TypeVar("_S", bound=Struct)
 
 
-class KubeconfigError(Exception):
+class KubeconfigError(ValueError):
     """Connection settings that cannot be used; the message names the file and the field."""
 
 
