@@ -51,7 +51,7 @@ class Compiled(NamedTuple):
     Attributes:
         chains: its own chains in table nat, each with its rules ("-A CHAIN ...", a line each); a chain stands before those
             that jump to it.
-        fronts: its rules in shared chains, without the "-A CHAIN", in the order they are to be met.
+        fronts: its rules in shared chains, without the "-A CHAIN", each once, in the order they are to be met.
     """
 
     chains: dict[str, str]
@@ -100,7 +100,8 @@ def compile_service(plan: ServicePlan | None, d: Dialect) -> Compiled:
                     f" --dport {plan.health_check_port} -j ACCEPT",
                 )
             )
-    return compiled
+    # One address may be external IP and load balancer IP: what is refused at both needs one rule.
+    return compiled._replace(fronts=list(dict.fromkeys(compiled.fronts)))
 
 
 def _compile_port(p: PortPlan, d: Dialect, out: Compiled) -> None:

@@ -1,0 +1,140 @@
+"""Small clusters in few words, and a proxy without a loop: what is told is planned and synced when the test says so."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from kubeproxy.api import types
+from kubeproxy.api.addresses import IPV4, IPV6
+from kubeproxy.backends.base import Backend, Change, Failures, SyncError
+from kubeproxy.model.node import LocalTraffic, NodeConfig
+from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.model.state import State
+
+NODE = NodeConfig(
+    name="here",
+    address="192.0.2.1",
+    local_traffic=LocalTraffic("range", "10.244.0.0/16"),
+    localhost_node_ports=True,
+)
+NODE6 = NodeConfig(
+    family=IPV6,
+    name="here",
+    address="2001:db8:2::1",
+    local_traffic=LocalTraffic("range", "fd00:10:244::/48"),
+)
+
+
+def service(
+    name: str,
+    *ips: str,
+    namespace: str = "default",
+    ports: Sequence[types.ServicePort] = (types.ServicePort(80),),
+    balancer: Iterable[str] = (),
+    **spec: Any,
+) -> types.Service:
+    """A Service with ClusterIPs and load balancer addresses; what else is given is of its spec."""
+    status = types.ServiceStatus(
+        types.LoadBalancerStatus(tuple(types.LoadBalancerIngress(ip) for ip in balancer))
+    )
+    return types.Service(
+        types.ObjectMeta(name=name, namespace=namespace),
+        types.ServiceSpec(ports=tuple(ports), cluster_ip=ips[0], cluster_ips=ips, **spec),
+        status,
+    )
+
+
+def endpoints(
+    service: str,
+    *addresses: str,
+    namespace: str = "default",
+    name: str = "",
+    port: int = 8080,
+    port_name: str = "",
+    protocol: str = "TCP",
+    local: Iterable[str] = (),
+) -> types.EndpointSlice:
+    """An EndpointSlice of ready endpoints; those in `local` are on the node."""
+    return types.EndpointSlice(
+        types.ObjectMeta(
+            name=name or f"{service}-1", namespace=namespace, labels=types.Labels(service=service)
+        ),
+        address_type=IPV6 if any(":" in a for a in addresses) else IPV4,
+        endpoints=tuple(
+            types.Endpoint((a,), node_name=NODE.name if a in local else "there") for a in addresses
+        ),
+        ports=(types.EndpointPort(port_name, port, protocol),),
+    )
+
+
+class Proxy:
+    """What the control loop does, at the test's command.
+
+    Attributes:
+        state: what it was told.
+        node: the node it plans for.
+        applied: the plans that are in the kernel.
+    """
+
+    def __init__(self, backend: Backend, node: NodeConfig = NODE) -> None:
+        self.backend = backend
+        self.node = node
+        self.state = State()
+        self.applied: dict[Key, ServicePlan] = {}
+        self._touched: set[Key] = set()
+
+    def tell(self, *objects: types.Service | types.EndpointSlice) -> None:
+        """Objects exist and look like this."""
+        for obj in objects:
+            self._touched.update(self.state.set(obj))
+
+    def gone(self, kind: str, name: str, namespace: str = "default") -> None:
+        """An object is no more."""
+        self._touched.update(self.state.gone(kind, namespace, name))
+
+    def plans(self) -> dict[Key, ServicePlan]:
+        """What should be."""
+        found = ((key, self.state.plan(key, self.node)) for key in self.state.services)
+        return {key: plan for key, plan in found if plan is not None}
+
+    def full(self) -> Failures:
+        """A full sync."""
+        plans = self.plans()
+        failures = self._run([Change(key, None, plan) for key, plan in plans.items()], full=True)
+        self.applied = {key: plan for key, plan in plans.items() if key not in failures}
+        return failures
+
+    def partial(self) -> None:
+        """A sync of what was told since the last one.
+
+        Raises:
+            SyncError: it must be full.
+        """
+        plans = self.plans()
+        pairs = ((key, self.applied.get(key), plans.get(key)) for key in sorted(self._touched))
+        changes = [Change(key, before, after) for key, before, after in pairs if before != after]
+        if changes:
+            assert not self._run(changes, full=False)
+        self.applied = plans
+
+    def sync(self) -> Failures:
+        """A sync of what was told; a full one if it cannot be another."""
+        try:
+            self.partial()
+        except SyncError:
+            return self.full()
+        return {}
+
+    def intact(self) -> bool:
+        """Whether the kernel holds what it was given."""
+        return asyncio.run(self._intact())
+
+    async def _intact(self) -> bool:
+        return await self.backend.intact()
+
+    def _run(self, changes: list[Change], *, full: bool) -> Failures:
+        async def sync() -> Failures:
+            return await self.backend.sync(self.node, changes, full=full)
+
+        self._touched.clear()
+        return asyncio.run(sync())
