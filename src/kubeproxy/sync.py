@@ -167,7 +167,7 @@ class Loop:
                 self._next_look = now + self._sync_period
                 if not await self._backend.intact():
                     self.repairs += 1
-                    log.warning("%s: somebody changed our rules in the kernel, repairing", self.family)
+                    log.warning("%s: somebody changed the rules in the kernel, comparing them all with ours", self.family)
                     self.resync()
             else:
                 timers = [self._next_look, self._next_full, *([self._next_refused] if self.refused else [])]

@@ -63,12 +63,25 @@ class IPTables:
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         """See `Backend`. Runs in a thread: the programs take their time."""
-        failures = await asyncio.to_thread(self._full if full else self._partial, node, changes)
-        self._fingerprint = self._look()
-        return failures
+        return await asyncio.to_thread(self._sync, node, changes, full=full)
 
     async def intact(self) -> bool:
         """See `Backend`."""
+        return await asyncio.to_thread(self._is_intact)
+
+    def _sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
+        # What somebody changed before a partial sync goes on to be seen: that one mends nothing.
+        intact = full or self._is_intact()
+        try:
+            failures = self._full(node, changes) if full else self._partial(node, changes)
+        except RefusedError as e:
+            # Perhaps a Service is at fault, perhaps somebody changed our rules: only a full look can tell.
+            raise (SyncError if full else StaleError)(str(e)) from e
+        if intact:
+            self._fingerprint = self._look()
+        return failures
+
+    def _is_intact(self) -> bool:
         return self._look() == self._fingerprint
 
     def _look(self) -> object:
@@ -83,17 +96,12 @@ class IPTables:
         if _is_large(endpoints) != _is_large(self._endpoints):
             raise StaleError(f"with {endpoints} endpoints the comments of all endpoints' rules change")
         dialect = self._dialect(node)
-        fragments = [
+        fragments = (
             between(c.key, compile_service(c.before, dialect), compile_service(c.after, dialect))
             for c in changes
-        ]
-        try:
-            for table, part in _STAGES:
-                if lines := [line for f in fragments for line in part(f)]:
-                    self._tables.restore(table, lines)
-        except RefusedError as e:
-            # Perhaps a Service is at fault, perhaps somebody changed our rules: only a full look can tell.
-            raise StaleError(str(e)) from e
+        )
+        for piece in self._pieces(fragments):
+            self._send(piece)
         self._endpoints = endpoints
         return {}
 
@@ -103,7 +111,7 @@ class IPTables:
         wanted = frame(node, drop_invalid=self._drop_invalid, counters=self._counters)
         held = Held(self._tables, wanted)
         for table, lines in held.frame_input(wanted).items():
-            self._restore_common(table, lines)
+            self._tables.restore(table, lines)
         failures: dict[Key, str] = {}
         if not (held.cold and self._tables.variant == "legacy" and self._stream(changes, dialect)):
             found = (held.towards(c.key, compile_service(c.after, dialect)) for c in changes)
@@ -132,7 +140,7 @@ class IPTables:
             log.warning("The first sync was refused, looking for the Service that causes it: %s", e)
             return False
         if refusals:
-            self._restore_common(FILTER, refusals)
+            self._tables.restore(FILTER, refusals)
         return True
 
     def _pieces(self, fragments: Iterable[Fragment]) -> Iterator[list[Fragment]]:
@@ -164,7 +172,7 @@ class IPTables:
     ) -> None:
         """Sends one part of fragments; when it is refused, splits them at the suspect and tries each piece."""
         todo = [fragments]
-        accepted = 0
+        accepted = refused = 0
         while todo:
             piece = todo.pop()
             try:
@@ -175,35 +183,37 @@ class IPTables:
                     (guilty,) = piece
                     assert guilty.key is not None
                     failures[guilty.key] = str(e)
-                    if not accepted and len(failures) >= _HOPELESS:
+                    refused += 1
+                    if not accepted and refused >= _HOPELESS:
                         raise SyncError(f"every Service is refused; the last words: {e}") from e
                     continue
                 at = _suspect(piece, part, e.line)
                 todo += [p for p in (piece[at + 1 :], piece[at : at + 1], piece[:at]) if p]
 
     def _sweep(self, held: Held, failures: Failures) -> None:
-        """Deletes what no Service wants any more."""
+        """Deletes what no Service wants any more; what a refused one or somebody else uses stays."""
         chains, fronts = held.leftovers()
-        if failures:
-            names = tuple(
-                f'"{namespace}/{name}{end}' for namespace, name in failures for end in (":", " ", '"')
-            )
-            fronts = [(where, rule) for where, rule in fronts if not any(name in rule for name in names)]
-            self._delete(fragment(None, {}, (), (), fronts))
-            fronts, chains = [], list(unreferenced(self._tables, chains))
-        self._delete(fragment(None, {}, chains, (), fronts))
+        if not failures:
+            try:
+                self._send([fragment(None, {}, chains, (), fronts)])
+            except RefusedError as e:
+                log.warning("Not all that is left of Services that are gone can be removed: %s", e)
+            else:
+                return
+        marks = tuple(f'"{namespace}/{name}{end}' for namespace, name in failures for end in (":", " ", '"'))
+        fronts = [(where, rule) for where, rule in fronts if not any(mark in rule for mark in marks)]
+        self._send([fragment(None, {}, (), (), fronts)])
+        removable = unreferenced(self._tables, chains)
+        self._send([fragment(None, {}, removable, (), ())])
+        if not failures:
+            stay = ", ".join(sorted({*chains}.difference(removable)))
+            log.warning("Rules that are not ours lead to chains that stay for their sake: %s", stay)
 
-    def _delete(self, leftovers: Fragment) -> None:
+    def _send(self, fragments: Sequence[Fragment]) -> None:
+        """Sends fragments together."""
         for table, part in _STAGES:
-            if lines := part(leftovers):
-                self._restore_common(table, lines)
-
-    def _restore_common(self, table: str, lines: Iterable[str]) -> None:
-        """Sends what belongs to no single Service."""
-        try:
-            self._tables.restore(table, lines)
-        except RefusedError as e:
-            raise SyncError(str(e)) from e
+            if lines := [line for f in fragments for line in part(f)]:
+                self._tables.restore(table, lines)
 
     def _dialect(self, node: NodeConfig) -> Dialect:
         return Dialect(node, counters=self._counters, comments=not _is_large(self._endpoints))

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.programs import Programs, RefusedError, Tables, Variant
+from kubeproxy.backends.iptables.programs import Programs, RefusedError, Tables, Variant, target
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +58,10 @@ def clean(tables: Tables) -> int:
         chains = [line[1 : line.index(" ")] for line in lines if line.startswith(":")]
         rules = [line[3:].partition(" ")[::2] for line in lines if line.startswith("-A ")]
         ours = {c for c in chains if c in _CHAINS or (table == names.NAT and names.is_owned(c))}
-        hooks = [
-            (c, rule) for c, rule in rules if c not in ours and _target(rule) in ours - {names.MARK_MASQ}
-        ]
+        hooks = [(c, rule) for c, rule in rules if c not in ours and target(rule) in ours - {names.MARK_MASQ}]
         for c, rule in rules:
             if c not in ours and (c, rule) not in hooks:
-                ours.discard(_target(rule))
+                ours.discard(target(rule))
         if ours:
             tables.restore(
                 table,
@@ -88,7 +86,3 @@ def _by_table(lines: Iterable[str]) -> dict[str, list[str]]:
         elif table in found:
             found[table].append(line)
     return found
-
-
-def _target(rule: str) -> str:
-    return rule.rpartition("-j ")[2].partition(" ")[0] if "-j " in rule else ""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.programs import Tables
+from kubeproxy.backends.iptables.programs import Tables, target
 from kubeproxy.backends.iptables.rules import Compiled, Shared
 from kubeproxy.backends.iptables.static import Frame
 from kubeproxy.model.plan import Key
@@ -103,11 +103,11 @@ class Held:
         table = ""
         for line in lines:
             if line.startswith("-A "):
-                chain = line[3 : line.index(" ", 3)]
+                chain, _, rule = line[3:].partition(" ")
                 if table == names.NAT and chain in self._owned:
                     self._owned[chain] = hash((self._owned[chain], line))
                 elif (rules := self._rules.get((table, chain))) is not None:
-                    rules.append(line[4 + len(chain) :])
+                    rules.append(rule)
             elif line.startswith(":"):
                 chain = line[1 : line.index(" ")]
                 if (table, chain) in known:
@@ -163,9 +163,9 @@ def _digest(text: str) -> int:
     return value
 
 
-def unreferenced(tables: Tables, chains: Iterable[str]) -> set[str]:
+def unreferenced(tables: Tables, chains: Iterable[str]) -> list[str]:
     """Those of some chains of table nat that can be deleted together: nothing that stays leads to them."""
-    removable = set(chains)
+    removable = dict.fromkeys(chains)
     leads_to: dict[str, list[str]] = {}
     table = ""
     for line in tables.save():
@@ -173,12 +173,11 @@ def unreferenced(tables: Tables, chains: Iterable[str]) -> set[str]:
             table = line[1:]
         elif line.startswith("-A ") and table == names.NAT:
             chain, _, rule = line[3:].partition(" ")
-            target = rule.rpartition("-j ")[2].partition(" ")[0]
-            leads_to.setdefault(chain, []).append(target)
-    kept = [chain for chain in leads_to if chain not in removable]
-    while kept:
-        for target in leads_to.get(kept.pop(), ()):
-            if target in removable:
-                removable.discard(target)
-                kept.append(target)
-    return removable
+            leads_to.setdefault(chain, []).append(target(rule))
+    stay = [chain for chain in leads_to if chain not in removable]
+    while stay:
+        for to in leads_to.get(stay.pop(), ()):
+            if to in removable:
+                del removable[to]
+                stay.append(to)
+    return list(removable)

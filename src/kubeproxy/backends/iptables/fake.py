@@ -8,7 +8,7 @@ chain is deleted, and applies an input whole or not at all. It knows nothing of 
 from collections.abc import Callable, Iterable, Iterator
 
 from kubeproxy.backends.iptables.names import FILTER, MANGLE, NAT
-from kubeproxy.backends.iptables.programs import RefusedError, Variant
+from kubeproxy.backends.iptables.programs import RefusedError, Variant, target
 
 BUILTIN = {
     MANGLE: ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
@@ -47,7 +47,7 @@ class FakeTables:
                 yield f":{chain} {'ACCEPT' if chain in BUILTIN[table] else '-'} [0:0]"
             for chain, rules in chains.items():
                 for rule in rules:
-                    yield f"-A {chain} {rule}"
+                    yield f"-A {chain} {rule}".rstrip()
             yield "COMMIT"
 
     def restore(self, table: str, lines: Iterable[str]) -> None:
@@ -79,20 +79,14 @@ def _apply(chains: dict[str, list[str]], line: str) -> None:
     if verb == "-D":
         rules.remove(rule)
         return
-    target = _target(rule)
-    if target and target not in chains and target not in _TARGETS:
-        raise KeyError(f"no chain or target {target}")
+    to = target(rule)
+    if to and to not in chains and to not in _TARGETS:
+        raise KeyError(f"no chain or target {to}")
     rules.insert(len(rules) if verb == "-A" else {"-I": 0}[verb], rule)
-
-
-def _target(rule: str) -> str:
-    """What a rule jumps to."""
-    words = rule.rpartition("-j ")[2].split(" ")
-    return words[0] if "-j " in rule else ""
 
 
 def _unused(chains: dict[str, list[str]], chain: str) -> None:
     if chains[chain]:
         raise ValueError(f"chain {chain} is not empty")
-    if any(_target(rule) == chain for rules in chains.values() for rule in rules):
+    if any(target(rule) == chain for rules in chains.values() for rule in rules):
         raise ValueError(f"chain {chain} is in use")

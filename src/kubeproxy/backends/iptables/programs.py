@@ -24,13 +24,12 @@ Variant = Literal["legacy", "nf_tables"]
 OLDEST: Final = (1, 6, 2)
 """The first release with `iptables-restore --wait` and `--random-fully`."""
 
-_WRITING = threading.Lock()
-"""The kernel takes one writer at a time, of both families: the legacy programs wait for each other, the others fail."""
-
 _LOCK_SECONDS = 5
 _RESOURCE_PROBLEM = 4
 _BLOCK = 1 << 16
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.?(\d+)?(?:.*\((legacy|nf_tables)\))?")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_TARGET = re.compile(r"(?:^| )-[jg] (\S+)")
 _LINE = re.compile(r"\bline:? (\d+)\b")
 _KUBELET_CHAINS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
 
@@ -47,13 +46,21 @@ class RefusedError(Exception):
         self.line = line
 
 
+def target(rule: str) -> str:
+    """What a rule jumps or goes to, in the words `iptables-save` prints; "" for nothing."""
+    found = _TARGET.search(_QUOTED.sub("", rule))
+    return found[1] if found else ""
+
+
 class Tables(Protocol):
     """The tables of one family."""
 
     variant: Variant
 
     def fingerprint(self) -> object:
-        """What changes whenever the tables do, as far as the kernel can tell without reading them.
+        """What changes whenever somebody else changes the tables, as far as the kernel can tell without reading them.
+
+        Our own changes may change it, too.
 
         Raises:
             OSError: it cannot tell.
@@ -79,6 +86,22 @@ class Tables(Protocol):
         """
 
 
+class _Writer:
+    """This process as a writer of tables, of both families.
+
+    Attributes:
+        lock: the kernel takes one writer at a time: the legacy programs wait for each other, the others fail.
+        transactions: how many times we changed the rules of nf_tables.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.transactions = 0
+
+
+_WE = _Writer()
+
+
 class Programs:
     """The tables through the programs in PATH."""
 
@@ -91,7 +114,9 @@ class Programs:
     def fingerprint(self) -> object:
         """See `Tables`."""
         if self.variant == "nf_tables":
-            return nftables.generation()
+            # All families and tables have one generation; what we ourselves did to it is no news.
+            with _WE.lock:
+                return nftables.generation() - _WE.transactions
         domain = socket.AF_INET if self._family == IPV4 else socket.AF_INET6
         return [xtables.table_size(domain, table) for table in TABLES]
 
@@ -104,9 +129,12 @@ class Programs:
 
     def restore(self, table: str, lines: Iterable[str]) -> None:
         """See `Tables`."""
+        blocks = _blocks(itertools.chain((f"*{table}\n",), lines, ("COMMIT\n",)))
         try:
-            with _WRITING:
-                run.feed(self._restore, _blocks(itertools.chain((f"*{table}\n",), lines, ("COMMIT\n",))))
+            with _WE.lock:
+                before = self._generation()
+                run.feed(self._restore, blocks)
+                _WE.transactions += self._generation() != before
         except run.ProgramError as e:
             if e.code < 0 or e.code == _RESOURCE_PROBLEM:
                 raise SyncError(str(e)) from e
@@ -114,6 +142,9 @@ class Programs:
             raise RefusedError(str(e), int(found[1]) - 1 if found else 0) from e
         except OSError as e:
             raise SyncError(f"cannot run {self._restore[0]}: {e}") from e
+
+    def _generation(self) -> int:
+        return nftables.generation() if self.variant == "nf_tables" else 0
 
 
 def find(family: Family, which: Callable[[str], str | None] = shutil.which) -> Programs:
