@@ -31,6 +31,7 @@ from kubeproxy.model.node import LocalTraffic, NodeConfig
 log = logging.getLogger(__name__)
 
 LOOPBACK: Mapping[Family, str] = {IPV4: "127.0.0.1", IPV6: "::1"}
+UNSPECIFIED = frozenset({"0.0.0.0", "::"})
 
 
 class NodeError(Exception):
@@ -77,7 +78,8 @@ def host(
             "Cannot determine this node's IP, assuming loopback; if that is wrong, set --bind-address"
         )
     families = [primary, *(f for f in FAMILIES if f != primary and f in supported)]
-    ranges = node_port_ranges(config, addresses)
+    node_ports = node_port_cidrs(config, addresses)
+    ranges = node_port_ranges(node_ports)
     external_ips = resolve(config.feature_gates)["AllowServiceExternalIPs"]
     pod_cidrs = row.pod_cidrs if row else ()
     nodes = tuple(
@@ -95,7 +97,7 @@ def host(
         )
         for family in families
     )
-    _check(config, primary, families, ranges, pod_cidrs)
+    _check(config, families, node_ports, pod_cidrs)
     return Host(nodes)
 
 
@@ -111,21 +113,22 @@ def node_addresses(given: Sequence[str], bind_address: str) -> tuple[Family, dic
     for address in reversed(given):
         primary = family_of(address)
         addresses[primary] = address
-    if bind_address not in {"", "0.0.0.0", "::"}:
-        address = parse_address(bind_address)
-        primary = family_of(address)
-        addresses[primary] = address
+    bound = parse_address(bind_address) if bind_address else "0.0.0.0"
+    if bound not in UNSPECIFIED:
+        primary = family_of(bound)
+        addresses[primary] = bound
     return primary, addresses
 
 
-def node_port_ranges(
-    config: KubeProxyConfiguration, addresses: Mapping[Family, str]
-) -> dict[Family, tuple[str, ...]]:
+def node_port_cidrs(config: KubeProxyConfiguration, addresses: Mapping[Family, str]) -> tuple[str, ...]:
+    """The ranges the configuration gives for node ports; with `primary` the node's addresses that are known."""
+    if not config.node_port_primary:
+        return config.node_port_cidrs
+    return tuple(f"{a}/{BITS[family_of(a)]}" for a in addresses.values() if not is_loopback(a))
+
+
+def node_port_ranges(given: Sequence[str]) -> dict[Family, tuple[str, ...]]:
     """The ranges whose local addresses accept node ports, of each family; none means all."""
-    if config.node_port_primary:
-        given: Iterable[str] = [f"{a}/{BITS[family_of(a)]}" for a in addresses.values() if not is_loopback(a)]
-    else:
-        given = config.node_port_cidrs
     ranges: dict[Family, tuple[str, ...]] = {}
     for family in FAMILIES:
         mine = tuple(cidr for cidr in given if family_of(cidr) == family)
@@ -182,43 +185,53 @@ def own_addresses() -> tuple[str, ...]:
 def _localhost(config: KubeProxyConfiguration, family: Family, ranges: Sequence[str]) -> bool:
     """Whether node ports work on localhost: in iptables mode, over IPv4, unless the configuration excludes it."""
     wanted = config.mode == "iptables" and family == IPV4 and config.iptables.localhost_node_ports
-    return wanted and (not ranges or any(contains(cidr, LOOPBACK[IPV4]) for cidr in ranges))
+    return wanted and (
+        not ranges or any(is_loopback(cidr) or contains(cidr, LOOPBACK[IPV4]) for cidr in ranges)
+    )
 
 
 def _check(
     config: KubeProxyConfiguration,
-    primary: Family,
     families: Sequence[Family],
-    ranges: Mapping[Family, tuple[str, ...]],
+    node_ports: Sequence[str],
     pod_cidrs: Sequence[str],
 ) -> None:
     """Warns of what is probably not meant, and refuses what cannot work."""
+    primary = families[0]
     other = IPV6 if primary == IPV4 else IPV4
     both = len(families) > 1
+    limited = _families(node_ports)
+    dual = any(len(_families(cidrs)) > 1 for cidrs in (config.cluster_cidrs, pod_cidrs))
     if not config.node_port_addresses:
         log.warning(
             "nodePortAddresses is unset; NodePort connections will be accepted on all local IPs. Consider using"
             " --nodeport-addresses=primary"
         )
-    elif not ranges[primary] and ranges[other]:
-        log.warning(
-            "nodePortAddresses has only %s ranges; node ports are on all local %s IPs", other, primary
-        )
-    elif both and len(config.cluster_cidrs) > 1 and ranges[primary] and not ranges[other]:
-        log.warning(
-            "nodePortAddresses has only %s ranges; node ports are on all local %s IPs", primary, other
-        )
-    if _all_of(config.cluster_cidrs, other):
+    elif primary not in limited or (both and dual and other not in limited):
+        missing = other if primary in limited else primary
+        log.warning("nodePortAddresses has no %s range; node ports are on all local %s IPs", missing, missing)
+    if _families(config.cluster_cidrs) == {other}:
         message = f"clusterCIDR has only {other} ranges, but the node's primary IP family is {primary}"
         if config.detect_local_mode == "ClusterCIDR" and not both:
             raise NodeError(message)
         log.warning("%s", message)
-    if _all_of(pod_cidrs, other):
+    if _families(pod_cidrs) == {other}:
         message = f"the Node's podCIDRs are only {other}, but its primary IP family is {primary}"
         if config.detect_local_mode == "NodeCIDR":
             raise NodeError(message)
         log.warning("%s", message)
+    if both:
+        return
+    if config.mode == "ipvs" and _families(config.ipvs_exclude_cidrs) == {other}:
+        log.warning("ipvs.excludeCIDRs has only %s ranges, but this host speaks only %s", other, primary)
+    for field, listener in (
+        ("healthzBindAddress", config.healthz_address),
+        ("metricsBindAddress", config.metrics_address),
+    ):
+        address = parse_address(listener[0]) if listener else "0.0.0.0"
+        if family_of(address) == other and not (address in UNSPECIFIED or is_loopback(address)):
+            log.warning("%s is %s, but this host speaks only %s", field, address, primary)
 
 
-def _all_of(cidrs: Sequence[str], family: Family) -> bool:
-    return bool(cidrs) and all(family_of(cidr) == family for cidr in cidrs)
+def _families(cidrs: Iterable[str]) -> set[Family]:
+    return {family_of(cidr) for cidr in cidrs}

@@ -39,12 +39,12 @@ class TestLocalPolicy:
 
     @BOTH
     @pytest.mark.parametrize("front", fronts)
-    @pytest.mark.parametrize("source", [POD, NODE])
+    @pytest.mark.parametrize("source", [POD, NODE, (NODE, "lo")])
     def test_from_here_without_local_endpoints(self, manners, front, source):
         made = planned(reachable(external_local=True), piece("2"))
         verdict = book(made, manners=manners).verdict(send(source, *front))
         assert (verdict.action, numbers(verdict.backends)) == ("forward", [2])
-        assert verdict.masquerade == (source == NODE)
+        assert verdict.masquerade == (source != POD)
 
     @BOTH
     @pytest.mark.parametrize("front", fronts)
