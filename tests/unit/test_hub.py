@@ -1,0 +1,184 @@
+"""Where word of the cluster goes: to the state and the loops, to the node, and when writing may begin."""
+
+import pytest
+
+from kubeproxy.api import types
+from kubeproxy.api.rows import NodeRow
+from kubeproxy.hub import Hub
+from tests.unit.model.make import node
+
+WEB = ("default", "web")
+
+
+class Loop:
+    """Remembers what it was told."""
+
+    def __init__(self):
+        self.touched = []
+
+    def touch(self, keys):
+        self.touched.append(set(keys))
+
+
+@pytest.fixture
+def hub():
+    return Hub("node-1")
+
+
+def service(name="web", port=80):
+    return types.convert(
+        "Service",
+        {"metadata": {"name": name}, "spec": {"clusterIP": "10.96.0.10", "ports": [{"port": port}]}},
+    )
+
+
+def endpoint_slice(*addresses):
+    metadata = {"name": "web-x", "labels": {"kubernetes.io/service-name": "web"}}
+    endpoints = [{"addresses": [address]} for address in addresses]
+    return types.convert(
+        "EndpointSlice", {"metadata": metadata, "endpoints": endpoints, "ports": [{"name": "", "port": 80}]}
+    )
+
+
+def own(name="node-1", zone="a", **spec):
+    metadata = {"name": name, "labels": {"topology.kubernetes.io/zone": zone}}
+    return types.convert("Node", {"metadata": metadata, "spec": spec})
+
+
+def service_cidr(name, *cidrs):
+    return types.convert("ServiceCIDR", {"metadata": {"name": name}, "spec": {"cidrs": list(cidrs)}})
+
+
+class TestStartGate:
+    @pytest.mark.parametrize("order", [("Service", "EndpointSlice"), ("EndpointSlice", "Service")])
+    def test_opens_when_services_and_their_endpoints_are_known(self, hub, order):
+        for kind in ("Node", "ServiceCIDR", "Endpoints", order[0]):
+            hub.complete(kind)
+            hub.complete(kind)
+            assert not hub.lists_complete.is_set()
+        hub.complete(order[1])
+        assert hub.lists_complete.is_set()
+
+    def test_objects_alone_do_not_open_it(self, hub):
+        hub.set(service())
+        hub.set(endpoint_slice("10.1.2.1"))
+        assert not hub.lists_complete.is_set()
+
+    def test_stays_open(self, hub):
+        hub.complete("Service")
+        hub.complete("EndpointSlice")
+        hub.gone("Service", *WEB)
+        hub.complete("Service")
+        assert hub.lists_complete.is_set()
+
+
+class TestServices:
+    def test_every_loop_is_told_what_changed(self, hub):
+        hub.loops = [Loop(), Loop()]
+        hub.set(service())
+        hub.set(endpoint_slice("10.1.2.1"))
+        hub.set(endpoint_slice("10.1.2.1"))
+        hub.gone("EndpointSlice", "default", "web-x")
+        hub.gone("Service", *WEB)
+        for loop in hub.loops:
+            assert [keys for keys in loop.touched if keys] == [{WEB}, {WEB}, {WEB}, {WEB}]
+
+    def test_the_state_knows_them(self, hub):
+        hub.set(service())
+        hub.set(endpoint_slice("10.1.2.1"))
+        assert hub.state.plan(WEB, node()).ports[0].cluster
+        hub.gone("EndpointSlice", "", "web-x")
+        assert not hub.state.plan(WEB, node()).ports[0].cluster
+
+    def test_the_node_and_service_cidrs_touch_none(self, hub):
+        hub.loops = [Loop()]
+        hub.set(own())
+        hub.set(service_cidr("a", "10.96.0.0/16"))
+        hub.gone("Node", "", "node-1")
+        hub.gone("ServiceCIDR", "", "a")
+        assert not any(hub.loops[0].touched)
+
+    def test_refused_objects_are_told_to_the_operator(self, hub, caplog):
+        hub.set(service())
+        hub.refused("Service", "default/web", "spec.ports: Expected `array`, got `str`")
+        assert caplog.messages == [
+            "Service default/web is left out, its last good state stays: spec.ports: Expected `array`, got `str`"
+        ]
+        assert WEB in hub.state.services
+
+
+class TestNode:
+    @pytest.fixture
+    def heard(self, hub):
+        heard: list[NodeRow | None] = []
+        hub.on_node = heard.append
+        return heard
+
+    def test_the_own_one_only(self, hub, heard):
+        hub.set(own("node-2"))
+        hub.gone("Node", "", "node-2")
+        assert hub.node is None
+        hub.set(own())
+        assert hub.node == NodeRow("node-1", zone="a")
+        hub.set(own("node-2"))
+        hub.gone("Node", "", "node-2")
+        assert heard == [NodeRow("node-1", zone="a")]
+
+    def test_changes_that_concern_us_are_told_once(self, hub, heard):
+        hub.set(own())
+        hub.set(own(unschedulable=True))
+        hub.set(own())
+        assert len(heard) == 1
+        hub.set(own(zone="b"))
+        hub.gone("Node", "", "node-1")
+        hub.gone("Node", "", "node-1")
+        hub.set(own())
+        assert heard[1:] == [NodeRow("node-1", zone="b"), None, NodeRow("node-1", zone="a")]
+        assert hub.node == heard[-1]
+
+    def test_its_absence_is_told_when_the_list_is_complete(self, hub, heard):
+        assert not hub.node_complete
+        hub.complete("Service")
+        assert not hub.node_complete
+        assert heard == []
+        hub.complete("Node")
+        assert hub.node_complete
+        assert heard == [None]
+
+    def test_its_presence_is_told_again_when_the_list_is_complete(self, hub, heard):
+        hub.set(own())
+        hub.complete("Node")
+        assert heard == [NodeRow("node-1", zone="a")] * 2
+
+    def test_what_is_wrong_with_it_is_told_and_the_rest_stands(self, hub, heard, caplog):
+        hub.set(own(podCIDRs=["x", "10.244.1.0/24"]))
+        assert heard == [NodeRow("node-1", pod_cidrs=("10.244.1.0/24",), zone="a")]
+        assert caplog.messages == ["Node node-1: spec.podCIDRs[0]: 'x' is not a CIDR range"]
+
+
+class TestServiceCIDRs:
+    def test_the_union_of_all(self, hub):
+        hub.set(service_cidr("a", "10.96.0.0/16", "fd00:96::/108"))
+        hub.set(service_cidr("b", "10.96.0.5/16", "10.97.0.0/16"))
+        assert hub.service_cidrs == ("10.96.0.0/16", "fd00:96::/108", "10.97.0.0/16")
+
+    @pytest.mark.parametrize(("gone", "stays"), [("a", "b"), ("b", "a")])
+    def test_a_range_of_two_objects_stays_as_long_as_one_has_it(self, hub, gone, stays):
+        hub.set(service_cidr("a", "10.96.0.0/16"))
+        hub.set(service_cidr("b", "10.96.0.0/16"))
+        hub.gone("ServiceCIDR", "", gone)
+        assert hub.service_cidrs == ("10.96.0.0/16",)
+        hub.gone("ServiceCIDR", "", stays)
+        assert hub.service_cidrs == ()
+
+    def test_they_change(self, hub):
+        hub.set(service_cidr("a", "10.96.0.0/16", "fd00:96::/108"))
+        hub.set(service_cidr("a", "10.98.0.0/16"))
+        assert hub.service_cidrs == ("10.98.0.0/16",)
+        hub.gone("ServiceCIDR", "", "unknown")
+        assert hub.service_cidrs == ("10.98.0.0/16",)
+
+    def test_a_bad_range_harms_no_other(self, hub, caplog):
+        hub.set(service_cidr("a", "10.96.0.0/99", "10.98.0.0/16"))
+        assert hub.service_cidrs == ("10.98.0.0/16",)
+        assert caplog.messages == ["ServiceCIDR a: spec.cidrs[0]: '10.96.0.0/99' is not a CIDR range"]
