@@ -288,7 +288,7 @@ def convert(kind: str, data: object) -> Object:
         UndecodableError: a field has the wrong type.
     """
     try:
-        return msgspec.convert(_without_nulls(data), KINDS[kind])
+        return msgspec.convert(_without_nulls(data, {}), KINDS[kind])
     except (msgspec.ValidationError, RecursionError) as e:
         metadata = data.get("metadata") if isinstance(data, dict) else None
         raise UndecodableError(kind, _join(metadata), _reason(e)) from None
@@ -297,11 +297,20 @@ def convert(kind: str, data: object) -> Object:
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def _without_nulls(value: object) -> object:
-    """A field that is null is one that is not there, as it is to Kubernetes; people write `namespace:` and no more."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
-    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+def _without_nulls(value: object, seen: dict[int, object]) -> object:
+    """A field that is null is one that is not there, as it is to Kubernetes; people write `namespace:` and no more.
+
+    What YAML's aliases make one in many places stays one (`seen`): unfolded, ten lines could fill the memory.
+    """
+    if isinstance(value, dict) and id(value) not in seen:
+        fields: dict[object, object] = {}
+        seen[id(value)] = fields
+        fields.update((k, _without_nulls(inner, seen)) for k, inner in value.items() if inner is not None)
+    elif isinstance(value, list) and id(value) not in seen:
+        items: list[object] = []
+        seen[id(value)] = items
+        items.extend(_without_nulls(inner, seen) for inner in value)
+    return seen.get(id(value), value)
 
 
 def _reason(error: Exception) -> str:
@@ -319,14 +328,13 @@ def _name(data: bytes | msgspec.Raw) -> str:
 
 
 def _join(metadata: object) -> str:
-    if not isinstance(metadata, dict):
-        return "(unnamed)"
-    name = printable(metadata.get("name")) or "(unnamed)"
-    namespace = printable(metadata.get("namespace"))
-    return f"{namespace}/{name}" if namespace else name
+    fields = metadata if isinstance(metadata, dict) else {}
+    namespace, name = fields.get("namespace"), fields.get("name")
+    own = printable(name) if name and isinstance(name, str) else "(unnamed)"
+    return f"{printable(namespace)}/{own}" if namespace and isinstance(namespace, str) else own
 
 
-def printable(value: object) -> str:
-    """A name of whatever type and content, fit to stand in a message."""
-    text = "" if value is None else str(value)[:253]
-    return text if text.isprintable() else ascii(text)
+def printable(name: str) -> str:
+    """A name of whatever length and content, fit to stand in a message."""
+    short = name[:253]
+    return short if short.isprintable() else ascii(short)
