@@ -10,6 +10,7 @@ from kubeproxy.backends.base import Backend, Change, Failures, SyncError
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.model.state import State
+from tests import strategies
 
 NODE = NodeConfig(
     name="here",
@@ -91,6 +92,10 @@ class Proxy:
     def gone(self, kind: str, name: str, namespace: str = "default") -> None:
         """An object is no more."""
         self._touched.update(self.state.gone(kind, namespace, name))
+
+    def hear(self, event: strategies.Event) -> None:
+        """Word of anything."""
+        self._touched.update(strategies.tell(self.state, event))
 
     def plans(self) -> dict[Key, ServicePlan]:
         """What should be."""

@@ -5,7 +5,7 @@ are new ones. This module imports aiohttp (some 12 MB): import it only where an 
 errors: the server answered no (`ApiError`), or there was no whole answer (`UnreachableError`).
 
 HTTP/1.1 has no ping, so the kernel looks after idle connections: keep-alive probes and TCP_USER_TIMEOUT find a dead
-peer within 45 seconds. Lines are split here: an object may be megabytes long, and aiohttp's own limit is a line of
+peer after about 45 seconds. Lines are split here: an object may be megabytes long, and aiohttp's own limit is a line of
 128 KB.
 """
 
@@ -130,12 +130,13 @@ class Stream:
 
         Raises:
             SilentError: nothing came in time.
-            UnreachableError: the body ended within a line, or a line has no end.
+            UnreachableError: the connection broke, the body ended within a line, or a line has no end.
         """
         while True:
             try:
                 async with asyncio.timeout(self.silence):
-                    chunk = await self._content.readany()
+                    with _translated():
+                        chunk = await self._content.readany()
             except TimeoutError:
                 raise SilentError(f"the server said nothing for {self.silence:.0f} s") from None
             if not chunk:
@@ -196,7 +197,7 @@ class Client:
 
         Raises:
             ApiError: the server refused.
-            UnreachableError: no answer came, or the connection broke.
+            UnreachableError: no answer came.
         """
         async with self._send("GET", path, query, None, seconds=None) as response:
             yield Stream(response, silence)
@@ -242,6 +243,7 @@ class Client:
                 headers={"Accept": "application/json", "User-Agent": f"kube-proxy/v{__version__}"},
             )
         headers = list(grant.headers)
+        # Servers compress lists, never watches.
         headers.append(("Accept-Encoding", "gzip" if grant.compress and seconds else "identity"))
         if data is not None:
             headers.append(("Content-Type", "application/json"))

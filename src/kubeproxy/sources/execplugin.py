@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -89,7 +90,10 @@ async def run(plugin: ExecPlugin, cluster: Cluster, authority: bytes, seconds: f
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                if sys.platform == "win32":
+                    process.kill()
+                else:
+                    os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     if process.returncode:
         said = err.decode(errors="replace").strip()[-500:]

@@ -45,7 +45,6 @@ class Ledger:
             return self._refuse(raw, UndecodableError(self._kind, "(unnamed)", "metadata.name: is not set"))
         key = f"{obj.metadata.namespace}/{obj.metadata.name}"
         self._known[key] = self._list
-        self._refused.pop(key, None)
         self._sink.set(obj)
         return obj.metadata.resource_version
 

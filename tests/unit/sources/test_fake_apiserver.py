@@ -29,7 +29,9 @@ async def ask(http: aiohttp.ClientSession, server: FakeApiServer, path: str, **q
         return response.status, msgspec.json.decode(await response.read())
 
 
-async def watch(http: aiohttp.ClientSession, server: FakeApiServer, **query: Any) -> list[tuple[str, str | None]]:
+async def watch(
+    http: aiohttp.ClientSession, server: FakeApiServer, **query: Any
+) -> list[tuple[str, str | None]]:
     """All events of a watch of one second, as (type, name or version)."""
     params = {"watch": "1", "timeoutSeconds": "1", "allowWatchBookmarks": "true"} | query
     events = []

@@ -1,6 +1,7 @@
 """The reflector against a server that misbehaves."""
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -154,6 +155,15 @@ class TestStreamingList:
                 assert len(it.sink.said("complete")) == 1
                 assert it.sink.said("gone") == []
                 await it.see("a", "b", "c")
+
+    async def test_a_list_that_ends_too_early_is_a_failure(self) -> None:
+        async with FakeApiServer() as server:
+            put(server, "a", "b")
+            server.next(Fault(then="end", after=1))
+            clock = itertools.count(0, 10)
+            async with watching(server, now=lambda: float(next(clock))) as it:
+                await it.listed()
+                assert it.slept == [pytest.approx(1.2)]
 
     async def test_what_a_broken_list_told_is_not_forgotten(self) -> None:
         async with FakeApiServer() as server:
@@ -372,6 +382,7 @@ class TestRelist:
                 await it.see("a", "c")
                 # One silent watch may be a dead connection, two in a row are suspicious.
                 assert it.verbs[:4] == ["stream", "watch", "watch", "stream"]
+                assert "resourceVersion" not in server.requests[3].query
 
     async def test_watches_that_end_without_a_word(self) -> None:
         """The same from a server that sends no bookmarks."""
@@ -560,6 +571,8 @@ class TestBrokenObjects:
                 put(server, "b")
                 await it.see("b")
                 assert it.sink.said("gone") == []
+                assert it.status.errors == 0
+                assert not it.reflector._ledger._refused
 
     async def test_metadata_of_any_shape(self) -> None:
         lines = tuple(
