@@ -1,0 +1,120 @@
+"""Whatever happened before, the tables end as those of a fresh start on the final state."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kubeproxy.api.addresses import FAMILIES
+from kubeproxy.backends.iptables import backend as backends
+from kubeproxy.backends.iptables.fake import BUILTIN, FakeTables
+from kubeproxy.backends.iptables.programs import Variant
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.state import State
+from kubeproxy.sync import Loop
+from tests import strategies
+from tests.fakes.clock import FakeClock
+from tests.unit.backends.iptables.rig import VARIANTS, Rig, rules
+
+nodes = st.sampled_from(FAMILIES).flatmap(strategies.nodes)
+
+
+@contextlib.contextmanager
+def small_world() -> Iterator[None]:
+    """A few endpoints are a large cluster, a few lines are too many for one input, and threads run at once."""
+
+    async def at_once(work: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        return work(*args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "LARGE_CLUSTER_ENDPOINTS", 6)
+        patch.setattr(backends, "_NF_TABLES_LINES", 30)
+        patch.setattr(backends, "_STREAM_STEP", 2)
+        patch.setattr(asyncio, "to_thread", at_once)
+        yield
+
+
+@given(
+    strategies.histories(), nodes, st.sampled_from(VARIANTS), st.sampled_from(["", "hostile", "restarting"])
+)
+def test_the_end_is_that_of_a_fresh_start(
+    history: list[list[strategies.Event]], node: NodeConfig, variant: Variant, world: str
+) -> None:
+    tables = FakeTables(variant)
+    fresh = Rig(FakeTables(variant), node)
+    with small_world():
+        asyncio.run(_live_through(history, fresh.state, node, tables, world))
+        assert not fresh.full()
+        assert rules(tables) == rules(fresh.tables)
+        again = fresh.restarted()
+        assert not again.full()
+        assert not any(lines for _, lines in again.sent())
+
+
+async def _live_through(
+    history: list[list[strategies.Event]], state: State, node: NodeConfig, tables: FakeTables, world: str
+) -> None:
+    clock = FakeClock()
+    chance = random.Random(len(history))
+    loop, task = _started(state, tables, node, clock)
+    for batch in history:
+        for event in batch:
+            loop.touch(strategies.tell(state, event))
+        await clock.advance(1)
+        assert loop.failures_in_row == 0
+        if world == "hostile":
+            _lose_a_rule(tables, chance)
+        elif world == "restarting":
+            task.cancel()
+            loop, task = _started(state, tables, node, clock)
+    if world == "hostile":
+        loop.resync()
+    await clock.advance(1)
+    task.cancel()
+    assert not loop.refused
+
+
+def _started(
+    state: State, tables: FakeTables, node: NodeConfig, clock: FakeClock
+) -> tuple[Loop, asyncio.Task[None]]:
+    backend = backends.IPTables(tables, counters=True, drop_invalid=True)
+    loop = Loop(state, backend, node, clock=clock)
+    return loop, asyncio.create_task(loop.run())
+
+
+def _lose_a_rule(tables: FakeTables, chance: random.Random) -> None:
+    held = [
+        (table, chain)
+        for table, chains in tables.tables.items()
+        for chain, found in chains.items()
+        if found and chain not in BUILTIN[table]
+    ]
+    table, chain = chance.choice(held)
+    del tables.tables[table][chain][0]
+
+
+@given(
+    st.lists(strategies.events(), max_size=20),
+    st.lists(strategies.events(), max_size=10),
+    nodes,
+    st.sampled_from(VARIANTS),
+)
+def test_one_difference_leads_where_a_full_sync_does(
+    before: list[strategies.Event], after: list[strategies.Event], node: NodeConfig, variant: Variant
+) -> None:
+    with small_world():
+        partial, full = Rig(FakeTables(variant), node), Rig(FakeTables(variant), node)
+        for rig in (partial, full):
+            for event in before:
+                rig.hear(event)
+            assert not rig.full()
+            for event in after:
+                rig.hear(event)
+        partial.sync()
+        full.full()
+    assert partial.rules() == full.rules()
