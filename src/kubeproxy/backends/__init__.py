@@ -22,6 +22,7 @@ class Mode(Protocol):
 
         Raises:
             UnsupportedError: it cannot run here.
+            SyncError: it cannot run now.
         """
 
 

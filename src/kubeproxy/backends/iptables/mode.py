@@ -22,6 +22,7 @@ def open_backend(node: NodeConfig) -> Backend:
 
     Raises:
         UnsupportedError: it cannot run here.
+        SyncError: it cannot run now.
     """
     tables = programs.find(node.family)
     log.info("%s: iptables mode through the %s programs", node.family, tables.variant)

@@ -152,6 +152,7 @@ def find(family: Family, which: Callable[[str], str | None] = shutil.which) -> P
 
     Raises:
         UnsupportedError: they are missing, too old, or the kernel does not support them.
+        SyncError: they cannot be tried: we lack the right, or somebody holds their lock for long.
     """
     base = "iptables" if family == IPV4 else "ip6tables"
     candidates = [base]
@@ -186,7 +187,8 @@ def _try(programs: Programs, family: Family) -> None:
         for table in TABLES:
             programs.restore(table, ())
     except (RefusedError, SyncError) as e:
-        raise UnsupportedError(f"iptables mode cannot run for {family}: {e}") from e
+        error = UnsupportedError if isinstance(e, RefusedError) else SyncError
+        raise error(f"iptables mode cannot run for {family}: {e}") from e
 
 
 def _kubelet_uses(name: str) -> bool:
