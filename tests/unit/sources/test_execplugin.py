@@ -148,9 +148,10 @@ async def test_a_hanging_program_is_ended_with_its_children(tmp_path: Path) -> N
     script = f"sleep 1000 & echo $$ $! > {pids}; wait"
     it = ExecPlugin(command="sh", args=("-c", script), api_version=V1)
     assert await failure(it, 3) == "did not answer within 3 s and was ended"
-    for pid in pids.read_text().split():
-        while alive(Path(f"/proc/{pid}/stat")):  # noqa: ASYNC110 nobody tells us of a process that is not ours
-            await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        for pid in pids.read_text().split():
+            while alive(Path(f"/proc/{pid}/stat")):  # noqa: ASYNC110 nobody tells us of a process that is not ours
+                await asyncio.sleep(0.01)
 
 
 def alive(stat: Path) -> bool:
