@@ -1,13 +1,14 @@
 """The objects in a manifest: documents of YAML or JSON, and the items of their Lists.
 
-YAML is read as Kubernetes reads it: dates are text. JSON is not turned into Python
-objects but cut into pieces, each decoded straight to its Struct: a List of 10,000 objects costs little more than
-reading the file.
+YAML is read as Kubernetes reads it: dates are text, and so is an IPv6 address of decimal digits, which YAML 1.1 takes
+for a number of base 60. JSON is not turned into Python objects but cut into pieces, each decoded straight to its
+Struct: a List of 10,000 objects costs little more than reading the file.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -16,6 +17,8 @@ from kubeproxy.api import types
 Decode = Callable[[], types.Object]
 """Makes the object; raises `types.UndecodableError`."""
 
+DEEPEST: Final = 200
+"""YAML may be nested so deep; its parser, written in C, knows no limit and would crash the program."""
 
 _VERSIONS = {
     "Service": ("v1",),
@@ -32,6 +35,11 @@ class _Piece(msgspec.Struct, gc=False, rename="camel"):
     api_version: str = ""
     items: tuple[msgspec.Raw, ...] | None = None
 
+    def of_items(self) -> "_Piece":
+        """What the items of this list are where they do not say it themselves."""
+        kind = self.kind.removesuffix("List")
+        return _Piece(kind, self.api_version if kind else "")
+
 
 def documents(path: Path) -> Iterator[tuple[str, Decode]]:
     """The objects of a file that are of a kind we know: their kind, and how to get them.
@@ -43,60 +51,92 @@ def documents(path: Path) -> Iterator[tuple[str, Decode]]:
     data = path.read_bytes()
     if data.lstrip()[:1] == b"{":
         try:
-            yield from _json(data, "")
-        except msgspec.DecodeError:
+            yield from _json(data, _Piece())
+        except (msgspec.DecodeError, RecursionError) as e:
             if path.suffix == ".json":
-                raise
+                raise ValueError(str(e)) from None
         else:
             return
     for number, document in enumerate(_yaml(data), 1):
         if document is not None:
-            yield from _tree(document, f"document {number}", "")
+            yield from _tree(document, f"document {number}", _Piece(), set())
 
 
-def _json(data: bytes | msgspec.Raw, implied: str) -> Iterator[tuple[str, Decode]]:
+def _json(data: bytes | msgspec.Raw, implied: _Piece) -> Iterator[tuple[str, Decode]]:
     piece = _decode_piece(data)
-    kind = piece.kind or implied
-    if piece.items is not None and kind.endswith("List"):
+    piece.kind = piece.kind or implied.kind
+    piece.api_version = piece.api_version or implied.api_version
+    if piece.items is not None and piece.kind.endswith("List"):
         for item in piece.items:
-            yield from _json(item, kind.removesuffix("List"))
-    elif not kind:
+            yield from _json(item, piece.of_items())
+    elif not piece.kind:
         raise ValueError("an object has no kind")
-    elif _is_ours(kind, piece.api_version):
-        yield kind, lambda: types.decode(kind, data)
+    elif _is_ours(piece):
+        yield piece.kind, lambda: types.decode(piece.kind, data)
 
 
 _decode_piece = msgspec.json.Decoder(_Piece).decode
 
 
-def _tree(document: Any, where: str, implied: str) -> Iterator[tuple[str, Decode]]:
+def _tree(document: Any, where: str, implied: _Piece, seen: set[int]) -> Iterator[tuple[str, Decode]]:
+    """The objects in a tree, each once: an alias can make a List hold itself."""
+    if id(document) in seen:
+        return
+    seen.add(id(document))
     if not isinstance(document, dict):
         raise ValueError(f"{where} is no Kubernetes object but {type(document).__name__}")  # noqa: TRY004 of a file
-    kind = document.get("kind", implied)
-    if not isinstance(kind, str) or not kind:
+    kind = document.get("kind") or implied.kind
+    version = document.get("apiVersion") or implied.api_version
+    if not kind or not isinstance(kind, str):
         raise ValueError(f"{where} has no kind")
+    if not isinstance(version, str):
+        raise ValueError(f"{where} has an apiVersion that is no text")  # noqa: TRY004 of a file
+    piece = _Piece(kind, version)
     items = document.get("items")
     if isinstance(items, list) and kind.endswith("List"):
         for i, item in enumerate(items):
-            yield from _tree(item, f"{where}: items[{i}]", kind.removesuffix("List"))
-    elif _is_ours(kind, document.get("apiVersion", "")):
+            yield from _tree(item, f"{where}: items[{i}]", piece.of_items(), seen)
+    elif _is_ours(piece):
         yield kind, lambda: types.convert(kind, document)
 
 
-def _is_ours(kind: str, version: Any) -> bool:
-    return kind in _VERSIONS and (not version or version in _VERSIONS[kind])
+def _is_ours(piece: _Piece) -> bool:
+    versions = _VERSIONS.get(piece.kind, ())
+    return piece.api_version in versions or (not piece.api_version and bool(versions))
 
 
 def _yaml(data: bytes) -> Iterator[Any]:
     import yaml
 
     base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    patterns = {":int": _INTEGER, ":timestamp": None}
     resolvers = {
-        first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
+        first: [
+            (tag, pattern)
+            for tag, given in known
+            if (pattern := patterns.get(tag[tag.rindex(":") :], given)) is not None
+        ]
         for first, known in base.yaml_implicit_resolvers.items()
     }
-    loader = type("Loader", (base,), {"yaml_implicit_resolvers": resolvers})
+
+    def descend(loader: Any, *_: Any) -> None:
+        loader.depth += 1
+        if loader.depth > DEEPEST:
+            raise yaml.YAMLError(f"nested more than {DEEPEST} levels deep")
+
+    def ascend(loader: Any) -> None:
+        loader.depth -= 1
+
+    changes = {
+        "yaml_implicit_resolvers": resolvers,
+        "depth": 0,
+        "descend_resolver": descend,
+        "ascend_resolver": ascend,
+    }
     try:
-        yield from yaml.load_all(data, loader)
-    except yaml.YAMLError as e:
-        raise ValueError(" ".join(str(e).split())) from None
+        yield from yaml.load_all(data, type("Loader", (base,), changes))
+    except Exception as e:  # a wrong value for a tag, as in `!!int x`, fails in many ways
+        raise ValueError(" ".join(str(e).split()) or type(e).__name__) from None
+
+
+_INTEGER = re.compile(r"[-+]?(?:0b[01_]+|0[0-7_]*|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")
