@@ -8,6 +8,7 @@ resolved to absolute paths: `auth` reads them, for they rotate.
 Format: kubeconfig v1 (YAML or JSON), ExecConfig of client.authentication.k8s.io.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -230,7 +231,8 @@ def _read(path: str) -> object:
         raise KubeconfigError(f"{path}: {e.strerror}") from None
     try:
         if data.lstrip().startswith(b"{"):
-            return msgspec.json.decode(data)
+            with contextlib.suppress(msgspec.DecodeError):
+                return msgspec.json.decode(data)
         return _yaml(data)
     except ValueError as e:
         raise KubeconfigError(f"{path}: {e}") from None

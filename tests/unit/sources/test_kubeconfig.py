@@ -121,6 +121,14 @@ def test_json_nulls_and_folded_base64(tmp_path: Path) -> None:
     assert found.name == f'{path}, context "x"'
 
 
+def test_yaml_that_begins_like_json(tmp_path: Path) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text(
+        "{current-context: x, contexts: [{name: x, context: {cluster: c}}], clusters: [{name: c, cluster: {server: h}}]}"
+    )
+    assert load(str(path)).cluster.server == "http://h"
+
+
 def test_other_entries_may_be_broken(tmp_path: Path) -> None:
     good = {"name": "prod", "cluster": {"server": "https://api"}}
     path = write(tmp_path, clusters=[{"name": "other", "cluster": {"server": 7}}, good])
