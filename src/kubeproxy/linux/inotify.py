@@ -2,14 +2,15 @@
 
 Folders are watched, not files: a file that is replaced is another file, and a ConfigMap volume replaces a link. What
 happened is not told, only that something did; the listener looks for itself. Without inotify (a limit reached, a file
-system that does not tell) the listener must look from time to time anyway.
+system that does not tell) the listener must look from time to time anyway, and it is then that a folder which went and
+came back is watched again.
 """
 
 import asyncio
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 _CLOEXEC_NONBLOCK = os.O_CLOEXEC | os.O_NONBLOCK
@@ -18,17 +19,28 @@ _MASK = 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800 | 0x4
 
 
 @contextlib.contextmanager
-def changes(folders: Iterable[Path], tell: Callable[[], None]) -> Iterator[None]:
+def changes(folders: Collection[Path], tell: Callable[[], None]) -> Iterator[Callable[[], None]]:
     """Calls back in the running event loop whenever something changed in one of these folders.
+
+    Yields what to call now and then: it watches those folders that are others now than when it was last called.
 
     Raises:
         OSError: the kernel gives no notifications.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = _checked(libc.inotify_init1(_CLOEXEC_NONBLOCK))
+
+    def watch(folder: Path) -> None:
+        _checked(libc.inotify_add_watch(descriptor, os.fsencode(folder), _MASK))
+
+    def again() -> None:
+        for folder in folders:
+            with contextlib.suppress(OSError):
+                watch(folder)
+
     try:
         for folder in folders:
-            _checked(libc.inotify_add_watch(descriptor, os.fsencode(folder), _MASK))
+            watch(folder)
 
         def readable() -> None:
             with contextlib.suppress(BlockingIOError):
@@ -38,7 +50,7 @@ def changes(folders: Iterable[Path], tell: Callable[[], None]) -> Iterator[None]
         loop = asyncio.get_running_loop()
         loop.add_reader(descriptor, readable)
         try:
-            yield
+            yield again
         finally:
             loop.remove_reader(descriptor)
     finally:
