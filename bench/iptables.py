@@ -1,0 +1,129 @@
+"""iptables mode: a start against the bare `iptables-restore` of the text it results in, and one changed endpoint."""
+
+import asyncio
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench import objects, rig
+from kubeproxy.backends.iptables import names
+from kubeproxy.linux import xtables
+from kubeproxy.netlink import nfacct, nftables
+from tests.fakes.apiserver import FakeApiServer
+from tests.lab import netns
+
+SERVICES, ENDPOINTS = 5000, 3
+
+
+def main(rounds: int) -> None:
+    for variant in rig.VARIANTS:
+        with rig.path(variant) as path:
+            full = start(variant, path, rounds)
+            change(variant, path, full, 4 * rounds)
+
+
+def start(variant: str, path: str, rounds: int) -> float:
+    """From the start of the program to all rules in place, and the bare restore, in turn; returns the former."""
+    ours, bare = [], []
+    programs = {
+        name: str(Path(path.partition(":")[0], name)) for name in ("iptables-save", "iptables-restore")
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "cluster.json").write_bytes(objects.manifest(SERVICES, ENDPOINTS))
+        for _ in range(rounds):
+            with rig.node() as node:
+                with rig.Proxy(node, "--manifests", folder, path=path) as proxy:
+                    ours.append(proxy.seconds)
+                with netns.inside(node):
+                    text = subprocess.run([programs["iptables-save"]], check=True, capture_output=True).stdout
+            with rig.node() as node, netns.inside(node):
+                for counter in (names.INVALID_COUNTER, names.LOCALHOST_COUNTER):
+                    nfacct.ensure(counter)
+                restore = [programs["iptables-restore"]]
+                bare.append(rig.timed(lambda: subprocess.run(restore, input=text, check=True)))  # noqa: B023
+    title = f"{variant}: {SERVICES} Services x {ENDPOINTS}, start to all in place"
+    rig.row(title, f"{rig.median(ours):.2f} s")
+    rig.row(
+        f"{variant}: bare iptables-restore of the same rules",
+        f"{rig.median(bare):.2f} s",
+        f"{rig.median(ours) / rig.median(bare):.2f} x",
+    )
+    return rig.median(ours)
+
+
+def change(variant: str, path: str, full: float, rounds: int) -> None:
+    """One endpoint comes or goes: from the API server's event to the kernel's tables being others."""
+    seconds, processor = asyncio.run(_change(variant, path, rounds))
+    rig.row(
+        f"{variant}: one endpoint more or less, event to kernel",
+        f"{1e3 * rig.median(seconds):.0f} ms",
+        f"{full / rig.median(seconds):.0f} x faster",
+    )
+    rig.row(f"{variant}: processor time of that, children included", f"{1e3 * processor:.0f} ms")
+
+
+async def _change(variant: str, path: str, rounds: int) -> tuple[list[float], float]:
+    seconds = []
+    with rig.node() as node:
+        server = FakeApiServer()
+        for obj in objects.cluster(SERVICES, ENDPOINTS):
+            server.store.put(obj)
+        server.store.put(
+            {
+                "kind": "Node",
+                "metadata": {"name": objects.NODE},
+                "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
+            }
+        )
+        with netns.inside(node):
+            await server.start()
+        proxy = rig.Proxy(node, "--master", server.url, path=path)
+        await asyncio.to_thread(proxy.__enter__)
+        try:
+            before = proxy.processor_seconds()
+            for number in range(rounds):
+                i = number * 37 % SERVICES
+                addresses = objects.endpoints(i, ENDPOINTS)
+                for changed in ([*addresses, "10.255.0.1"], addresses):
+                    seen = Watcher(node, _fingerprint(variant))
+                    started = time.perf_counter()
+                    server.store.put(objects.slice_(i, changed))
+                    seconds.append(await asyncio.to_thread(seen.wait) - started)
+                    await asyncio.sleep(4 * seconds[-1])
+            processor = (proxy.processor_seconds() - before) / len(seconds)
+        finally:
+            await asyncio.to_thread(proxy.__exit__)
+            await server.stop()
+    return seconds, processor
+
+
+def _fingerprint(variant: str) -> Callable[[], object]:
+    """What changes in the kernel with any rule."""
+    return nftables.generation if variant == "nf_tables" else lambda: xtables.table_size(2, "nat")
+
+
+class Watcher(threading.Thread):
+    """Looks at the kernel until it holds something else."""
+
+    def __init__(self, node: str, look: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._node, self._look = node, look
+        self._ready = threading.Event()
+        self.start()
+        self._ready.wait()
+
+    def run(self) -> None:
+        with netns.inside(self._node):
+            first = self._look()
+            self._ready.set()
+            while self._look() == first:
+                time.sleep(0.0002)
+            self.at = time.perf_counter()
+
+    def wait(self) -> float:
+        """When it did."""
+        self.join(60)
+        return self.at

@@ -1,0 +1,115 @@
+"""A node of nothing but a namespace, kube-proxy on it, and what it costs."""
+
+import contextlib
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+from bench.objects import NODE
+from tests.lab import netns
+
+FLAGS = ("--hostname-override", NODE, "--bind-address", "192.0.2.1", "--cluster-cidr", "10.128.0.0/9")
+VARIANTS = {"legacy": "xtables-legacy-multi", "nf_tables": "xtables-nft-multi"}
+
+
+@contextlib.contextmanager
+def node() -> Iterator[str]:
+    """A namespace that is somewhere, for a node."""
+    name = f"{netns.unique_prefix()}bench"
+    netns.create([name])
+    try:
+        lines = (
+            "link set lo up",
+            "address add 192.0.2.1/32 dev lo",
+            "route add default dev lo src 192.0.2.1",
+        )
+        netns.finish(netns.ip_batch(*lines, namespace=name))
+        yield name
+    finally:
+        netns.delete([name])
+
+
+@contextlib.contextmanager
+def path(variant: str) -> Iterator[str]:
+    """A PATH whose iptables programs are of one kind."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        multi = Path("/usr/sbin", VARIANTS[variant])
+        if not multi.exists():
+            raise SystemExit(f"{multi} is missing: apt-get install iptables")
+        for base in ("iptables", "ip6tables"):
+            for suffix in ("", "-save", "-restore"):
+                Path(folder, base + suffix).symlink_to(multi)
+        yield f"{folder}:{os.environ['PATH']}"
+
+
+class Proxy:
+    """kube-proxy on a node, from its start until it is ready; for a `with` block."""
+
+    def __init__(self, node: str, *flags: str, path: str = os.environ["PATH"], timeout: float = 600) -> None:
+        self._node, self._flags, self._path, self._timeout = node, flags, path, timeout
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="bench-")
+        address = str(Path(self._folder.name, "notify"))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(address)
+            manager.settimeout(self._timeout)
+            environment = {
+                "PATH": self._path,
+                "NOTIFY_SOCKET": address,
+                "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+            }
+            command = [sys.executable, "-m", "kubeproxy", *FLAGS, *self._flags]
+            with Path(self._folder.name, "log").open("wb") as log, netns.inside(self._node):
+                started = time.perf_counter()
+                self.process = subprocess.Popen(
+                    command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
+            if manager.recv(100) != b"READY=1":
+                raise SystemExit(f"kube-proxy did not start:\n{self.log()}")
+        self.seconds = time.perf_counter() - started
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+        self._folder.cleanup()
+
+    def log(self) -> str:
+        """What it wrote."""
+        return Path(self._folder.name, "log").read_text()
+
+    def processor_seconds(self) -> float:
+        """Processor time so far, of itself and of the programs it ran."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+    def megabytes(self) -> tuple[float, float]:
+        """Resident memory now, and at its peak."""
+        status = dict(
+            line.split(":", 1) for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        )
+        return int(status["VmRSS"].split()[0]) / 1024, int(status["VmHWM"].split()[0]) / 1024
+
+
+def timed(work: Callable[[], object]) -> float:
+    """The seconds something takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def row(what: str, *cells: str) -> None:
+    """One line of results."""
+    print(f"  {what:58}{''.join(f'{cell:>16}' for cell in cells)}", flush=True)
