@@ -52,11 +52,11 @@ async def _from_server(services: int, count: int, path: str) -> tuple[float, flo
         )
         with netns.inside(node):
             await server.start()
+        proxy = rig.Proxy(node, "--master", server.url, path=path)
         try:
-            with await asyncio.to_thread(
-                rig.Proxy(node, "--master", server.url, path=path).__enter__
-            ) as proxy:
-                await asyncio.sleep(1)
-                return proxy.megabytes()
+            await asyncio.to_thread(proxy.__enter__)
+            await asyncio.sleep(1)
+            return proxy.megabytes()
         finally:
+            await asyncio.to_thread(proxy.__exit__)
             await server.stop()
