@@ -136,9 +136,10 @@ class Programs:
                 run.feed(self._restore, blocks)
                 _WE.transactions += self._generation() != before
         except run.ProgramError as e:
-            if e.code < 0 or e.code == _RESOURCE_PROBLEM:
-                raise SyncError(str(e)) from e
             found = _LINE.search(e.said)
+            # The nf_tables programs call what the kernel refuses a resource problem, too, but they name the line.
+            if e.code < 0 or (e.code == _RESOURCE_PROBLEM and not found):
+                raise SyncError(str(e)) from e
             raise RefusedError(str(e), int(found[1]) - 1 if found else 0) from e
         except OSError as e:
             raise SyncError(f"cannot run {self._restore[0]}: {e}") from e

@@ -164,6 +164,14 @@ def test_a_refusal_names_the_line_of_the_input(folder: Path, code: int, words: s
     assert words.partition("\n")[0].strip() in str(caught.value)
 
 
+def test_what_the_kernel_refuses_the_nf_tables_programs_call_a_problem_of_resources(folder: Path) -> None:
+    words = "line 12: RULE_INSERT failed (No such file or directory): rule in chain KUBE-NODEPORTS"
+    tables = answering(folder, f"cat > /dev/null; echo '{words}' >&2; exit 4")
+    with pytest.raises(RefusedError) as caught:
+        tables.restore("nat", [])
+    assert caught.value.line == 11
+
+
 @pytest.mark.parametrize("restore", ["echo 'holding the xtables lock' >&2; exit 4", "kill -KILL $$"])
 def test_what_could_not_be_tried_is_no_refusal(folder: Path, restore: str) -> None:
     tables = answering(folder, restore)
