@@ -34,6 +34,9 @@ NODE_ADDRESS_SECONDS = 30.0
 POD_CIDR_SECONDS = 300.0
 """How long we wait for the Node's podCIDRs when local traffic is told by them, before we give up."""
 
+_GC_THRESHOLD = (50_000, 20, 100)
+"""Rows and plans hold no cycles and are not tracked: looking for garbage as often as Python does is a waste."""
+
 
 class FatalError(Exception):
     """The program cannot go on; the message is for the operator."""
@@ -42,6 +45,7 @@ class FatalError(Exception):
 def run(options: Options) -> int:
     """Runs the program as told; returns its exit status."""
     log.info("kube-proxy v%s", __version__)
+    gc.set_threshold(*_GC_THRESHOLD)
     try:
         if options.cleanup:
             backends.cleanup()
@@ -121,7 +125,8 @@ class App:
         host = self._host()
         loops = await self._loops(host)
         self._hub.on_node = lambda row: self._node_changed(loops, row)
-        self._node_changed(loops, self._hub.node)
+        if self._hub.node != self._row:
+            self._node_changed(loops, self._hub.node)
         await self._hub.lists_complete.wait()
         self._hub.loops = loops
         log.info("Services and endpoints are known, writing rules")

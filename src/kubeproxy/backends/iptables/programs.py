@@ -15,7 +15,7 @@ from typing import Final, Literal, Protocol
 
 from kubeproxy.api.addresses import IPV4, Family
 from kubeproxy.backends.base import SyncError, UnsupportedError
-from kubeproxy.backends.iptables.names import TABLES
+from kubeproxy.backends.iptables.names import NAT, TABLES
 from kubeproxy.linux import run, xtables
 from kubeproxy.netlink import nftables
 
@@ -183,10 +183,9 @@ def find(family: Family, which: Callable[[str], str | None] = shutil.which) -> P
 
 
 def _try(programs: Programs, family: Family) -> None:
-    """Reads and writes nothing in each table we use: fails where the kernel lacks it or we lack the right."""
+    """Writes nothing to table nat: fails where the kernel lacks it or we lack the right."""
     try:
-        for table in TABLES:
-            programs.restore(table, ())
+        programs.restore(NAT, ())
     except (RefusedError, SyncError) as e:
         error = UnsupportedError if isinstance(e, RefusedError) else SyncError
         raise error(f"iptables mode cannot run for {family}: {e}") from e
