@@ -49,6 +49,10 @@ class Real(Programs):
         """Runs the program itself, e.g. with "-t", "nat", "-F"."""
         return subprocess.run([self.base, *arguments], check=True, capture_output=True, text=True).stdout
 
+    def lines(self) -> set[str]:
+        """What is there, without the time of day."""
+        return {line for line in self.save() if not line.startswith("#")}
+
     def counted(self) -> str:
         """What is there, with packet counters."""
         saved = subprocess.run([f"{self.base}-save", "-c"], check=True, capture_output=True, text=True).stdout

@@ -289,11 +289,11 @@ COMMIT
 def test_what_others_put_into_the_tables_stays(inside: str, variant: Variant, family: Family) -> None:
     space = Space(inside, family, variant)
     run.feed([f"{space.tables.base}-restore"], [FOREIGN.encode()])
-    theirs = set(space.tables.save())
+    theirs = space.tables.lines()
     proxy = space.proxy()
     proxy.tell(*rich())
     assert not proxy.full()
-    assert theirs <= set(space.tables.save())
+    assert theirs <= space.tables.lines()
     space.tables.run("-t", "nat", "-A", "CNI-HOSTPORT-SETMARK", "-j", "KUBE-MARK-MASQ")
     for chain in (names.SERVICES, names.NODE_PORTS):
         space.tables.run("-t", "nat", "-I", chain)
@@ -306,11 +306,11 @@ def test_what_others_put_into_the_tables_stays(inside: str, variant: Variant, fa
     again.state = proxy.state
     assert not again.full()
     assert space.tables.inputs == []
-    assert theirs <= set(space.tables.save())
+    assert theirs <= space.tables.lines()
     for _ in range(2):
         cleanup.clean(space.tables)
-        left = list(space.tables.save())
-        assert theirs <= set(left)
+        left = space.tables.lines()
+        assert theirs <= left
         assert sorted(line for line in left if "KUBE-" in line and line not in theirs) == [
             "-A CNI-HOSTPORT-SETMARK -j KUBE-MARK-MASQ",
             *(
@@ -412,7 +412,7 @@ def test_both_variants_are_cleaned_up(inside: str, program: str) -> None:
         assert not proxy.full()
     cleanup.cleanup()
     for space in spaces:
-        left = {line for line in space.tables.save() if "KUBE-" in line}
+        left = {line for line in space.tables.lines() if "KUBE-" in line}
         assert left <= {line for line in left if names.KUBELET_FIREWALL in line}
         before = space.tables.counted()
         cleanup.cleanup()
