@@ -21,6 +21,7 @@ from kubeproxy.backends.iptables.backend import IPTables
 from kubeproxy.backends.iptables.programs import RefusedError, Variant
 from kubeproxy.backends.iptables.rules import probability
 from kubeproxy.linux import run
+from kubeproxy.model.node import LocalTraffic
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.netlink import nfacct
 from tests import strategies
@@ -128,6 +129,19 @@ def test_counters_of_other_services_survive_a_change(inside: str, variant: Varia
     proxy.partial()
     assert [line for line in space.tables.counted().splitlines() if "default/plain" in line] == before
     assert any(not line.startswith("[0:0]") for line in before)
+
+
+@both
+@each_family
+def test_the_cluster_may_be_everything(inside: str, variant: Variant, family: Family) -> None:
+    """clusterCIDR 0.0.0.0/0: everybody is a local Pod."""
+    space = Space(inside, family, variant)
+    everything = LocalTraffic("range", "0.0.0.0/0" if family == IPV4 else "::/0")
+    space.node = structs.replace(space.node, local_traffic=everything)
+    proxy = space.proxy()
+    proxy.tell(*rich())
+    assert not proxy.full()
+    assert rules(space.tables.copy()) == fresh(proxy)
 
 
 @both

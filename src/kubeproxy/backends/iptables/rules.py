@@ -291,8 +291,8 @@ def _local(by: LocalTraffic | None) -> str | None:
 
 
 def _not_local(by: LocalTraffic | None) -> tuple[str, str] | None:
-    """Matches all other packets: what stands before -d, and after it."""
-    if by is None:
+    """Matches all other packets: what stands before -d, and after it; None where there are none."""
+    if by is None or (by.by == "range" and is_everything(by.value)):
         return None
     return (f"! -s {by.value} ", "") if by.by == "range" else ("", f"! -i {_interface(by)} ")
 

@@ -210,6 +210,7 @@ def test_one_address_with_two_roles_is_refused_once() -> None:
     ("traffic", "expected"),
     [
         (None, None),
+        (LocalTraffic("range", "0.0.0.0/0"), None),  # the kernel's nf_tables refuse a match of nothing
         (LocalTraffic("range", "10.0.0.0/8"), "! -s 10.0.0.0/8 -d 10.96.0.1/32 -p tcp -m comment"),
         (LocalTraffic("interface", "cni0"), "-d 10.96.0.1/32 ! -i cni0 -p tcp -m comment"),
         (LocalTraffic("prefix", "cali"), "-d 10.96.0.1/32 ! -i cali+ -p tcp -m comment"),
