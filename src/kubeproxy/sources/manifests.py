@@ -1,19 +1,26 @@
 """Objects from files: Services without a Kubernetes API server.
 
-Each path is a file, or a folder whose *.yaml, *.yml and *.json files are read (not those of its sub-folders). A file
-may hold many documents and List kinds. Folders are watched; what changed is found by comparing size, time and inode,
-so nothing unchanged is read twice. A file that cannot be read or parsed keeps its last good state, and so does a
-folder that is suddenly not there. Of an object that stands in several files the first that told it counts.
+Each path is a file, or a folder whose *.yaml, *.yml and *.json files are read (not hidden ones, nor those of its
+sub-folders). A file may hold many documents and List kinds. Folders are watched; what changed is found by comparing
+inode, time of change and size, so nothing unchanged is read twice. A file that cannot be read or parsed keeps its last
+good state; so does an empty one, which is about to be written, and a folder that is suddenly not there. Of an object
+that stands in several files the first that told it counts. An object is gone only when all that changed was read and no
+file holds it: a file may be renamed, and an object moved to another file, without a moment in between.
 """
 
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from stat import S_ISREG
 from typing import Final
 
+from msgspec import structs
+
 from kubeproxy.api import types
+from kubeproxy.api.flatten import DEFAULT_NAMESPACE
 from kubeproxy.linux import inotify
 from kubeproxy.sources.base import Sink
 from kubeproxy.sources.documents import documents
@@ -26,9 +33,12 @@ LOOK_SECONDS: Final = 5.0
 
 _SETTLE_SECONDS = 0.01
 _YIELD_EVERY = 500
+_MOST_ROUNDS = 10
 
 Name = tuple[str, str, str]
 Signature = tuple[int, int, int]
+
+_WITHOUT_NAMESPACE: Final = {"Node", "ServiceCIDR"}
 
 
 class Manifests:
@@ -43,16 +53,21 @@ class Manifests:
 
         Raises:
             FileNotFoundError: a path does not exist.
+            ValueError: a path is neither a file nor a folder.
         """
         for path in paths:
             if not path.exists():
                 raise FileNotFoundError(f"--manifests: {path} does not exist")
+            if not (path.is_file() or path.is_dir()):
+                raise ValueError(f"--manifests: {path} is neither a file nor a folder")
         self._paths = [path.absolute() for path in paths]
         self._sink = sink
         self._signatures: dict[Path, Signature] = {}
         self._objects: dict[Path, set[Name]] = {}
+        self._left_out: dict[Path, dict[Name, types.Object]] = {}
         self._owner: dict[Name, Path] = {}
-        self._second: dict[Name, set[Path]] = {}
+        self._released: dict[Name, None] = {}
+        self._unlisted: set[Path] = set()
 
     async def run(self) -> None:
         """See `Source`."""
@@ -60,52 +75,82 @@ class Manifests:
         folders = {path if path.is_dir() else path.parent for path in self._paths}
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(inotify.changes(folders, changed.set))
+                watch_again = stack.enter_context(inotify.changes(folders, changed.set))
             except OSError as e:
                 log.warning("No notifications of changed files, looking every %g s: %s", LOOK_SECONDS, e)
+                watch_again = _nothing
             await self._look()
             for kind in types.KINDS:
                 self._sink.complete(kind)
             while True:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), LOOK_SECONDS)
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await changed.wait()
                     await asyncio.sleep(_SETTLE_SECONDS)
                 changed.clear()
+                watch_again()
                 await self._look()
 
     async def _look(self) -> None:
-        """Reads what changed, until nothing does."""
-        while True:
-            found = dict(self._files())
-            for path in [p for p in self._signatures if p not in found and self._is_gone(p)]:
+        """Reads what changed, until nothing does, and settles then whose the objects are that changed places."""
+        before = {(path, name) for path, names in self._left_out.items() for name in names}
+        for _ in range(_MOST_ROUNDS):  # a file may change all the time
+            found = {file: signature for file in self._files() if (signature := self._signature(file))}
+            for path in sorted(self._signatures.keys() - found.keys()):
                 log.info("%s is gone", path)
                 del self._signatures[path]
-                self._release(path, self._objects.pop(path, set()))
+                self._left_out.pop(path, None)
+                self._release(self._objects.pop(path, set()))
             changed = [(p, s) for p, s in found.items() if self._signatures.get(p) != s]
             if not changed:
-                return
+                break
             for path, signature in changed:
                 self._signatures[path] = signature
                 await self._read(path)
+        for name in self._released:
+            self._pass_on(name)
+        self._released.clear()
+        for path, names in self._left_out.items():
+            for name in sorted(n for n in names if (path, n) not in before):
+                log.warning("%s of %s is left out: it is in %s, too", _told(name), path, self._owner[name])
 
-    def _files(self) -> Iterator[tuple[Path, Signature]]:
+    def _files(self) -> Iterator[Path]:
+        """The files of all paths; those we know of a folder that cannot be listed."""
         for path in self._paths:
             try:
-                files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES) if path.is_dir() else [path]
+                inside = sorted(path.iterdir())
+            except NotADirectoryError:
+                yield path
             except OSError as e:
-                log.warning("%s cannot be listed, its last state stays: %s", path, e)
-                continue
-            for file in files:
-                with contextlib.suppress(OSError):
-                    stat = file.stat()
-                    yield file, (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+                yield path
+                known = [file for file in self._signatures if file.parent == path]
+                if known and path not in self._unlisted:
+                    self._unlisted.add(path)
+                    log.warning("%s cannot be listed, its last state stays: %s", path, e)
+                yield from known
+            else:
+                self._unlisted.discard(path)
+                yield from (f for f in inside if f.suffix in SUFFIXES and not f.name.startswith("."))
 
-    def _is_gone(self, path: Path) -> bool:
-        """A file is gone when its folder says so; a missing folder says nothing."""
-        return path.parent.is_dir()
+    def _signature(self, file: Path) -> Signature | None:
+        """How a file looks now; None if there is none.
+
+        Only its folder can say that. If that is not there, or the file cannot be looked at, it is as it was.
+        """
+        try:
+            status = file.stat()
+        except FileNotFoundError:
+            folder_is_there = os.path.isdir(file.parent)  # noqa: PTH112 Path.is_dir may raise
+            return None if folder_is_there else self._signatures.get(file)
+        except OSError:
+            return self._signatures.get(file)
+        return (status.st_ino, status.st_ctime_ns, status.st_size) if S_ISREG(status.st_mode) else None
 
     async def _read(self, path: Path) -> None:
-        """Tells what a file holds now, and what it held before and does no more."""
+        """Tells what a file holds now."""
+        if self._signatures[path][2] == 0 and self._objects.get(path):
+            log.warning("%s is empty, its last good state stays; remove it if its objects are to go", path)
+            return
         try:
             found, refused = await asyncio.to_thread(_parse, path)
         except FileNotFoundError:
@@ -116,30 +161,38 @@ class Manifests:
         for error in refused:
             self._sink.refused(error.kind, f"{error.name} in {path.name}", error.reason)
         mine: set[Name] = set()
-        for count, (name, obj) in enumerate(found.items()):
-            owner = self._owner.setdefault(name, path)
-            if owner == path:
+        left_out: dict[Name, types.Object] = {}
+        for count, (name, obj) in enumerate(found.items(), 1):
+            if self._owner.setdefault(name, path) == path:
                 mine.add(name)
+                self._released.pop(name, None)
                 self._sink.set(obj)
-            elif path not in self._second.setdefault(name, set()):
-                self._second[name].add(path)
-                log.warning("%s %s/%s of %s is left out: it is in %s, too", *name, path, owner)
-            if count % _YIELD_EVERY == _YIELD_EVERY - 1:
+            else:
+                left_out[name] = obj
+            if count % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
         before = self._objects.get(path, set())
-        stays = {(error.kind, *_split(error.name)) for error in refused} & before
+        stays = {_named(error) for error in refused} & before
         self._objects[path] = mine | stays
-        self._release(path, before - mine - stays)
+        self._left_out[path] = left_out
+        self._release(before - mine - stays)
         log.info("%s: %d objects", path, len(mine))
 
-    def _release(self, path: Path, names: set[Name]) -> None:
-        """Objects a file holds no more are gone, unless another file holds them: that one is read again."""
-        for name in names:
+    def _release(self, names: set[Name]) -> None:
+        """A file holds these objects no more; whether another does is seen when all is read."""
+        for name in sorted(names):
             del self._owner[name]
-            self._sink.gone(*name)
-            for other in self._second.pop(name, ()):
-                if other != path:
-                    self._signatures.pop(other, None)
+            self._released[name] = None
+
+    def _pass_on(self, name: Name) -> None:
+        """An object is now that of another file that holds it, or gone."""
+        for path, left_out in self._left_out.items():
+            if name in left_out:
+                self._owner[name] = path
+                self._objects[path].add(name)
+                self._sink.set(left_out.pop(name))
+                return
+        self._sink.gone(*name)
 
 
 def _parse(path: Path) -> tuple[dict[Name, types.Object], list[types.UndecodableError]]:
@@ -152,11 +205,30 @@ def _parse(path: Path) -> tuple[dict[Name, types.Object], list[types.Undecodable
         except types.UndecodableError as e:
             refused.append(e)
             continue
-        found[kind, obj.metadata.namespace, obj.metadata.name] = obj
+        meta = obj.metadata
+        name = (kind, _namespace(kind, meta.namespace), meta.name)
+        if name in found:
+            log.warning("%s stands in %s more than once; the last counts", _told(name), path)
+        if name[1] != meta.namespace:
+            obj = structs.replace(obj, metadata=structs.replace(meta, namespace=name[1]))
+        found[name] = obj
     return found, refused
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Namespace and name of "namespace/name"."""
-    namespace, _, own = name.rpartition("/")
-    return namespace, own
+def _namespace(kind: str, given: str) -> str:
+    return "" if kind in _WITHOUT_NAMESPACE else given or DEFAULT_NAMESPACE
+
+
+def _named(error: types.UndecodableError) -> Name:
+    """The name of an object that does not decode: of "namespace/name"."""
+    namespace, _, own = error.name.rpartition("/")
+    return error.kind, _namespace(error.kind, namespace), own
+
+
+def _told(name: Name) -> str:
+    kind, namespace, own = map(types.printable, name)
+    return f"{kind} {namespace}/{own}" if namespace else f"{kind} {own}"
+
+
+def _nothing() -> None:
+    """Where there are no notifications there is nothing to watch."""
