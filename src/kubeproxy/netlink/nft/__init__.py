@@ -1,0 +1,10 @@
+"""nf_tables, spoken without the nft program.
+
+    messages      what a transaction is made of: tables, chains, rules, sets, elements
+    expressions   what rules are made of
+    objects       what the kernel says it holds
+    kernel        transactions, dumps and notifications
+
+Sources: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h; the layout of userdata is libnftnl's (udata.h), which
+is what the nft program prints comments and types from.
+"""

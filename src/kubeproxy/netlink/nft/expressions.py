@@ -1,0 +1,180 @@
+"""Expressions: the steps of a rule.
+
+A rule is a list of them, run in order on a packet; each reads and writes registers, and one that does not match ends the
+rule. There are sixteen registers of four bytes, numbered here from 0; a longer value takes the ones that follow.
+"""
+
+import struct
+from typing import Final
+
+from kubeproxy.netlink.wire import attribute, be32, be64, nested, text
+
+_FIRST_REGISTER = 8  # NFT_REG32_00
+_VERDICT_REGISTER = 0
+
+# enum nft_meta_keys
+META_MARK: Final = 3
+META_INPUT_NAME: Final = 6
+META_L4PROTO: Final = 16
+
+# enum nft_ct_keys
+CT_STATE: Final = 0
+CT_STATUS: Final = 2
+
+CT_NEW: Final = 8
+CT_DNAT: Final = 0x20
+
+NETWORK_HEADER: Final = 1
+TRANSPORT_HEADER: Final = 2
+
+EQUAL, NOT_EQUAL = 0, 1
+_RANDOM_FULLY = 0x10
+_NUMGEN_RANDOM = 1
+_NAT_DESTINATION = 1
+_NAT_MAP_ADDRESS_PORT = 0x3
+_FIB_SOURCE, _FIB_DESTINATION = 0x1, 0x2
+_FIB_TYPE = 3
+LOCAL: Final = 2
+"""RTN_LOCAL: an address of this host."""
+
+_REJECT_ICMP_UNREACHABLE = 0
+_PORT_UNREACHABLE = {2: 3, 10: 4}
+
+
+def _expression(name: str, *attributes: bytes) -> bytes:
+    return nested(1, text(1, name), nested(2, *attributes))
+
+
+def _register(kind: int, register: int) -> bytes:
+    return be32(kind, _FIRST_REGISTER + register)
+
+
+def payload(register: int, base: int, offset: int, length: int) -> bytes:
+    """Loads bytes of a header."""
+    return _expression("payload", _register(1, register), be32(2, base), be32(3, offset), be32(4, length))
+
+
+def meta(register: int, key: int) -> bytes:
+    """Loads something about the packet."""
+    return _expression("meta", be32(2, key), _register(1, register))
+
+
+def set_meta(register: int, key: int) -> bytes:
+    """Stores something about the packet."""
+    return _expression("meta", be32(2, key), _register(3, register))
+
+
+def ct(register: int, key: int) -> bytes:
+    """Loads something about the connection."""
+    return _expression("ct", be32(2, key), _register(1, register))
+
+
+def immediate(register: int, value: bytes) -> bytes:
+    """Loads a constant."""
+    return _expression("immediate", _register(1, register), nested(2, attribute(1, value)))
+
+
+def verdict(data: bytes) -> bytes:
+    """Ends the rule with a verdict of `messages.verdict`."""
+    return _expression("immediate", be32(1, _VERDICT_REGISTER), nested(2, data))
+
+
+def compare(register: int, value: bytes, operator: int = EQUAL) -> bytes:
+    """Goes on only if a register has, or with NOT_EQUAL has not, this value."""
+    return _expression("cmp", _register(1, register), be32(2, operator), nested(3, attribute(1, value)))
+
+
+def bitwise(register: int, mask: bytes, xor: bytes) -> bytes:
+    """Changes a register to (register & mask) ^ xor."""
+    return _expression(
+        "bitwise",
+        _register(1, register),
+        _register(2, register),
+        be32(3, len(mask)),
+        nested(4, attribute(1, mask)),
+        nested(5, attribute(1, xor)),
+        be32(6, 0),
+    )
+
+
+def number(register: int, modulus: int) -> bytes:
+    """Loads a random number below a modulus, in the host's byte order."""
+    return _expression(
+        "numgen", _register(1, register), be32(2, modulus), be32(3, _NUMGEN_RANDOM), be32(4, 0)
+    )
+
+
+def lookup(
+    name: str, register: int, result: int | None = None, *, inverted: bool = False, identity: int = 0
+) -> bytes:
+    """Goes on only if a set has, or inverted has not, the key in a register.
+
+    Args:
+        name: the set or map.
+        register: where the key begins.
+        result: where what a map says is stored; None for a set.
+        inverted: goes on only if the key is not there.
+        identity: of a set made in the same transaction.
+    """
+    attributes = [text(1, name), _register(2, register)]
+    if result is not None:
+        attributes.append(_register(3, result))
+    if identity:
+        attributes.append(be32(4, identity))
+    if inverted:
+        attributes.append(be32(5, 1))
+    return _expression("lookup", *attributes)
+
+
+def lookup_verdict(name: str, register: int, *, identity: int = 0) -> bytes:
+    """Does what a verdict map says of the key in a register; goes on if it says nothing."""
+    attributes = [text(1, name), _register(2, register), be32(3, _VERDICT_REGISTER)]
+    if identity:
+        attributes.append(be32(4, identity))
+    return _expression("lookup", *attributes)
+
+
+def update(name: str, register: int, timeout: int = 0) -> bytes:
+    """Adds the key in a register to a dynamic set, or makes it young again.
+
+    Args:
+        name: the set.
+        register: where the key begins.
+        timeout: milliseconds after which it goes; 0 for the set's own.
+    """
+    attributes = [text(1, name), be32(3, 1), _register(4, register)]
+    if timeout:
+        attributes.append(be64(6, timeout))
+    return _expression("dynset", *attributes)
+
+
+def fib_type(register: int, *, destination: bool) -> bytes:
+    """Loads the kind of the packet's source or destination address, LOCAL among others."""
+    flags = _FIB_DESTINATION if destination else _FIB_SOURCE
+    return _expression("fib", _register(1, register), be32(2, _FIB_TYPE), be32(3, flags))
+
+
+def dnat(family: int, address: int, port: int) -> bytes:
+    """Sends the connection to the address and port in these registers."""
+    return _expression(
+        "nat",
+        be32(1, _NAT_DESTINATION),
+        be32(2, family),
+        _register(3, address),
+        _register(4, address),
+        _register(5, port),
+        _register(6, port),
+        be32(7, _NAT_MAP_ADDRESS_PORT),
+    )
+
+
+def masquerade() -> bytes:
+    """Gives the connection a source address of this host and a random port."""
+    return _expression("masq", be32(1, _RANDOM_FULLY))
+
+
+def reject(family: int) -> bytes:
+    """Answers "port unreachable"."""
+    return _expression(
+        "reject", be32(1, _REJECT_ICMP_UNREACHABLE), attribute(2, struct.pack("B", _PORT_UNREACHABLE[family]))
+    )

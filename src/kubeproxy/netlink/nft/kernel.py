@@ -1,0 +1,155 @@
+"""Transactions: many messages that the kernel applies together or not at all.
+
+A transaction is one datagram: a begin, the messages, an end. The kernel has done it when `send` returns. Each message has a
+number of its own, so a refusal names the one at fault. A long transaction takes time in the kernel, and no lock of ours: it
+can be sent from a thread.
+"""
+
+import errno
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Final, Self
+
+from kubeproxy.netlink import wire
+from kubeproxy.netlink.nft.messages import GETGEN, Message, Table, delete_table
+
+_SUBSYSTEM: Final = 10 << 8
+_BEGIN, _END = 0x10, 0x11
+_GENERATION = 1
+
+
+def header(family: int, resource: int = 0) -> bytes:
+    """Struct nfgenmsg."""
+    return struct.pack(">BBH", family, 0, resource)
+
+
+class RefusedError(OSError):
+    """The kernel refused a transaction, and has done nothing of it.
+
+    Attributes:
+        errno: why.
+        message: the message at fault; None if it was the transaction as a whole.
+        index: its place in the transaction, -1 for the whole.
+    """
+
+    def __init__(self, error: wire.NetlinkError, message: Message | None, index: int) -> None:
+        what = message.about if message else "transaction"
+        super().__init__(error.errno, f"{what}: {error.strerror}")
+        self.message = message
+        self.index = index
+
+
+class Kernel:
+    """The kernel's nf_tables, in the network namespace it was opened in."""
+
+    def __init__(self) -> None:
+        """Opens a socket.
+
+        Raises:
+            OSError: the kernel has no nfnetlink.
+        """
+        self._socket = wire.Socket(wire.NETFILTER, receive_buffer=8 << 20)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self._socket.close()
+
+    @property
+    def port(self) -> int:
+        """By this number notifications tell our own changes from others'."""
+        return self._socket.port
+
+    def commit(self, messages: Sequence[Message]) -> None:
+        """Applies messages together.
+
+        Raises:
+            RefusedError: one of them was refused, so none was applied.
+        """
+        if not messages:
+            return
+        sequences = [self._socket.next_sequence() for _ in range(len(messages) + 2)]
+        first, last = sequences[0], sequences[-1]
+        parts = [wire.message(_BEGIN, wire.REQUEST, header(0, 10), first)]
+        for message, sequence in zip(messages, sequences[1:-1], strict=True):
+            flags = wire.REQUEST | message.flags
+            parts.append(
+                wire.message(
+                    _SUBSYSTEM | message.kind, flags, header(message.family) + message.body, sequence
+                )
+            )
+        # The last message's acknowledgement, or any error, says that all is done.
+        parts.append(wire.message(_END, wire.REQUEST | wire.ACK, header(0, 10), last))
+        self._socket.send(b"".join(parts))
+        self._answer(messages, first, last)
+
+    def _answer(self, messages: Sequence[Message], first: int, last: int) -> None:
+        """Reads what the kernel says of a transaction: the first complaint counts."""
+        failed: RefusedError | None = None
+        while True:
+            seen = False
+            for reply in self._socket.receive(wait=failed is None):
+                seen = True
+                if reply.type != wire.ERROR or not first <= reply.sequence <= last:
+                    continue
+                try:
+                    wire.check(reply)
+                except wire.NetlinkError as e:
+                    index = reply.sequence - first - 1
+                    message = messages[index] if 0 <= index < len(messages) else None
+                    failed = failed or RefusedError(e, message, index if message else -1)
+                    continue
+                if reply.sequence == last and failed is None:
+                    return
+            if failed is not None and not seen:
+                raise failed
+
+    def generation(self) -> int:
+        """The number of the kernel's present rule set: every transaction of anybody makes it another.
+
+        Raises:
+            OSError: the kernel has no nf_tables.
+        """
+        for reply in self._socket.request(_SUBSYSTEM | GETGEN, header(0)):
+            return int.from_bytes(wire.attributes(reply.body[4:])[_GENERATION])
+        raise OSError(errno.ENOTSUP, "no generation number")
+
+    def dump(self, kind: int, family: int, body: bytes = b"") -> Iterable[memoryview]:
+        """Lists objects: the attributes of each.
+
+        Raises:
+            NetlinkError: the kernel refused; EINTR when the rule set changed meanwhile.
+        """
+        for reply in self._socket.dump(_SUBSYSTEM | kind, header(family) + body):
+            yield reply.body[4:]
+
+
+def generation() -> int:
+    """The number of the kernel's present rule set.
+
+    Raises:
+        OSError: the kernel has no nf_tables.
+    """
+    with Kernel() as kernel:
+        return kernel.generation()
+
+
+def drop_table(table: Table) -> bool:
+    """Deletes a table with all it holds; returns whether there was one.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    with Kernel() as kernel:
+        try:
+            kernel.commit([delete_table(table)])
+        except RefusedError as e:
+            if e.errno == errno.ENOENT:
+                return False
+            raise
+    return True

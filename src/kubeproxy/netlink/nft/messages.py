@@ -1,0 +1,286 @@
+"""Messages that change a rule set: what a transaction is made of.
+
+Each function makes one message about one object, of the family and table that its `Table` names. Elements are packed by
+the hundred thousand, so their caller packs keys and data himself and `elements` only wraps them: an attribute's length
+has 16 bits, so a long list becomes several messages.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from kubeproxy.netlink.wire import APPEND, CREATE, attribute, be32, be64, nested, text
+
+IP: Final = 2
+IP6: Final = 10
+FAMILY_NAMES: Final = {IP: "ip", IP6: "ip6"}
+
+NEWTABLE, GETTABLE, DELTABLE = 0, 1, 2
+NEWCHAIN, GETCHAIN, DELCHAIN = 3, 4, 5
+NEWRULE, GETRULE, DELRULE = 6, 7, 8
+NEWSET, GETSET, DELSET = 9, 10, 11
+NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
+NEWGEN, GETGEN = 15, 16
+
+# enum nft_hook_priorities and inet hooks
+PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = 0, 1, 2, 3, 4
+JUMP, GOTO, RETURN = -3, -4, -5
+DROP, ACCEPT = 0, 1
+
+ANONYMOUS, CONSTANT, INTERVAL, MAP, TIMEOUT, EVAL, CONCAT = 0x1, 0x2, 0x4, 0x8, 0x10, 0x20, 0x80
+
+# Numbers of nft's data types: how it prints keys and data.
+ADDRESS4, ADDRESS6, PROTOCOL, SERVICE, MARK = 7, 8, 12, 13, 19
+VERDICT_TYPE = 0xFFFFFF00
+SIZES: Final = {ADDRESS4: 4, ADDRESS6: 16, PROTOCOL: 1, SERVICE: 2, MARK: 4}
+
+_COMMENT = 0
+_SET_COMMENT = 7
+_RULE_DIGEST = 0x70
+_LONGEST_COMMENT = 127
+
+
+class Message(NamedTuple):
+    """A message of a transaction.
+
+    Attributes:
+        kind: NEWTABLE and so on.
+        flags: netlink flags besides REQUEST.
+        family: IP or IP6.
+        body: its attributes.
+        about: what it does to which object, for people.
+    """
+
+    kind: int
+    flags: int
+    family: int
+    body: bytes
+    about: str
+
+
+class Table(NamedTuple):
+    """A table's name."""
+
+    family: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{FAMILY_NAMES[self.family]} {self.name}"
+
+
+class Hook(NamedTuple):
+    """Where a base chain hooks in: "filter" or "nat", one of the hooks, its priority."""
+
+    type: str
+    hook: int
+    priority: int
+
+
+def add_table(table: Table, comment: str = "") -> Message:
+    """Makes a table if it is not there."""
+    body = text(1, table.name) + be32(2, 0) + _userdata(6, _COMMENT, comment)
+    return Message(NEWTABLE, CREATE, table.family, body, f"add table {table}")
+
+
+def delete_table(table: Table) -> Message:
+    """Deletes a table with all it holds."""
+    return Message(DELTABLE, 0, table.family, text(1, table.name), f"delete table {table}")
+
+
+def add_chain(table: Table, name: str, hook: Hook | None = None, comment: str = "") -> Message:
+    """Makes a chain if it is not there."""
+    body = text(1, table.name) + text(3, name)
+    if hook is not None:
+        body += nested(4, be32(1, hook.hook), be32(2, hook.priority)) + be32(5, ACCEPT) + text(7, hook.type)
+    body += _userdata(12, _COMMENT, comment)
+    return Message(NEWCHAIN, CREATE, table.family, body, f"add chain {table} {name}")
+
+
+def delete_chain(table: Table, name: str) -> Message:
+    """Deletes a chain, which must hold no rules and be referred to by none."""
+    body = text(1, table.name) + text(3, name)
+    return Message(DELCHAIN, 0, table.family, body, f"delete chain {table} {name}")
+
+
+def flush_chain(table: Table, name: str) -> Message:
+    """Deletes all rules of a chain."""
+    body = text(1, table.name) + text(2, name)
+    return Message(DELRULE, 0, table.family, body, f"flush chain {table} {name}")
+
+
+def add_rule(
+    table: Table, chain: str, *expressions: bytes, comment: str = "", digest: bytes = b""
+) -> Message:
+    """Appends a rule to a chain.
+
+    Args:
+        table: the table.
+        chain: the chain.
+        expressions: of `expressions`.
+        comment: printed by nft.
+        digest: kept with the rule and not printed, to recognise it by.
+    """
+    data = b""
+    if comment:
+        data += _tlv(_COMMENT, _clip(comment))
+    if digest:
+        data += _tlv(_RULE_DIGEST, digest)
+    body = text(1, table.name) + text(2, chain) + nested(4, *expressions)
+    if data:
+        body += attribute(7, data)
+    return Message(NEWRULE, CREATE | APPEND, table.family, body, f"add rule {table} {chain}")
+
+
+def add_set(
+    table: Table,
+    name: str,
+    key: Sequence[int],
+    data: Sequence[int] | None = None,
+    *,
+    flags: int = 0,
+    timeout: int = 0,
+    size: int = 0,
+    identity: int = 0,
+    comment: str = "",
+) -> Message:
+    """Makes a set, or with `data` a map, if it is not there.
+
+    Args:
+        table: the table.
+        name: its name.
+        key: nft's types of the parts of a key.
+        data: the types of what an element maps to; empty for a verdict; None for a set.
+        flags: INTERVAL, TIMEOUT, EVAL.
+        timeout: milliseconds after which elements go, with TIMEOUT.
+        size: the most elements it may hold; 0 for any number.
+        identity: a number for rules of the same transaction to refer to it by, for anonymous sets.
+        comment: printed by nft.
+    """
+    body = text(1, table.name) + text(2, name)
+    if data is not None:
+        flags |= MAP
+    if flags & INTERVAL and len(key) > 1:
+        flags |= CONCAT
+    body += be32(3, flags) + be32(4, _type(key)) + be32(5, sum(_padded(part) for part in key))
+    if data is not None:
+        body += be32(6, _type(data) if data else VERDICT_TYPE)
+        body += be32(7, sum(_padded(part) for part in data) if data else 16)
+    description = b""
+    if size:
+        description += be32(1, size)
+    if flags & CONCAT:
+        description += nested(2, *(nested(1, be32(1, SIZES[part])) for part in key))
+    if description:
+        body += nested(9, description)
+    body += be32(10, identity)
+    if timeout:
+        body += be64(11, timeout)
+    body += _userdata(13, _SET_COMMENT, comment)
+    kind = "set" if data is None else "map"
+    return Message(NEWSET, CREATE, table.family, body, f"add {kind} {table} {name}")
+
+
+def delete_set(table: Table, name: str) -> Message:
+    """Deletes a set or map, which no rule may refer to."""
+    body = text(1, table.name) + text(2, name)
+    return Message(DELSET, 0, table.family, body, f"delete set {table} {name}")
+
+
+def flush_set(table: Table, name: str) -> Message:
+    """Deletes all elements of a set or map."""
+    body = text(1, table.name) + text(2, name)
+    return Message(DELSETELEM, 0, table.family, body, f"flush set {table} {name}")
+
+
+def add_elements(table: Table, name: str, elements: Iterable[bytes], identity: int = 0) -> list[Message]:
+    """Adds elements, each as `element` or a template of its form makes them.
+
+    An element that is there already is no error when it is the same, and refused when it maps to something else.
+    """
+    return _elements(NEWSETELEM, CREATE, table, name, elements, identity, "add elements to")
+
+
+def delete_elements(table: Table, name: str, elements: Iterable[bytes]) -> list[Message]:
+    """Deletes elements, each given at least by its key. One that is not there is refused."""
+    return _elements(DELSETELEM, 0, table, name, elements, 0, "delete elements of")
+
+
+def _elements(
+    kind: int, flags: int, table: Table, name: str, elements: Iterable[bytes], identity: int, verb: str
+) -> list[Message]:
+    head = text(1, table.name) + text(2, name) + (be32(4, identity) if identity else b"")
+    about = f"{verb} {table} {name}"
+    messages: list[Message] = []
+    batch: list[bytes] = []
+    size = 0
+    for each in elements:
+        if size + len(each) > 65000:
+            messages.append(Message(kind, flags, table.family, head + nested(3, *batch), about))
+            batch, size = [], 0
+        batch.append(each)
+        size += len(each)
+    if batch:
+        messages.append(Message(kind, flags, table.family, head + nested(3, *batch), about))
+    return messages
+
+
+def element(
+    key: bytes,
+    data: bytes | None = None,
+    *,
+    end: bytes | None = None,
+    verdict: bytes | None = None,
+    comment: str = "",
+    last: bool = False,
+) -> bytes:
+    """An element of a set or map.
+
+    Args:
+        key: its parts, each padded to four bytes.
+        data: what it maps to, padded likewise.
+        end: the end of the interval, for keys of several parts in interval sets (inclusive).
+        verdict: instead of data, of `verdict`.
+        comment: printed by nft.
+        last: it is the end, exclusive, of an interval that another element began (keys of one part).
+    """
+    parts = [nested(1, attribute(1, key))]
+    if data is not None:
+        parts.append(nested(2, attribute(1, data)))
+    elif verdict is not None:
+        parts.append(nested(2, verdict))
+    if last:
+        parts.append(be32(3, 1))
+    parts.append(_userdata(6, _COMMENT, comment))
+    if end is not None:
+        parts.append(nested(10, attribute(1, end)))
+    return nested(1, *parts)
+
+
+def verdict(code: int, chain: str = "") -> bytes:
+    """A verdict: DROP, ACCEPT, RETURN, or JUMP or GOTO to a chain."""
+    return nested(2, be32(1, code), *([text(2, chain)] if chain else []))
+
+
+def _type(parts: Sequence[int]) -> int:
+    """Nft's number of a concatenation: six bits a part."""
+    number = 0
+    for part in parts:
+        number = number << 6 | part
+    return number
+
+
+def _padded(part: int) -> int:
+    return SIZES[part] + 3 & ~3
+
+
+def _clip(comment: str) -> bytes:
+    """A comment nft will print: cut, not in the midst of a character, and ended."""
+    return comment.encode()[:_LONGEST_COMMENT].decode(errors="ignore").encode() + b"\0"
+
+
+def _tlv(kind: int, value: bytes) -> bytes:
+    return struct.pack("BB", kind, len(value)) + value
+
+
+def _userdata(attribute_kind: int, kind: int, comment: str) -> bytes:
+    return attribute(attribute_kind, _tlv(kind, _clip(comment))) if comment else b""
