@@ -73,6 +73,13 @@ class TestForms:
         assert read(tmp_path, dump(tree)) == [(kind, "a")]
 
     @pytest.mark.parametrize("dump", [json.dumps, yaml.dump])
+    def test_the_version_of_a_list_of_anything_is_its_own(self, tmp_path, dump):
+        items = [{"kind": "EndpointSlice", "metadata": {"name": "a"}}]
+        assert read(tmp_path, dump({"apiVersion": "v1", "kind": "List", "items": items})) == [
+            ("EndpointSlice", "a")
+        ]
+
+    @pytest.mark.parametrize("dump", [json.dumps, yaml.dump])
     @pytest.mark.parametrize("items", [[], None])
     def test_empty_lists(self, tmp_path, dump, items):
         assert read(tmp_path, dump({"kind": "ServiceList", "items": items})) == []

@@ -504,46 +504,51 @@ class TestOneObjectInManyFiles:
             assert "Service shop/x stands in" in caplog.text
 
 
-FILES = ("a.yaml", "b.yaml", "c.json", "d.yml")
-texts = st.none() | st.lists(st.sampled_from("xyzw"), max_size=4, unique=True)
-actions = st.lists(
-    st.one_of(
-        st.tuples(st.just("write"), st.sampled_from(FILES), texts),
-        st.tuples(st.just("remove"), st.sampled_from(FILES), st.none()),
-        st.tuples(st.just("rename"), st.sampled_from(FILES), st.sampled_from(FILES)),
-        st.tuples(st.just("look"), st.none(), st.none()),
-    ),
-    max_size=25,
+FILES = ("a.yaml", "b.yaml", "c.json")
+held = st.lists(st.sampled_from("xyz"), max_size=3, unique=True)
+actions = st.one_of(
+    st.tuples(st.just("write"), st.sampled_from(FILES), held),
+    st.tuples(st.just("break"), st.sampled_from(FILES), st.none()),
+    st.tuples(st.just("remove"), st.sampled_from(FILES), st.none()),
+    st.tuples(st.just("rename"), st.sampled_from(FILES), st.sampled_from(FILES)),
 )
+histories = st.lists(st.lists(actions, min_size=1, max_size=3), min_size=2, max_size=12)
 
 
-@given(actions)
+@given(histories)
 async def test_what_is_known_is_what_the_files_held_when_they_were_last_good(history):
-    """Whatever is done to the files: None is a broken one, a list holds the names of its objects."""
+    """Whatever is done to files between two looks at them."""
     folder = Path(tempfile.mkdtemp())
     try:
         ear = Ear()
         source = Manifests([folder], ear)
-        now: dict[str, list[str] | None] = {}
-        good: dict[str, list[str]] = {}
-        for port, (action, file, more) in enumerate([*history, ("look", None, None)], 1):
-            if action == "write":
-                replace(
-                    folder / file,
-                    BROKEN if more is None else "# \n" + "".join(service(n, port) for n in more),
-                )
-                now[file] = more
-            elif action == "remove":
-                (folder / file).unlink(missing_ok=True)
-                now.pop(file, None)
-            elif action == "rename" and file in now:
-                (folder / file).rename(folder / more)
-                now[more] = now.pop(file)
-            elif action == "look":
-                await source._look()
-                good = {name: held if (held := now[name]) is not None else good.get(name, []) for name in now}
-                assert ear.names("Service") == {name for names in good.values() for name in names}
-        gone = [call[-1] for call in ear.said("gone")]
-        assert len(gone) <= len(ear.said("set"))
+        now: dict[str, dict[str, int] | None] = {}  # what a file holds: names and ports, None if it is broken
+        good: dict[str, dict[str, int]] = {}
+        port = 0
+        for batch in history:
+            for action, file, more in batch:
+                port += 1
+                if action == "write":
+                    now[file] = dict.fromkeys(more, port)
+                    replace(folder / file, "# \n" + "".join(service(name, port) for name in more))
+                elif action == "break":
+                    now[file] = None
+                    replace(folder / file, BROKEN)
+                elif action == "remove":
+                    now.pop(file, None)
+                    (folder / file).unlink(missing_ok=True)
+                elif file in now:
+                    now[more] = now.pop(file)
+                    (folder / file).rename(folder / more)
+            known = ear.names("Service")
+            ear.calls.clear()
+            await source._look()
+            good = {file: good.get(file, {}) if holds is None else holds for file, holds in now.items()}
+            names = {name for holds in good.values() for name in holds}
+            assert ear.names("Service") == names
+            for name in names:
+                assert ear.port(name) in {holds[name] for holds in good.values() if name in holds}
+            # What stays is not gone even for a moment.
+            assert {call[-1] for call in ear.said("gone")} == known - names
     finally:
         shutil.rmtree(folder)
