@@ -14,8 +14,11 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 _CLOEXEC_NONBLOCK = os.O_CLOEXEC | os.O_NONBLOCK
-_MASK = 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800 | 0x4
-"""CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF, ATTRIB."""
+_MASK = 0x8 | 0x40 | 0x80 | 0x200 | 0x400 | 0x800 | 0x4
+"""CLOSE_WRITE, MOVED_FROM, MOVED_TO, DELETE, DELETE_SELF, MOVE_SELF, ATTRIB.
+
+Not CREATE nor MODIFY: a file that is being written is not to be read before it is closed. So new links are not told.
+"""
 
 
 @contextlib.contextmanager
