@@ -25,5 +25,7 @@ class SystemClock:
 
     async def wait(self, event: asyncio.Event, seconds: float | None) -> None:
         """See `Clock`."""
+        # Not asyncio.wait_for: before Python 3.12 that one forgets a cancellation that comes together with the event.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(event.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await event.wait()
