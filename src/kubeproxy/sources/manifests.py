@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 LOOK_SECONDS: Final = 5.0
-"""How often we look although nothing was notified: linked files and some file systems tell nothing."""
 
 _SETTLE_SECONDS = 0.01
 _YIELD_EVERY = 500
@@ -42,14 +41,19 @@ _WITHOUT_NAMESPACE: Final = {"Node", "ServiceCIDR"}
 
 
 class Manifests:
-    """The objects in files. See `sources.base.Source`."""
+    """The objects in files. See `sources.base.Source`.
 
-    def __init__(self, paths: Sequence[Path], sink: Sink) -> None:
+    Attributes:
+        look_seconds: how often we look although nothing was notified.
+    """
+
+    def __init__(self, paths: Sequence[Path], sink: Sink, *, look_seconds: float = LOOK_SECONDS) -> None:
         """Names the files.
 
         Args:
             paths: files and folders.
             sink: whom to tell.
+            look_seconds: see the attribute; linked files and some file systems tell nothing.
 
         Raises:
             FileNotFoundError: a path does not exist.
@@ -62,6 +66,7 @@ class Manifests:
                 raise ValueError(f"--manifests: {path} is neither a file nor a folder")
         self._paths = [path.absolute() for path in paths]
         self._sink = sink
+        self.look_seconds = look_seconds
         self._signatures: dict[Path, Signature] = {}
         self._objects: dict[Path, set[Name]] = {}
         self._left_out: dict[Path, dict[Name, types.Object]] = {}
@@ -77,14 +82,14 @@ class Manifests:
             try:
                 watch_again = stack.enter_context(inotify.changes(folders, changed.set))
             except OSError as e:
-                log.warning("No notifications of changed files, looking every %g s: %s", LOOK_SECONDS, e)
+                log.warning("No notifications of changed files, looking every %g s: %s", self.look_seconds, e)
                 watch_again = _nothing
             await self._look()
             for kind in types.KINDS:
                 self._sink.complete(kind)
             while True:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_SECONDS):
+                    async with asyncio.timeout(self.look_seconds):
                         await changed.wait()
                     await asyncio.sleep(_SETTLE_SECONDS)
                 changed.clear()
