@@ -2,7 +2,10 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4, IPV6
@@ -54,18 +57,48 @@ def endpoints(
     port_name: str = "",
     protocol: str = "TCP",
     local: Iterable[str] = (),
+    node: str = NODE.name,
 ) -> types.EndpointSlice:
-    """An EndpointSlice of ready endpoints; those in `local` are on the node."""
+    """An EndpointSlice of ready endpoints; those in `local` are on a node."""
     return types.EndpointSlice(
         types.ObjectMeta(
             name=name or f"{service}-1", namespace=namespace, labels=types.Labels(service=service)
         ),
         address_type=IPV6 if any(":" in a for a in addresses) else IPV4,
-        endpoints=tuple(
-            types.Endpoint((a,), node_name=NODE.name if a in local else "there") for a in addresses
-        ),
+        endpoints=tuple(types.Endpoint((a,), node_name=node if a in local else "there") for a in addresses),
         ports=(types.EndpointPort(port_name, port, protocol),),
     )
+
+
+class Folder:
+    """A folder of manifests, each object in a file of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(exist_ok=True)
+
+    def put(self, *objects: types.Object) -> None:
+        """Writes objects, each at one stroke."""
+        for obj in objects:
+            self.write(f"{type(obj).__name__}.{obj.metadata.namespace}.{obj.metadata.name}.json", [obj])
+
+    def write(self, name: str, objects: Iterable[types.Object]) -> None:
+        """Writes a file of objects at one stroke."""
+        (self.path / ".new").write_bytes(
+            msgspec.json.encode({"kind": "List", "items": [*map(_wire, objects)]})
+        )
+        (self.path / ".new").rename(self.path / name)
+
+    def remove(self, kind: str, name: str, namespace: str = "default") -> None:
+        """Removes what `put` wrote."""
+        (self.path / f"{kind}.{namespace}.{name}.json").unlink()
+
+
+def _wire(obj: types.Object) -> dict[str, Any]:
+    """An object as the API server would write it, and some nulls."""
+    kind = type(obj).__name__
+    version = {"EndpointSlice": "discovery.k8s.io/v1", "ServiceCIDR": "networking.k8s.io/v1"}.get(kind, "v1")
+    return {"apiVersion": version, "kind": kind, **msgspec.to_builtins(obj)}
 
 
 class Proxy:
