@@ -117,9 +117,18 @@ class TextFormatter(logging.Formatter):
         micros = int((record.created - second) * 1e6)
         line = (
             f"{_severity(record.levelno)}{self._prefix}.{micros:06} {os.getpid():7}"
-            f" {record.filename}:{record.lineno}] {record.getMessage()}"
+            f" {record.filename}:{record.lineno}] {_one_line(record.getMessage())}"
         )
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _one_line(message: str) -> str:
+    """What would break the line, or forge another one, is written as its escape."""
+    return (
+        message
+        if message.isprintable()
+        else "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    )
 
 
 class JSONFormatter(logging.Formatter):

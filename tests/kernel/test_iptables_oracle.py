@@ -7,6 +7,7 @@ of iptables programs; packets are sent through those of the nf_tables kind.
 from pathlib import Path
 
 import pytest
+
 from tests.lab import cases, probe, rules
 from tests.lab.daemon import Daemon, kube_proxy
 from tests.lab.topology import Lab

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from tests.lab import cases, netns, probe, rules
 from tests.lab.daemon import Daemon
 from tests.lab.topology import ROOT, Lab

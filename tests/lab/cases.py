@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from tests.lab.probe import Outcome, Outcomes
 from tests.lab.topology import NODE_NAME, ROOT
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from kubeproxy import host
-from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES, IPV4, IPV6, Family, family_of
 from kubeproxy.config.load import load
 from kubeproxy.hub import Hub

@@ -1,0 +1,82 @@
+"""Chains that Services share: one for each number of endpoints that some front has.
+
+    pick-N       sends to one of the N endpoints of the packet's front
+    here-N       the same, of those for traffic that starts on this node
+    external-N   marks for masquerading; pick-N
+    local-M-N    policy Local: this node's Pods here-N; this node itself marked, here-N; all others pick-M
+
+and the same with `nodeport-` in front, for node ports. What a chain is called says all that is in it.
+"""
+
+from typing import NamedTuple, Self
+
+from kubeproxy.backends.nftables import layout
+from kubeproxy.backends.nftables.steps import Rule, Steps
+from kubeproxy.netlink.nft import expressions as x
+from kubeproxy.netlink.nft.messages import GOTO, verdict
+
+_MAPS = {
+    ("pick", False): layout.ENDPOINTS,
+    ("pick", True): layout.NODEPORT_ENDPOINTS,
+    ("here", False): layout.HERE_ENDPOINTS,
+    ("here", True): layout.NODEPORT_HERE_ENDPOINTS,
+}
+
+
+class SharedChain(NamedTuple):
+    """A shared chain.
+
+    Attributes:
+        kind: pick, here, external or local.
+        node_port: it is for node ports.
+        endpoints: their number, N above.
+        local: number of endpoints on this node, M above.
+    """
+
+    kind: str
+    node_port: bool
+    endpoints: int
+    local: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its name in the table."""
+        counts = f"{self.local}-{self.endpoints}" if self.kind == "local" else str(self.endpoints)
+        return f"{'nodeport-' if self.node_port else ''}{self.kind}-{counts}"
+
+    @property
+    def leads_to(self) -> tuple[Self, ...]:
+        """The chains its rules lead to."""
+        if self.kind == "external":
+            return (self._replace(kind="pick"),)
+        if self.kind == "local":
+            here = self._replace(kind="here", local=0)
+            return (
+                (here, self._replace(kind="pick", endpoints=self.local, local=0)) if self.local else (here,)
+            )
+        return ()
+
+    def rules(self, steps: Steps) -> list[Rule]:
+        """Its rules."""
+        targets = [go_to(chain.name) for chain in self.leads_to]
+        if self.kind == "external":
+            return [Rule((*steps.mark(), targets[0]), "masquerade")]
+        if self.kind == "local":
+            return short_circuit(steps, targets[0]) + [Rule((target,)) for target in targets[1:]]
+        named = _MAPS[self.kind, self.node_port]
+        return [Rule(steps.pick(named, self.endpoints, node_port=self.node_port))]
+
+
+def go_to(chain: str) -> bytes:
+    """Goes to a chain and does not come back."""
+    return x.verdict(verdict(GOTO, chain))
+
+
+def short_circuit(steps: Steps, everywhere: bytes) -> list[Rule]:
+    """Policy Local does not bind what starts on this node: it goes to any endpoint."""
+    rules = []
+    if (pod := steps.from_local_pod()) is not None:
+        rules.append(Rule((*pod, everywhere), "short-circuit pod traffic"))
+    rules.append(Rule((*steps.from_this_host(), *steps.mark()), "masquerade local traffic"))
+    rules.append(Rule((*steps.from_this_host(), everywhere), "short-circuit local traffic"))
+    return rules

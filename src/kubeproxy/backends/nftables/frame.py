@@ -1,0 +1,137 @@
+"""The rules that do not depend on Services: how packets come to the sets and maps."""
+
+from collections.abc import Iterable
+
+from kubeproxy.api.addresses import BITS, IPV4, pack
+from kubeproxy.backends.nftables import layout, packing
+from kubeproxy.backends.nftables.steps import Rule, Steps
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.netlink.nft import expressions as x
+from kubeproxy.netlink.nft.messages import DROP, JUMP, RETURN, verdict
+
+
+def rules(node: NodeConfig) -> dict[str, list[Rule]]:
+    """The rules of all fixed chains."""
+    s = Steps(node)
+    new = s.new_connection()
+    to = {chain: x.verdict(verdict(JUMP, chain)) for chain in layout.FIXED_CHAINS}
+    drop, reject = x.verdict(verdict(DROP)), x.reject(s.family)
+    front, port = s.front(), s.port(0)
+    from_firewall = Rule((*new, to[layout.FIREWALL_CHECK]))
+    check_services = Rule((*new, to[layout.SERVICE_CHECK]))
+    check_ips = Rule((*new, to[layout.CLUSTER_IPS_CHECK]))
+    return {
+        "filter-prerouting-pre-dnat": [from_firewall],
+        "filter-output-pre-dnat": [from_firewall],
+        "filter-input": [Rule((*new, to[layout.NODEPORT_CHECK])), check_services],
+        "filter-forward": [check_services, check_ips],
+        "filter-output": [check_services, check_ips],
+        "nat-prerouting": [Rule((to[layout.SERVICES],))],
+        "nat-output": [Rule((to[layout.SERVICES],))],
+        "nat-postrouting": [Rule((to[layout.MASQUERADING],))],
+        layout.SERVICES: _services(node, s),
+        layout.MASQUERADING: [
+            Rule((*s.unmark(), x.masquerade())),
+            Rule(
+                (
+                    *s.translated(),
+                    s.source(0),
+                    s.destination(s.words),
+                    *s.port(2 * s.words),
+                    x.lookup(layout.HAIRPIN, 0),
+                    x.masquerade(),
+                ),
+                "an endpoint that is sent to itself",
+            ),
+        ],
+        layout.FIREWALL_CHECK: [
+            Rule(
+                (
+                    *front,
+                    x.lookup(layout.FIREWALL_IPS, 0),
+                    *front,
+                    s.source(s.words + 2),
+                    x.lookup(layout.FIREWALL_SOURCES, 0, inverted=True),
+                    drop,
+                )
+            )
+        ],
+        layout.SERVICE_CHECK: [
+            Rule((*front, x.lookup(layout.DROP_SERVICES, 0), drop)),
+            Rule((*front, x.lookup(layout.REJECT_SERVICES, 0), reject)),
+        ],
+        layout.NODEPORT_CHECK: [
+            Rule((*_to_node_ports(node, s), *port, x.lookup(layout.DROP_NODEPORTS, 0), drop)),
+            Rule((*_to_node_ports(node, s), *port, x.lookup(layout.REJECT_NODEPORTS, 0), reject)),
+        ],
+        layout.CLUSTER_IPS_CHECK: [
+            Rule(
+                (s.destination(0), x.lookup(layout.CLUSTER_IPS, 0), reject),
+                "Reject traffic to invalid ports of ClusterIPs",
+            ),
+            Rule(
+                (s.destination(0), x.lookup(layout.SERVICE_CIDRS, 0), drop),
+                "Drop traffic to unallocated ClusterIPs",
+            ),
+        ],
+    }
+
+
+def elements(node: NodeConfig, service_cidrs: Iterable[str]) -> dict[str, list[bytes]]:
+    """The elements that do not depend on Services."""
+    addresses = [a for a in node.node_port_addresses if node.serves_node_ports(a)]
+    return {
+        layout.NODEPORT_IPS: [packing.member(pack(address)) for address in addresses]
+        if node.node_port_ranges
+        else [],
+        layout.SERVICE_CIDRS: _intervals(service_cidrs, BITS[node.family]),
+    }
+
+
+def _services(node: NodeConfig, s: Steps) -> list[Rule]:
+    """Finds where a packet is to be sent. What is not sent anywhere comes back from here."""
+    rules = []
+    outside = () if node.masquerade_all else s.not_from_local_pod()
+    if outside is not None:
+        said = (
+            "masquerade all" if node.masquerade_all else "masquerade clusterIP traffic from outside cluster"
+        )
+        rules.append(Rule((s.destination(0), x.lookup(layout.CLUSTER_IPS, 0), *outside, *s.mark()), said))
+    rules.append(Rule((*s.front(), x.lookup_verdict(layout.SERVICE_IPS, 0))))
+    rules.append(Rule((*_to_node_ports(node, s), *s.port(0), x.lookup_verdict(layout.SERVICE_NODEPORTS, 0))))
+    rules.append(
+        Rule((s.destination(0), x.lookup(layout.CLUSTER_IPS, 0, inverted=True), x.verdict(verdict(RETURN))))
+    )
+    rules += [Rule(s.pick(layout.direct(n), n)) for n in range(1, layout.DIRECT + 1)]
+    return rules
+
+
+def _to_node_ports(node: NodeConfig, s: Steps) -> tuple[bytes, ...]:
+    """Goes on only if the destination is an address that accepts node ports."""
+    if node.node_port_ranges:
+        return s.destination(0), x.lookup(layout.NODEPORT_IPS, 0)
+    loopback = "127.0.0.0/8" if node.family == IPV4 else "::1/128"
+    return *s.to_this_host(), *s.destination_in(loopback, inverted=True)
+
+
+def _intervals(cidrs: Iterable[str], bits: int) -> list[bytes]:
+    """The boundaries of ranges, those that touch or overlap made one."""
+    spans: list[list[int]] = []
+    for first, last in sorted(_span(cidr, bits) for cidr in cidrs):
+        if spans and first <= spans[-1][1]:
+            spans[-1][1] = max(spans[-1][1], last)
+        else:
+            spans.append([first, last])
+    found = []
+    for first, last in spans:
+        found.append(packing.boundary(first.to_bytes(bits // 8), end=False))
+        if last < 1 << bits:
+            found.append(packing.boundary(last.to_bytes(bits // 8), end=True))
+    return found
+
+
+def _span(cidr: str, bits: int) -> tuple[int, int]:
+    """The first address of a range, and the first one behind it."""
+    network, _, length = cidr.partition("/")
+    first = int.from_bytes(pack(network))
+    return first, first + (1 << (bits - int(length)))

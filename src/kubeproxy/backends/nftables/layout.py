@@ -1,0 +1,148 @@
+"""What the table is made of.
+
+There is no object per Service (session affinity apart), only elements of sets and maps, so a change is a few elements and
+costs the same however many Services there are. "Front" stands for a destination: address, protocol and port; for node ports
+protocol and port. "Slot" numbers the endpoints of a front from 0.
+
+    endpoints-N       front . slot : endpoint, for ClusterIPs with N endpoints, N from 1 to 8; a rule each in `services`
+    service-ips       front : goto a chain, for all other fronts
+    service-nodeports the same for node ports
+    endpoints         front . slot : endpoint, for these fronts
+    here-endpoints    the same for traffic that starts on this node, where the policy is Local
+    no-endpoints-...  fronts to drop or reject
+    firewall-ips, firewall-sources     fronts with source ranges, and who is let in
+    cluster-ips, service-cidrs, nodeport-ips, hairpin-connections
+
+Why ClusterIPs are not in the verdict map, too: whenever an element with a `goto` comes, the kernel checks all elements with one
+again, 6 ms at 50,000. In `endpoints-N` a Service that grows is plain data: 16 µs. Eight lookups at the most are the price, paid
+once a connection.
+
+Names that the reference also has mean and look the same, so that it can take over this table, and we its.
+"""
+
+from typing import Final
+
+from msgspec import Struct
+
+from kubeproxy.netlink.nft.messages import (
+    ADDRESS4,
+    ADDRESS6,
+    FORWARD,
+    INPUT,
+    INTERVAL,
+    IP,
+    IP6,
+    MARK,
+    OUTPUT,
+    POSTROUTING,
+    PREROUTING,
+    PROTOCOL,
+    SERVICE,
+    Hook,
+)
+
+TABLE: Final = "kube-proxy"
+COMMENT: Final = "rules for kube-proxy, layout 1"
+"""Says that the table is ours and how it is laid out: another comment, and it is replaced whole."""
+
+DIRECT: Final = 8
+"""Up to so many endpoints a ClusterIP has a map of its own kind."""
+
+CLUSTER_IPS: Final = "cluster-ips"
+NODEPORT_IPS: Final = "nodeport-ips"
+SERVICE_CIDRS: Final = "service-cidrs"
+HAIRPIN: Final = "hairpin-connections"
+SERVICE_IPS: Final = "service-ips"
+SERVICE_NODEPORTS: Final = "service-nodeports"
+ENDPOINTS: Final = "endpoints"
+HERE_ENDPOINTS: Final = "here-endpoints"
+NODEPORT_ENDPOINTS: Final = "nodeport-endpoints"
+NODEPORT_HERE_ENDPOINTS: Final = "nodeport-here-endpoints"
+DROP_SERVICES: Final = "no-endpoints-drop"
+REJECT_SERVICES: Final = "no-endpoints-reject"
+DROP_NODEPORTS: Final = "no-endpoints-nodeports-drop"
+REJECT_NODEPORTS: Final = "no-endpoints-nodeports-reject"
+FIREWALL_IPS: Final = "firewall-fronts"
+FIREWALL_SOURCES: Final = "firewall-sources"
+
+BASE_CHAINS: Final = {
+    "filter-prerouting-pre-dnat": Hook("filter", PREROUTING, -110),
+    "filter-output-pre-dnat": Hook("filter", OUTPUT, -110),
+    "filter-input": Hook("filter", INPUT, 0),
+    "filter-forward": Hook("filter", FORWARD, 0),
+    "filter-output": Hook("filter", OUTPUT, 0),
+    "nat-prerouting": Hook("nat", PREROUTING, -100),
+    "nat-output": Hook("nat", OUTPUT, -100),
+    "nat-postrouting": Hook("nat", POSTROUTING, 100),
+}
+"""The base chains. Their names and priorities are a public contract: others hook in before and after them."""
+
+SERVICES: Final = "services"
+MASQUERADING: Final = "masquerading"
+FIREWALL_CHECK: Final = "firewall-check"
+SERVICE_CHECK: Final = "service-endpoints-check"
+NODEPORT_CHECK: Final = "nodeport-endpoints-check"
+CLUSTER_IPS_CHECK: Final = "cluster-ips-check"
+FIXED_CHAINS: Final = (
+    SERVICES,
+    MASQUERADING,
+    FIREWALL_CHECK,
+    SERVICE_CHECK,
+    NODEPORT_CHECK,
+    CLUSTER_IPS_CHECK,
+)
+
+
+class SetType(Struct, frozen=True, gc=False):
+    """A set, or with `data` a map (empty data: of verdicts), as `messages.add_set` makes it."""
+
+    name: str
+    key: tuple[int, ...]
+    data: tuple[int, ...] | None = None
+    flags: int = 0
+    comment: str = ""
+
+
+def direct(count: int) -> str:
+    """The map of ClusterIPs with so many endpoints."""
+    return f"endpoints-{count}"
+
+
+def sets(family: int) -> tuple[SetType, ...]:
+    """All named sets and maps of a family's table, those of session affinity apart."""
+    address = {IP: ADDRESS4, IP6: ADDRESS6}[family]
+    front = (address, PROTOCOL, SERVICE)
+    port = (PROTOCOL, SERVICE)
+    endpoint = (address, SERVICE)
+    return (
+        SetType(CLUSTER_IPS, (address,), comment="Active ClusterIPs"),
+        SetType(NODEPORT_IPS, (address,), comment="IPs that accept NodePort traffic"),
+        SetType(SERVICE_CIDRS, (address,), flags=INTERVAL, comment="where ClusterIPs come from"),
+        SetType(HAIRPIN, (address, address, PROTOCOL, SERVICE), comment="service hairpin connections"),
+        SetType(SERVICE_IPS, front, (), comment="ClusterIP, ExternalIP and LoadBalancer IP traffic"),
+        SetType(SERVICE_NODEPORTS, port, (), comment="NodePort traffic"),
+        *(
+            SetType(direct(n), (*front, MARK), endpoint, comment=f"ClusterIPs with {n} endpoints")
+            for n in range(1, DIRECT + 1)
+        ),
+        SetType(ENDPOINTS, (*front, MARK), endpoint, comment="endpoints of service-ips"),
+        SetType(
+            HERE_ENDPOINTS,
+            (*front, MARK),
+            endpoint,
+            comment="the same for traffic from this node, policy Local",
+        ),
+        SetType(NODEPORT_ENDPOINTS, (*port, MARK), endpoint, comment="endpoints of service-nodeports"),
+        SetType(
+            NODEPORT_HERE_ENDPOINTS,
+            (*port, MARK),
+            endpoint,
+            comment="the same for traffic from this node, policy Local",
+        ),
+        SetType(DROP_SERVICES, front, comment="Services with endpoints elsewhere only"),
+        SetType(REJECT_SERVICES, front, comment="Services without endpoints"),
+        SetType(DROP_NODEPORTS, port, comment="NodePorts with endpoints elsewhere only"),
+        SetType(REJECT_NODEPORTS, port, comment="NodePorts without endpoints"),
+        SetType(FIREWALL_IPS, front, comment="destinations that are subject to LoadBalancerSourceRanges"),
+        SetType(FIREWALL_SOURCES, (*front, address), flags=INTERVAL, comment="who may use them"),
+    )

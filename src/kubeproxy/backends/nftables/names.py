@@ -1,0 +1,36 @@
+"""Names of the objects of Services with session affinity.
+
+They are the reference's, so that whoever takes over finds the clients they know.
+
+A Service port is called HASH-namespace/name/protocol/port, an endpoint of it HASH-namespace/name/protocol/port__ip/port,
+where HASH is the first 8 characters of base32 over SHA-256 of what follows it. Names are cut at 240 characters, and
+colons become dots.
+"""
+
+from hashlib import sha256
+
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+_LONGEST = 240
+
+
+def port(name: str, protocol: str) -> str:
+    """The name of a Service port.
+
+    Args:
+        name: "namespace/name:port" or "namespace/name".
+        protocol: TCP, UDP or SCTP.
+    """
+    service, _, own = name.partition(":")
+    return _hashed(f"{service}/{protocol.lower()}/{own}")
+
+
+def endpoint(name: str, protocol: str, address: str, number: int) -> str:
+    """The name of an endpoint of a Service port."""
+    service, _, own = name.partition(":")
+    return _hashed(f"{service}/{protocol.lower()}/{own}__{address}/{number}")
+
+
+def _hashed(text: str) -> str:
+    bits = int.from_bytes(sha256(text.encode()).digest()[:5])
+    digits = "".join(_ALPHABET[bits >> shift & 31] for shift in range(35, -5, -5))
+    return f"{digits}-{text}"[:_LONGEST].replace(":", ".")
