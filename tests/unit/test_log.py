@@ -319,5 +319,5 @@ def test_logging_config_is_not_imported():
 
 def test_a_message_stays_on_its_line():
     record = logging.LogRecord("x", logging.INFO, "/a/b.py", 1, "a %s", ("b\nI0101 forged\x1b[31m",), None)
-    line = TextFormatter().format(record)
+    line = log.TextFormatter().format(record)
     assert line.endswith("] a b\\nI0101 forged\\x1b[31m")
