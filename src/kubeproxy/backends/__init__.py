@@ -6,12 +6,15 @@ from typing import Protocol
 from kubeproxy.backends.base import Backend, UnsupportedError
 from kubeproxy.model.node import NodeConfig
 
-_MODES = {"iptables": "kubeproxy.backends.iptables.mode"}
+_MODES = {
+    "iptables": "kubeproxy.backends.iptables.mode",
+    "nftables": "kubeproxy.backends.nftables.mode",
+}
 _CLEANUPS = {
     "iptables": "kubeproxy.backends.iptables.cleanup",
     "nftables": "kubeproxy.backends.nftables.cleanup",
 }
-_REPLACES = {"iptables": ("nftables",)}
+_REPLACES = {"iptables": ("nftables",), "nftables": ("iptables",)}
 
 
 class Mode(Protocol):

@@ -40,6 +40,7 @@ class NodeConfig(Struct, frozen=True, gc=False):
         node_port_ranges: the ranges whose local addresses accept node ports; empty for every local address.
         node_port_addresses: with ranges, the local addresses in them, sorted.
         localhost_node_ports: whether 127.0.0.1 accepts them too.
+        service_cidrs: the ranges ClusterIPs come from, of this family; empty where that is not known.
         external_ips: whether Services' externalIPs are honoured (gate AllowServiceExternalIPs, KEP-5707).
     """
 
@@ -53,6 +54,7 @@ class NodeConfig(Struct, frozen=True, gc=False):
     node_port_ranges: tuple[str, ...] = ()
     node_port_addresses: tuple[str, ...] = ()
     localhost_node_ports: bool = False
+    service_cidrs: tuple[str, ...] = ()
     external_ips: bool = True
 
     def with_addresses(self, local: Iterable[str]) -> "NodeConfig":

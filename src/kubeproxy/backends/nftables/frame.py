@@ -77,14 +77,14 @@ def rules(node: NodeConfig) -> dict[str, list[Rule]]:
     }
 
 
-def elements(node: NodeConfig, service_cidrs: Iterable[str]) -> dict[str, list[bytes]]:
+def elements(node: NodeConfig) -> dict[str, list[bytes]]:
     """The elements that do not depend on Services."""
     addresses = [a for a in node.node_port_addresses if node.serves_node_ports(a)]
     return {
         layout.NODEPORT_IPS: [packing.member(pack(address)) for address in addresses]
         if node.node_port_ranges
         else [],
-        layout.SERVICE_CIDRS: _intervals(service_cidrs, BITS[node.family]),
+        layout.SERVICE_CIDRS: _intervals(node.service_cidrs, BITS[node.family]),
     }
 
 

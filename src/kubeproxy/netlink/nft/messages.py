@@ -261,6 +261,11 @@ def verdict(code: int, chain: str = "") -> bytes:
     return nested(2, be32(1, code), *([text(2, chain)] if chain else []))
 
 
+def types(key: Sequence[int], data: Sequence[int] | None) -> tuple[int, int]:
+    """The numbers by which the kernel knows the types of a set's keys and data; 0 for a set's data."""
+    return _type(key), 0 if data is None else _type(data) if data else VERDICT_TYPE
+
+
 def _type(parts: Sequence[int]) -> int:
     """Nft's number of a concatenation: six bits a part."""
     number = 0

@@ -1,0 +1,222 @@
+"""A Service's plan becomes elements of sets and maps.
+
+Two plans are compared by what they compile to: elements that are only in the old one are deleted, those only in the new one
+added. Endpoints fill the slots of a front in the order of their addresses, so equal plans are equal elements, whatever came
+before; one endpoint replaced changes at most the slots between its old place and its new one.
+
+    ClusterIP with N <= 8 endpoints   endpoints-N: a slot each
+    any other front                   service-ips: goto a chain; endpoints: a slot each
+    policy Local                      goto local-M-N; endpoints: the M of this node; here-endpoints: all N
+    source ranges                     firewall-fronts, firewall-sources
+    no endpoint                       no-endpoints-drop, no-endpoints-reject
+    session affinity                  goto chains of its own (`sticky`)
+"""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from kubeproxy.api.addresses import BITS, contains, pack
+from kubeproxy.backends.nftables import layout, packing
+from kubeproxy.backends.nftables.chains import SharedChain
+from kubeproxy.backends.nftables.steps import Rule, Steps
+from kubeproxy.backends.nftables.sticky import Own, own_objects
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import DROP, FORWARD, Action, PortPlan, ServicePlan
+from kubeproxy.model.select import Backend
+
+Element = tuple[str, bytes]
+"""The name of a set or map, and an element of it."""
+
+
+class Compiled(NamedTuple):
+    """What a Service needs in the table.
+
+    Attributes:
+        elements: its elements, each once.
+        chains: shared chains that its elements lead to.
+        own_chains: chains of its own, with their rules.
+        own_sets: sets of its own, with the milliseconds their elements stay.
+    """
+
+    elements: dict[Element, None]
+    chains: set[SharedChain]
+    own_chains: dict[str, list[Rule]]
+    own_sets: dict[str, int]
+
+    @classmethod
+    def nothing(cls) -> "Compiled":
+        """What no Service needs."""
+        return cls({}, set(), {}, {})
+
+
+class Compiler:
+    """Compiles the plans of one family."""
+
+    def __init__(self, node: NodeConfig) -> None:
+        address = BITS[node.family] // 8
+        self._node = node
+        self._steps = Steps(node)
+        self._by_front = packing.Endpoints(node.family, address + 8)
+        self._by_port = packing.Endpoints(node.family, 8)
+
+    def compile(self, plan: ServicePlan | None, lost: Collection[bytes] = ()) -> Compiled:
+        """What a Service needs; nothing for None.
+
+        Args:
+            plan: its plan.
+            lost: fronts that another Service has.
+        """
+        out = Compiled.nothing()
+        if plan is not None:
+            for port in plan.ports:
+                _Port(port, self, out, lost).compile()
+        return out
+
+    def fronts(self, plan: ServicePlan | None) -> list[bytes]:
+        """The fronts a Service wants to have, node ports among them."""
+        found: list[bytes] = []
+        for p in plan.ports if plan else ():
+            addresses = (p.cluster_ip, *p.external_ips, *p.load_balancer_ips)
+            found += [packing.front(address, p.protocol, p.port) for address in addresses]
+            if p.node_port:
+                found.append(packing.node_port(p.protocol, p.node_port))
+        return found
+
+    @property
+    def steps(self) -> Steps:
+        """The steps of this family."""
+        return self._steps
+
+    @property
+    def node(self) -> NodeConfig:
+        """The node compiled for."""
+        return self._node
+
+    def endpoints(self, *, node_port: bool) -> packing.Endpoints:
+        """Packs endpoints of fronts of one kind."""
+        return self._by_port if node_port else self._by_front
+
+
+class _Port:
+    """Compiles one Service port."""
+
+    def __init__(self, port: PortPlan, compiler: Compiler, out: Compiled, lost: Collection[bytes]) -> None:
+        self._port = port
+        self._compiler = compiler
+        self._out = out
+        self._lost = lost
+        self._own = own_objects(port, compiler.steps) if port.affinity and port.any else Own("", "", {}, {})
+
+    def compile(self) -> None:
+        p = self._port
+        self._out.own_chains.update(self._own.chains)
+        self._out.own_sets.update(self._own.sets)
+        self._put(layout.CLUSTER_IPS, packing.member(pack(p.cluster_ip)))
+        self._cluster_ip(packing.front(p.cluster_ip, p.protocol, p.port))
+        for ip in p.external_ips:
+            self._external(packing.front(ip, p.protocol, p.port))
+        for ip in p.load_balancer_ips:
+            key = packing.front(ip, p.protocol, p.port)
+            self._external(key)
+            if p.source_ranges and p.any and key not in self._lost:
+                self._firewall(key)
+        if p.node_port:
+            self._external(packing.node_port(p.protocol, p.node_port), node_port=True)
+        for b in p.backends:
+            if b.local:
+                address = pack(b.address)
+                self._put(
+                    layout.HAIRPIN, packing.member(address + packing.front(b.address, p.protocol, b.port))
+                )
+
+    def _cluster_ip(self, key: bytes) -> None:
+        p = self._port
+        backends = p.internal_backends
+        if key in self._lost:
+            return
+        if p.internal_action != FORWARD:
+            self._refuse(key, p.internal_action)
+        elif self._own.internal:
+            self._goto(key, self._own.internal)
+        elif len(backends) <= layout.DIRECT:
+            self._slots(layout.direct(len(backends)), key, backends)
+        else:
+            self._shared(key, SharedChain("pick", node_port=False, endpoints=len(backends)))
+            self._slots(layout.ENDPOINTS, key, backends)
+
+    def _external(self, key: bytes, *, node_port: bool = False) -> None:
+        p = self._port
+        if key in self._lost:
+            return
+        if p.external_action != FORWARD:
+            self._refuse(key, p.external_action, node_port=node_port)
+        if not p.any:
+            return
+        if self._own.external:
+            self._goto(key, self._own.external, node_port=node_port)
+            return
+        count = len(p.cluster)
+        if p.external_local:
+            self._shared(key, SharedChain("local", node_port, count, len(p.local)))
+            self._slots(
+                layout.NODEPORT_HERE_ENDPOINTS if node_port else layout.HERE_ENDPOINTS,
+                key,
+                p.cluster,
+                node_port=node_port,
+            )
+        else:
+            self._shared(key, SharedChain("external", node_port, count))
+        slots = layout.NODEPORT_ENDPOINTS if node_port else layout.ENDPOINTS
+        self._slots(slots, key, p.external_backends, node_port=node_port)
+
+    def _firewall(self, key: bytes) -> None:
+        """Lets the clients in. A node that is among them may also speak from the load balancer's address, if it has it."""
+        p = self._port
+        ranges = [r for r in p.source_ranges if not any(o != r and _covers(o, r) for o in p.source_ranges)]
+        sources = [_ends(cidr) for cidr in ranges]
+        if any(contains(cidr, self._compiler.node.address) for cidr in ranges):
+            own = (ip for ip in p.load_balancer_ips if not any(contains(cidr, ip) for cidr in ranges))
+            sources += [(pack(ip), pack(ip)) for ip in own]
+        self._put(layout.FIREWALL_IPS, packing.member(key, p.name))
+        for first, last in sources:
+            self._put(layout.FIREWALL_SOURCES, packing.between(key + first, key + last))
+
+    def _refuse(self, key: bytes, action: Action, *, node_port: bool = False) -> None:
+        if node_port:
+            name = layout.DROP_NODEPORTS if action == DROP else layout.REJECT_NODEPORTS
+        else:
+            name = layout.DROP_SERVICES if action == DROP else layout.REJECT_SERVICES
+        self._put(name, packing.member(key, self._port.name))
+
+    def _shared(self, key: bytes, chain: SharedChain) -> None:
+        self._out.chains.add(chain)
+        self._goto(key, chain.name, node_port=chain.node_port)
+
+    def _goto(self, key: bytes, chain: str, *, node_port: bool = False) -> None:
+        name = layout.SERVICE_NODEPORTS if node_port else layout.SERVICE_IPS
+        self._put(name, packing.goto(key, chain, self._port.name))
+
+    def _slots(
+        self, name: str, key: bytes, backends: tuple[Backend, ...], *, node_port: bool = False
+    ) -> None:
+        packer = self._compiler.endpoints(node_port=node_port)
+        tails = [packer.tail(b.address, b.port) for b in backends]
+        self._out.elements.update(dict.fromkeys([(name, e) for e in packer.elements(key, tails)]))
+
+    def _put(self, name: str, element: bytes) -> None:
+        self._out.elements[name, element] = None
+
+
+def _covers(wide: str, narrow: str) -> bool:
+    """Whether one canonical range holds another one."""
+    network, _, length = narrow.partition("/")
+    return int(wide.rpartition("/")[2]) <= int(length) and contains(wide, network)
+
+
+def _ends(cidr: str) -> tuple[bytes, bytes]:
+    """The first and the last address of a range."""
+    network, _, length = cidr.partition("/")
+    first = pack(network)
+    bits = 8 * len(first)
+    last = int.from_bytes(first) | ((1 << (bits - int(length))) - 1)
+    return first, last.to_bytes(len(first))

@@ -1,0 +1,93 @@
+"""What the table is to hold: the plans, what they compile to, and what of that is shared or contested."""
+
+from collections.abc import Iterable
+
+from kubeproxy.backends.base import Change
+from kubeproxy.backends.nftables.claims import Claims
+from kubeproxy.backends.nftables.compile import Compiled, Compiler
+from kubeproxy.backends.nftables.ledger import Ledger
+from kubeproxy.backends.nftables.transaction import Transaction
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.netlink.nft.messages import Table
+
+NOTHING = Compiled.nothing()
+
+
+class Content:
+    """The content of one family's table.
+
+    Attributes:
+        table: the table.
+        compiler: compiles plans for the node.
+        claims: who has a front.
+        ledger: what Services need together.
+        plans: the plans that are, or are to be, in the kernel.
+    """
+
+    def __init__(self, table: Table, node: NodeConfig) -> None:
+        self.table = table
+        self.compiler = Compiler(node)
+        self.claims = Claims()
+        self.ledger = Ledger()
+        self.plans: dict[Key, ServicePlan] = {}
+
+    def fill(self, changes: Iterable[Change]) -> None:
+        """Takes in all plans there are; nothing is counted before they are compiled."""
+        for c in changes:
+            if c.after is not None:
+                self.plans[c.key] = c.after
+                self.claims.change(c.key, (), self.compiler.fronts(c.after))
+
+    def compile(self, key: Key) -> Compiled:
+        """What a Service needs."""
+        return self.compiler.compile(self.plans[key], self.claims.lost(key))
+
+    def difference(self, changes: Iterable[Change]) -> Transaction:
+        """The transaction that makes some changes of Services; they count as made."""
+        compiler, claims, ledger = self.compiler, self.claims, self.ledger
+        pairs: dict[Key, tuple[ServicePlan | None, ServicePlan | None]] = {}
+        claims.begin()
+        for c in changes:
+            pairs[c.key] = c.before, c.after
+            claims.change(c.key, compiler.fronts(c.before), compiler.fronts(c.after))
+        for key in claims.touched - pairs.keys():
+            pairs[key] = self.plans[key], self.plans[key]
+        transaction = Transaction(self.table)
+        gone = []
+        for key, (old, new) in pairs.items():
+            before = compiler.compile(old, claims.lost_before(key))
+            after = compiler.compile(new, claims.lost(key))
+            own_objects(transaction, before, after)
+            for chain in ledger.acquire(after.chains - before.chains):
+                transaction.chain(chain.name, chain.rules(compiler.steps))
+            gone += ledger.release(before.chains - after.chains)
+            delete, add = ledger.difference(before, after)
+            transaction.delete(delete)
+            transaction.add(add)
+            if new is None:
+                del self.plans[key]
+            else:
+                self.plans[key] = new
+        needed = set(ledger.chains)
+        for chain in gone:
+            if chain not in needed:
+                transaction.drop_chain(chain.name)
+        return transaction
+
+
+def own_objects(transaction: Transaction, before: Compiled, after: Compiled) -> None:
+    """Brings one Service's own chains and sets from one state to another."""
+    old_sets, new_sets = before.own_sets, after.own_sets
+    remade = {name for name, timeout in new_sets.items() if old_sets.get(name, timeout) != timeout}
+    for name in [*(old_sets.keys() - new_sets.keys()), *remade]:
+        transaction.drop_set(name)
+    for name, timeout in new_sets.items():
+        if name in remade or name not in old_sets:
+            transaction.make_set(name, timeout)
+    for name, rules in after.own_chains.items():
+        # A set that is made anew must be named by no rule meanwhile.
+        if remade or before.own_chains.get(name) != rules:
+            transaction.chain(name, rules, exists=name in before.own_chains)
+    for name in before.own_chains.keys() - after.own_chains.keys():
+        transaction.drop_chain(name)

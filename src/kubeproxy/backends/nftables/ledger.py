@@ -1,0 +1,67 @@
+"""What several Services need together: elements and chains that stay as long as one of them does."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from kubeproxy.backends.nftables import layout
+from kubeproxy.backends.nftables.chains import SharedChain
+from kubeproxy.backends.nftables.compile import Compiled, Element
+
+_SHARED_SETS = (layout.CLUSTER_IPS, layout.HAIRPIN)
+
+
+class Ledger:
+    """Counts who needs what. Every count goes up and down with `Compiled` values that come and go."""
+
+    def __init__(self) -> None:
+        self._elements: Counter[Element] = Counter()
+        self._chains: Counter[SharedChain] = Counter()
+
+    @property
+    def chains(self) -> list[SharedChain]:
+        """The chains that are needed."""
+        return list(self._chains)
+
+    def clear(self) -> None:
+        """Nobody needs anything."""
+        self._elements.clear()
+        self._chains.clear()
+
+    def difference(self, before: Compiled, after: Compiled) -> tuple[list[Element], list[Element]]:
+        """The elements to delete and those to add when a Service needs something else; both are counted."""
+        gone = [e for e in before.elements if e not in after.elements]
+        come = [e for e in after.elements if e not in before.elements]
+        return (
+            [e for e in gone if e[0] not in _SHARED_SETS or self._less(e)],
+            [e for e in come if e[0] not in _SHARED_SETS or self._more(e)],
+        )
+
+    def acquire(self, chains: Iterable[SharedChain]) -> list[SharedChain]:
+        """Counts chains, and those they lead to; returns the ones to make, each behind those it leads to."""
+        made: list[SharedChain] = []
+        for chain in chains:
+            self._chains[chain] += 1
+            if self._chains[chain] == 1:
+                made += [*self.acquire(chain.leads_to), chain]
+        return made
+
+    def release(self, chains: Iterable[SharedChain]) -> list[SharedChain]:
+        """The reverse; returns the ones to delete, each before those it leads to."""
+        gone: list[SharedChain] = []
+        for chain in chains:
+            self._chains[chain] -= 1
+            if not self._chains[chain]:
+                del self._chains[chain]
+                gone += [chain, *self.release(chain.leads_to)]
+        return gone
+
+    def _more(self, element: Element) -> bool:
+        self._elements[element] += 1
+        return self._elements[element] == 1
+
+    def _less(self, element: Element) -> bool:
+        self._elements[element] -= 1
+        if self._elements[element]:
+            return False
+        del self._elements[element]
+        return True

@@ -1,0 +1,179 @@
+"""A full sync of a table that is laid out as ours: what differs is mended, some hundred Services at a time.
+
+Each Service's difference is complete in itself, so a piece that the kernel refuses can be sent in halves, until it is known
+which Service it is. What no Service wants goes last; of a refused Service everything stays.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from kubeproxy.backends.base import SyncError
+from kubeproxy.backends.nftables import frame, layout
+from kubeproxy.backends.nftables.chains import SharedChain
+from kubeproxy.backends.nftables.compile import Compiled, Element
+from kubeproxy.backends.nftables.content import NOTHING, Content, own_objects
+from kubeproxy.backends.nftables.held import Held
+from kubeproxy.backends.nftables.transaction import Transaction
+from kubeproxy.model.plan import Key
+from kubeproxy.netlink.nft.kernel import RefusedError
+
+_PIECE = 20_000
+"""About how many elements are sent at a time."""
+
+_HOPELESS = 16
+"""So many refusals without one success are not the Services' fault."""
+
+_FRONT_AT = 12
+"""Where in an element its key begins."""
+
+
+class _Part(NamedTuple):
+    """What one Service needs, and the difference to what is there."""
+
+    key: Key
+    compiled: Compiled
+    held: Compiled
+    delete: list[Element]
+    add: list[Element]
+
+
+class Mending:
+    """One full sync."""
+
+    def __init__(self, content: Content, held: Held, commit: Callable[[Transaction], None]) -> None:
+        """Prepares it.
+
+        Args:
+            content: what the table is to hold.
+            held: what it holds.
+            commit: sends a transaction; raises RefusedError.
+        """
+        self._content = content
+        self._held = held
+        self._commit = commit
+        self._wanted_chains = {*layout.FIXED_CHAINS, *layout.BASE_CHAINS}
+        self._wanted_sets: set[str] = set()
+        self._failures: dict[Key, str] = {}
+
+    def run(self) -> dict[Key, str]:
+        """Does it; returns the Services that were refused.
+
+        Raises:
+            OSError: what is common to all Services was refused, or every Service.
+        """
+        self._frame()
+        for piece in self._pieces():
+            self._send(piece)
+        self._sweep()
+        for key in self._failures:
+            del self._content.plans[key]
+        return self._failures
+
+    def _frame(self) -> None:
+        """What does not depend on Services."""
+        node = self._content.compiler.node
+        transaction = Transaction(self._content.table)
+        for name, rules in frame.rules(node).items():
+            if not self._held.has_rules(name, rules):
+                transaction.chain(name, rules, exists=name in self._held.chains)
+        wanted = [(name, e) for name, elements in frame.elements(node).items() for e in elements]
+        delete, add = self._towards(wanted)
+        transaction.delete(delete)
+        transaction.add(add)
+        self._commit(transaction)
+
+    def _towards(self, wanted: list[Element]) -> tuple[list[Element], list[Element]]:
+        """Elements to delete and to add so that the wanted ones are there."""
+        delete: list[Element] = []
+        add: list[Element] = []
+        for name, element in wanted:
+            old = self._held.take(name, element)
+            if old == element:
+                continue
+            if old is not None:
+                delete.append((name, old))
+            add.append((name, element))
+        return delete, add
+
+    def _pieces(self) -> Iterator[list[_Part]]:
+        """The Services' parts, some at a time. The chains they share are there before."""
+        ledger = self._content.ledger
+        piece: list[_Part] = []
+        size = 0
+        for key in self._content.plans:
+            compiled = self._content.compile(key)
+            self._make(ledger.acquire(compiled.chains))
+            delete, add = self._towards(ledger.difference(NOTHING, compiled)[1])
+            piece.append(_Part(key, compiled, self._held_of(compiled), delete, add))
+            self._wanted_chains |= compiled.own_chains.keys()
+            self._wanted_sets |= compiled.own_sets.keys()
+            size += len(add) + len(delete)
+            if size >= _PIECE:
+                yield piece
+                piece, size = [], 0
+        self._wanted_chains |= {chain.name for chain in ledger.chains}
+        yield piece
+
+    def _make(self, chains: list[SharedChain]) -> None:
+        transaction = Transaction(self._content.table)
+        for chain in chains:
+            rules = chain.rules(self._content.compiler.steps)
+            if not self._held.has_rules(chain.name, rules):
+                transaction.chain(chain.name, rules, exists=chain.name in self._held.chains)
+        self._commit(transaction)
+
+    def _held_of(self, wanted: Compiled) -> Compiled:
+        """What there is of a Service's own objects."""
+        chains = {
+            name: rules if self._held.has_rules(name, rules) else []
+            for name, rules in wanted.own_chains.items()
+            if name in self._held.chains
+        }
+        sets = {name: self._held.sets[name] for name in wanted.own_sets if name in self._held.sets}
+        return Compiled({}, set(), chains, sets)
+
+    def _send(self, piece: list[_Part]) -> None:
+        """Sends parts together; when the kernel refuses them, in halves."""
+        todo = [piece]
+        accepted = 0
+        while todo:
+            parts = todo.pop()
+            transaction = Transaction(self._content.table)
+            for part in parts:
+                own_objects(transaction, part.held, part.compiled)
+                transaction.delete(part.delete)
+                transaction.add(part.add)
+            try:
+                self._commit(transaction)
+                accepted += 1
+            except RefusedError as e:
+                if len(parts) > 1:
+                    middle = len(parts) // 2
+                    todo += [parts[middle:], parts[:middle]]
+                    continue
+                self._refused(parts[0], e)
+                if not accepted and len(self._failures) >= _HOPELESS:
+                    raise SyncError(f"every Service is refused; the last words: {e}") from e
+
+    def _refused(self, part: _Part, error: RefusedError) -> None:
+        self._failures[part.key] = str(error)
+        self._content.ledger.difference(part.compiled, NOTHING)
+        self._content.ledger.release(part.compiled.chains)
+
+    def _sweep(self) -> None:
+        """Deletes what nobody wants."""
+        compiler = self._content.compiler
+        kept = tuple(front for key in self._failures for front in compiler.fronts(self._content.plans[key]))
+        left = [e for e in self._held.leftovers() if not e[1].startswith(kept, _FRONT_AT)]
+        for start in range(0, len(left), _PIECE):
+            transaction = Transaction(self._content.table)
+            transaction.delete(left[start : start + _PIECE])
+            self._commit(transaction)
+        if self._failures:
+            return  # their old elements may lead to chains that nobody else wants
+        transaction = Transaction(self._content.table)
+        for name in self._held.chains.keys() - self._wanted_chains:
+            transaction.drop_chain(name)
+        for name in self._held.sets.keys() - self._wanted_sets:
+            transaction.drop_set(name)
+        self._commit(transaction)

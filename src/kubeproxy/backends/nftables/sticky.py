@@ -1,0 +1,86 @@
+"""Services with session affinity: the ones that have chains and sets of their own.
+
+A set for each endpoint remembers its clients, so all fronts of a Service port share what is known of a client, and what is
+known of an endpoint goes with it. A chain first asks each set for the client, then picks any endpoint:
+
+    ip saddr @affinity-E1 update @affinity-E1 { ip saddr } dnat to E1
+    ...
+    numgen random mod 2 0 update @affinity-E1 { ip saddr } dnat to E1
+    update @affinity-E2 { ip saddr } dnat to E2
+    dnat to E2                                              (when the set is full)
+
+Each new connection makes the client's memory young again. There are three chains at the most: service-X for the endpoints of
+the Cluster policy, local-X for those of the Local policy, external-X where external traffic enters.
+"""
+
+from typing import NamedTuple
+
+from kubeproxy.api.addresses import join
+from kubeproxy.backends.nftables import names
+from kubeproxy.backends.nftables.chains import go_to, short_circuit
+from kubeproxy.backends.nftables.steps import Rule, Steps
+from kubeproxy.model.plan import FORWARD, PortPlan
+from kubeproxy.model.select import Backend
+from kubeproxy.netlink.nft import expressions as x
+
+CLIENTS = 65535
+"""How many clients an endpoint's set can hold."""
+
+
+class Own(NamedTuple):
+    """The chains and sets of a Service port with affinity.
+
+    Attributes:
+        internal: the chain for its ClusterIP, "" for none.
+        external: the chain for its external fronts, "" for none.
+        chains: all its chains and their rules.
+        sets: its sets, each with the milliseconds a client is remembered.
+    """
+
+    internal: str
+    external: str
+    chains: dict[str, list[Rule]]
+    sets: dict[str, int]
+
+
+def own_objects(port: PortPlan, steps: Steps) -> Own:
+    """The chains and sets of a Service port."""
+    base = names.port(port.name, port.protocol)
+    service, local, external = f"service-{base}", f"local-{base}", f"external-{base}"
+    chains: dict[str, list[Rule]] = {}
+    sets: dict[str, str] = {}
+    for backend in port.backends:
+        sets[join(backend.address, backend.port)] = (
+            f"affinity-{names.endpoint(port.name, port.protocol, backend.address, backend.port)}"
+        )
+    if port.cluster:
+        chains[service] = _balance(port.cluster, sets, steps)
+    if port.local:
+        chains[local] = _balance(port.local, sets, steps)
+    if port.external and port.any:
+        if port.external_local:
+            chains[external] = short_circuit(steps, go_to(service))
+            if port.local:
+                chains[external].append(Rule((go_to(local),)))
+        else:
+            chains[external] = [Rule((*steps.mark(), go_to(service)), "masquerade")]
+    internal = local if port.internal_local else service
+    return Own(
+        internal=internal if port.internal_action == FORWARD else "",
+        external=external if external in chains else "",
+        chains=chains,
+        sets=dict.fromkeys(sets.values(), 1000 * port.affinity),
+    )
+
+
+def _balance(backends: tuple[Backend, ...], sets: dict[str, str], steps: Steps) -> list[Rule]:
+    known, fresh = [], []
+    for i, backend in enumerate(backends):
+        clients = sets[join(backend.address, backend.port)]
+        send = steps.send(backend.address, backend.port)
+        remember = x.update(clients, 0)
+        known.append(Rule((steps.source(0), x.lookup(clients, 0), remember, *send)))
+        left = len(backends) - i
+        chance = (x.number(0, left), x.compare(0, bytes(4))) if left > 1 else ()
+        fresh.append(Rule((*chance, steps.source(0), remember, *send)))
+    return [*known, *fresh, Rule(send)]

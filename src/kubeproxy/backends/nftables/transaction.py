@@ -1,0 +1,85 @@
+"""Collects changes of the table and puts them in the one order in which the kernel takes them.
+
+Rules go before the sets they name, chains come before the elements that lead to them, old elements go before new ones of
+the same key. Chains are deleted by a second transaction: kernels before 6.2 find them still in use in the first.
+"""
+
+from collections.abc import Iterable
+
+from kubeproxy.backends.nftables.compile import Element
+from kubeproxy.backends.nftables.steps import Rule
+from kubeproxy.backends.nftables.sticky import CLIENTS
+from kubeproxy.netlink.nft import messages
+from kubeproxy.netlink.nft.messages import ADDRESS4, ADDRESS6, EVAL, IP, TIMEOUT, Message, Table
+
+_ADDRESSES = {IP: ADDRESS4}
+
+
+class Transaction:
+    """Changes that are to be made together."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._flushed: dict[str, None] = {}
+        self._dropped_sets: list[str] = []
+        self._made_sets: dict[str, int] = {}
+        self._chains: dict[str, Iterable[Rule]] = {}
+        self._deleted: dict[str, list[bytes]] = {}
+        self._added: dict[str, list[bytes]] = {}
+        self._dropped: dict[str, None] = {}
+
+    def chain(self, name: str, rules: Iterable[Rule], *, exists: bool = False) -> None:
+        """A chain is to have these rules."""
+        if exists:
+            self._flushed[name] = None
+        self._chains[name] = rules
+
+    def drop_chain(self, name: str) -> None:
+        """A chain is to go."""
+        self._flushed[name] = None
+        self._dropped[name] = None
+
+    def make_set(self, name: str, timeout: int) -> None:
+        """A set of clients is to be there; milliseconds they stay."""
+        self._made_sets[name] = timeout
+
+    def drop_set(self, name: str) -> None:
+        """A set is to go; with `make_set` of the same name it is made anew."""
+        self._dropped_sets.append(name)
+
+    def delete(self, elements: Iterable[Element]) -> None:
+        """Elements are to go."""
+        for name, element in elements:
+            self._deleted.setdefault(name, []).append(element)
+
+    def add(self, elements: Iterable[Element]) -> None:
+        """Elements are to come."""
+        for name, element in elements:
+            self._added.setdefault(name, []).append(element)
+
+    def messages(self) -> list[Message]:
+        """The first transaction."""
+        t = self._table
+        address = _ADDRESSES.get(t.family, ADDRESS6)
+        out = [messages.flush_chain(t, name) for name in self._flushed]
+        out += [messages.delete_set(t, name) for name in self._dropped_sets]
+        out += [
+            messages.add_set(t, name, (address,), flags=TIMEOUT | EVAL, timeout=timeout, size=CLIENTS)
+            for name, timeout in self._made_sets.items()
+        ]
+        for name, rules in self._chains.items():
+            if name not in self._flushed:
+                out.append(messages.add_chain(t, name))
+            out += [
+                messages.add_rule(t, name, *rule.expressions, comment=rule.comment, digest=rule.digest)
+                for rule in rules
+            ]
+        for name, elements in self._deleted.items():
+            out += messages.delete_elements(t, name, elements)
+        for name, elements in self._added.items():
+            out += messages.add_elements(t, name, elements)
+        return out
+
+    def afterwards(self) -> list[Message]:
+        """The second transaction."""
+        return [messages.delete_chain(self._table, name) for name in self._dropped]
