@@ -75,7 +75,7 @@ class NFTables:
             compiled = self._content.compile(key)
             own_objects(transaction, NOTHING, compiled)
             for chain in ledger.acquire(compiled.chains):
-                transaction.chain(chain.name, chain.rules(compiler.steps))
+                transaction.shared_chain(chain, compiler.steps)
             transaction.add(ledger.difference(NOTHING, compiled)[1])
         try:
             self._kernel.commit([*self._anew(there=True), *transaction.messages()])

@@ -15,13 +15,6 @@ from kubeproxy.backends.nftables.steps import Rule, Steps
 from kubeproxy.netlink.nft import expressions as x
 from kubeproxy.netlink.nft.messages import GOTO, verdict
 
-_MAPS = {
-    ("pick", False): layout.ENDPOINTS,
-    ("pick", True): layout.NODEPORT_ENDPOINTS,
-    ("here", False): layout.HERE_ENDPOINTS,
-    ("here", True): layout.NODEPORT_HERE_ENDPOINTS,
-}
-
 
 class SharedChain(NamedTuple):
     """A shared chain.
@@ -44,6 +37,12 @@ class SharedChain(NamedTuple):
         counts = f"{self.local}-{self.endpoints}" if self.kind == "local" else str(self.endpoints)
         return f"{'nodeport-' if self.node_port else ''}{self.kind}-{counts}"
 
+    def slots(self, family: int) -> layout.SetType | None:
+        """The map it picks from, if it does."""
+        if self.kind not in {"pick", "here"}:
+            return None
+        return layout.endpoints(family, self.endpoints, here=self.kind == "here", node_port=self.node_port)
+
     @property
     def leads_to(self) -> tuple[Self, ...]:
         """The chains its rules lead to."""
@@ -63,8 +62,9 @@ class SharedChain(NamedTuple):
             return [Rule((*steps.mark(), targets[0]), "masquerade")]
         if self.kind == "local":
             return short_circuit(steps, targets[0]) + [Rule((target,)) for target in targets[1:]]
-        named = _MAPS[self.kind, self.node_port]
-        return [Rule(steps.pick(named, self.endpoints, node_port=self.node_port))]
+        slots = self.slots(steps.family)
+        assert slots is not None
+        return [Rule(steps.pick(slots.name, self.endpoints, node_port=self.node_port))]
 
 
 def go_to(chain: str) -> bytes:

@@ -4,9 +4,9 @@ Two plans are compared by what they compile to: elements that are only in the ol
 added. Endpoints fill the slots of a front in the order of their addresses, so equal plans are equal elements, whatever came
 before; one endpoint replaced changes at most the slots between its old place and its new one.
 
-    ClusterIP with N <= 8 endpoints   endpoints-N: a slot each
-    any other front                   service-ips: goto a chain; endpoints: a slot each
-    policy Local                      goto local-M-N; endpoints: the M of this node; here-endpoints: all N
+    ClusterIP with N <= 16 endpoints  endpoints-N: a slot each
+    any other front                   service-ips: goto a chain; endpoints-N: a slot each
+    policy Local                      goto local-M-N; endpoints-M: those of this node; here-endpoints-N: all
     source ranges                     firewall-fronts, firewall-sources
     no endpoint                       no-endpoints-drop, no-endpoints-reject
     session affinity                  goto chains of its own (`sticky`)
@@ -138,11 +138,10 @@ class _Port:
             self._refuse(key, p.internal_action)
         elif self._own.internal:
             self._goto(key, self._own.internal)
-        elif len(backends) <= layout.DIRECT:
-            self._slots(layout.direct(len(backends)), key, backends)
         else:
-            self._shared(key, SharedChain("pick", node_port=False, endpoints=len(backends)))
-            self._slots(layout.ENDPOINTS, key, backends)
+            if len(backends) > layout.DIRECT:
+                self._shared(key, SharedChain("pick", node_port=False, endpoints=len(backends)))
+            self._slots(key, backends)
 
     def _external(self, key: bytes, *, node_port: bool = False) -> None:
         p = self._port
@@ -158,16 +157,10 @@ class _Port:
         count = len(p.cluster)
         if p.external_local:
             self._shared(key, SharedChain("local", node_port, count, len(p.local)))
-            self._slots(
-                layout.NODEPORT_HERE_ENDPOINTS if node_port else layout.HERE_ENDPOINTS,
-                key,
-                p.cluster,
-                node_port=node_port,
-            )
+            self._slots(key, p.cluster, here=True, node_port=node_port)
         else:
             self._shared(key, SharedChain("external", node_port, count))
-        slots = layout.NODEPORT_ENDPOINTS if node_port else layout.ENDPOINTS
-        self._slots(slots, key, p.external_backends, node_port=node_port)
+        self._slots(key, p.external_backends, node_port=node_port)
 
     def _firewall(self, key: bytes) -> None:
         """Lets the clients in. A node that is among them may also speak from the load balancer's address, if it has it."""
@@ -197,8 +190,10 @@ class _Port:
         self._put(name, packing.goto(key, chain, self._port.name))
 
     def _slots(
-        self, name: str, key: bytes, backends: tuple[Backend, ...], *, node_port: bool = False
+        self, key: bytes, backends: tuple[Backend, ...], *, here: bool = False, node_port: bool = False
     ) -> None:
+        family = self._compiler.steps.family
+        name = layout.endpoints(family, len(backends), here=here, node_port=node_port).name
         packer = self._compiler.endpoints(node_port=node_port)
         tails = [packer.tail(b.address, b.port) for b in backends]
         self._out.elements.update(dict.fromkeys([(name, e) for e in packer.elements(key, tails)]))

@@ -60,7 +60,7 @@ class Content:
             after = compiler.compile(new, claims.lost(key))
             own_objects(transaction, before, after)
             for chain in ledger.acquire(after.chains - before.chains):
-                transaction.chain(chain.name, chain.rules(compiler.steps))
+                transaction.shared_chain(chain, compiler.steps)
             gone += ledger.release(before.chains - after.chains)
             delete, add = ledger.difference(before, after)
             transaction.delete(delete)
@@ -72,7 +72,7 @@ class Content:
         needed = set(ledger.chains)
         for chain in gone:
             if chain not in needed:
-                transaction.drop_chain(chain.name)
+                transaction.drop_shared_chain(chain)
         return transaction
 
 

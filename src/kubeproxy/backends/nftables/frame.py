@@ -102,7 +102,7 @@ def _services(node: NodeConfig, s: Steps) -> list[Rule]:
     rules.append(
         Rule((s.destination(0), x.lookup(layout.CLUSTER_IPS, 0, inverted=True), x.verdict(verdict(RETURN))))
     )
-    rules += [Rule(s.pick(layout.direct(n), n)) for n in range(1, layout.DIRECT + 1)]
+    rules += [Rule(s.pick(layout.endpoints(s.family, n).name, n)) for n in range(1, layout.DIRECT + 1)]
     return rules
 
 

@@ -1,6 +1,7 @@
 """What the kernel holds of our table, taken apart piece by piece as it is found to be right."""
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 from kubeproxy.backends.nftables import layout
 from kubeproxy.backends.nftables.steps import Rule
@@ -10,11 +11,13 @@ from kubeproxy.netlink.nft.messages import ANONYMOUS, Table
 
 
 class Held:
-    """The objects of a table laid out as ours is.
+    """The objects of a table that may be laid out as ours.
 
     Attributes:
         chains: digests of the rules of each chain.
-        sets: all other sets than those of the layout, with the milliseconds their elements stay.
+        maps: maps of endpoints that are not always there.
+        sets: sets that are none of the layout's, with the milliseconds their elements stay.
+        sound: the table is laid out as ours: its sets, maps and base chains are there and what they should be.
     """
 
     def __init__(self, kernel: Kernel, table: Table) -> None:
@@ -23,37 +26,28 @@ class Held:
         Raises:
             OSError: the kernel refused, or the table changed meanwhile.
         """
-        self._hooks = objects.chains(kernel, table)
-        self.chains: dict[str, list[bytes]] = {name: [] for name in self._hooks}
+        hooks = objects.chains(kernel, table)
+        self.chains: dict[str, list[bytes]] = {name: [] for name in hooks}
         for rule in objects.rules(kernel, table):
             self.chains.setdefault(rule.chain, []).append(rule.digest)
-        found = objects.sets(kernel, table)
-        ours = layout.sets(table.family)
-        fixed = {s.name for s in ours}
-        self.sets = {
-            s.name: s.timeout for s in found.values() if s.name not in fixed and not s.flags & ANONYMOUS
-        }
-        self._sound = self._is_ours(ours, found)
-        self._elements: dict[str, dict[bytes, bytes]] = {}
-        if self._sound:
-            for named in ours:
-                held = objects.elements(kernel, table, named.name)
-                self._elements[named.name] = {objects.key_of(element): element for element in held}
-
-    @property
-    def sound(self) -> bool:
-        """Whether the table is laid out as ours: its sets, maps and base chains are there and what they should be."""
-        return self._sound
-
-    def _is_ours(self, ours: Iterable[layout.SetType], found: dict[str, objects.SetInfo]) -> bool:
-        for wanted in ours:
-            held = found.get(wanted.name)
-            if held is None or (held.key_type, held.data_type) != messages.types(wanted.key, wanted.data):
-                return False
-        return all(
-            name in self._hooks and self._hooks[name].hook == hook
-            for name, hook in layout.BASE_CHAINS.items()
+        wanted = {s.name: s for s in layout.sets(table.family)}
+        self.maps: set[str] = set()
+        self.sets: dict[str, int] = {}
+        found = {s.name: s for s in objects.sets(kernel, table).values() if not s.flags & ANONYMOUS}
+        for name in found.keys() - wanted.keys():
+            if (slots := layout.parse_endpoints(table.family, name)) is not None:
+                self.maps.add(name)
+                wanted[name] = slots
+            else:
+                self.sets[name] = found[name].timeout
+        self.sound = all(_is(found.get(name), s) for name, s in wanted.items()) and all(
+            name in hooks and hooks[name].hook == hook for name, hook in layout.BASE_CHAINS.items()
         )
+        self._elements: dict[str, dict[bytes, bytes]] = {}
+        if self.sound:
+            for name in wanted:
+                elements = objects.elements(kernel, table, name)
+                self._elements[name] = {objects.key_of(element): element for element in elements}
 
     def has_rules(self, chain: str, rules: Iterable[Rule]) -> bool:
         """Whether a chain is there and has just these rules."""
@@ -61,8 +55,19 @@ class Held:
 
     def take(self, name: str, element: bytes) -> bytes | None:
         """What a set has in the place of an element; it counts as found."""
-        return self._elements[name].pop(objects.key_of(element), None)
+        held = self._elements.get(name)
+        return held.pop(objects.key_of(element), None) if held else None
 
-    def leftovers(self) -> list[tuple[str, bytes]]:
-        """The elements nobody wants."""
-        return [(name, element) for name, held in self._elements.items() for element in held.values()]
+    def leftovers(self, gone: AbstractSet[str]) -> list[tuple[str, bytes]]:
+        """The elements nobody wants, those of maps that go anyway apart."""
+        return [
+            (name, element)
+            for name, held in self._elements.items()
+            if name not in gone
+            for element in held.values()
+        ]
+
+
+def _is(held: objects.SetInfo | None, wanted: layout.SetType) -> bool:
+    """Whether a set is the one that is wanted."""
+    return held is not None and (held.key_type, held.data_type) == messages.types(wanted.key, wanted.data)

@@ -4,22 +4,25 @@ There is no object per Service (session affinity apart), only elements of sets a
 costs the same however many Services there are. "Front" stands for a destination: address, protocol and port; for node ports
 protocol and port. "Slot" numbers the endpoints of a front from 0.
 
-    endpoints-N       front . slot : endpoint, for ClusterIPs with N endpoints, N from 1 to 8; a rule each in `services`
-    service-ips       front : goto a chain, for all other fronts
-    service-nodeports the same for node ports
-    endpoints         front . slot : endpoint, for these fronts
-    here-endpoints    the same for traffic that starts on this node, where the policy is Local
-    no-endpoints-...  fronts to drop or reject
-    firewall-ips, firewall-sources     fronts with source ranges, and who is let in
+    endpoints-N            front . slot : endpoint, for fronts with N endpoints
+    here-endpoints-N       the same for traffic that starts on this node, where the policy is Local
+    nodeport-...           the same two for node ports
+    service-ips            front : goto a chain, for all fronts that are no ClusterIPs with at most 16 endpoints
+    service-nodeports      the same for node ports
+    no-endpoints-...       fronts to drop or reject
+    firewall-fronts, firewall-sources     fronts with source ranges, and who is let in
     cluster-ips, service-cidrs, nodeport-ips, hairpin-connections
 
-Why ClusterIPs are not in the verdict map, too: whenever an element with a `goto` comes, the kernel checks all elements with one
-again, 6 ms at 50,000. In `endpoints-N` a Service that grows is plain data: 16 µs. Eight lookups at the most are the price, paid
-once a connection.
+For ClusterIPs with few endpoints, which is nearly all there are, chain `services` asks each `endpoints-N` up to 16 itself. Why
+they are not in the verdict map, too: whenever an element with a `goto` comes, the kernel checks all elements with one again,
+6 ms at 50,000, but a Service that grows from one `endpoints-N` to the next is plain data, 60 us. And why there is a map for each
+N, not one for all: a rule in a new chain makes the kernel walk the maps it names, 56 ms at 250,000 elements.
 
 Names that the reference also has mean and look the same, so that it can take over this table, and we its.
 """
 
+import re
+from functools import cache
 from typing import Final
 
 from msgspec import Struct
@@ -41,12 +44,14 @@ from kubeproxy.netlink.nft.messages import (
     Hook,
 )
 
+ADDRESSES: Final = {IP: ADDRESS4, IP6: ADDRESS6}
+
 TABLE: Final = "kube-proxy"
 COMMENT: Final = "rules for kube-proxy, layout 1"
 """Says that the table is ours and how it is laid out: another comment, and it is replaced whole."""
 
-DIRECT: Final = 8
-"""Up to so many endpoints a ClusterIP has a map of its own kind."""
+DIRECT: Final = 16
+"""Up to so many endpoints a ClusterIP is found without the verdict map."""
 
 CLUSTER_IPS: Final = "cluster-ips"
 NODEPORT_IPS: Final = "nodeport-ips"
@@ -54,10 +59,6 @@ SERVICE_CIDRS: Final = "service-cidrs"
 HAIRPIN: Final = "hairpin-connections"
 SERVICE_IPS: Final = "service-ips"
 SERVICE_NODEPORTS: Final = "service-nodeports"
-ENDPOINTS: Final = "endpoints"
-HERE_ENDPOINTS: Final = "here-endpoints"
-NODEPORT_ENDPOINTS: Final = "nodeport-endpoints"
-NODEPORT_HERE_ENDPOINTS: Final = "nodeport-here-endpoints"
 DROP_SERVICES: Final = "no-endpoints-drop"
 REJECT_SERVICES: Final = "no-endpoints-reject"
 DROP_NODEPORTS: Final = "no-endpoints-nodeports-drop"
@@ -103,17 +104,32 @@ class SetType(Struct, frozen=True, gc=False):
     comment: str = ""
 
 
-def direct(count: int) -> str:
-    """The map of ClusterIPs with so many endpoints."""
-    return f"endpoints-{count}"
+def endpoints(family: int, count: int, *, here: bool = False, node_port: bool = False) -> SetType:
+    """The map of fronts with so many endpoints."""
+    address = ADDRESSES[family]
+    name = f"{'nodeport-' if node_port else ''}{'here-' if here else ''}endpoints-{count}"
+    key = (PROTOCOL, SERVICE, MARK) if node_port else (address, PROTOCOL, SERVICE, MARK)
+    return SetType(name, key, (address, SERVICE))
 
 
+SLOTS: Final = re.compile(r"(nodeport-)?(here-)?endpoints-([1-9]\d*)")
+"""Names of `endpoints`."""
+
+
+def parse_endpoints(family: int, name: str) -> SetType | None:
+    """The map that `endpoints` gives this name; None if it gives it to none."""
+    found = SLOTS.fullmatch(name)
+    if found is None:
+        return None
+    return endpoints(family, int(found[3]), here=bool(found[2]), node_port=bool(found[1]))
+
+
+@cache
 def sets(family: int) -> tuple[SetType, ...]:
-    """All named sets and maps of a family's table, those of session affinity apart."""
-    address = {IP: ADDRESS4, IP6: ADDRESS6}[family]
+    """The sets and maps that are always there."""
+    address = ADDRESSES[family]
     front = (address, PROTOCOL, SERVICE)
     port = (PROTOCOL, SERVICE)
-    endpoint = (address, SERVICE)
     return (
         SetType(CLUSTER_IPS, (address,), comment="Active ClusterIPs"),
         SetType(NODEPORT_IPS, (address,), comment="IPs that accept NodePort traffic"),
@@ -121,24 +137,7 @@ def sets(family: int) -> tuple[SetType, ...]:
         SetType(HAIRPIN, (address, address, PROTOCOL, SERVICE), comment="service hairpin connections"),
         SetType(SERVICE_IPS, front, (), comment="ClusterIP, ExternalIP and LoadBalancer IP traffic"),
         SetType(SERVICE_NODEPORTS, port, (), comment="NodePort traffic"),
-        *(
-            SetType(direct(n), (*front, MARK), endpoint, comment=f"ClusterIPs with {n} endpoints")
-            for n in range(1, DIRECT + 1)
-        ),
-        SetType(ENDPOINTS, (*front, MARK), endpoint, comment="endpoints of service-ips"),
-        SetType(
-            HERE_ENDPOINTS,
-            (*front, MARK),
-            endpoint,
-            comment="the same for traffic from this node, policy Local",
-        ),
-        SetType(NODEPORT_ENDPOINTS, (*port, MARK), endpoint, comment="endpoints of service-nodeports"),
-        SetType(
-            NODEPORT_HERE_ENDPOINTS,
-            (*port, MARK),
-            endpoint,
-            comment="the same for traffic from this node, policy Local",
-        ),
+        *(endpoints(family, n) for n in range(1, DIRECT + 1)),
         SetType(DROP_SERVICES, front, comment="Services with endpoints elsewhere only"),
         SetType(REJECT_SERVICES, front, comment="Services without endpoints"),
         SetType(DROP_NODEPORTS, port, comment="NodePorts with endpoints elsewhere only"),

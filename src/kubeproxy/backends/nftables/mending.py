@@ -111,15 +111,14 @@ class Mending:
             if size >= _PIECE:
                 yield piece
                 piece, size = [], 0
-        self._wanted_chains |= {chain.name for chain in ledger.chains}
         yield piece
 
     def _make(self, chains: list[SharedChain]) -> None:
+        steps = self._content.compiler.steps
         transaction = Transaction(self._content.table)
         for chain in chains:
-            rules = chain.rules(self._content.compiler.steps)
-            if not self._held.has_rules(chain.name, rules):
-                transaction.chain(chain.name, rules, exists=chain.name in self._held.chains)
+            if not self._held.has_rules(chain.name, chain.rules(steps)):
+                transaction.shared_chain(chain, steps, exists=chain.name in self._held.chains)
         self._commit(transaction)
 
     def _held_of(self, wanted: Compiled) -> Compiled:
@@ -162,18 +161,22 @@ class Mending:
 
     def _sweep(self) -> None:
         """Deletes what nobody wants."""
-        compiler = self._content.compiler
-        kept = tuple(front for key in self._failures for front in compiler.fronts(self._content.plans[key]))
-        left = [e for e in self._held.leftovers() if not e[1].startswith(kept, _FRONT_AT)]
+        content = self._content
+        chains = {chain.name: chain.slots(content.table.family) for chain in content.ledger.chains}
+        maps = self._held.maps - {slots.name for slots in chains.values() if slots is not None}
+        kept = tuple(front for key in self._failures for front in content.compiler.fronts(content.plans[key]))
+        left = [e for e in self._held.leftovers(maps) if not e[1].startswith(kept, _FRONT_AT)]
         for start in range(0, len(left), _PIECE):
-            transaction = Transaction(self._content.table)
+            transaction = Transaction(content.table)
             transaction.delete(left[start : start + _PIECE])
             self._commit(transaction)
         if self._failures:
-            return  # their old elements may lead to chains that nobody else wants
-        transaction = Transaction(self._content.table)
-        for name in self._held.chains.keys() - self._wanted_chains:
+            return  # what they have may lead to chains that nobody else wants
+        transaction = Transaction(content.table)
+        for name in self._held.chains.keys() - self._wanted_chains - chains.keys():
             transaction.drop_chain(name)
         for name in self._held.sets.keys() - self._wanted_sets:
             transaction.drop_set(name)
+        for name in maps:
+            transaction.drop_map(name)
         self._commit(transaction)

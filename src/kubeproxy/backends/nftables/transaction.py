@@ -6,13 +6,14 @@ the same key. Chains are deleted by a second transaction: kernels before 6.2 fin
 
 from collections.abc import Iterable
 
+from kubeproxy.backends.nftables import layout
+from kubeproxy.backends.nftables.chains import SharedChain
 from kubeproxy.backends.nftables.compile import Element
-from kubeproxy.backends.nftables.steps import Rule
+from kubeproxy.backends.nftables.layout import SetType
+from kubeproxy.backends.nftables.steps import Rule, Steps
 from kubeproxy.backends.nftables.sticky import CLIENTS
 from kubeproxy.netlink.nft import messages
-from kubeproxy.netlink.nft.messages import ADDRESS4, ADDRESS6, EVAL, IP, TIMEOUT, Message, Table
-
-_ADDRESSES = {IP: ADDRESS4}
+from kubeproxy.netlink.nft.messages import EVAL, TIMEOUT, Message, Table
 
 
 class Transaction:
@@ -23,6 +24,8 @@ class Transaction:
         self._flushed: dict[str, None] = {}
         self._dropped_sets: list[str] = []
         self._made_sets: dict[str, int] = {}
+        self._made_maps: list[SetType] = []
+        self._dropped_maps: list[str] = []
         self._chains: dict[str, Iterable[Rule]] = {}
         self._deleted: dict[str, list[bytes]] = {}
         self._added: dict[str, list[bytes]] = {}
@@ -38,6 +41,24 @@ class Transaction:
         """A chain is to go."""
         self._flushed[name] = None
         self._dropped[name] = None
+
+    def shared_chain(self, chain: SharedChain, steps: Steps, *, exists: bool = False) -> None:
+        """A shared chain is to be there with its rules, and the map it picks from."""
+        slots = chain.slots(self._table.family)
+        if slots is not None and slots not in layout.sets(self._table.family):
+            self._made_maps.append(slots)
+        self.chain(chain.name, chain.rules(steps), exists=exists)
+
+    def drop_shared_chain(self, chain: SharedChain) -> None:
+        """A shared chain is to go, and the map it picked from unless that is always there."""
+        self.drop_chain(chain.name)
+        slots = chain.slots(self._table.family)
+        if slots is not None and slots not in layout.sets(self._table.family):
+            self.drop_map(slots.name)
+
+    def drop_map(self, name: str) -> None:
+        """A map of endpoints is to go."""
+        self._dropped_maps.append(name)
 
     def make_set(self, name: str, timeout: int) -> None:
         """A set of clients is to be there; milliseconds they stay."""
@@ -60,13 +81,14 @@ class Transaction:
     def messages(self) -> list[Message]:
         """The first transaction."""
         t = self._table
-        address = _ADDRESSES.get(t.family, ADDRESS6)
+        address = layout.ADDRESSES[t.family]
         out = [messages.flush_chain(t, name) for name in self._flushed]
         out += [messages.delete_set(t, name) for name in self._dropped_sets]
         out += [
             messages.add_set(t, name, (address,), flags=TIMEOUT | EVAL, timeout=timeout, size=CLIENTS)
             for name, timeout in self._made_sets.items()
         ]
+        out += [messages.add_set(t, s.name, s.key, s.data) for s in self._made_maps]
         for name, rules in self._chains.items():
             if name not in self._flushed:
                 out.append(messages.add_chain(t, name))
@@ -82,4 +104,5 @@ class Transaction:
 
     def afterwards(self) -> list[Message]:
         """The second transaction."""
-        return [messages.delete_chain(self._table, name) for name in self._dropped]
+        chains = [messages.delete_chain(self._table, name) for name in self._dropped]
+        return chains + [messages.delete_set(self._table, name) for name in self._dropped_maps]
