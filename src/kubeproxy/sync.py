@@ -167,7 +167,10 @@ class Loop:
                 self._next_look = now + self._sync_period
                 if not await self._backend.intact():
                     self.repairs += 1
-                    log.warning("%s: somebody changed the rules in the kernel, comparing them all with ours", self.family)
+                    log.warning(
+                        "%s: somebody changed the rules in the kernel, comparing them all with ours",
+                        self.family,
+                    )
                     self.resync()
             else:
                 timers = [self._next_look, self._next_full, *([self._next_refused] if self.refused else [])]
@@ -188,7 +191,6 @@ class Loop:
             failures = await self._backend.sync(self.node, changes, full=full)
         except Exception as e:
             self._full = True
-            self._pending = {**pending, **self._pending}
             self.queued_since = queued if queued is not None else started
             self._failed(e, full=full)
             return
@@ -204,14 +206,12 @@ class Loop:
         return [Change(key, before, after) for key, before, after in changes if before != after]
 
     def _failed(self, error: Exception, *, full: bool) -> None:
-        now = self._clock.now()
         if isinstance(error, StaleError) and not full:
             log.info("%s: full sync: %s", self.family, error)
-            self._not_before = now
             return
         self.failures_in_row += 1
         delay = min(_FIRST_RETRY_SECONDS * 2 ** min(self.failures_in_row - 1, 30), self._sync_period)
-        self._not_before = now + delay
+        self._not_before = self._clock.now() + delay
         foreseen = isinstance(error, SyncError)
         log.error(
             "%s: sync failed, trying again in %.3g s: %s", self.family, delay, error, exc_info=not foreseen

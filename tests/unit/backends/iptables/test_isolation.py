@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kubeproxy.api import types
 from kubeproxy.backends.base import StaleError, SyncError
 from kubeproxy.backends.iptables import backend as backends
 from kubeproxy.backends.iptables import names
@@ -164,6 +165,30 @@ def test_a_refused_service_that_loses_its_endpoints(variant: Variant, told: Told
     assert set(rig.sync()) == {key(1)}
     assert of(rig.rules(), 1, "10.244.1.1") == of(before, 1, "10.244.1.1")
     assert ("nat", f"KUBE-SVC-{suffix('default/s0')}") not in rig.rules()
+
+
+@pytest.mark.parametrize("told", TOLD)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_service_that_is_refused_in_one_table_is_not_half_there(variant: Variant, told: Told) -> None:
+    """Its external packets are to be dropped, which is refused; so its ClusterIP is not served either."""
+    rig = Rig(Refusing(variant, told))
+    assert isinstance(rig.tables, Refusing)
+    tell(rig, 0, "10.96.0.1", "10.244.1.1")
+    rig.full()
+    before = rig.rules()
+    rig.tables.bad, rig.tables.where = {"s1"}, "filter"
+    rig.tell(
+        service(
+            "s1",
+            "10.96.0.2",
+            type="NodePort",
+            ports=[types.ServicePort(80, node_port=30080)],
+            external_traffic_policy="Local",
+        ),
+        endpoints("s1", "10.244.2.1"),
+    )
+    assert set(rig.sync()) == {key(1)}
+    assert rig.rules() == before
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
