@@ -222,6 +222,7 @@ class App:
     async def _watch_addresses(self, loops: Sequence[Loop]) -> None:
         """Follows the addresses of this host, for node ports are bound to those in some ranges."""
         changed = asyncio.Event()
+        changed.set()  # since the loops were made nobody has looked
         running = asyncio.get_running_loop()
         with route.monitor() as monitor:
             running.add_reader(monitor.fileno(), changed.set)
@@ -233,8 +234,13 @@ class App:
                         while list(monitor.receive(wait=False)):
                             pass
                     changed.clear()
-                    for loop in loops:
-                        loop.set_node(loop.node.with_addresses(_local_addresses(loop.family)))
+                    try:
+                        for loop in loops:
+                            loop.set_node(loop.node.with_addresses(_local_addresses(loop.family)))
+                    except OSError as e:
+                        log.warning(
+                            "Node ports stay on the addresses known, the host's cannot be listed: %s", e
+                        )
             finally:
                 running.remove_reader(monitor.fileno())
 

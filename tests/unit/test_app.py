@@ -1,8 +1,11 @@
 """The daemon's parts together, with a source and backends that do as told; nothing here touches the kernel."""
 
 import asyncio
+import contextlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 
@@ -15,17 +18,20 @@ from kubeproxy.config.load import load
 from kubeproxy.hub import Hub
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key
+from kubeproxy.netlink import route
 from tests.fakes.clock import FakeClock
 
 
 class Recorder:
     """A backend that remembers which Services each sync was told."""
 
-    def __init__(self, syncs: list[tuple[Family, list[Key]]]) -> None:
+    def __init__(self, syncs: list[tuple[Family, list[Key]]], nodes: list[NodeConfig]) -> None:
         self._syncs = syncs
+        self._nodes = nodes
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         self._syncs.append((node.family, [c.key for c in changes]))
+        self._nodes.append(node)
         return {}
 
     async def intact(self) -> bool:
@@ -35,8 +41,9 @@ class Recorder:
 class Rig:
     """An App whose kernel is a list."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, **flags: Any) -> None:
         self.syncs: list[tuple[Family, list[Key]]] = []
+        self.nodes: list[NodeConfig] = []
         self.unsupported: set[Family] = set()
         self.opened: set[Family] = set()
         self.cleaned: list[str] = []
@@ -45,13 +52,14 @@ class Rig:
         monkeypatch.setattr(backends, "load", lambda _: self)
         monkeypatch.setattr(backends, "cleanup", self.cleaned.append)
         monkeypatch.setattr(App, "_source", lambda _: self)
-        self.app = App(load({"manifests": [str(folder)], "hostname-override": "here"}, "linux"))
+        given = {"manifests": [str(folder)], "hostname-override": "here", **flags}
+        self.app = App(load(given, "linux"))
 
     def open_backend(self, node: NodeConfig) -> Backend:
         if node.family in self.unsupported:
             raise UnsupportedError(f"no {node.family} here")
         self.opened.add(node.family)
-        return Recorder(self.syncs)
+        return Recorder(self.syncs, self.nodes)
 
     @property
     def hub(self) -> Hub:
@@ -114,3 +122,67 @@ async def test_the_primary_family_must_be_served(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UnsupportedError, match="no IPv4 here"):
         await rig.app.run()
     assert rig.syncs == []
+
+
+class Monitor:
+    """Word of addresses: as much as the test writes into a pipe."""
+
+    def __init__(self) -> None:
+        self._reads, self._writes = os.pipe2(os.O_NONBLOCK)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._reads)
+        os.close(self._writes)
+
+    def fileno(self) -> int:
+        return self._reads
+
+    def tell(self) -> None:
+        os.write(self._writes, b"x")
+
+    def receive(self, *, wait: bool) -> list[bytes]:
+        assert not wait
+        with contextlib.suppress(BlockingIOError):
+            return [os.read(self._reads, 1)]
+        return []
+
+
+async def test_node_ports_follow_the_addresses_of_the_host(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    here: list[int] = [1]
+    monitor = Monitor()
+
+    def addresses() -> list[route.Address]:
+        if not here:
+            raise OSError(4, "too fast")
+        return [route.Address(bytes([192, 0, 2, i]), 24, 1) for i in here]
+
+    monkeypatch.setattr(route, "addresses", addresses)
+    monkeypatch.setattr(route, "monitor", lambda: monitor)
+    rig = Rig(monkeypatch, tmp_path, **{"nodeport-addresses": ["192.0.2.0/24"]})
+    task = asyncio.create_task(rig.app.run())
+    await _until(lambda: rig.opened == {IPV4, IPV6})
+    await FakeClock.settle()
+
+    def serves(*numbers: int) -> bool:
+        found = [node for node in rig.nodes if node.family == IPV4]
+        return bool(found) and found[-1].node_port_addresses == tuple(f"192.0.2.{i}" for i in numbers)
+
+    here[:] = [1, 2]  # nobody is told: there is no monitor yet
+    rig.listed.set()
+    await _until(lambda: serves(1, 2))
+    here[:] = [3]
+    monitor.tell()
+    await _until(lambda: serves(3))
+    here.clear()
+    monitor.tell()
+    await _until(lambda: "cannot be listed" in caplog.text)
+    here[:] = [4]
+    monitor.tell()
+    await _until(lambda: serves(4))
+    rig.app._end(0)
+    assert await task == 0
