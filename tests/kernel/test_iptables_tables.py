@@ -433,6 +433,18 @@ def test_both_variants_are_cleaned_up(inside: str, program: str) -> None:
         assert space.tables.counted() == before
 
 
+@each_family
+@pytest.mark.parametrize("kubelet", VARIANTS)
+def test_of_two_variants_the_kubelet_s_is_found(inside: str, kubelet: Variant, family: Family) -> None:
+    """Looking leaves nothing behind: not even an empty legacy table, of which every later program would warn."""
+    programs.find(family)
+    names_of_legacy = Path(f"/proc/thread-self/net/ip{'6' if family == IPV6 else ''}_tables_names")
+    assert "mangle" not in names_of_legacy.read_text()
+    Real(family, kubelet).run("-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
+    assert programs.find(family).variant == kubelet
+    assert ("mangle" in names_of_legacy.read_text()) == (kubelet == "legacy")
+
+
 @both
 @each_family
 def test_the_mode_finds_all_it_needs_here(

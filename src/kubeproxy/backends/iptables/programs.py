@@ -156,11 +156,10 @@ def find(family: Family, which: Callable[[str], str | None] = shutil.which) -> P
         SyncError: they cannot be tried: we lack the right, or somebody holds their lock for long.
     """
     base = "iptables" if family == IPV4 else "ip6tables"
-    candidates = [base]
+    name = base
     both = [f"{base}-nft", f"{base}-legacy"]
-    if all(which(f"{name}-restore") for name in both):
-        candidates = [*(name for name in both if _kubelet_uses(name)), base]
-    name = candidates[0]
+    if all(which(f"{each}-restore") for each in both):
+        name = next(filter(_kubelet_uses, both), base)
     for program in (name, f"{name}-save", f"{name}-restore"):
         if which(program) is None:
             raise UnsupportedError(
@@ -193,8 +192,10 @@ def _try(programs: Programs, family: Family) -> None:
 
 def _kubelet_uses(name: str) -> bool:
     """Whether the kubelet's chains are in this variant's mangle table."""
+    # Asked for a table by its name the legacy program would make it, and leave a trace of legacy tables on the node.
+    argv = [f"{name}-save", *([] if name.endswith("-legacy") else ["-t", "mangle"])]
     try:
-        return any(line.startswith(_KUBELET_CHAINS) for line in run.lines([f"{name}-save", "-t", "mangle"]))
+        return any(line.startswith(_KUBELET_CHAINS) for line in run.lines(argv))
     except (run.ProgramError, OSError):
         return False
 
