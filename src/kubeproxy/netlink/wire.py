@@ -38,8 +38,8 @@ _ACK_TLVS: Final = 0x200
 HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _SOL_NETLINK = 270
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
-_CAP_ACK, _EXT_ACK, _GET_STRICT_CHK = 10, 11, 12
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 32, 33, 26
+_ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK = 1, 10, 11
 
 
 class NetlinkError(OSError):
@@ -145,7 +145,7 @@ class Socket:
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._grow(_SO_RCVBUFFORCE, socket.SO_RCVBUF, receive_buffer)
         for group in groups:
-            self._socket.setsockopt(_SOL_NETLINK, 1, group)  # NETLINK_ADD_MEMBERSHIP
+            self.join(group)
 
     def __enter__(self) -> Self:
         return self
@@ -156,6 +156,18 @@ class Socket:
     def close(self) -> None:
         """Closes the socket."""
         self._socket.close()
+
+    def join(self, group: int) -> None:
+        """Subscribes to a multicast group."""
+        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+
+    def set_filter(self, program: bytes) -> None:
+        """Has the kernel filter what is received.
+
+        Args:
+            program: struct sock_fprog, classic BPF.
+        """
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
     def fileno(self) -> int:
         """The descriptor, for an event loop to wait on."""
