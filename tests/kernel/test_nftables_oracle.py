@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import cases, probe, rules
+from tests.lab import cases, probe
 from tests.lab.daemon import Daemon, kube_proxy
 from tests.lab.topology import Lab
 
