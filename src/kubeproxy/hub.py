@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from kubeproxy.api import flatten, types
 from kubeproxy.api.rows import NodeRow
+from kubeproxy.model.complaints import Complaints
 from kubeproxy.model.state import State
 from kubeproxy.sync import Loop
 
@@ -30,6 +31,7 @@ class Hub:
         self._node_name = node_name
         self._missing = set(_NEEDED)
         self._cidrs: dict[str, tuple[str, ...]] = {}
+        self._complaints = Complaints()
         self.state = State()
         self.loops: list[Loop] = []
         self.node: NodeRow | None = None
@@ -46,10 +48,15 @@ class Hub:
         """See `Sink`."""
         if isinstance(obj, types.Node):
             if obj.metadata.name == self._node_name:
-                self._set_node(flatten.node(obj, self._complain("Node", obj.metadata.name)))
+                found: list[tuple[str, str]] = []
+                row = flatten.node(obj, lambda *complaint: found.append(complaint))
+                self._complaints.report(("Node", "", row.name), found)
+                self._set_node(row)
         elif isinstance(obj, types.ServiceCIDR):
             name = obj.metadata.name
-            self._cidrs[name] = flatten.service_cidr(obj, self._complain("ServiceCIDR", name))
+            found = []
+            self._cidrs[name] = flatten.service_cidr(obj, lambda *complaint: found.append(complaint))
+            self._complaints.report(("ServiceCIDR", "", name), found)
         else:
             keys = self.state.set(obj)
             for loop in self.loops:
@@ -59,8 +66,10 @@ class Hub:
         """See `Sink`."""
         if kind == "Node":
             if name == self._node_name:
+                self._complaints.forget((kind, "", name))
                 self._set_node(None)
         elif kind == "ServiceCIDR":
+            self._complaints.forget((kind, "", name))
             self._cidrs.pop(name, None)
         else:
             keys = self.state.gone(kind, namespace, name)
@@ -84,7 +93,3 @@ class Hub:
         if row != self.node:
             self.node = row
             self.on_node(row)
-
-    @staticmethod
-    def _complain(kind: str, name: str) -> flatten.Complain:
-        return lambda field, message: log.warning("%s %s: %s: %s", kind, name, field, message)

@@ -155,6 +155,19 @@ class TestNode:
         assert heard == [NodeRow("node-1", pod_cidrs=("10.244.1.0/24",), zone="a")]
         assert caplog.messages == ["Node node-1: spec.podCIDRs[0]: 'x' is not a CIDR range"]
 
+    def test_what_is_wrong_with_it_is_told_once_until_it_changes(self, hub, caplog):
+        for kubelet_reports in range(3):
+            hub.set(own(podCIDRs=["x"], unschedulable=bool(kubelet_reports)))
+        assert len(caplog.messages) == 1
+        hub.set(own(podCIDRs=["x", "y"]))
+        assert len(caplog.messages) == 3
+        hub.set(own())
+        hub.set(own(podCIDRs=["x"]))
+        assert len(caplog.messages) == 4
+        hub.gone("Node", "", "node-1")
+        hub.set(own(podCIDRs=["x"]))
+        assert len(caplog.messages) == 5
+
 
 class TestServiceCIDRs:
     def test_the_union_of_all(self, hub):
@@ -182,3 +195,9 @@ class TestServiceCIDRs:
         hub.set(service_cidr("a", "10.96.0.0/99", "10.98.0.0/16"))
         assert hub.service_cidrs == ("10.98.0.0/16",)
         assert caplog.messages == ["ServiceCIDR a: spec.cidrs[0]: '10.96.0.0/99' is not a CIDR range"]
+
+    def test_what_is_wrong_is_told_once(self, hub, caplog):
+        for _ in range(3):
+            hub.set(service_cidr("a", "x"))
+            hub.set(service_cidr("b", "x"))
+        assert len(caplog.messages) == 2

@@ -4,23 +4,15 @@ Every change is told as one object and answered with the Services to plan anew; 
 already touches none. Nothing here is planned: `plan` does that for one Service and one family, when it is asked.
 """
 
-import logging
 from collections.abc import Collection, Iterable
 
 from kubeproxy.api import flatten, types
 from kubeproxy.api.flatten import DEFAULT_NAMESPACE
 from kubeproxy.api.rows import ServiceRow, SliceRow
+from kubeproxy.model.complaints import Complaints, Name
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.model.plan import plan as make_plan
-
-log = logging.getLogger(__name__)
-
-MOST_COMPLAINTS = 20
-"""As many are logged of an object; a slice of thousands of endpoints may have something wrong with each."""
-
-Name = tuple[str, str, str]
-"""Kind, namespace and name of an object."""
 
 
 class State:
@@ -30,7 +22,7 @@ class State:
         self.services: dict[Key, ServiceRow] = {}
         self._slices: dict[Key, dict[Name, tuple[SliceRow, ...]]] = {}
         self._service_of: dict[Name, Key] = {}
-        self._complaints: dict[Name, tuple[tuple[str, str], ...]] = {}
+        self._complaints = Complaints()
 
     def set(self, obj: types.Service | types.EndpointSlice | types.Endpoints) -> Collection[Key]:
         """Takes in an object; returns the Services whose plan may have changed.
@@ -56,15 +48,13 @@ class State:
         except ValueError as e:
             field, _, message = str(e).partition(": ")
             complain(field, f"{message}; the object is left out")
-        if (more := len(complaints) - MOST_COMPLAINTS) > 0:
-            complaints[MOST_COMPLAINTS:] = [("(others)", f"{more} more parts are wrong and left out")]
-        self._report(name, tuple(complaints))
+        self._complaints.report(name, complaints)
         return touched
 
     def gone(self, kind: str, namespace: str, name: str) -> Collection[Key]:
         """Forgets an object; returns the Services whose plan may have changed."""
         who = (kind, namespace or DEFAULT_NAMESPACE, name)
-        self._complaints.pop(who, None)
+        self._complaints.forget(who)
         return self._set_service(who, None) if kind == "Service" else self._set_slices(who, ())
 
     def plan(self, key: Key, node: NodeConfig) -> ServicePlan | None:
@@ -107,15 +97,3 @@ class State:
             self._service_of[name] = after
             self._slices.setdefault(after, {})[name] = rows
         return {key for key in (before, after) if key in self.services and key is not None}
-
-    def _report(self, name: Name, complaints: tuple[tuple[str, str], ...]) -> None:
-        """Logs what is wrong with an object, once as long as it stays so."""
-        if self._complaints.get(name, ()) == complaints:
-            return
-        if complaints:
-            self._complaints[name] = complaints
-        else:
-            del self._complaints[name]
-        kind, namespace, own = map(types.printable, name)
-        for field, message in complaints:
-            log.warning("%s %s/%s: %s: %s", kind, namespace, own, field, message)

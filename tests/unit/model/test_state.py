@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubeproxy.api import types
-from kubeproxy.model.state import MOST_COMPLAINTS, State
+from kubeproxy.model import complaints
+from kubeproxy.model.state import State
 from tests.unit.model.make import HERE, IPV6, node, numbers
 
 NODES = (node(zone="zone-a"), node(IPV6, zone="zone-a"))
@@ -315,5 +316,5 @@ class TestWhatCannotBeUsed:
 
     def test_of_a_thousand_wrong_parts_some_are_told(self, caplog):
         State().set(endpoint_slice("s1", "web", *itertools.repeat("x", 1000)))
-        assert len(caplog.messages) == MOST_COMPLAINTS + 1
-        assert caplog.messages[-1].endswith(f"{1000 - MOST_COMPLAINTS} more parts are wrong and left out")
+        assert len(caplog.messages) == complaints.MOST + 1
+        assert caplog.messages[-1].endswith(f"{1000 - complaints.MOST} more parts are wrong and left out")
