@@ -5,7 +5,7 @@ from collections.abc import Set as AbstractSet
 
 from kubeproxy.backends.nftables import layout
 from kubeproxy.backends.nftables.steps import Rule
-from kubeproxy.netlink.nft import messages, objects
+from kubeproxy.netlink.nft import objects, types
 from kubeproxy.netlink.nft.kernel import Kernel
 from kubeproxy.netlink.nft.messages import ANONYMOUS, Table
 
@@ -70,4 +70,5 @@ class Held:
 
 def _is(held: objects.SetInfo | None, wanted: layout.SetType) -> bool:
     """Whether a set is the one that is wanted."""
-    return held is not None and (held.key_type, held.data_type) == messages.types(wanted.key, wanted.data)
+    data = 0 if wanted.data is None else types.number(wanted.data)
+    return held is not None and (held.key_type, held.data_type) == (types.number(wanted.key), data)

@@ -28,21 +28,17 @@ from typing import Final
 from msgspec import Struct
 
 from kubeproxy.netlink.nft.messages import (
-    ADDRESS4,
-    ADDRESS6,
     FORWARD,
     INPUT,
     INTERVAL,
     IP,
     IP6,
-    MARK,
     OUTPUT,
     POSTROUTING,
     PREROUTING,
-    PROTOCOL,
-    SERVICE,
     Hook,
 )
+from kubeproxy.netlink.nft.types import ADDRESS4, ADDRESS6, PROTOCOL, SERVICE, Type, below
 
 ADDRESSES: Final = {IP: ADDRESS4, IP6: ADDRESS6}
 
@@ -98,8 +94,8 @@ class SetType(Struct, frozen=True, gc=False):
     """A set, or with `data` a map (empty data: of verdicts), as `messages.add_set` makes it."""
 
     name: str
-    key: tuple[int, ...]
-    data: tuple[int, ...] | None = None
+    key: tuple[Type, ...]
+    data: tuple[Type, ...] | None = None
     flags: int = 0
     comment: str = ""
 
@@ -108,8 +104,8 @@ def endpoints(family: int, count: int, *, here: bool = False, node_port: bool = 
     """The map of fronts with so many endpoints."""
     address = ADDRESSES[family]
     name = f"{'nodeport-' if node_port else ''}{'here-' if here else ''}endpoints-{count}"
-    key = (PROTOCOL, SERVICE, MARK) if node_port else (address, PROTOCOL, SERVICE, MARK)
-    return SetType(name, key, (address, SERVICE))
+    front = (PROTOCOL, SERVICE) if node_port else (address, PROTOCOL, SERVICE)
+    return SetType(name, (*front, below(count)), (address, SERVICE))
 
 
 SLOTS: Final = re.compile(r"(nodeport-)?(here-)?endpoints-([1-9]\d*)")

@@ -10,6 +10,7 @@ A front is its key's bytes: address, protocol and port, each padded to four. A s
 """
 
 import struct
+import sys
 from functools import lru_cache
 
 from kubeproxy.api.addresses import BITS, Family, pack
@@ -17,9 +18,9 @@ from kubeproxy.netlink.nft.messages import GOTO
 from kubeproxy.netlink.wire import attribute, be32, text
 
 _HEADER = struct.Struct("=HH")
-_PROTOCOLS = {"TCP": b"\x06\0\0\0", "UDP": b"\x11\0\0\0", "SCTP": b"\x84\0\0\0"}
+PROTOCOLS = {"TCP": b"\x06\0\0\0", "UDP": b"\x11\0\0\0", "SCTP": b"\x84\0\0\0"}
 _PORT = struct.Struct(">H2x")
-_SLOTS = tuple(n.to_bytes(4, "little" if struct.pack("=H", 1)[0] else "big") for n in range(4096))
+_SLOTS = tuple(n.to_bytes(4, sys.byteorder) for n in range(4096))
 _LONGEST_COMMENT = 127
 
 
@@ -36,12 +37,12 @@ def slot(number: int) -> bytes:
 
 def front(address: str, protocol: str, port: int) -> bytes:
     """A destination's key."""
-    return pack(address) + _PROTOCOLS[protocol] + _PORT.pack(port)
+    return pack(address) + PROTOCOLS[protocol] + _PORT.pack(port)
 
 
 def node_port(protocol: str, port: int) -> bytes:
     """A node port's key."""
-    return _PROTOCOLS[protocol] + _PORT.pack(port)
+    return PROTOCOLS[protocol] + _PORT.pack(port)
 
 
 def member(key: bytes, comment: str = "") -> bytes:

@@ -4,15 +4,16 @@ Registers are numbered from 0, four bytes each. A front is loaded from register 
 port; of a node port only the last two.
 """
 
+import sys
 from hashlib import sha256
 from typing import NamedTuple
 
 from kubeproxy.api.addresses import BITS, IPV4, pack
+from kubeproxy.api.rows import Protocol
+from kubeproxy.backends.nftables import packing
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.netlink.nft import expressions as x
 from kubeproxy.netlink.nft.messages import IP, IP6
-
-_NEW = x.CT_NEW.to_bytes(4, "little")
 
 
 class Rule(NamedTuple):
@@ -62,9 +63,11 @@ class Steps:
         number = 2 if node_port else self.words + 2
         return *front, x.number(number, count), x.lookup(name, 0, 0), x.dnat(self.family, 0, self.words)
 
-    def send(self, address: str, port: int) -> tuple[bytes, ...]:
-        """Sends to one endpoint."""
+    def send(self, protocol: Protocol, address: str, port: int) -> tuple[bytes, ...]:
+        """Sends to one endpoint; goes on only for its protocol, without which nft would not read back what it prints."""
         return (
+            x.meta(0, x.META_L4PROTO),
+            x.compare(0, packing.PROTOCOLS[protocol][:1]),
             x.immediate(0, pack(address)),
             x.immediate(self.words, port.to_bytes(2)),
             x.dnat(self.family, 0, self.words),
@@ -91,7 +94,11 @@ class Steps:
 
     def new_connection(self) -> tuple[bytes, ...]:
         """Goes on only for the first packets of a connection."""
-        return x.ct(0, x.CT_STATE), x.bitwise(0, _NEW, _word(0)), x.compare(0, _word(0), x.NOT_EQUAL)
+        return (
+            x.ct(0, x.CT_STATE),
+            x.bitwise(0, _word(x.CT_NEW), _word(0)),
+            x.compare(0, _word(0), x.NOT_EQUAL),
+        )
 
     def translated(self) -> tuple[bytes, ...]:
         """Goes on only if the connection's destination was changed."""
@@ -142,4 +149,4 @@ class Steps:
 
 def _word(value: int) -> bytes:
     """A number as the host has it in a register."""
-    return (value & 0xFFFFFFFF).to_bytes(4, "little")
+    return (value & 0xFFFFFFFF).to_bytes(4, sys.byteorder)

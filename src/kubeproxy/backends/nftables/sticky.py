@@ -3,11 +3,11 @@
 A set for each endpoint remembers its clients, so all fronts of a Service port share what is known of a client, and what is
 known of an endpoint goes with it. A chain first asks each set for the client, then picks any endpoint:
 
-    ip saddr @affinity-E1 update @affinity-E1 { ip saddr } dnat to E1
+    ip saddr @affinity-E1 update @affinity-E1 { ip saddr } meta l4proto tcp dnat to E1
     ...
-    numgen random mod 2 0 update @affinity-E1 { ip saddr } dnat to E1
-    update @affinity-E2 { ip saddr } dnat to E2
-    dnat to E2                                              (when the set is full)
+    numgen random mod 2 0 update @affinity-E1 { ip saddr } meta l4proto tcp dnat to E1
+    update @affinity-E2 { ip saddr } meta l4proto tcp dnat to E2
+    meta l4proto tcp dnat to E2                             (when the set is full)
 
 Each new connection makes the client's memory young again. There are three chains at the most: service-X for the endpoints of
 the Cluster policy, local-X for those of the Local policy, external-X where external traffic enters.
@@ -16,6 +16,7 @@ the Cluster policy, local-X for those of the Local policy, external-X where exte
 from typing import NamedTuple
 
 from kubeproxy.api.addresses import join
+from kubeproxy.api.rows import Protocol
 from kubeproxy.backends.nftables import names
 from kubeproxy.backends.nftables.chains import go_to, short_circuit
 from kubeproxy.backends.nftables.steps import Rule, Steps
@@ -54,9 +55,9 @@ def own_objects(port: PortPlan, steps: Steps) -> Own:
             f"affinity-{names.endpoint(port.name, port.protocol, backend.address, backend.port)}"
         )
     if port.cluster:
-        chains[service] = _balance(port.cluster, sets, steps)
+        chains[service] = _balance(port.protocol, port.cluster, sets, steps)
     if port.local:
-        chains[local] = _balance(port.local, sets, steps)
+        chains[local] = _balance(port.protocol, port.local, sets, steps)
     if port.external and port.any:
         if port.external_local:
             chains[external] = short_circuit(steps, go_to(service))
@@ -73,11 +74,13 @@ def own_objects(port: PortPlan, steps: Steps) -> Own:
     )
 
 
-def _balance(backends: tuple[Backend, ...], sets: dict[str, str], steps: Steps) -> list[Rule]:
+def _balance(
+    protocol: Protocol, backends: tuple[Backend, ...], sets: dict[str, str], steps: Steps
+) -> list[Rule]:
     known, fresh = [], []
     for i, backend in enumerate(backends):
         clients = sets[join(backend.address, backend.port)]
-        send = steps.send(backend.address, backend.port)
+        send = steps.send(protocol, backend.address, backend.port)
         remember = x.update(clients, 0)
         known.append(Rule((steps.source(0), x.lookup(clients, 0), remember, *send)))
         left = len(backends) - i

@@ -1,6 +1,7 @@
 """nf_tables, spoken without the nft program.
 
     messages      what a transaction is made of: tables, chains, rules, sets, elements
+    types         what keys and data are
     expressions   what rules are made of
     objects       what the kernel says it holds
     kernel        transactions, dumps and notifications

@@ -5,10 +5,11 @@ the hundred thousand, so their caller packs keys and data himself and `elements`
 has 16 bits, so a long list becomes several messages.
 """
 
-import struct
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from kubeproxy.netlink.nft import types
+from kubeproxy.netlink.nft.types import Type, tlv
 from kubeproxy.netlink.wire import APPEND, CREATE, attribute, be32, be64, nested, text
 
 IP: Final = 2
@@ -28,11 +29,6 @@ JUMP, GOTO, RETURN = -3, -4, -5
 DROP, ACCEPT = 0, 1
 
 ANONYMOUS, CONSTANT, INTERVAL, MAP, TIMEOUT, EVAL, CONCAT = 0x1, 0x2, 0x4, 0x8, 0x10, 0x20, 0x80
-
-# Numbers of nft's data types: how it prints keys and data.
-ADDRESS4, ADDRESS6, PROTOCOL, SERVICE, MARK = 7, 8, 12, 13, 19
-VERDICT_TYPE = 0xFFFFFF00
-SIZES: Final = {ADDRESS4: 4, ADDRESS6: 16, PROTOCOL: 1, SERVICE: 2, MARK: 4}
 
 _COMMENT = 0
 _SET_COMMENT = 7
@@ -122,9 +118,9 @@ def add_rule(
     """
     data = b""
     if comment:
-        data += _tlv(_COMMENT, _clip(comment))
+        data += tlv(_COMMENT, _clip(comment))
     if digest:
-        data += _tlv(_RULE_DIGEST, digest)
+        data += tlv(_RULE_DIGEST, digest)
     body = text(1, table.name) + text(2, chain) + nested(4, *expressions)
     if data:
         body += attribute(7, data)
@@ -134,8 +130,8 @@ def add_rule(
 def add_set(
     table: Table,
     name: str,
-    key: Sequence[int],
-    data: Sequence[int] | None = None,
+    key: Sequence[Type],
+    data: Sequence[Type] | None = None,
     *,
     flags: int = 0,
     timeout: int = 0,
@@ -148,8 +144,8 @@ def add_set(
     Args:
         table: the table.
         name: its name.
-        key: nft's types of the parts of a key.
-        data: the types of what an element maps to; empty for a verdict; None for a set.
+        key: the types of the parts of a key.
+        data: those of what an element maps to; empty for a verdict; None for a set.
         flags: INTERVAL, TIMEOUT, EVAL.
         timeout: milliseconds after which elements go, with TIMEOUT.
         size: the most elements it may hold; 0 for any number.
@@ -161,21 +157,24 @@ def add_set(
         flags |= MAP
     if flags & INTERVAL and len(key) > 1:
         flags |= CONCAT
-    body += be32(3, flags) + be32(4, _type(key)) + be32(5, sum(_padded(part) for part in key))
+    body += be32(3, flags) + be32(4, types.number(key)) + be32(5, types.size(key))
     if data is not None:
-        body += be32(6, _type(data) if data else VERDICT_TYPE)
-        body += be32(7, sum(_padded(part) for part in data) if data else 16)
+        body += be32(6, types.number(data)) + be32(7, types.size(data))
     description = b""
     if size:
         description += be32(1, size)
     if flags & CONCAT:
-        description += nested(2, *(nested(1, be32(1, SIZES[part])) for part in key))
+        description += nested(2, *(nested(1, be32(1, part.size)) for part in key))
     if description:
         body += nested(9, description)
     body += be32(10, identity)
     if timeout:
         body += be64(11, timeout)
-    body += _userdata(13, _SET_COMMENT, comment)
+    userdata = types.typeof(key, data or ())
+    if comment:
+        userdata += tlv(_SET_COMMENT, _clip(comment))
+    if userdata:
+        body += attribute(13, userdata)
     kind = "set" if data is None else "map"
     return Message(NEWSET, CREATE, table.family, body, f"add {kind} {table} {name}")
 
@@ -261,31 +260,10 @@ def verdict(code: int, chain: str = "") -> bytes:
     return nested(2, be32(1, code), *([text(2, chain)] if chain else []))
 
 
-def types(key: Sequence[int], data: Sequence[int] | None) -> tuple[int, int]:
-    """The numbers by which the kernel knows the types of a set's keys and data; 0 for a set's data."""
-    return _type(key), 0 if data is None else _type(data) if data else VERDICT_TYPE
-
-
-def _type(parts: Sequence[int]) -> int:
-    """Nft's number of a concatenation: six bits a part."""
-    number = 0
-    for part in parts:
-        number = number << 6 | part
-    return number
-
-
-def _padded(part: int) -> int:
-    return SIZES[part] + 3 & ~3
-
-
 def _clip(comment: str) -> bytes:
     """A comment nft will print: cut, not in the midst of a character, and ended."""
     return comment.encode()[:_LONGEST_COMMENT].decode(errors="ignore").encode() + b"\0"
 
 
-def _tlv(kind: int, value: bytes) -> bytes:
-    return struct.pack("BB", kind, len(value)) + value
-
-
 def _userdata(attribute_kind: int, kind: int, comment: str) -> bytes:
-    return attribute(attribute_kind, _tlv(kind, _clip(comment))) if comment else b""
+    return attribute(attribute_kind, tlv(kind, _clip(comment))) if comment else b""

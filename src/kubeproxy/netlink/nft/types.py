@@ -1,0 +1,94 @@
+"""What the parts of keys and of data are, in nft's own terms.
+
+The kernel only knows lengths. It keeps a number for nft by which this prints keys as addresses, protocols and ports. An integer
+has no size of its own in nft's language, so a set with one is described by expressions that yield its parts (`typeof`
+instead of `type`), which the kernel keeps as userdata. Only so can a listing be read back by `nft -f`.
+
+Sources: nftables' datatype.h, expression.h, meta.h, proto.h; libnftnl's udata.h.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+
+class Type(NamedTuple):
+    """What one part is.
+
+    Attributes:
+        name: nft's, as in `type`.
+        number: nft's.
+        size: bytes.
+        source: an expression that yields it, as in `typeof`.
+        userdata: this expression as nft keeps it.
+    """
+
+    name: str
+    number: int
+    size: int
+    source: str
+    userdata: bytes
+
+    @property
+    def padded(self) -> int:
+        """Bytes it takes in a key."""
+        return self.size + 3 & ~3
+
+
+def tlv(kind: int, value: bytes) -> bytes:
+    """An attribute of userdata."""
+    return struct.pack("BB", kind, len(value)) + value
+
+
+def _words(*values: int) -> bytes:
+    return b"".join(tlv(kind, struct.pack("=I", value)) for kind, value in enumerate(values))
+
+
+def _expression(kind: int, inner: bytes) -> bytes:
+    """An enum expr_types and what such an expression says of itself."""
+    return _words(kind) + tlv(1, inner)
+
+
+_PAYLOAD, _META, _CONCAT, _NUMGEN = 7, 9, 13, 23
+_TH, _IP, _IP6 = 11, 12, 13
+
+ADDRESS4: Final = Type("ipv4_addr", 7, 4, "ip daddr", _expression(_PAYLOAD, _words(_IP, 12)))
+ADDRESS6: Final = Type("ipv6_addr", 8, 16, "ip6 daddr", _expression(_PAYLOAD, _words(_IP6, 9)))
+PROTOCOL: Final = Type("inet_proto", 12, 1, "meta l4proto", _expression(_META, _words(16)))
+SERVICE: Final = Type("inet_service", 13, 2, "th dport", _expression(_PAYLOAD, _words(_TH, 2)))
+
+INTEGER: Final = 4
+VERDICT: Final = 0xFFFFFF00
+
+
+def below(modulus: int) -> Type:
+    """A number below another one, in the host's byte order."""
+    source = f"numgen random mod {modulus}"
+    return Type("integer", INTEGER, 4, source, _expression(_NUMGEN, _words(1, modulus, 0)))
+
+
+def number(parts: Sequence[Type]) -> int:
+    """Nft's number of a concatenation: six bits a part. None at all is a verdict."""
+    result = 0 if parts else VERDICT
+    for part in parts:
+        result = result << 6 | part.number
+    return result
+
+
+def size(parts: Sequence[Type]) -> int:
+    """Bytes a key takes, or what it maps to; a verdict takes sixteen."""
+    return sum(part.padded for part in parts) if parts else 16
+
+
+def typeof(key: Sequence[Type], data: Sequence[Type]) -> bytes:
+    """Userdata that describes a set by expressions; b"" where its types have names."""
+    if not any(part.number == INTEGER for part in (*key, *data)):
+        return b""
+    described = tlv(3, _concatenation(key))
+    return described + tlv(4, _concatenation(data)) if data else described
+
+
+def _concatenation(parts: Sequence[Type]) -> bytes:
+    if len(parts) == 1:
+        return parts[0].userdata
+    return _expression(_CONCAT, b"".join(tlv(i, part.userdata) for i, part in enumerate(parts)))
