@@ -248,11 +248,11 @@ class App:
         """When all rules are in place: says so, and removes what another mode left."""
         for loop in loops:
             await loop.synced.wait()
-        gc.collect()
-        gc.freeze()
         count = sum(len(loop.applied) for loop in loops)
         log.info("Synced: %d Services in place, %d refused", count, sum(len(loop.refused) for loop in loops))
         notify("READY=1")
+        gc.collect()
+        gc.freeze()
         for mode in backends.replaced_by(self._config.mode):
             try:
                 await asyncio.to_thread(backends.cleanup, mode)

@@ -31,6 +31,8 @@ LARGE_CLUSTER_ENDPOINTS = 1000
 _NF_TABLES_LINES = 4000
 """The nf_tables programs need time quadratic in the chains of one input, so theirs are kept to about this length."""
 
+_LINES_PER_ENDPOINT = 4
+
 _STREAM_STEP = 500
 """How many Services' chains are declared at a time in a first sync."""
 
@@ -113,10 +115,11 @@ class IPTables:
         for table, lines in held.frame_input(wanted).items():
             self._tables.restore(table, lines)
         failures: dict[Key, str] = {}
-        if not (held.cold and self._tables.variant == "legacy" and self._stream(changes, dialect)):
-            found = (held.towards(c.key, compile_service(c.after, dialect)) for c in changes)
-            for piece in self._pieces(f for f in found if f):
-                self._isolate(piece, failures)
+        for part in self._parts(changes) if held.cold else [changes]:
+            if not (held.cold and self._stream(part, dialect)):
+                found = (held.towards(c.key, compile_service(c.after, dialect)) for c in part)
+                for piece in self._pieces(f for f in found if f):
+                    self._isolate(piece, failures)
         self._sweep(held, failures)
         return failures
 
@@ -142,6 +145,18 @@ class IPTables:
         if refusals:
             self._tables.restore(FILTER, refusals)
         return True
+
+    def _parts(self, changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
+        """As many Services at a time as the programs can digest, by an estimate of their lines."""
+        if self._tables.variant == "legacy":
+            yield changes
+            return
+        start = size = 0
+        for end, change in enumerate(changes, 1):
+            size += _LINES_PER_ENDPOINT * (_endpoints(change.after) + 1)
+            if size >= _NF_TABLES_LINES or end == len(changes):
+                yield changes[start:end]
+                start, size = end, 0
 
     def _pieces(self, fragments: Iterable[Fragment]) -> Iterator[list[Fragment]]:
         """As many fragments at a time as the programs can digest."""
