@@ -14,7 +14,7 @@ def test_verdicts_are_the_recorded_outcomes(mode: str, manners: Manners, name: s
     world = World(name, mode)
     books = {family: world.book(family, manners) for family in FAMILIES}
     expected = cases.expected(mode, name)
-    judged: dict[str, dict[str, object]] = {}
+    judged: dict[str, dict[str, str | list[str]]] = {}
     for client, fronts in expected.items():
         judged[client] = {}
         for front in fronts:
