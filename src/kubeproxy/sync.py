@@ -12,13 +12,14 @@ whether the kernel still holds what was put there, and mends it.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from msgspec import Struct
 
 from kubeproxy.api.addresses import Family
-from kubeproxy.backends.base import Backend, Change, Failures, StaleError, SyncError
+from kubeproxy.backends.base import Backend, Change, Failures, Measured, StaleError, SyncError
 from kubeproxy.clock import Clock, SystemClock
+from kubeproxy.figures import Figure
 from kubeproxy.log import V2
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
@@ -45,6 +46,8 @@ class Synced(Struct, frozen=True, gc=False):
         failures: Services the kernel refuses.
         started: when it started, by the loop's clock.
         seconds: how long it took.
+        kernel_seconds: how much of that the backend took.
+        triggered: when, in Unix time, what led to these changes happened in the cluster, as far as that was told.
     """
 
     full: bool
@@ -52,6 +55,8 @@ class Synced(Struct, frozen=True, gc=False):
     failures: Failures
     started: float
     seconds: float
+    kernel_seconds: float = 0.0
+    triggered: Sequence[float] = ()
 
 
 class Loop:
@@ -61,9 +66,10 @@ class Loop:
         node: the node it plans for.
         applied: the plans that are in the kernel, by Service.
         refused: Services the kernel refuses, each with its words.
-        queued_since: when the oldest change not yet in the kernel came in, by the clock; None if there is none.
+        last_queued: when something to do last came in, by the clock; None before the first.
         last_success: when a sync last succeeded, by the clock; None before the first.
         failures_in_row: syncs that failed since.
+        failed: how many syncs failed, full ones and partial ones.
         repairs: how often the kernel had lost what we put there.
         synced: set after the first successful sync.
     """
@@ -95,7 +101,9 @@ class Loop:
         self._min_sync_period = min_sync_period
         self._clock = clock or SystemClock()
         self._wake = asyncio.Event()
-        self._pending: dict[Key, None] = {}
+        self._pending: dict[Key, tuple[float, ...]] = {}
+        self._queued: float | None = None
+        self._syncing: float | None = None
         self._full = True
         self._not_before = 0.0
         self._next_look = 0.0
@@ -105,9 +113,10 @@ class Loop:
         self._listeners: list[Callable[[Synced], None]] = []
         self.applied: dict[Key, ServicePlan] = {}
         self.refused: dict[Key, str] = {}
-        self.queued_since: float | None = None
+        self.last_queued: float | None = None
         self.last_success: float | None = None
         self.failures_in_row = 0
+        self.failed = {True: 0, False: 0}
         self.repairs = 0
         self.synced = asyncio.Event()
 
@@ -116,15 +125,36 @@ class Loop:
         """The family it serves."""
         return self.node.family
 
+    @property
+    def pending(self) -> int:
+        """How many Services wait for a sync."""
+        return len(self._pending)
+
+    @property
+    def queued_since(self) -> float | None:
+        """When the oldest change not yet in the kernel came in, by the clock; None if there is none."""
+        return self._queued if self._syncing is None else self._syncing
+
+    def figures(self) -> Iterable[Figure]:
+        """What the backend tells of itself."""
+        return self._backend.figures() if isinstance(self._backend, Measured) else ()
+
     def on_sync(self, listener: Callable[[Synced], None]) -> None:
         """Calls back after each successful sync, when the kernel has it."""
         self._listeners.append(listener)
 
-    def touch(self, keys: Collection[Key]) -> None:
-        """Some Services may have to change."""
+    def touch(self, keys: Collection[Key], triggered: float | None = None) -> None:
+        """Some Services may have to change.
+
+        Args:
+            keys: the Services.
+            triggered: when, in Unix time, what led to that happened in the cluster; None if that is not told.
+        """
         if not keys:
             return
-        self._pending.update(dict.fromkeys(keys))
+        for key in keys:
+            before = self._pending.get(key, ())
+            self._pending[key] = before if triggered is None else (*before, triggered)
         self._queue()
 
     def set_node(self, node: NodeConfig) -> None:
@@ -139,8 +169,9 @@ class Loop:
         self._queue()
 
     def _queue(self) -> None:
-        if self.queued_since is None:
-            self.queued_since = self._clock.now()
+        self.last_queued = self._clock.now()
+        if self._queued is None:
+            self._queued = self.last_queued
         self._wake.set()
 
     async def run(self) -> None:
@@ -183,19 +214,24 @@ class Loop:
         pending, self._pending = self._pending, {}
         full = self._full or not self.refused.keys().isdisjoint(pending)
         self._full = False
-        queued, self.queued_since = self.queued_since, None
+        self._syncing = started if self._queued is None else self._queued
+        self._queued = None
         try:
             changes = self._all() if full else self._differences(pending)
             if not full and not changes:
                 return
+            planned = self._clock.now()
             failures = await self._backend.sync(self.node, changes, full=full)
         except Exception as e:
             self._full = True
-            self.queued_since = queued if queued is not None else started
+            self._queued = self._syncing
             self._failed(e, full=full)
             return
-        seconds = self._clock.now() - started
-        self._succeeded(Synced(full, changes, failures, started, seconds))
+        finally:
+            self._syncing = None
+        ended = self._clock.now()
+        triggered = [at for c in changes for at in pending.get(c.key, ())] if pending else ()
+        self._succeeded(Synced(full, changes, failures, started, ended - started, ended - planned, triggered))
 
     def _all(self) -> list[Change]:
         plans = ((key, self._state.plan(key, self.node)) for key in list(self._state.services))
@@ -206,6 +242,7 @@ class Loop:
         return [Change(key, before, after) for key, before, after in changes if before != after]
 
     def _failed(self, error: Exception, *, full: bool) -> None:
+        self.failed[full] += 1
         if isinstance(error, StaleError) and not full:
             log.info("%s: full sync: %s", self.family, error)
             return

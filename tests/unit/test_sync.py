@@ -252,6 +252,59 @@ async def test_a_change_waits_from_when_it_came_until_the_kernel_has_it() -> Non
         assert rig.loop.last_success == 1010.0
 
 
+async def test_a_change_waits_while_its_sync_hangs_and_no_longer() -> None:
+    rig = Rig()
+    busy = asyncio.Event()
+    async with rig.running():
+        await rig.clock.advance(10)
+        rig.kernel.answers = [busy]
+        rig.set(A)
+        await rig.clock.advance(3)
+        rig.set(B)
+        await rig.clock.advance(3)
+        assert rig.loop.queued_since == 1010.0
+        assert rig.loop.last_queued == 1013.0
+        assert rig.loop.pending == 1
+        busy.set()
+        await rig.clock.advance(100)
+        assert rig.loop.queued_since is None
+        assert rig.loop.pending == 0
+
+
+async def test_the_first_sync_waits_from_its_start() -> None:
+    rig = Rig()
+    rig.kernel.answers = [SyncError("no"), asyncio.Event()]
+    async with rig.running():
+        await rig.clock.advance(50)
+        assert rig.loop.queued_since == 1000.0
+        assert rig.loop.failed == {True: 1, False: 0}
+
+
+async def test_listeners_hear_when_it_began_of_what_changed_in_the_kernel() -> None:
+    rig = Rig(min_sync_period=5.0)
+    rig.set(A)
+    async with rig.running():
+        await rig.clock.settle()
+        rig.set(A, 81)
+        rig.loop.touch([A], 100.0)
+        rig.set(A, 82)
+        rig.loop.touch([A], 101.0)
+        rig.loop.touch([B], 102.0)  # to no avail
+        await rig.clock.advance(5)
+        rig.set(A, 83)
+        await rig.clock.advance(5)
+    assert [done.triggered for done in rig.heard[1:]] == [[100.0, 101.0], []]
+
+
+async def test_listeners_hear_how_long_the_kernel_took() -> None:
+    rig = Rig()
+    rig.kernel.cost = 0.5
+    rig.set(A)
+    async with rig.running():
+        await rig.clock.settle()
+    assert rig.heard[0].kernel_seconds == rig.heard[0].seconds == 0.5
+
+
 async def test_failures_are_retried_in_full_with_growing_delays() -> None:
     rig = Rig(sync_period=3.0)
     rig.set(A)

@@ -5,11 +5,12 @@ no plan: the loop does. A full sync is the same call with nothing before, so wha
 left in the kernel is adopted, changed or removed, without a moment in which packets go astray.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
+from kubeproxy.figures import Figure
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 
@@ -56,6 +57,14 @@ class Backend(Protocol):
 
     async def intact(self) -> bool:
         """Whether the kernel still holds what the last sync left there, as far as a cheap look can tell."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A backend that has something to tell beside what every loop knows."""
+
+    def figures(self) -> Iterable[Figure]:
+        """What it counted; asked at each scrape, so it must be cheap."""
 
 
 class Mode(Protocol):

@@ -1,0 +1,53 @@
+"""What the parts of the program tell of themselves: named numbers, and distributions of them.
+
+A part counts in plain attributes and offers them through a method `figures()`, which is called when somebody asks.
+Nothing is registered anywhere, and nothing is formatted here: see `serve.metrics`.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Final, Literal
+
+from msgspec import Struct
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+
+class Histogram:
+    """How often a value was at most each bound.
+
+    Attributes:
+        bounds: upper bounds of the buckets, ascending; one without bound follows.
+        sum: of all values.
+    """
+
+    __slots__ = ("_counts", "bounds", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.sum = 0.0
+        self._counts = [0] * (len(self.bounds) + 1)
+
+    def observe(self, value: float) -> None:
+        """Takes in a value."""
+        self._counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def cumulative(self) -> list[int]:
+        """How many values were at most each bound; the last number is how many there were."""
+        return list(accumulate(self._counts))
+
+
+class Figure(Struct, frozen=True, gc=False):
+    """One number, or one distribution, under the name Prometheus knows it by."""
+
+    name: str
+    kind: Kind
+    help: str
+    value: float | Histogram
+    labels: Mapping[str, str] = {}
+
+
+DURATIONS: Final = tuple(0.001 * 2**i for i in range(15))
+"""The bounds, in seconds, the reference has for what takes between a millisecond and 16 seconds."""
