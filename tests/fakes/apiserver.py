@@ -13,6 +13,7 @@ import asyncio
 import base64
 import contextlib
 import gzip
+import re
 import ssl
 import sys
 from pathlib import Path
@@ -57,7 +58,7 @@ class FakeApiServer:
     Attributes:
         store: the objects; change them with `store.put` and `store.delete`.
         requests: everything that was asked.
-        events: the Events that were posted.
+        events: the Events that were posted, as patches left them.
         tokens, basics: user by bearer token, and by "name:password"; with any of them or `authority` set, others get 401.
         forbidden: kinds that get 403.
         unserved: kinds that get 404, and their API groups with them.
@@ -194,7 +195,7 @@ class FakeApiServer:
             if fault.body is not None:
                 return web.Response(body=fault.body, status=fault.status)
             raise RefusalError(fault.status, fault.reason, fault.message, retry_after=fault.retry_after)
-        if request.path.endswith("/events") and request.method == "POST":
+        if _EVENTS.fullmatch(request.path):
             return await self._take_event(request)
         if kind is None:
             return self._discovery(request.path)
@@ -234,9 +235,27 @@ class FakeApiServer:
         return Fault()
 
     async def _take_event(self, request: web.Request) -> web.Response:
-        body = await request.read()
-        self.events.append(msgspec.json.decode(body))
-        return web.Response(body=body, status=201, content_type="application/json")
+        """Creates an Event, or patches one; refuses what the validation of events.k8s.io/v1 would."""
+        found = _EVENTS.fullmatch(request.path)
+        assert found
+        namespace, name = found.groups()
+        given = msgspec.json.decode(await request.read())
+        if request.method == "POST" and not name:
+            if wrong := wrong_with(given, namespace):
+                raise RefusalError(422, "Invalid", f"Event is invalid: {wrong}")
+            self.events.append(given)
+            return web.json_response(given, status=201)
+        kind = "application/merge-patch+json"
+        if request.method != "PATCH" or request.content_type != kind:
+            raise RefusalError(415, "UnsupportedMediaType", f"the body of the request must be {kind}")
+        wanted = {"name": name, "namespace": namespace}
+        for i, stored in enumerate(self.events):
+            if wanted.items() <= stored["metadata"].items():
+                if wrong := wrong_with({**stored, **given}, namespace):
+                    raise RefusalError(422, "Invalid", f"Event is invalid: {wrong}")
+                self.events[i] = {**stored, **given}
+                return web.json_response(self.events[i])
+        raise RefusalError(404, "NotFound", f'events "{name}" not found')
 
     def _discovery(self, path: str) -> web.Response:
         served = [kind for kind in KINDS.values() if kind.kind not in self.unserved]
@@ -398,6 +417,34 @@ class FakeApiServer:
                     max(0.0, min(ends, bookmarked + self.bookmark_seconds) - loop.time())
                 )
         return response
+
+
+_EVENTS = re.compile(r"/apis/events\.k8s\.io/v1/namespaces/([^/]+)/events(?:/([^/]+))?")
+_MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+
+
+def wrong_with(event: dict[str, Any], namespace: str) -> str:
+    """Which field of an Event an API server would refuse; "" for none."""
+    about, series = (
+        event["regarding"],
+        event.get("series", {"count": 2, "lastObservedTime": event["eventTime"]}),
+    )
+    good = {
+        "metadata.namespace": namespace
+        == event["metadata"]["namespace"]
+        == about.get("namespace", "default"),
+        "metadata.name": re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", event["metadata"]["name"]),
+        "eventTime": _MICRO_TIME.fullmatch(event["eventTime"]),
+        "reportingController": event["reportingController"],
+        "reportingInstance": 0 < len(event["reportingInstance"]) <= 128,
+        "action": 0 < len(event["action"]) <= 128,
+        "reason": 0 < len(event["reason"]) <= 128,
+        "note": len(event["note"]) <= 1024,
+        "type": event["type"] in {"Normal", "Warning"},
+        "series.count": series["count"] >= 2,
+        "series.lastObservedTime": _MICRO_TIME.fullmatch(series["lastObservedTime"]),
+    }
+    return next((field for field, fine in good.items() if not fine), "")
 
 
 def _parse(path: str) -> tuple[Kind | None, str, str]:

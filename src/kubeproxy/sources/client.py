@@ -176,7 +176,7 @@ class Client:
         Args:
             method: HTTP method.
             path: absolute path below the server's URL, e.g. "/api/v1/services".
-            body: a value to send as JSON, or None.
+            body: a value to send as JSON, or None; with PATCH a JSON merge patch (RFC 7386).
             query: parameters.
 
         Raises:
@@ -246,7 +246,8 @@ class Client:
         # Servers compress lists, never watches.
         headers.append(("Accept-Encoding", "gzip" if grant.compress and seconds else "identity"))
         if data is not None:
-            headers.append(("Content-Type", "application/json"))
+            kind = "merge-patch+json" if method == "PATCH" else "json"
+            headers.append(("Content-Type", f"application/{kind}"))
         async with asyncio.timeout(CONNECT_SECONDS + ANSWER_SECONDS):
             return await self._session.request(
                 method,

@@ -56,11 +56,10 @@ class TestRequest:
             assert request.headers["Accept-Encoding"] == "gzip"
             assert request.headers["User-Agent"].startswith("kube-proxy/v")
 
-    async def test_post_an_event(self) -> None:
+    async def test_post(self) -> None:
         async with FakeApiServer() as server, client(server) as c:
-            event = {"metadata": {"name": "e"}, "reason": "Starting"}
-            await c.request("POST", "/apis/events.k8s.io/v1/namespaces/default/events", event)
-            assert server.events == [event]
+            await c.request("POST", "/api/v1/namespaces/default/services", {"metadata": {"name": "e"}})
+            assert server.store.objects["Service"].keys() == {("default", "e")}
             assert server.requests[0].headers["Content-Type"] == "application/json"
 
     async def test_a_path_below_the_servers(self) -> None:

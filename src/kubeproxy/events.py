@@ -1,0 +1,257 @@
+"""Events (events.k8s.io/v1): what `kubectl describe` shows of a Node or a Service that has trouble here.
+
+An Event is a courtesy. It is noted at once and written by a task of its own, so nobody ever waits for it. The same
+Event again is not another one: the first becomes a series, whose count is written from time to time. A bucket limits
+how many are written, whatever goes wrong and however often. What cannot be written is forgotten, with one line of log.
+
+Source: API reference v1.36, Event v1 events.k8s.io; what its validation demands is in `_event`.
+"""
+
+import logging
+import time
+from asyncio import Event as Flag
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from kubeproxy.clock import Clock, SystemClock
+from kubeproxy.model.plan import Key
+
+log = logging.getLogger(__name__)
+
+BURST: Final = 25
+"""So many Events may be written at once ..."""
+
+EVERY_SECONDS: Final = 10.0
+"""... and one more each time so many seconds have passed."""
+
+SERIES_SECONDS: Final = 300.0
+"""How often the count of a series is written, at most."""
+
+KEPT_SECONDS: Final = 3600.0
+"""An Event not seen for so long is a new one. API servers keep them as long."""
+
+MOST: Final = 500
+"""So many different ones are remembered; more are not noted."""
+
+_TRIES: Final = 5
+_RETRY_SECONDS: Final = 30.0
+_CONTROLLER: Final = "kube-proxy"
+
+
+class Api(Protocol):
+    """The requests an API server answers; see `sources.client.Client`."""
+
+    def request(
+        self, method: str, path: str, body: object = None, *, query: Mapping[str, str] | None = None
+    ) -> Awaitable[bytes]:
+        """Makes one request and returns the answer's body."""
+
+
+class _Subject(Struct, frozen=True, gc=False):
+    """What is the same in all Events of a series."""
+
+    kind: str
+    namespace: str
+    name: str
+    reason: str
+    action: str
+    note: str
+    warning: bool
+
+
+class _Series(Struct):
+    """How often it happened and how much of that was told.
+
+    Attributes:
+        name: the Event's name.
+        first: when it first happened, in seconds since 1970.
+        last: when it last happened.
+        seen: the same by the clock.
+        count: how often.
+        told: how much of the count was written.
+        due: not to be written before that, by the clock.
+        tries: how often that failed.
+    """
+
+    name: str
+    first: float
+    last: float
+    seen: float
+    count: int = 1
+    told: int = 0
+    due: float = 0.0
+    tries: int = 0
+
+
+class Events:
+    """Notes Events, and writes them while it runs."""
+
+    def __init__(
+        self,
+        node: str,
+        api: Api | None,
+        *,
+        clock: Clock | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """Nothing is written before `run`.
+
+        Args:
+            node: the own Node's name.
+            api: where to write them; None: nowhere, and nothing is noted.
+            clock: the time that passes.
+            wall: the time of day, in seconds since 1970.
+        """
+        self._node = node
+        self._api = api
+        self._clock = clock or SystemClock()
+        self._wall = wall
+        self._noted: dict[_Subject, _Series] = {}
+        self._wake = Flag()
+        self._stamp = 0
+        self._earliest = 0.0
+        self._complained = False
+
+    def node(self, reason: str, action: str, note: str = "", *, warning: bool = False) -> None:
+        """Something happened to this proxy, which people look for at its Node.
+
+        Args:
+            reason: why, in one CamelCase word.
+            action: what was done or tried, in one CamelCase word.
+            note: in words for people.
+            warning: it is not as it should be.
+        """
+        self._note(_Subject("Node", "", self._node, reason, action, note[:1024], warning))
+
+    def service(self, key: Key, reason: str, action: str, note: str) -> None:
+        """Something is wrong with a Service on this node. Arguments as with `node`."""
+        self._note(_Subject("Service", *key, reason, action, f"{self._node}: {note}"[:1024], warning=True))
+
+    def _note(self, subject: _Subject) -> None:
+        if self._api is None:
+            return
+        now, wall = self._clock.now(), self._wall()
+        for old in [s for s, series in self._noted.items() if now - series.seen > KEPT_SECONDS]:
+            del self._noted[old]
+        series = self._noted.get(subject)
+        if series is not None:
+            series.count += 1
+            series.last, series.seen = wall, now
+        elif len(self._noted) < MOST:
+            self._stamp = max(self._stamp + 1, int(wall * 1e9))
+            name = f"{subject.name[:230].rstrip('.-')}.{self._stamp:x}"
+            self._noted[subject] = _Series(name, wall, wall, now)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Writes what is noted, for ever."""
+        while True:
+            self._wake.clear()
+            news = [
+                (series.due, subject) for subject, series in self._noted.items() if series.count > series.told
+            ]
+            if not news:
+                await self._clock.wait(self._wake, None)
+                continue
+            due, subject = min(news, key=lambda item: item[0])
+            now = self._clock.now()
+            delay = max(due, self._earliest) - now
+            if delay > 0:
+                await self._clock.wait(self._wake, delay)
+                continue
+            self._earliest = max(self._earliest, now - (BURST - 1) * EVERY_SECONDS) + EVERY_SECONDS
+            await self._tell(subject, self._noted[subject])
+
+    async def _tell(self, subject: _Subject, series: _Series) -> None:
+        """Writes one; if that fails, perhaps later."""
+        assert self._api is not None
+        count = series.count
+        try:
+            await self._write(self._api, subject, series)
+        except Exception as e:  # whatever it is, it must not end the proxy
+            series.tries += 1
+            status: int = getattr(e, "status", 0)
+            refused = 400 <= status < 500 and status not in {401, 408, 429}
+            if not refused and series.tries < _TRIES:
+                series.due = self._clock.now() + _RETRY_SECONDS
+            else:
+                series.told, series.tries = count, 0
+                series.due = self._clock.now() + SERIES_SECONDS
+            if not self._complained:
+                self._complained = True
+                log.warning("Events cannot be written at the moment, which harms nothing else: %s", e)
+            return
+        self._complained = False
+        series.told, series.tries = count, 0
+        series.due = self._clock.now() + SERIES_SECONDS
+
+    async def _write(self, api: Api, subject: _Subject, series: _Series) -> None:
+        path = f"/apis/events.k8s.io/v1/namespaces/{subject.namespace or 'default'}/events"
+        if series.told:
+            try:
+                await api.request("PATCH", f"{path}/{series.name}", {"series": _count(series)})
+            except Exception as e:
+                if getattr(e, "status", 0) != 404:
+                    raise
+                # It is older than the API server keeps them: what follows is a new one.
+            else:
+                return
+        uid = self._node if subject.kind == "Node" else await _uid(api, subject)
+        if uid is not None:
+            await api.request("POST", path, self._event(subject, series, uid))
+
+    def _event(self, subject: _Subject, series: _Series, uid: str) -> dict[str, Any]:
+        """The object; an Event of something without a namespace is in `default`."""
+        regarding = {"apiVersion": "v1", "kind": subject.kind, "name": subject.name, "uid": uid}
+        if subject.namespace:
+            regarding["namespace"] = subject.namespace
+        return {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": series.name, "namespace": subject.namespace or "default"},
+            "eventTime": _micro_time(series.first),
+            "reportingController": _CONTROLLER,
+            "reportingInstance": f"{_CONTROLLER}-{self._node}"[:128],
+            "action": subject.action,
+            "reason": subject.reason,
+            "regarding": regarding,
+            "note": subject.note,
+            "type": "Warning" if subject.warning else "Normal",
+            **({"series": _count(series)} if series.count > 1 else {}),
+        }
+
+
+class _Meta(Struct, frozen=True, gc=False):
+    uid: str = ""
+
+
+class _Object(Struct, frozen=True, gc=False):
+    metadata: _Meta = _Meta()
+
+
+class _List(Struct, frozen=True, gc=False):
+    items: tuple[_Object, ...] | None = None
+
+
+async def _uid(api: Api, subject: _Subject) -> str | None:
+    """The Service's uid, by which `kubectl describe` finds its Events; None if there is no such Service any more.
+
+    It is not kept with the Services, so it is asked for. The proxy's rights are to list Services, not to get one.
+    """
+    path = f"/api/v1/namespaces/{subject.namespace}/services"
+    answer = await api.request("GET", path, query={"fieldSelector": f"metadata.name={subject.name}"})
+    found = msgspec.json.decode(answer, type=_List).items
+    return found[0].metadata.uid if found else None
+
+
+def _count(series: _Series) -> dict[str, Any]:
+    return {"count": series.count, "lastObservedTime": _micro_time(series.last)}
+
+
+def _micro_time(seconds: float) -> str:
+    """A time of day as MicroTime: RFC 3339 with six digits."""
+    whole, micros = divmod(int(seconds * 1e6), 1_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{micros:06}Z"
