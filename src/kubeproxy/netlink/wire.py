@@ -69,6 +69,10 @@ class Message(NamedTuple):
     body: memoryview
 
 
+Attributes = dict[int, memoryview]
+"""Values by attribute type."""
+
+
 def attribute(kind: int, value: bytes) -> bytes:
     """An attribute with its padding."""
     return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) & 3)
@@ -95,7 +99,7 @@ def be64(kind: int, value: int) -> bytes:
     return attribute(kind, struct.pack(">Q", value))
 
 
-def attributes(data: memoryview | bytes) -> dict[int, memoryview]:
+def attributes(data: memoryview | bytes) -> Attributes:
     """The attributes of a payload by type; of a repeated one the last."""
     return dict(attribute_list(data))
 

@@ -37,9 +37,9 @@ class Ledger:
         )
 
     def acquire(self, chains: Iterable[SharedChain]) -> list[SharedChain]:
-        """Counts chains, and those they lead to; returns the ones to make, each behind those it leads to."""
+        """Counts chains, and those they lead to; returns the ones to make, in one order, each behind those it leads to."""
         made: list[SharedChain] = []
-        for chain in chains:
+        for chain in sorted(chains):
             self._chains[chain] += 1
             if self._chains[chain] == 1:
                 made += [*self.acquire(chain.leads_to), chain]
@@ -48,7 +48,7 @@ class Ledger:
     def release(self, chains: Iterable[SharedChain]) -> list[SharedChain]:
         """The reverse; returns the ones to delete, each before those it leads to."""
         gone: list[SharedChain] = []
-        for chain in chains:
+        for chain in sorted(chains):
             self._chains[chain] -= 1
             if not self._chains[chain]:
                 del self._chains[chain]

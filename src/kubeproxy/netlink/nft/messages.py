@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from kubeproxy.netlink.nft import types
-from kubeproxy.netlink.nft.types import Type, tlv
+from kubeproxy.netlink.nft.types import COMMENT, SET_COMMENT, Type, tlv
 from kubeproxy.netlink.wire import APPEND, CREATE, attribute, be32, be64, nested, text
 
 IP: Final = 2
@@ -30,9 +30,9 @@ DROP, ACCEPT = 0, 1
 
 ANONYMOUS, CONSTANT, INTERVAL, MAP, TIMEOUT, EVAL, CONCAT = 0x1, 0x2, 0x4, 0x8, 0x10, 0x20, 0x80
 
-_COMMENT = 0
-_SET_COMMENT = 7
-_RULE_DIGEST = 0x70
+RULE_DIGEST: Final = 0x70
+"""Where in a rule's userdata we keep what we recognise it by; nft passes it over."""
+
 _LONGEST_COMMENT = 127
 
 
@@ -74,7 +74,7 @@ class Hook(NamedTuple):
 
 def add_table(table: Table, comment: str = "") -> Message:
     """Makes a table if it is not there."""
-    body = text(1, table.name) + be32(2, 0) + _userdata(6, _COMMENT, comment)
+    body = text(1, table.name) + be32(2, 0) + _userdata(6, COMMENT, comment)
     return Message(NEWTABLE, CREATE, table.family, body, f"add table {table}")
 
 
@@ -88,7 +88,7 @@ def add_chain(table: Table, name: str, hook: Hook | None = None, comment: str = 
     body = text(1, table.name) + text(3, name)
     if hook is not None:
         body += nested(4, be32(1, hook.hook), be32(2, hook.priority)) + be32(5, ACCEPT) + text(7, hook.type)
-    body += _userdata(12, _COMMENT, comment)
+    body += _userdata(12, COMMENT, comment)
     return Message(NEWCHAIN, CREATE, table.family, body, f"add chain {table} {name}")
 
 
@@ -118,9 +118,9 @@ def add_rule(
     """
     data = b""
     if comment:
-        data += tlv(_COMMENT, _clip(comment))
+        data += tlv(COMMENT, _clip(comment))
     if digest:
-        data += tlv(_RULE_DIGEST, digest)
+        data += tlv(RULE_DIGEST, digest)
     body = text(1, table.name) + text(2, chain) + nested(4, *expressions)
     if data:
         body += attribute(7, data)
@@ -172,7 +172,7 @@ def add_set(
         body += be64(11, timeout)
     userdata = types.typeof(key, data or ())
     if comment:
-        userdata += tlv(_SET_COMMENT, _clip(comment))
+        userdata += tlv(SET_COMMENT, _clip(comment))
     if userdata:
         body += attribute(13, userdata)
     kind = "set" if data is None else "map"
@@ -249,7 +249,7 @@ def element(
         parts.append(nested(2, verdict))
     if last:
         parts.append(be32(3, 1))
-    parts.append(_userdata(6, _COMMENT, comment))
+    parts.append(_userdata(6, COMMENT, comment))
     if end is not None:
         parts.append(nested(10, attribute(1, end)))
     return nested(1, *parts)

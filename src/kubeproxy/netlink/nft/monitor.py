@@ -1,11 +1,12 @@
 """Word of every change that somebody else makes to a table.
 
-The kernel tells all changes of all tables, our own among them, and a first sync alone makes 100,000 messages. So our own
-are left out by a filter in the kernel (classic BPF on the sender's port number in the message header), and what is left
-is looked at here: one message a datagram tells which table it is about.
+The kernel tells all changes of all tables, our own among them, and a first sync alone makes 100,000 messages. So those of
+this process are left out by a filter in the kernel (classic BPF on the sender's port number in the message header). What
+is left is looked at here: the messages of one transaction come together, whatever tables they are about.
 """
 
 import ctypes
+import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
@@ -62,26 +63,36 @@ class Event(NamedTuple):
 
 
 class Monitor:
-    """A subscription, to be waited on by `fileno`."""
+    """A subscription, to be waited on by `fileno`. It hears nothing before `join`."""
 
-    def __init__(self, ours: Iterable[int]) -> None:
-        """Subscribes.
-
-        Args:
-            ours: port numbers of the sockets whose changes are our own.
+    def __init__(self) -> None:
+        """Opens a socket.
 
         Raises:
             OSError: the kernel refuses.
         """
-        self._socket = wire.Socket(wire.NETFILTER, receive_buffer=4 << 20)
-        self._leave_out(list(ours))
-        self._socket.join(_GROUP)
+        self._socket = wire.Socket(wire.NETFILTER, receive_buffer=8 << 20)
+        program = ctypes.create_string_buffer(_not_of_this_process())
+        steps = len(program.raw) // _STEP.size
+        self._socket.set_filter(struct.pack("HL", steps, ctypes.addressof(program)))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._socket.close()
+
+    def close(self) -> None:
+        """Ends the subscription."""
+        self._socket.close()
+
+    def join(self) -> None:
+        """From now on it hears. While anybody does, a large transaction takes the kernel twice the time."""
+        self._socket.join(_GROUP)
+
+    def leave(self) -> None:
+        """It hears no more; what it heard stays to be read."""
+        self._socket.leave(_GROUP)
 
     def fileno(self) -> int:
         """The descriptor, for an event loop to wait on."""
@@ -107,19 +118,27 @@ class Monitor:
             if not seen:
                 return events, program
 
-    def _leave_out(self, ports: list[int]) -> None:
-        """Drops in the kernel what these ports have sent: the word at 12 of a netlink header."""
-        steps: list[bytes] = [_step(0x20, 0, 0, 12)]  # load it; BPF takes it for network order
-        for i, port in enumerate(ports):
-            steps.append(_step(0x15, len(ports) - i, 0, socket.ntohl(port)))  # equal: to the last step
-        steps += [_step(0x06, 0, 0, 0xFFFFFFFF), _step(0x06, 0, 0, 0)]  # take it whole; drop it
-        program = ctypes.create_string_buffer(b"".join(steps))
-        self._socket.set_filter(struct.pack("HL", len(steps), ctypes.addressof(program)))
+
+_STEP = struct.Struct("HBBI")  # struct sock_filter
 
 
-def _step(code: int, true: int, false: int, value: int) -> bytes:
-    """Struct sock_filter."""
-    return struct.pack("HBBI", code, true, false, value)
+def _not_of_this_process() -> bytes:
+    """Keeps datagrams whose sender's port, the word at 12 of a netlink header, is none of `process_port`'s.
+
+    BPF takes the word for one in network order.
+    """
+    mine, number = socket.ntohl(wire.PORT_PROCESS & os.getpid()), socket.ntohl(wire.PORT_NUMBER)
+    steps = (
+        (0x20, 0, 0, 12),  # load it
+        (0x54, 0, 0, socket.ntohl(wire.PORT_PROCESS)),  # keep what tells the process
+        (0x15, 0, 3, mine),  # not ours: take it whole
+        (0x20, 0, 0, 12),
+        (0x54, 0, 0, number),
+        (0x15, 0, 1, 0),  # numbered: of this process, not of one of the same number in another PID namespace
+        (0x06, 0, 0, 0xFFFFFFFF),
+        (0x06, 0, 0, 0),
+    )
+    return b"".join(_STEP.pack(*step) for step in steps)
 
 
 def _event(kind: int, body: memoryview) -> Event:

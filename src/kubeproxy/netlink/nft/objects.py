@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from kubeproxy.netlink import wire
+from kubeproxy.netlink.nft import types
 from kubeproxy.netlink.nft.kernel import Kernel
 from kubeproxy.netlink.nft.messages import (
     GETCHAIN,
@@ -15,13 +16,12 @@ from kubeproxy.netlink.nft.messages import (
     GETSET,
     GETSETELEM,
     GETTABLE,
+    RULE_DIGEST,
     Hook,
     Table,
 )
 
 _LENGTH = struct.Struct("=H")
-_COMMENT = 0
-_RULE_DIGEST = 0x70
 
 
 class ChainInfo(NamedTuple):
@@ -54,7 +54,7 @@ def table_comment(kernel: Kernel, table: Table) -> str | None:
     for body in kernel.dump(GETTABLE, table.family):
         found = wire.attributes(body)
         if wire.string(found[1]) == table.name:
-            return _userdata(found.get(6), _COMMENT).rstrip(b"\0").decode(errors="replace")
+            return types.comment(found.get(6, b""))
     return None
 
 
@@ -81,7 +81,9 @@ def rules(kernel: Kernel, table: Table) -> Iterator[RuleInfo]:
         found = wire.attributes(body)
         if wire.string(found[1]) == table.name:
             yield RuleInfo(
-                wire.string(found[2]), _userdata(found.get(7), _RULE_DIGEST), int.from_bytes(found[3])
+                wire.string(found[2]),
+                types.tlvs(found.get(7, b"")).get(RULE_DIGEST, b""),
+                int.from_bytes(found[3]),
             )
 
 
@@ -107,15 +109,19 @@ def elements(kernel: Kernel, table: Table, name: str) -> Iterator[bytes]:
     """The elements of a set or map, each as the attribute it would be added by."""
     for body in kernel.dump(GETSETELEM, table.family, wire.text(1, table.name) + wire.text(2, name)):
         listed = wire.attributes(body).get(3)
-        if listed is None:
-            continue
-        data = bytes(listed)
-        offset, end = 0, len(data)
-        while offset < end:
-            (length,) = _LENGTH.unpack_from(data, offset)
-            following = offset + length + 3 & ~3
-            yield data[offset:following]
-            offset = following
+        if listed is not None:
+            yield from split(listed)
+
+
+def split(listed: memoryview | bytes) -> Iterator[bytes]:
+    """The elements of a list of them."""
+    data = bytes(listed)
+    offset, end = 0, len(data)
+    while offset < end:
+        (length,) = _LENGTH.unpack_from(data, offset)
+        following = offset + length + 3 & ~3
+        yield data[offset:following]
+        offset = following
 
 
 def key_of(element: bytes) -> bytes:
@@ -126,14 +132,3 @@ def key_of(element: bytes) -> bytes:
     if element[end + 2 : end + 4] in {b"\x0a\0", b"\x03\0"}:
         end += _LENGTH.unpack_from(element, end)[0]
     return element[4:end]
-
-
-def _userdata(data: memoryview | None, kind: int) -> bytes:
-    """The value of a kind in userdata; b"" if there is none."""
-    offset, end = 0, len(data) if data is not None else 0
-    while data is not None and offset + 2 <= end:
-        length = data[offset + 1]
-        if data[offset] == kind:
-            return bytes(data[offset + 2 : offset + 2 + length])
-        offset += 2 + length
-    return b""

@@ -8,6 +8,7 @@ Sources: nftables' datatype.h, expression.h, meta.h, proto.h; libnftnl's udata.h
 """
 
 import struct
+import sys
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -40,6 +41,22 @@ def tlv(kind: int, value: bytes) -> bytes:
     return struct.pack("BB", kind, len(value)) + value
 
 
+def tlvs(userdata: memoryview | bytes) -> dict[int, bytes]:
+    """The attributes of userdata."""
+    found = {}
+    offset = 0
+    while offset + 2 <= len(userdata):
+        kind, length = userdata[offset : offset + 2]
+        found[kind] = bytes(userdata[offset + 2 : offset + 2 + length])
+        offset += 2 + length
+    return found
+
+
+def comment(userdata: memoryview | bytes, kind: int = 0) -> str:
+    """The comment in userdata; "" if there is none."""
+    return tlvs(userdata).get(kind, b"").rstrip(b"\0").decode(errors="replace")
+
+
 def _words(*values: int) -> bytes:
     return b"".join(tlv(kind, struct.pack("=I", value)) for kind, value in enumerate(values))
 
@@ -49,6 +66,8 @@ def _expression(kind: int, inner: bytes) -> bytes:
     return _words(kind) + tlv(1, inner)
 
 
+COMMENT, SET_COMMENT = 0, 7
+_KEY_TYPEOF, _DATA_TYPEOF = 3, 4
 _PAYLOAD, _META, _CONCAT, _NUMGEN = 7, 9, 13, 23
 _TH, _IP, _IP6 = 11, 12, 13
 
@@ -56,6 +75,7 @@ ADDRESS4: Final = Type("ipv4_addr", 7, 4, "ip daddr", _expression(_PAYLOAD, _wor
 ADDRESS6: Final = Type("ipv6_addr", 8, 16, "ip6 daddr", _expression(_PAYLOAD, _words(_IP6, 9)))
 PROTOCOL: Final = Type("inet_proto", 12, 1, "meta l4proto", _expression(_META, _words(16)))
 SERVICE: Final = Type("inet_service", 13, 2, "th dport", _expression(_PAYLOAD, _words(_TH, 2)))
+_NAMED = {part.number: part for part in (ADDRESS4, ADDRESS6, PROTOCOL, SERVICE)}
 
 INTEGER: Final = 4
 VERDICT: Final = 0xFFFFFF00
@@ -84,8 +104,37 @@ def typeof(key: Sequence[Type], data: Sequence[Type]) -> bytes:
     """Userdata that describes a set by expressions; b"" where its types have names."""
     if not any(part.number == INTEGER for part in (*key, *data)):
         return b""
-    described = tlv(3, _concatenation(key))
-    return described + tlv(4, _concatenation(data)) if data else described
+    described = tlv(_KEY_TYPEOF, _concatenation(key))
+    return described + tlv(_DATA_TYPEOF, _concatenation(data)) if data else described
+
+
+def read(number: int, userdata: memoryview | bytes, *, data: bool = False) -> tuple[Type, ...]:
+    """What the parts of a set's keys are, or of its data.
+
+    Args:
+        number: nft's number of their concatenation.
+        userdata: of the set.
+        data: its data are asked for.
+    """
+    if number == VERDICT:
+        return ()
+    numbers = []
+    while number:
+        numbers.append(number & 63)
+        number >>= 6
+    described = tlvs(userdata).get(_DATA_TYPEOF if data else _KEY_TYPEOF)
+    parts = [] if described is None else [described]
+    if parts and len(numbers) > 1:
+        parts = list(tlvs(tlvs(parts[0])[1]).values())
+    sources = parts or [b""] * len(numbers)
+    return tuple(
+        _NAMED.get(n) or _read_below(part) for n, part in zip(reversed(numbers), sources, strict=True)
+    )
+
+
+def _read_below(userdata: bytes) -> Type:
+    said = tlvs(tlvs(userdata).get(1, b""))
+    return below(int.from_bytes(said.get(1, b""), sys.byteorder))
 
 
 def _concatenation(parts: Sequence[Type]) -> bytes:

@@ -1,0 +1,212 @@
+"""nf_tables in memory: what `Kernel` does, with the refusals that order and references bring about.
+
+It keeps the attributes of what it is told and lists them again, so whatever is written can be read back and rendered. It does not
+know which intervals overlap or which expressions exist. Packets do not pass.
+"""
+
+import copy
+import errno
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+from kubeproxy.netlink import wire
+from kubeproxy.netlink.nft import messages as m
+from kubeproxy.netlink.nft import objects
+from kubeproxy.netlink.nft.kernel import RefusedError
+from kubeproxy.netlink.nft.messages import Message
+
+_LISTED: Final = {
+    m.GETTABLE: m.NEWTABLE,
+    m.GETCHAIN: m.NEWCHAIN,
+    m.GETRULE: m.NEWRULE,
+    m.GETSET: m.NEWSET,
+    m.GETSETELEM: m.NEWSETELEM,
+}
+
+
+class _Table:
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.chains: dict[str, bytes] = {}
+        self.rules: dict[str, dict[int, bytes]] = {}
+        self.sets: dict[str, bytes] = {}
+        self.elements: dict[str, dict[bytes, bytes]] = {}
+
+    def __deepcopy__(self, memo: object) -> "_Table":
+        other = _Table(self.body)
+        other.chains, other.sets = dict(self.chains), dict(self.sets)
+        other.rules = {name: dict(rules) for name, rules in self.rules.items()}
+        other.elements = {name: dict(elements) for name, elements in self.elements.items()}
+        return other
+
+
+class FakeKernel:
+    """See `Kernel`.
+
+    Attributes:
+        port: as `Kernel.port`.
+        commits: the transactions that were done.
+        refuse: whether a message is to be refused; for tests.
+    """
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.commits: list[Sequence[Message]] = []
+        self.refuse: Callable[[Message], bool] = lambda _: False
+        self._tables: dict[tuple[int, str], _Table] = {}
+        self._generation = 1
+        self._handle = 0
+
+    def close(self) -> None:
+        """See `Kernel`."""
+
+    def commit(self, messages: Sequence[Message]) -> None:
+        """See `Kernel`."""
+        if not messages:
+            return
+        before = copy.deepcopy(self._tables)
+        for index, message in enumerate(messages):
+            try:
+                _refuse_if(self.refuse(message), errno.EINVAL)
+                self._do(message)
+            except wire.NetlinkError as e:
+                self._tables = before
+                raise RefusedError(e, message, index) from None
+        self.commits.append(messages)
+        self._generation += 1
+
+    def generation(self) -> int:
+        """See `Kernel`."""
+        return self._generation
+
+    def dump(self, kind: int, family: int, body: bytes = b"") -> Iterable[memoryview]:
+        """See `Kernel`."""
+        asked = wire.attributes(body)
+        for message in self.listing():
+            listed = wire.attributes(message.body)
+            if (message.kind, message.family) == (_LISTED[kind], family) and all(
+                listed[key] == value for key, value in asked.items()
+            ):
+                yield memoryview(message.body)
+
+    def listing(self) -> Iterator[Message]:
+        """All there is, as the messages that would make it."""
+        for (family, name), table in self._tables.items():
+            yield Message(m.NEWTABLE, 0, family, table.body, name)
+            for each, made in table.sets.items():
+                yield Message(m.NEWSET, 0, family, made, each)
+            for chain, made in table.chains.items():
+                yield Message(m.NEWCHAIN, 0, family, made, chain)
+            for chain, rules in table.rules.items():
+                for handle, rule in rules.items():
+                    yield Message(m.NEWRULE, 0, family, rule + wire.be64(3, handle), chain)
+            for each, elements in table.elements.items():
+                yield from m.add_elements(m.Table(family, name), each, elements.values())
+
+    def _do(self, message: Message) -> None:
+        a = wire.attributes(message.body)
+        name = message.family, wire.string(a[1])
+        if message.kind == m.NEWTABLE:
+            self._tables.setdefault(name, _Table(message.body))
+            return
+        table = self._tables.get(name)
+        _found(table)
+        assert table is not None
+        match message.kind:
+            case m.DELTABLE:
+                del self._tables[name]
+            case m.NEWCHAIN:
+                table.chains.setdefault(wire.string(a[3]), message.body)
+                table.rules.setdefault(wire.string(a[3]), {})
+            case m.DELCHAIN:
+                _delete_chain(table, wire.string(a[3]))
+            case m.NEWRULE:
+                self._handle += 1
+                _found(_chains(a[4]) <= table.chains.keys() and _sets(a[4]) <= table.sets.keys())
+                _found(table.chains.get(wire.string(a[2])))
+                table.rules[wire.string(a[2])][self._handle] = message.body
+            case m.DELRULE:
+                _found(table.chains.get(wire.string(a[2])))
+                table.rules[wire.string(a[2])].clear()
+            case m.NEWSET:
+                _new_set(table, wire.string(a[2]), message.body)
+            case m.DELSET:
+                _delete_set(table, wire.string(a[2]))
+            case m.NEWSETELEM | m.DELSETELEM:
+                _found(table.sets.get(wire.string(a[2])))
+                _elements(table, table.elements[wire.string(a[2])], a, add=message.kind == m.NEWSETELEM)
+
+
+def _refuse_if(refused: object, code: int) -> None:
+    if refused:
+        raise wire.NetlinkError(code)
+
+
+def _found(thing: object) -> None:
+    _refuse_if(not thing, errno.ENOENT)
+
+
+def _delete_chain(table: _Table, name: str) -> None:
+    _found(table.chains.get(name))
+    used = any(
+        name in _chains(wire.attributes(r)[4]) for rules in table.rules.values() for r in rules.values()
+    )
+    led_to = any(name == _target(e) for elements in table.elements.values() for e in elements.values())
+    _refuse_if(used or led_to or table.rules[name], errno.EBUSY)
+    del table.chains[name], table.rules[name]
+
+
+def _new_set(table: _Table, name: str, body: bytes) -> None:
+    there = table.sets.setdefault(name, body)
+    _refuse_if(there != body, errno.EEXIST)
+    table.elements.setdefault(name, {})
+
+
+def _delete_set(table: _Table, name: str) -> None:
+    _found(table.sets.get(name))
+    used = any(name in _sets(wire.attributes(r)[4]) for rules in table.rules.values() for r in rules.values())
+    _refuse_if(used, errno.EBUSY)
+    del table.sets[name], table.elements[name]
+
+
+def _elements(table: _Table, held: dict[bytes, bytes], a: wire.Attributes, *, add: bool) -> None:
+    if 3 not in a:
+        held.clear()
+        return
+    for element in objects.split(a[3]):
+        key = objects.key_of(element)
+        if add:
+            target = _target(element)
+            _found(not target or target in table.chains)
+            _refuse_if(held.setdefault(key, element) != element, errno.EEXIST)
+        else:
+            _found(key in held)
+            del held[key]
+
+
+def _target(element: bytes) -> str:
+    """The chain an element of a verdict map leads to, "" for none."""
+    data = wire.attributes(wire.attributes(element[4:]).get(2, b""))
+    return _chain(data[2]) if 2 in data else ""
+
+
+def _chain(verdict: memoryview) -> str:
+    said = wire.attributes(verdict)
+    return wire.string(said[2]) if 2 in said else ""
+
+
+def _steps(expressions: memoryview) -> Iterator[tuple[str, wire.Attributes]]:
+    for _, expression in wire.attribute_list(expressions):
+        parts = wire.attributes(expression)
+        yield wire.string(parts[1]), wire.attributes(parts[2])
+
+
+def _chains(expressions: memoryview) -> set[str]:
+    """The chains a rule leads to."""
+    verdicts = (wire.attributes(a[2]).get(2) for name, a in _steps(expressions) if name == "immediate")
+    return {_chain(verdict) for verdict in verdicts if verdict is not None} - {""}
+
+
+def _sets(expressions: memoryview) -> set[str]:
+    """The sets and maps a rule names."""
+    return {wire.string(a[1]) for name, a in _steps(expressions) if name in {"lookup", "dynset"}}

@@ -1,0 +1,268 @@
+"""Rules in nft's words, read from their expressions.
+
+Expressions are steps of a small machine with registers. Run with words for values ("ip daddr" is what a payload
+expression loads) it writes the rule down, as nft does it: one short function for each expression. It reads what we
+write and what the kernel lists, and knows no other expressions than `expressions` makes.
+"""
+
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from socket import AF_INET, AF_INET6, inet_ntop
+from typing import Final, NamedTuple
+
+from kubeproxy.netlink import wire
+from kubeproxy.netlink.nft import expressions as x
+from kubeproxy.netlink.nft.messages import ACCEPT, DROP, FAMILY_NAMES, GOTO, JUMP, RETURN
+
+PROTOCOLS: Final = {6: "tcp", 17: "udp", 132: "sctp"}
+_VERDICTS = {DROP: "drop", ACCEPT: "accept", RETURN: "return", JUMP: "jump", GOTO: "goto"}
+_FIRST_REGISTER = 8
+_LARGE_REGISTER = 4
+
+
+class Value(NamedTuple):
+    """What a register holds, and those after it if it is long.
+
+    Attributes:
+        words: where it comes from.
+        registers: how many it takes.
+        show: how a constant that is compared with it is written.
+        mask: what a bitwise expression left of it, b"" for all.
+        constant: the value itself, where the rule says it.
+    """
+
+    words: str
+    registers: int = 1
+    show: Callable[[bytes], str] = bytes.hex
+    mask: bytes = b""
+    constant: bytes = b""
+
+
+class SetShape(NamedTuple):
+    """How many registers a set's keys take, and what they map to."""
+
+    key: int
+    data: int
+
+
+def address(value: bytes) -> str:
+    """An address, as nft writes it."""
+    return inet_ntop(AF_INET if len(value) == 4 else AF_INET6, value)
+
+
+def prefix_length(mask: bytes) -> int | None:
+    """The number of ones a mask begins with; None if it has more behind them."""
+    number = int.from_bytes(mask)
+    ones = number.bit_count()
+    bits = 8 * len(mask)
+    return ones if number == (1 << bits) - (1 << bits - ones) else None
+
+
+def protocol(value: bytes) -> str:
+    """A transport protocol."""
+    return PROTOCOLS.get(value[0], str(value[0]))
+
+
+def port(value: bytes) -> str:
+    """A port."""
+    return str(int.from_bytes(value))
+
+
+def integer(value: bytes) -> str:
+    """A number in the host's byte order."""
+    return str(int.from_bytes(value, sys.byteorder))
+
+
+def verdict(data: Mapping[int, memoryview]) -> str:
+    """A verdict, with the chain it leads to."""
+    (code,) = struct.unpack(">i", data[1])
+    return f"{_VERDICTS[code]} {wire.string(data[2])}" if 2 in data else _VERDICTS[code]
+
+
+def _mark(value: bytes) -> str:
+    return f"0x{int.from_bytes(value, sys.byteorder):08x}"
+
+
+def _interface(value: bytes) -> str:
+    """A whole name is compared with its ending zero, the beginning of one without."""
+    name, zero, _ = value.partition(b"\0")
+    return f'"{name.decode()}{"" if zero else "*"}"'
+
+
+def _flags(names: dict[int, str]) -> Callable[[bytes], str]:
+    return lambda value: names[int.from_bytes(value, sys.byteorder)]
+
+
+_PAYLOADS: Final = {
+    (x.NETWORK_HEADER, 12, 4): Value("ip saddr", 1, address),
+    (x.NETWORK_HEADER, 16, 4): Value("ip daddr", 1, address),
+    (x.NETWORK_HEADER, 8, 16): Value("ip6 saddr", 4, address),
+    (x.NETWORK_HEADER, 24, 16): Value("ip6 daddr", 4, address),
+    (x.TRANSPORT_HEADER, 2, 2): Value("th dport"),
+}
+_METAS: Final = {
+    x.META_MARK: Value("meta mark", 1, _mark),
+    x.META_INPUT_NAME: Value("iifname", 4, _interface),
+    x.META_L4PROTO: Value("meta l4proto", 1, protocol),
+}
+_CONNECTION: Final = {
+    x.CT_STATE: Value("ct state", 1, _flags({x.CT_NEW: "new"})),
+    x.CT_STATUS: Value("ct status", 1, _flags({x.CT_DNAT: "dnat"})),
+}
+_FIB: Final = {
+    1: Value("fib saddr type", 1, _flags({x.LOCAL: "local"})),
+    2: Value("fib daddr type", 1, _flags({x.LOCAL: "local"})),
+}
+
+
+class Reader:
+    """Reads one rule."""
+
+    def __init__(self, family: int, sets: Mapping[str, SetShape]) -> None:
+        self._family = family
+        self._sets = sets
+        self._registers: dict[int, Value] = {}
+        self._said: list[str] = []
+
+    def read(self, expressions: memoryview | bytes) -> str:
+        """What the expressions of a rule say.
+
+        Raises:
+            ValueError: one of them is none of ours.
+        """
+        for _, expression in wire.attribute_list(expressions):
+            parts = wire.attributes(expression)
+            name = wire.string(parts[1])
+            step = _STEPS.get(name)
+            if step is None:
+                raise ValueError(f"no words for expression {name!r}")
+            step(self, wire.attributes(parts[2]))
+        return " ".join(self._said)
+
+    def _payload(self, a: wire.Attributes) -> None:
+        self._load(a[1], _PAYLOADS[_int(a[2]), _int(a[3]), _int(a[4])])
+
+    def _meta(self, a: wire.Attributes) -> None:
+        value = _METAS[_int(a[2])]
+        if 3 in a:
+            self._say(f"{value.words} set {self._at(a[3]).words}")
+        else:
+            self._load(a[1], value)
+
+    def _ct(self, a: wire.Attributes) -> None:
+        self._load(a[1], _CONNECTION[_int(a[2])])
+
+    def _immediate(self, a: wire.Attributes) -> None:
+        data = wire.attributes(a[2])
+        if 2 in data:
+            self._say(verdict(wire.attributes(data[2])))
+        else:
+            constant = bytes(data[1])
+            self._load(a[1], Value(constant.hex(), _registers(len(constant)), constant=constant))
+
+    def _cmp(self, a: wire.Attributes) -> None:
+        value, constant = self._at(a[1]), bytes(wire.attributes(a[3])[1])
+        unequal = _int(a[2]) == x.NOT_EQUAL
+        operator = " != " if unequal else " "
+        if not value.mask:
+            self._say(f"{value.words}{operator}{value.show(constant)}")
+        elif value.show is address:
+            self._say(f"{value.words}{operator}{address(constant)}/{prefix_length(value.mask)}")
+        elif value.show is _mark:
+            self._say(f"{value.words}{operator if unequal else ' == '}{_mark(constant)}")
+        else:
+            self._say(f"{value.words} {value.show(value.mask)}")  # the flag is set
+
+    def _bitwise(self, a: wire.Attributes) -> None:
+        value = self._at(a[1])
+        mask, xor = (bytes(wire.attributes(a[i])[1]) for i in (4, 5))
+        words = value.words
+        if value.show is _mark:
+            kept = int.from_bytes(mask, sys.byteorder)
+            changed = int.from_bytes(xor, sys.byteorder)
+            if not changed:
+                words += f" & {_mark(mask)}"
+            elif kept == 0xFFFFFFFF ^ changed:
+                words += f" | {_mark(xor)}"
+            else:
+                words += f" ^ {_mark(xor)}"
+        self._load(a[2], value._replace(words=words, mask=mask))
+
+    def _numgen(self, a: wire.Attributes) -> None:
+        self._load(a[1], Value(f"numgen random mod {_int(a[2])}", 1, integer))
+
+    def _lookup(self, a: wire.Attributes) -> None:
+        name = wire.string(a[1])
+        shape = self._sets[name]
+        key = self._key(_register(a[2]), shape)
+        if 3 not in a:
+            self._say(f"{key} {'!= ' if 5 in a and _int(a[5]) else ''}@{name}")
+        elif _int(a[3]) == 0:
+            self._say(f"{key} vmap @{name}")
+        else:
+            found = Value(f"{key} map @{name}", shape.data)
+            self._load(a[3], found)
+
+    def _dynset(self, a: wire.Attributes) -> None:
+        name = wire.string(a[1])
+        self._say(f"update @{name} {{ {self._key(_register(a[4]), self._sets[name])} }}")
+
+    def _fib(self, a: wire.Attributes) -> None:
+        self._load(a[1], _FIB[_int(a[3])])
+
+    def _nat(self, a: wire.Attributes) -> None:
+        to = self._at(a[3])
+        if to.constant:
+            host = address(to.constant)
+            port = int.from_bytes(self._at(a[5]).constant)
+            self._say(f"dnat to {f'[{host}]' if ':' in host else host}:{port}")
+        else:
+            self._say(f"dnat {FAMILY_NAMES[self._family]} to {to.words}")
+
+    def _masq(self, _: wire.Attributes) -> None:
+        self._say("masquerade fully-random")
+
+    def _reject(self, _: wire.Attributes) -> None:
+        self._say("reject")
+
+    def _say(self, words: str) -> None:
+        self._said.append(words)
+
+    def _load(self, register: memoryview, value: Value) -> None:
+        self._registers[_register(register)] = value
+
+    def _at(self, register: memoryview) -> Value:
+        return self._registers[_register(register)]
+
+    def _key(self, register: int, shape: SetShape) -> str:
+        """The values that make up a set's key, from a register on."""
+        parts = []
+        end = register + shape.key
+        while register < end:
+            value = self._registers[register]
+            parts.append(value.words)
+            register += value.registers
+        return " . ".join(parts)
+
+
+_STEPS: Final[dict[str, Callable[[Reader, wire.Attributes], None]]] = {
+    name: getattr(Reader, f"_{name}")
+    for name in (
+        "payload", "meta", "ct", "immediate", "cmp", "bitwise", "numgen", "lookup", "dynset", "fib", "nat", "masq", "reject",
+    )
+}  # fmt: skip
+
+
+def _int(value: memoryview) -> int:
+    return int.from_bytes(value)
+
+
+def _registers(length: int) -> int:
+    return length + 3 >> 2
+
+
+def _register(value: memoryview) -> int:
+    """The number of a register; the kernel lists those that begin a group of four by another number (1 to 4)."""
+    number = _int(value)
+    return number - _FIRST_REGISTER if number >= _FIRST_REGISTER else _LARGE_REGISTER * (number - 1)

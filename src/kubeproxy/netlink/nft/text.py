@@ -1,0 +1,227 @@
+"""Tables as nft lists them, for people to read and for tests to keep.
+
+What is rendered are the messages by which tables are made, or what the kernel lists, put into messages. Elements stand one
+a line, in the order of their keys. Stock nft reads all of it back.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from kubeproxy.netlink import wire
+from kubeproxy.netlink.nft import messages, reading, types
+from kubeproxy.netlink.nft.messages import (
+    FAMILY_NAMES,
+    NEWCHAIN,
+    NEWRULE,
+    NEWSET,
+    NEWSETELEM,
+    NEWTABLE,
+    Message,
+)
+from kubeproxy.netlink.nft.types import INTEGER, SET_COMMENT, Type
+
+_HOOKS: Final = ("prerouting", "input", "forward", "output", "postrouting")
+_FLAGS: Final = {
+    messages.CONSTANT: "constant",
+    messages.INTERVAL: "interval",
+    messages.EVAL: "dynamic",
+    messages.TIMEOUT: "timeout",
+}
+_UNITS: Final = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
+_SHOW: Final = {
+    types.ADDRESS4.number: reading.address,
+    types.ADDRESS6.number: reading.address,
+    types.PROTOCOL.number: reading.protocol,
+    types.SERVICE.number: reading.port,
+    INTEGER: reading.integer,
+}
+
+
+class _Set(NamedTuple):
+    """A set or map."""
+
+    kind: str
+    lines: list[str]
+    key: tuple[Type, ...]
+    intervals: bool
+    data: tuple[Type, ...]
+    elements: list[wire.Attributes]
+
+
+class _Table:
+    """A table's parts, as they come."""
+
+    def __init__(self, message: Message, a: wire.Attributes) -> None:
+        self._title = f"table {FAMILY_NAMES[message.family]} {wire.string(a[1])}"
+        self._family = message.family
+        self._comment = _comment(a.get(6, b""))
+        self._sets: dict[str, _Set] = {}
+        self._shapes: dict[str, reading.SetShape] = {}
+        self._chains: dict[str, list[str]] = {}
+
+    def take(self, kind: int, a: wire.Attributes) -> None:
+        """Takes in the attributes of a message."""
+        if kind == NEWCHAIN:
+            self._chains.setdefault(wire.string(a[3]), _hook(a))
+        elif kind == NEWRULE:
+            rule = reading.Reader(self._family, self._shapes).read(a[4])
+            self._chains[wire.string(a[2])].append(" ".join([rule, *_comment(a.get(7, b""))]))
+        elif kind == NEWSET:
+            name = wire.string(a[2])
+            made = self._sets[name] = _set(a)
+            self._shapes[name] = reading.SetShape(types.size(made.key) // 4, types.size(made.data) // 4)
+        elif kind == NEWSETELEM:
+            elements = (wire.attributes(each) for _, each in wire.attribute_list(a[3]))
+            self._sets[wire.string(a[2])].elements.extend(elements)
+
+    def lines(self) -> Iterator[str]:
+        """The listing."""
+        yield f"{self._title} {{"
+        yield from _indented(self._comment)
+        for name, made in self._sets.items():
+            yield f"\t{made.kind} {name} {{"
+            yield from _indented(_indented([*made.lines, *_elements(made)]))
+            yield "\t}"
+        for name, rules in self._chains.items():
+            yield f"\tchain {name} {{"
+            yield from _indented(_indented(rules))
+            yield "\t}"
+        yield "}"
+
+
+def render(made: Iterable[Message]) -> str:
+    """The tables that these messages make.
+
+    Args:
+        made: messages that add, as in a transaction.
+
+    Raises:
+        ValueError: a rule holds an expression that is none of ours.
+    """
+    tables: dict[tuple[int, str], _Table] = {}
+    for message in made:
+        a = wire.attributes(message.body)
+        name = message.family, wire.string(a[1])
+        if message.kind == NEWTABLE:
+            tables[name] = _Table(message, a)
+        elif name in tables:
+            tables[name].take(message.kind, a)
+    return "".join(f"{line}\n" for table in tables.values() for line in table.lines())
+
+
+def _indented(lines: Iterable[str]) -> Iterator[str]:
+    return (f"\t{line}" for line in lines)
+
+
+def _comment(userdata: memoryview | bytes, kind: int = types.COMMENT) -> list[str]:
+    said = types.comment(userdata, kind)
+    return [f'comment "{said}"'] if said else []
+
+
+def _hook(a: wire.Attributes) -> list[str]:
+    """The first line of a base chain."""
+    if 4 not in a:
+        return []
+    place = wire.attributes(a[4])
+    priority = int.from_bytes(place[2], signed=True)
+    return [f"type {wire.string(a[7])} hook {_HOOKS[place[1][3]]} priority {priority}; policy accept;"]
+
+
+def _set(a: wire.Attributes) -> _Set:
+    userdata = a.get(13, b"")
+    flags = int.from_bytes(a[3])
+    key = types.read(int.from_bytes(a[4]), userdata)
+    is_map = 6 in a
+    data = types.read(int.from_bytes(a[6]), userdata, data=True) if is_map else ()
+    by_source = any(part.number == INTEGER for part in key)
+    words = [_words(key, by_source=by_source)]
+    if is_map:
+        words.append(_words(data, by_source=by_source) or "verdict")
+    lines = [f"{'typeof' if by_source else 'type'} {' : '.join(words)}"]
+    description = wire.attributes(a.get(9, b""))
+    if 1 in description:
+        lines.append(f"size {int.from_bytes(description[1])}")
+    if named := [name for flag, name in _FLAGS.items() if flags & flag]:
+        lines.append(f"flags {','.join(named)}")
+    if 11 in a:
+        lines.append(f"timeout {_duration(int.from_bytes(a[11]))}")
+    lines += _comment(userdata, SET_COMMENT)
+    return _Set("map" if is_map else "set", lines, key, bool(flags & messages.INTERVAL), data, [])
+
+
+def _words(parts: Sequence[Type], *, by_source: bool) -> str:
+    return " . ".join(part.source if by_source else part.name for part in parts)
+
+
+def _duration(milliseconds: int) -> str:
+    said = ""
+    for unit, size in _UNITS:
+        count, milliseconds = divmod(milliseconds, size)
+        said += f"{count}{unit}" if count else ""
+    return said
+
+
+def _elements(made: _Set) -> Iterator[str]:
+    """The elements of a set in the order of their keys."""
+    elements = sorted(made.elements, key=_key)
+    if made.intervals and len(made.key) == 1:
+        shown = list(_spans(elements, made.key[0]))
+    else:
+        shown = [_element(each, made) for each in elements]
+    if shown:
+        yield "elements = {"
+        yield from _indented(f"{each}," for each in shown)
+        yield "}"
+
+
+def _key(element: wire.Attributes) -> bytes:
+    return bytes(wire.attributes(element[1])[1])
+
+
+def _element(element: wire.Attributes, made: _Set) -> str:
+    first = _parts(_key(element), made.key)
+    last = _parts(bytes(wire.attributes(element[10])[1]), made.key) if 10 in element else first
+    words = [" . ".join(_range(*ends) for ends in zip(made.key, first, last, strict=True))]
+    words += _comment(element.get(6, b""))
+    if 2 in element:
+        data = wire.attributes(element[2])
+        words.append(":")
+        if 2 in data:
+            words.append(reading.verdict(wire.attributes(data[2])))
+        else:
+            values = zip(made.data, _parts(bytes(data[1]), made.data), strict=True)
+            words.append(" . ".join(_SHOW[part.number](value) for part, value in values))
+    return " ".join(words)
+
+
+def _parts(key: bytes, types_: Sequence[Type]) -> list[bytes]:
+    """A key's parts, without their padding."""
+    found = []
+    offset = 0
+    for part in types_:
+        found.append(key[offset : offset + part.size])
+        offset += part.padded
+    return found
+
+
+def _range(part: Type, first: bytes, last: bytes) -> str:
+    """A range of one part, in its shortest form."""
+    show = _SHOW[part.number]
+    if first == last:
+        return show(first)
+    differing = int.from_bytes(first) ^ int.from_bytes(last)
+    bits = differing.bit_length()
+    if differing == (1 << bits) - 1 and not int.from_bytes(first) & differing and show is reading.address:
+        return f"{show(first)}/{8 * part.size - bits}"
+    return f"{show(first)}-{show(last)}"
+
+
+def _spans(elements: list[wire.Attributes], part: Type) -> Iterator[str]:
+    """Intervals of keys of one part: an element begins each, and another one, where it is not the last, ends it."""
+    begun: int | None = None
+    for element in [*elements, None]:
+        end = element is None or bool(3 in element and element[3][3] & 1)
+        at = int.from_bytes(_key(element)) if element is not None else 1 << 8 * part.size
+        if begun is not None and end:
+            yield _range(part, begun.to_bytes(part.size), (at - 1).to_bytes(part.size))
+        begun = None if end else at
