@@ -4,9 +4,11 @@
 PYTHON ?= python3
 PROGRAMS = ip iptables iptables-legacy nft conntrack setpriv
 PACKAGES = iproute2 iptables nftables conntrack util-linux
+VM_PROGRAMS = qemu-system-x86_64 busybox cpio depmod ipset ipvsadm
+VM_PACKAGES = qemu-system-x86 busybox-static cpio kmod ipset ipvsadm
 WORKERS ?= 4
 
-.PHONY: help install demo test lint format bench clean system
+.PHONY: help install demo test lint format bench clean system vm vm-programs
 .DELETE_ON_ERROR:
 
 help:
@@ -23,7 +25,7 @@ install: .venv/.run
 demo: system .venv/.run
 	@PYTHONPATH=. .venv/bin/python -m examples.demo.demo --mode $(or $(MODE),iptables)
 
-test: system .venv/.dev
+test: system vm .venv/.dev
 	.venv/bin/pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 lint: .venv/.dev
@@ -36,22 +38,35 @@ format: .venv/.dev
 	.venv/bin/ruff check --fix-only
 	.venv/bin/ruff format
 
-bench: system .venv/.dev
+bench: system vm .venv/.dev
 	PYTHONPATH=. .venv/bin/python -m bench $(BENCH)
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	rm -rf .vm .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Programs of the system: installed when one is missing and we may.
-system:
-	@for program in $(PROGRAMS); do \
+define install
+	@for program in $(1); do \
 	  PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null && continue; \
-	  test "$$(id -u)" = 0 || { echo "$$program is missing; as root: apt-get install $(PACKAGES)" >&2; exit 1; }; \
-	  echo "Installing $(PACKAGES) ($$program is missing)"; \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
+	  test "$$(id -u)" = 0 || { echo "$$program is missing; as root: apt-get install $(2)" >&2; exit 1; }; \
+	  echo "Installing $(2) ($$program is missing)"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) >/dev/null; \
 	  break; \
 	done
+endef
+
+system:
+	$(call install,$(PROGRAMS),$(PACKAGES))
+
+# The virtual machine for what only a kernel with IPVS can show: Debian's kernel in QEMU.
+vm: vm-programs .vm/initrd
+
+vm-programs:
+	$(call install,$(VM_PROGRAMS),$(VM_PACKAGES))
+
+.vm/initrd: .venv/.dev tests/vm/kernel.py tests/vm/init | vm-programs
+	.venv/bin/python -m tests.vm.kernel
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
