@@ -28,6 +28,7 @@ REJECT: Final[Action] = "reject"
 _READY = int(Condition.READY)
 _SERVING = int(Condition.SERVING)
 _TERMINATING = int(Condition.TERMINATING)
+_KEPT = _READY | _SERVING
 
 
 class PortPlan(Struct, frozen=True, gc=False):
@@ -44,6 +45,8 @@ class PortPlan(Struct, frozen=True, gc=False):
         affinity: seconds a client stays with its backend; 0 for no affinity.
         topology: how hints narrowed `cluster`.
         endpoints: how many endpoints are known, usable or not.
+        serving: for UDP and SCTP, every endpoint that may keep the flows it has, whether it gets new ones or not. Empty
+            for TCP, whose connections end by themselves.
     """
 
     name: str
@@ -62,6 +65,7 @@ class PortPlan(Struct, frozen=True, gc=False):
     any: bool = False
     topology: Topology = ""
     endpoints: int = 0
+    serving: tuple[Backend, ...] = ()
 
     @property
     def external(self) -> bool:
@@ -179,6 +183,7 @@ def plan(service: ServiceRow, slices: Iterable[SliceRow], node: NodeConfig) -> S
                 any=chosen.any,
                 topology=chosen.topology,
                 endpoints=len(candidates),
+                serving=() if port.protocol == "TCP" else _serving(candidates, chosen.cluster),
             )
         )
     return ServicePlan(
@@ -209,6 +214,14 @@ def _candidates(slices: list[SliceRow], port: PortRow, node: str) -> list[tuple[
                 if other is None or _merit(candidate) > _merit(other):
                     found[at] = candidate
     return [found[at] for at in sorted(found)]
+
+
+def _serving(
+    candidates: list[tuple[EndpointRow, Backend]], cluster: tuple[Backend, ...]
+) -> tuple[Backend, ...]:
+    """The endpoints that are ready or serve until they end; most often those of the Cluster policy, then no second tuple."""
+    serving = tuple([backend for row, backend in candidates if row.conditions & _KEPT])
+    return cluster if serving == cluster else serving
 
 
 def _merit(candidate: tuple[EndpointRow, Backend]) -> tuple[bool, bool, bool, bool]:

@@ -66,6 +66,7 @@ class TestService:
                     local=dns[:1],
                     any=True,
                     endpoints=2,
+                    serving=dns,
                 ),
             ),
         )
@@ -241,6 +242,40 @@ class TestBackends:
         assert numbers(port.internal_backends) == internal
         assert numbers(port.external_backends) == external
         assert numbers(port.backends) == all_
+
+
+class TestServing:
+    """Who keeps flows: whoever is ready, or serves until it ends, wherever it is."""
+
+    EVERY_STATE = (
+        "1",
+        "2 unready",
+        "3 serving",
+        "4 draining local",
+        "5 dying",
+        "6 published",
+        "7 published-dying",
+    )
+
+    @pytest.mark.parametrize("protocol", ["UDP", "SCTP"])
+    @pytest.mark.parametrize("fields", [{}, {"internal_local": True}, {"external_local": True}])
+    def test_of_flows(self, protocol, fields):
+        (port,) = planned(
+            service(ports=(PortRow("", protocol, 53, 30053),), **fields),
+            piece(*self.EVERY_STATE, ports=(EndpointPortRow("", protocol, 5353),)),
+        ).ports
+        assert numbers(port.serving) == [1, 3, 4, 6, 7]
+
+    def test_of_connections(self):
+        (port,) = planned(service(), piece(*self.EVERY_STATE)).ports
+        assert port.serving == ()
+
+    def test_most_often_costs_nothing(self):
+        (port,) = planned(
+            service(ports=(PortRow("", "UDP", 53),)),
+            piece("1", "2", ports=(EndpointPortRow("", "UDP", 53),)),
+        ).ports
+        assert port.serving is port.cluster
 
 
 class TestHealthCheck:
