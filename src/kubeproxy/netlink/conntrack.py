@@ -1,0 +1,251 @@
+"""Tracked flows over ctnetlink: listed as the kernel filters them, deleted one by one for what they are.
+
+A table may hold hundreds of thousands of flows and we look for a few. So the kernel picks (CTA_FILTER, since 5.8):
+by protocol, by where the client spoke to, by who answers. Of a listed flow only what is needed to judge it is read, at
+fixed places of the message; the whole message is taken apart for those that are to be deleted. These are named to the
+kernel by their original tuple, zone and id as it gave them, so that a flow that came since in its place is not hit.
+
+Addresses and ports are bytes in network order: a place is an address followed by a port.
+
+Source: linux/netfilter/nfnetlink_conntrack.h, net/netfilter/nf_conntrack_netlink.c.
+"""
+
+import errno
+import struct
+from collections.abc import Iterator, Sequence
+from socket import AF_INET, AF_INET6
+from typing import Final, NamedTuple
+
+from kubeproxy.netlink import wire
+
+UDP: Final = 17
+SCTP: Final = 132
+
+_SUBSYSTEM = 1 << 8
+_GET, _DELETE, _GET_STATS = _SUBSYSTEM | 1, _SUBSYSTEM | 2, _SUBSYSTEM | 5
+_TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
+_TUPLE_IP, _TUPLE_PROTO = 1, 2
+_PROTO_NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
+_IP = {AF_INET: (1, 2), AF_INET6: (3, 4)}  # source, destination
+_FILTER_ORIG, _FILTER_REPLY = 1, 2
+_BY_SOURCE, _BY_DESTINATION, _BY_NUMBER, _BY_SOURCE_PORT, _BY_DESTINATION_PORT = 1, 2, 8, 16, 32
+_ENTRIES, _MOST_ENTRIES = 1, 2
+_NFGENMSG = struct.Struct(">BBH")
+_BATCH = 500
+_UNFILTERED = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+"""What kernels answer that know filters, but not such a one."""
+
+
+class _Layout(NamedTuple):
+    """Where the kernel puts things in the message of a flow with ports, behind its nfgenmsg.
+
+    Attributes:
+        head: of the original tuple its length, destination address, protocol and destination port, and of the reply
+            tuple its length, source address and source port.
+        length: what both lengths must be for that to be so; a tuple with a zone, or without ports, is of another.
+    """
+
+    head: struct.Struct
+    length: int
+
+
+_LAYOUTS = {
+    # Behind the first tuple's header (4): IP header 4, source 4 + n, destination 4 + n; PROTO header 4, number 4 + 4,
+    # ports 4 + 4 each. The same again.
+    AF_INET: _Layout(struct.Struct("=H2x 4x 8x 4x4s 4x 4xB3x 8x 4x2s2x H2x 4x 4x4s 8x 4x 8x 4x2s2x"), 52),
+    AF_INET6: _Layout(struct.Struct("=H2x 4x 20x 4x16s 4x 4xB3x 8x 4x2s2x H2x 4x 4x16s 20x 4x 8x 4x2s2x"), 76),
+}
+
+
+class Flow(NamedTuple):
+    """A tracked flow with ports.
+
+    Attributes:
+        protocol: its number.
+        destination: the place the client spoke to.
+        source: the place the answers come from: the destination, or where it was translated to.
+        message: all the kernel said of it, its nfgenmsg included.
+    """
+
+    protocol: int
+    destination: bytes
+    source: bytes
+    message: memoryview
+
+    @property
+    def zone(self) -> int:
+        """Its conntrack zone; 0 unless somebody made others."""
+        value = wire.attributes(self.message[4:]).get(_ZONE)
+        return 0 if value is None else int.from_bytes(value)
+
+    @property
+    def name(self) -> bytes:
+        """The attributes that name this flow and no other."""
+        found = wire.attributes(self.message[4:])
+        return wire.nested(_TUPLE_ORIG, bytes(found[_TUPLE_ORIG])) + b"".join(
+            wire.attribute(kind, bytes(found[kind])) for kind in (_ZONE, _ID) if kind in found
+        )
+
+
+class Usage(NamedTuple):
+    """How many flows are tracked, and how many may be; 0 where the kernel does not tell."""
+
+    entries: int
+    most: int
+
+
+def usage() -> Usage:
+    """How full the table is.
+
+    Raises:
+        OSError: the kernel has no ctnetlink, or we lack CAP_NET_ADMIN.
+    """
+    with wire.Socket(wire.NETFILTER) as kernel:
+        for reply in kernel.request(_GET_STATS, _NFGENMSG.pack(0, 0, 0)):
+            found = wire.attributes(reply.body[4:])
+            return Usage(*(int.from_bytes(found.get(kind, b"")) for kind in (_ENTRIES, _MOST_ENTRIES)))
+    raise OSError(errno.ENOTSUP, "no count of tracked flows")
+
+
+def flows(family: int, protocol: int, *, destination: bytes = b"", source: bytes = b"") -> Iterator[Flow]:
+    """Lists flows. A kernel that does not filter as asked gives more of them: they are to be judged in any case.
+
+    Flows that come and go meanwhile may be missed or told twice.
+
+    Args:
+        family: AF_INET or AF_INET6.
+        protocol: its number; one with ports.
+        destination: the place the client spoke to, or a port alone; empty for any.
+        source: the place the answers come from; empty for any.
+
+    Raises:
+        OSError: the kernel has no ctnetlink, or we lack CAP_NET_ADMIN.
+    """
+    body = _NFGENMSG.pack(family, 0, 0)
+    with wire.Socket(wire.NETFILTER) as kernel:
+        try:
+            yield from _list(kernel, family, protocol, body + _filter(family, protocol, destination, source))
+        except wire.NetlinkError as e:
+            if e.errno in _UNFILTERED:
+                yield from _list(kernel, family, protocol, body)
+            elif e.errno != errno.EINTR:
+                raise
+
+
+def _list(kernel: wire.Socket, family: int, protocol: int, body: bytes) -> Iterator[Flow]:
+    head, expected = _LAYOUTS[AF_INET6 if family == AF_INET6 else AF_INET]
+    size = 4 + head.size
+    for reply in kernel.dump(_GET, body):
+        message = reply.body
+        if len(message) >= size:
+            first, destination, number, port, second, source, source_port = head.unpack_from(message, 4)
+            if first == second == expected:
+                if number == protocol:
+                    yield Flow(number, destination + port, source + source_port, message)
+                continue
+        flow = _read(message)
+        if flow is not None and flow.protocol == protocol:
+            yield flow
+
+
+def _read(message: memoryview) -> Flow | None:
+    """A flow whose message has another layout: its tuples may have zones, it may have no ports."""
+    found = wire.attributes(message[4:])
+    original, reply = (_tuple(found[kind]) for kind in (_TUPLE_ORIG, _TUPLE_REPLY))
+    if original is None or reply is None:
+        return None
+    return Flow(original[0], original[2], reply[1], message)
+
+
+def _tuple(data: memoryview) -> tuple[int, bytes, bytes] | None:
+    """Protocol, source and destination place of a tuple; None if it has no ports."""
+    found = wire.attributes(data)
+    addresses, ports = wire.attributes(found[_TUPLE_IP]), wire.attributes(found[_TUPLE_PROTO])
+    if not ports.keys() >= {_SOURCE_PORT, _DESTINATION_PORT}:
+        return None
+    source, destination = _IP[AF_INET if 1 in addresses else AF_INET6]
+    return (
+        ports[_PROTO_NUMBER][0],
+        bytes(addresses[source]) + bytes(ports[_SOURCE_PORT]),
+        bytes(addresses[destination]) + bytes(ports[_DESTINATION_PORT]),
+    )
+
+
+def _filter(family: int, protocol: int, destination: bytes, source: bytes) -> bytes:
+    """The attributes that have the kernel list only such flows."""
+    from_ip, to_ip = _IP[AF_INET6 if family == AF_INET6 else AF_INET]
+    number = wire.attribute(_PROTO_NUMBER, bytes([protocol]))
+    original = _part(
+        _TUPLE_ORIG, number, (to_ip, _BY_DESTINATION), (_DESTINATION_PORT, _BY_DESTINATION_PORT), destination
+    )
+    reply = (
+        _part(_TUPLE_REPLY, number, (from_ip, _BY_SOURCE), (_SOURCE_PORT, _BY_SOURCE_PORT), source)
+        if source
+        else (0, b"")
+    )
+    flags = wire.nested(
+        _FILTER,
+        wire.attribute(_FILTER_ORIG, struct.pack("=I", original[0])),
+        wire.attribute(_FILTER_REPLY, struct.pack("=I", reply[0])),
+    )
+    return original[1] + reply[1] + flags
+
+
+def _part(
+    kind: int, number: bytes, ip: tuple[int, int], port: tuple[int, int], place: bytes
+) -> tuple[int, bytes]:
+    """The tuple of a filter: which of its parts count, and the tuple."""
+    flags, addresses, ports = _BY_NUMBER, b"", number
+    if place:
+        flags |= port[1]
+        ports += wire.attribute(port[0], place[-2:])
+    if len(place) > 2:
+        flags |= ip[1]
+        addresses = wire.nested(_TUPLE_IP, wire.attribute(ip[0], place[:-2]))
+    return flags, wire.nested(kind, addresses, wire.nested(_TUPLE_PROTO, ports))
+
+
+def delete(listed: Sequence[Flow]) -> int:
+    """Deletes flows, each only if it is the very one that was listed; returns how many were still there.
+
+    Raises:
+        OSError: the kernel refused some, told by the first of them; all were tried.
+    """
+    deleted = len(listed)
+    refused: wire.NetlinkError | None = None
+    with wire.Socket(wire.NETFILTER) as kernel:
+        for start in range(0, len(listed), _BATCH):
+            for error in _delete(kernel, listed[start : start + _BATCH]):
+                deleted -= 1
+                if error.errno != errno.ENOENT:
+                    refused = refused or error
+    if refused is not None:
+        raise refused
+    return deleted
+
+
+def _delete(kernel: wire.Socket, batch: Sequence[Flow]) -> Iterator[wire.NetlinkError]:
+    """Deletes flows by one datagram, in their order; only errors and the last one are answered."""
+    last = len(batch) - 1
+    numbers = [kernel.next_sequence() for _ in batch]
+    kernel.send(
+        b"".join(
+            wire.message(
+                _DELETE,
+                wire.REQUEST | (wire.ACK if i == last else 0),
+                bytes(flow.message[:4]) + flow.name,
+                numbers[i],
+            )
+            for i, flow in enumerate(batch)
+        )
+    )
+    while True:
+        for reply in kernel.receive():
+            if reply.type != wire.ERROR:
+                continue
+            try:
+                wire.check(reply)
+            except wire.NetlinkError as e:
+                yield e
+            if reply.sequence == numbers[-1]:
+                return
