@@ -39,7 +39,15 @@ HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _SOL_NETLINK = 270
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 32, 33, 26
-_ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK = 1, 10, 11
+_ADD_MEMBERSHIP, _DROP_MEMBERSHIP, _CAP_ACK, _EXT_ACK = 1, 2, 10, 11
+
+PORT_PROCESS: Final = (1 << 22) - 1
+"""The bits of a numbered port that hold the process it belongs to, as libnl divides it."""
+
+PORT_NUMBER: Final = 0xFFFFFFFF ^ PORT_PROCESS
+"""The other bits: a number above 0. Ports that the kernel gives have the process alone, or are above 0xFFFF0000."""
+
+_MOST_NUMBERED = 1000
 
 
 class NetlinkError(OSError):
@@ -133,16 +141,27 @@ class Socket:
     waits to be read. So everything here is plain blocking code; only notifications need an event loop.
     """
 
-    def __init__(self, protocol: int, groups: tuple[int, ...] = (), *, receive_buffer: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        protocol: int,
+        groups: tuple[int, ...] = (),
+        *,
+        receive_buffer: int = 1 << 20,
+        numbered: bool = False,
+    ) -> None:
         """Opens a socket.
 
         Args:
             protocol: ROUTE, NETFILTER or GENERIC.
             groups: multicast groups whose notifications are to be received.
             receive_buffer: bytes kept for us while we do not read.
+            numbered: its port is to tell that it is one of this process.
         """
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-        self._socket.bind((0, 0))
+        if numbered:
+            self._bind_numbered()
+        else:
+            self._socket.bind((0, 0))
         self.port: int = self._socket.getsockname()[0]
         self._sequence = 0
         for option in (_CAP_ACK, _EXT_ACK):
@@ -164,6 +183,10 @@ class Socket:
     def join(self, group: int) -> None:
         """Subscribes to a multicast group."""
         self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+
+    def leave(self, group: int) -> None:
+        """Unsubscribes."""
+        self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, group)
 
     def set_filter(self, program: bytes) -> None:
         """Has the kernel filter what is received.
@@ -254,6 +277,17 @@ class Socket:
                     return
                 else:
                     yield reply
+
+    def _bind_numbered(self) -> None:
+        process = os.getpid() & PORT_PROCESS
+        for number in range(1, _MOST_NUMBERED + 1):
+            try:
+                self._socket.bind((number << PORT_PROCESS.bit_length() | process, 0))
+            except OSError as e:
+                if e.errno != errno.EADDRINUSE or number == _MOST_NUMBERED:
+                    raise
+            else:
+                return
 
     def _grow(self, force: int, plain: int, size: int) -> None:
         """Makes a buffer larger: beyond the system's limit if we may."""
