@@ -12,7 +12,7 @@ from typing import Final
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages as m
 from kubeproxy.netlink.nft import objects
-from kubeproxy.netlink.nft.kernel import RefusedError
+from kubeproxy.netlink.nft.kernel import Kernel, RefusedError
 from kubeproxy.netlink.nft.messages import Message
 
 _LISTED: Final = {
@@ -40,17 +40,15 @@ class _Table:
         return other
 
 
-class FakeKernel:
+class FakeKernel(Kernel):
     """See `Kernel`.
 
     Attributes:
-        port: as `Kernel.port`.
         commits: the transactions that were done.
         refuse: whether a message is to be refused; for tests.
     """
 
     def __init__(self) -> None:
-        self.port = 0
         self.commits: list[Sequence[Message]] = []
         self.refuse: Callable[[Message], bool] = lambda _: False
         self._tables: dict[tuple[int, str], _Table] = {}
@@ -59,6 +57,11 @@ class FakeKernel:
 
     def close(self) -> None:
         """See `Kernel`."""
+
+    @property
+    def port(self) -> int:
+        """See `Kernel`."""
+        return 0
 
     def commit(self, messages: Sequence[Message]) -> None:
         """See `Kernel`."""
