@@ -31,6 +31,7 @@ class Options(Struct, gc=False, frozen=True):
     Attributes:
         config: the configuration in effect.
         config_file: the file it was read from; empty if from flags.
+        config_data: what that file held.
         write_config_to: where to write the configuration instead of running.
         cleanup: remove what any mode left in the kernel instead of running.
         init_only: do only what needs full privileges.
@@ -43,6 +44,7 @@ class Options(Struct, gc=False, frozen=True):
 
     config: KubeProxyConfiguration
     config_file: str = ""
+    config_data: bytes = b""
     write_config_to: str = ""
     cleanup: bool = False
     init_only: bool = False
@@ -70,8 +72,11 @@ def load(values: Mapping[str, Any], platform: str) -> Options:
         f"--{name} is deprecated: {flags[name].deprecated}" for name in values if flags[name].deprecated
     ]
     path = values.get("config", "")
+    data = b""
     if path:
-        config, doubts = read(path)
+        data = read(path)
+        config, doubts = decode(data, path)
+        config = with_defaults(config)
         if doubts:
             warnings.append(f"{path}: read leniently, a strict reader would refuse: {', '.join(doubts)}")
         config = _with_logging(config, values, platform)
@@ -91,6 +96,7 @@ def load(values: Mapping[str, Any], platform: str) -> Options:
     return Options(
         config=config,
         config_file=path,
+        config_data=data,
         write_config_to=values.get("write-config-to", ""),
         cleanup=values.get("cleanup", False),
         init_only=values.get("init-only", False),
@@ -105,20 +111,18 @@ def load(values: Mapping[str, Any], platform: str) -> Options:
     )
 
 
-def read(path: str) -> tuple[KubeProxyConfiguration, tuple[str, ...]]:
-    """Reads a configuration file with defaults filled in; also what a strict reader would have refused.
+def read(path: str) -> bytes:
+    """Reads a configuration file.
 
     Raises:
-        ConfigError: it cannot be read or decoded.
+        ConfigError: it cannot be read.
     """
     from pathlib import Path
 
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as e:
         raise ConfigError(f"--config: {path}: {e.strerror or e}") from None
-    config, doubts = decode(data, path)
-    return with_defaults(config), doubts
 
 
 def _from_flags(values: Mapping[str, Any], platform: str) -> KubeProxyConfiguration:
