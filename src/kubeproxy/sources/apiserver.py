@@ -19,9 +19,9 @@ from typing import Final
 
 from kubeproxy.sources import kubeconfig as settings
 from kubeproxy.sources.auth import Credentials
-from kubeproxy.sources.base import Sink
+from kubeproxy.sources.base import Sink, Status
 from kubeproxy.sources.client import ApiError, Client, UnreachableError
-from kubeproxy.sources.watch import Reflector, Resource, Status, Timing
+from kubeproxy.sources.watch import Reflector, Resource, Timing
 
 log = logging.getLogger(__name__)
 

@@ -6,6 +6,8 @@ watch, a rewritten file) it can say itself what is gone. The sink only ever hear
 
 from typing import Protocol
 
+from msgspec import Struct
+
 from kubeproxy.api.types import Object
 
 
@@ -30,3 +32,29 @@ class Source(Protocol):
 
     async def run(self) -> None:
         """Reports for ever; ends only by cancellation."""
+
+
+class Status(Struct):
+    """Facts about what is known of one kind, for health checks and metrics. Times are monotonic, in seconds.
+
+    Attributes:
+        kind: the Kubernetes kind.
+        connected: a watch stands now.
+        heard: when the server last said anything on a watch, bookmarks included; 0 for never.
+        event: when the last object was set or deleted; 0 for never.
+        lists: complete lists so far; all but the first are relists.
+        errors: failed rounds so far.
+        objects: how many the sink was told of.
+        version: the last resourceVersion seen.
+        trouble: why it does not work now, or empty.
+    """
+
+    kind: str
+    connected: bool = False
+    heard: float = 0.0
+    event: float = 0.0
+    lists: int = 0
+    errors: int = 0
+    objects: int = 0
+    version: str = ""
+    trouble: str = ""

@@ -23,7 +23,7 @@ from typing import Final
 from msgspec import Struct
 
 from kubeproxy.sources.backoff import Backoff
-from kubeproxy.sources.base import Sink
+from kubeproxy.sources.base import Sink, Status
 from kubeproxy.sources.client import ApiError, Client, SilentError, UnreachableError, api_error
 from kubeproxy.sources.events import BROKEN, Page, decode_event, decode_head, decode_page, older
 from kubeproxy.sources.ledger import Ledger
@@ -76,32 +76,6 @@ class Timing(Struct, frozen=True, gc=False):
     watch: float = 300.0
     first_word: float = 30.0
     heartbeat: float = 150.0
-
-
-class Status(Struct):
-    """Facts about one reflector, for health checks and metrics. Times are of `Timing.now`.
-
-    Attributes:
-        kind: the Kubernetes kind.
-        connected: a watch stands now.
-        heard: when the server last said anything on a watch, bookmarks included; 0 for never.
-        event: when the last object was set or deleted; 0 for never.
-        lists: complete lists so far; all but the first are relists.
-        errors: failed rounds so far.
-        objects: how many the sink was told of.
-        version: the last resourceVersion seen.
-        trouble: why it does not work now, or empty.
-    """
-
-    kind: str
-    connected: bool = False
-    heard: float = 0.0
-    event: float = 0.0
-    lists: int = 0
-    errors: int = 0
-    objects: int = 0
-    version: str = ""
-    trouble: str = ""
 
 
 class Reflector:

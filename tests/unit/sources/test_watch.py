@@ -13,9 +13,10 @@ import pytest
 from kubeproxy.sources.apiserver import SERVICES, SLICES
 from kubeproxy.sources.auth import Credentials
 from kubeproxy.sources.backoff import Backoff
+from kubeproxy.sources.base import Status
 from kubeproxy.sources.client import Client
 from kubeproxy.sources.kubeconfig import Cluster, Connection, User
-from kubeproxy.sources.watch import Reflector, Resource, Status, Timing
+from kubeproxy.sources.watch import Reflector, Resource, Timing
 from tests.fakes.apiserver import FakeApiServer
 from tests.fakes.lines import Fault
 from tests.fakes.sink import Recorder

@@ -1,0 +1,1 @@
+"""What others ask us over HTTP: health, metrics, and how we are set up."""

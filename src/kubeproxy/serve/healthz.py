@@ -1,0 +1,163 @@
+"""/healthz, /livez and /readyz: whether this proxy works, and whether this node should get traffic.
+
+/livez and /healthz are the reference's, for those who restart us and for load balancers: a family is unhealthy when a
+change has waited for twice the sync period; /healthz also answers no while the node is being removed (KEP-3836). Both
+answer yes before anything was ever programmed, and to both an API server that went away is nothing.
+
+/readyz is ours and honest: it answers yes only if the rules are in the kernel and follow the cluster.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from kubeproxy.clock import Clock, SystemClock
+from kubeproxy.figures import Figure
+from kubeproxy.serve.message import Handler, Request, Response
+from kubeproxy.sources.base import Status
+from kubeproxy.sync import Loop, Synced
+
+STALE_SECONDS: Final = 300.0
+"""A source that has not heard anything for so long may be wrong; API servers say something each minute."""
+
+FAILURES: Final = 3
+"""So many failed syncs in a row are not chance."""
+
+_NEVER: Final = "0001-01-01T00:00:00Z"
+
+
+class Health:
+    """Judges how we are."""
+
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        eligible: Callable[[], bool],
+        statuses: Callable[[], Iterable[Status]] = tuple,
+        clock: Clock | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """Prepares; until `attach` there is nothing to judge.
+
+        Args:
+            timeout: how long a change may wait for its sync, in seconds.
+            eligible: whether the node stays.
+            statuses: what the source knows of its connections.
+            clock: the loops' clock.
+            wall: the time of day, in seconds since 1970.
+        """
+        self._timeout = timeout
+        self._eligible = eligible
+        self._statuses = statuses
+        self._clock = clock or SystemClock()
+        self._wall = wall
+        self._loops: Sequence[Loop] = ()
+        self._mended: dict[str, int] = {}
+        self._answers: Counter[tuple[str, int]] = Counter()
+
+    def attach(self, loops: Sequence[Loop]) -> None:
+        """These are the loops, about to run."""
+        self._loops = loops
+        for loop in loops:
+            loop.on_sync(self._follower(loop))
+
+    def routes(self) -> Mapping[str, Handler]:
+        """What is served."""
+        return {"GET /healthz": self._healthz, "GET /livez": self._livez, "GET /readyz": self._readyz}
+
+    def healthy(self) -> bool:
+        """Whether no change waits too long."""
+        return all(map(self._in_time, self._loops))
+
+    def troubles(self) -> list[str]:
+        """Why we are not ready; nothing if we are."""
+        found = [] if self._loops else ["not all Services and endpoints are known yet"]
+        for loop in self._loops:
+            if loop.last_success is None:
+                found.append(f"{loop.family}: nothing is in the kernel yet")
+            if loop.failures_in_row >= FAILURES:
+                found.append(f"{loop.family}: {loop.failures_in_row} syncs in a row failed")
+            if not self._in_time(loop):
+                found.append(f"{loop.family}: changes have waited for more than {self._timeout:g} s")
+            if loop.repairs != self._mended.get(loop.family, 0):
+                found.append(f"{loop.family}: somebody changed the rules in the kernel")
+        if self._loops:
+            now = self._clock.now()
+            found += [
+                f"{status.kind}: no word for {now - status.heard:.0f} s: {status.trouble or 'silence'}"
+                for status in self._statuses()
+                if now - status.heard > STALE_SECONDS
+            ]
+        return found
+
+    def figures(self) -> Iterable[Figure]:
+        """How often which answer was given."""
+        for (page, status), count in sorted(self._answers.items()):
+            yield Figure(
+                f"kubeproxy_proxy_{page}_total",
+                "counter",
+                f"Answers of /{page}.",
+                count,
+                {"code": str(status)},
+            )
+        yield Figure("kubeproxy_ready", "gauge", "Whether /readyz says yes.", not self.troubles())
+
+    def _follower(self, loop: Loop) -> Callable[[Synced], None]:
+        def synced(done: Synced) -> None:
+            if done.full:
+                self._mended[loop.family] = loop.repairs
+
+        return synced
+
+    def _in_time(self, loop: Loop) -> bool:
+        return loop.queued_since is None or self._clock.now() - loop.queued_since < self._timeout
+
+    def _healthz(self, _: Request) -> Response:
+        eligible = self._eligible()
+        return self._answer("healthz", self.healthy() and eligible, {"nodeEligible": eligible})
+
+    def _livez(self, _: Request) -> Response:
+        return self._answer("livez", self.healthy(), {})
+
+    def _readyz(self, _: Request) -> Response:
+        troubles = self.troubles()
+        return self._json("readyz", not troubles, {"ready": not troubles, "reasons": troubles})
+
+    def _answer(self, page: str, good: bool, more: Mapping[str, bool]) -> Response:  # noqa: FBT001
+        """The reference's answer. A good one was updated just now, since there is nothing to do."""
+        now, wall = self._clock.now(), self._wall()
+        updates = [loop.last_success for loop in self._loops if loop.last_success is not None]
+        last = wall if good else wall - now + max(updates) if updates else None
+        body = {
+            "lastUpdated": _time(last),
+            "currentTime": _time(wall),
+            **more,
+            "healthy": self.healthy(),
+        }
+        if self._loops:
+            body["status"] = {
+                loop.family: {
+                    "lastUpdated": _time(
+                        None if loop.last_success is None else wall - now + loop.last_success
+                    ),
+                    "healthy": self._in_time(loop),
+                }
+                for loop in sorted(self._loops, key=lambda loop: loop.family)
+            }
+        return self._json(page, good, body)
+
+    def _json(self, page: str, good: bool, body: Mapping[str, Any]) -> Response:  # noqa: FBT001
+        status = 200 if good else 503
+        self._answers[page, status] += 1
+        return Response(msgspec.json.encode(body), status, "application/json")
+
+
+def _time(wall: float | None) -> str:
+    """A time of day as Go writes it."""
+    if wall is None:
+        return _NEVER
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(wall))}.{int(wall % 1 * 1e6):06d}Z"

@@ -1,0 +1,258 @@
+"""An HTTP/1.1 server of the few things a daemon's status pages need, small enough to have thousands of ports.
+
+GET, HEAD and PUT, keep-alive, pipelining; no TLS, no compression. Everything a stranger can do is bounded: the size of
+a request, the time it may take to come and its answer to go, and the number of connections. A flood cannot shut out
+others: whoever has waited longest without asking makes room for the next. A connection is answered once a turn of the
+event loop, so however much one client asks, the loop goes on.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable
+from typing import Final
+
+from kubeproxy.serve.message import (
+    LONGEST,
+    BadRequestError,
+    Handler,
+    Request,
+    Response,
+    parse,
+    render,
+    text,
+)
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS: Final = 128
+"""So many connections one `Door` lets in."""
+
+REQUEST_SECONDS: Final = 10.0
+"""So long a request may take to come."""
+
+IDLE_SECONDS: Final = 90.0
+"""So long a connection may stay without a request, and a client may take to read its answer."""
+
+_SWEEP_SECONDS = 1.0
+_BACKLOG = 128
+_FAILED = "%s %.80r cannot be answered"
+
+
+class Door:
+    """Lets connections in, of one or many listeners, as many as it may and as long as they behave."""
+
+    def __init__(self, limit: int = CONNECTIONS) -> None:
+        self._limit = limit
+        self._connections: dict[_Connection, None] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    async def open(self, handler: Handler, sock: socket.socket) -> "Listener":
+        """Listens on a bound socket, which is the listener's from now on.
+
+        Raises:
+            OSError: somebody else listens there.
+        """
+        listener = Listener(self)
+        try:
+            listener.server = await asyncio.get_running_loop().create_server(
+                lambda: _Connection(self, listener, handler), sock=sock, backlog=_BACKLOG
+            )
+        except BaseException:
+            sock.close()
+            raise
+        return listener
+
+    def leave(self, listener: "Listener") -> None:
+        """Ends the connections of a listener, those whose answer is being sent after that."""
+        for connection in [c for c in self._connections if c.listener is listener]:
+            connection.end()
+
+    def entered(self, connection: "_Connection") -> None:
+        """A connection was made."""
+        if len(self._connections) >= self._limit:
+            victim = next((c for c in self._connections if not c.working), connection)
+            self._connections.pop(victim, None)
+            victim.abort()
+            if victim is connection:
+                return
+        self._connections[connection] = None
+        if self._sweeper is None:
+            self._schedule()
+
+    def answered(self, connection: "_Connection") -> None:
+        """A connection was answered: it has waited least."""
+        if connection in self._connections:
+            del self._connections[connection]
+            self._connections[connection] = None
+
+    def left(self, connection: "_Connection") -> None:
+        """A connection is no more."""
+        self._connections.pop(connection, None)
+
+    def _schedule(self) -> None:
+        self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+
+    def _sweep(self) -> None:
+        """Ends the connections whose time is over. One timer for all, and none when nobody is here."""
+        self._sweeper = None
+        now = asyncio.get_running_loop().time()
+        for connection in [c for c in self._connections if c.deadline <= now]:
+            connection.abort()
+        if self._connections:
+            self._schedule()
+
+
+class Listener:
+    """A port that is open."""
+
+    server: asyncio.Server
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    def close(self) -> None:
+        """Closes the port and its connections."""
+        self.server.close()
+        self._door.leave(self)
+
+
+class _Connection(asyncio.Protocol):
+    """One connection.
+
+    Attributes:
+        listener: where it came in.
+        deadline: when it is to end if nothing happens, by the event loop's clock.
+        working: its answer is being made.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_door",
+        "_ending",
+        "_handler",
+        "_scheduled",
+        "_task",
+        "_transport",
+        "_writable",
+        "deadline",
+        "listener",
+        "working",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, door: Door, listener: Listener, handler: Handler) -> None:
+        self._door = door
+        self._handler = handler
+        self._buffer = bytearray()
+        self._task: asyncio.Task[None] | None = None
+        self._ending = False
+        self._writable = True
+        self._scheduled = False
+        self.listener = listener
+        self.working = False
+        self.deadline = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._patience(REQUEST_SECONDS)
+        self._door.entered(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._ending = True
+        self._door.left(self)
+        if self._task is not None:
+            self._task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._buffer and not self.working:
+            self._patience(REQUEST_SECONDS)
+        self._buffer += data
+        if len(self._buffer) > LONGEST:
+            self._transport.pause_reading()
+        self._go_on()
+
+    def eof_received(self) -> bool:
+        # The request that came is answered, then it ends.
+        self._ending = True
+        return self.working or self._scheduled
+
+    def pause_writing(self) -> None:
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self._go_on()
+
+    def end(self) -> None:
+        """Ends it, after the answer it waits for."""
+        self._ending = True
+        if not self.working:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Ends it at once."""
+        self._transport.abort()
+
+    def _patience(self, seconds: float) -> None:
+        self.deadline = asyncio.get_running_loop().time() + seconds
+
+    def _go_on(self) -> None:
+        """Looks for the next request, at the next turn of the loop."""
+        if not self._scheduled and not self.working and self._writable and self._buffer:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        self._scheduled = False
+        if self._transport.is_closing():
+            return
+        try:
+            request = parse(self._buffer)
+        except BadRequestError as e:
+            self._ending = True
+            self._send("GET", e.response())
+            return
+        if request is None:
+            if self._ending:
+                self._transport.close()
+            return
+        self._ending = self._ending or request.last
+        if not self._transport.is_reading() and len(self._buffer) <= LONGEST:
+            self._transport.resume_reading()
+        try:
+            answer = self._handler(request)
+        except Exception:
+            log.exception(_FAILED, request.method, request.path)
+            answer = text("500 Internal Server Error\n", 500)
+        if isinstance(answer, Response):
+            self._send(request.method, answer)
+        else:
+            self.working = True
+            self.deadline = float("inf")
+            self._task = asyncio.ensure_future(self._wait(request, answer))
+
+    async def _wait(self, request: Request, coming: Awaitable[Response]) -> None:
+        try:
+            answer = await coming
+        except Exception:
+            log.exception(_FAILED, request.method, request.path)
+            answer = text("500 Internal Server Error\n", 500)
+        self._task = None
+        self.working = False
+        if not self._transport.is_closing():
+            self._send(request.method, answer)
+
+    def _send(self, method: str, response: Response) -> None:
+        self._patience(IDLE_SECONDS)
+        self._door.answered(self)
+        self._transport.write(render(response, method, last=self._ending))
+        if self._ending:
+            self._transport.close()
+        else:
+            self._go_on()

@@ -1,0 +1,110 @@
+"""Ports: opens them, and goes on trying where somebody else has them.
+
+An unspecified address, 0.0.0.0 as well as ::, means every address of both families, as it does to Go programs.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import resource
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from kubeproxy.api.addresses import IPV6, Family, family_of, join
+from kubeproxy.serve.http import Door
+from kubeproxy.serve.message import Handler
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = 5.0
+_UNSPECIFIED = {"0.0.0.0", "::"}
+
+
+def bind(address: str, port: int, *, single: bool = False) -> socket.socket:
+    """Makes a TCP socket that is bound.
+
+    Args:
+        address: an IP address.
+        port: a port.
+        single: an unspecified address is that of its own family alone.
+
+    Raises:
+        OSError: the address is not here, or the port is taken.
+    """
+    if address in _UNSPECIFIED and not single:
+        try:
+            return _bind("::", port, both=True)
+        except OSError as e:
+            if e.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
+                raise
+        address = "0.0.0.0"  # this kernel has no IPv6
+    return _bind(address, port, both=False)
+
+
+def _bind(address: str, port: int, *, both: bool) -> socket.socket:
+    family: Family = family_of(address)
+    made = socket.socket(socket.AF_INET6 if family == IPV6 else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        made.setblocking(False)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == IPV6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
+        made.bind((address, port))
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+async def hold(
+    what: str,
+    handler: Handler,
+    address: tuple[str, int],
+    *,
+    hard_fail: bool,
+    failed: Callable[[str], None] = lambda _: None,
+    retry_seconds: float = RETRY_SECONDS,
+) -> None:
+    """Keeps a port open until it is cancelled.
+
+    Args:
+        what: what is served there, for messages.
+        handler: answers.
+        address: where.
+        hard_fail: do not try again.
+        failed: told once if the port cannot be opened.
+        retry_seconds: when to try again.
+
+    Raises:
+        OSError: the port cannot be opened, and that is fatal.
+    """
+    where = join(*address)
+    said = ""
+    while True:
+        try:
+            listener = await Door().open(handler, bind(*address))
+        except OSError as e:
+            message = f"{what} cannot be served on {where}: {e.strerror or e}"
+            if hard_fail:
+                raise OSError(e.errno, message) from e
+            if message != said:
+                said = message
+                log.error("%s; trying again every %g s", message, retry_seconds)  # noqa: TRY400
+                failed(message)
+            await asyncio.sleep(retry_seconds)
+            continue
+        log.info("Serving %s on %s", what, where)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            listener.close()
+
+
+def allow_many_files() -> None:
+    """Lets this process have as many files as it ever may: each port is one. The default is as low as 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

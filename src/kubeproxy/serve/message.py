@@ -1,0 +1,172 @@
+"""Requests and responses of HTTP/1.1, in memory and as bytes.
+
+Only what status pages need: no chunked requests, bodies of at most a kilobyte. Source: RFC 9110, RFC 9112.
+"""
+
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from msgspec import Struct
+
+LONGEST_HEAD: Final = 8192
+LONGEST_BODY: Final = 1024
+LONGEST: Final = LONGEST_HEAD + 4 + LONGEST_BODY
+"""In so many bytes there is a whole request, or none."""
+
+METHODS: Final = ("GET", "HEAD", "PUT")
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    409: "Conflict",
+    413: "Content Too Large",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+    505: "HTTP Version Not Supported",
+}
+
+
+class Request(Struct, frozen=True, gc=False):
+    """What a client asks. Header names are in lower case; `last`: the connection is to end with the answer."""
+
+    method: str
+    path: str
+    query: str = ""
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
+    last: bool = False
+
+
+class Response(Struct, frozen=True, gc=False):
+    """What it is answered."""
+
+    body: bytes
+    status: int = 200
+    content_type: str = "text/plain; charset=utf-8"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Handler = Callable[[Request], Response | Awaitable[Response]]
+
+
+def text(message: str, status: int = 200) -> Response:
+    """A plain answer."""
+    return Response(message.encode(), status)
+
+
+def router(routes: Mapping[str, Handler]) -> Handler:
+    """Chooses a handler by method and path, e.g. "GET /healthz"; who has GET has HEAD."""
+
+    def handle(request: Request) -> Response | Awaitable[Response]:
+        method = "GET" if request.method == "HEAD" else request.method
+        handler = routes.get(f"{method} {request.path}")
+        if handler is not None:
+            return handler(request)
+        allowed = [m for m in METHODS if f"{m} {request.path}" in routes]
+        if not allowed:
+            return text("404 page not found\n", 404)
+        return Response(b"Method Not Allowed\n", 405, headers=(("Allow", ", ".join(allowed)),))
+
+    return handle
+
+
+class BadRequestError(Exception):
+    """What came is no request we take; the connection ends with this answer."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def response(self) -> Response:
+        """That answer."""
+        return text(f"{self.status} {_REASONS[self.status]}: {self}\n", self.status)
+
+
+def render(response: Response, method: str, *, last: bool) -> bytes:
+    """A response as bytes.
+
+    Args:
+        response: the response.
+        method: of its request; the answer to HEAD has no body.
+        last: the connection ends with it.
+    """
+    head = [
+        f"HTTP/1.1 {response.status} {_REASONS[response.status]}",
+        f"Date: {time.strftime('%a, %d %b %Y %H:%M:%S GMT', time.gmtime())}",
+        f"Content-Type: {response.content_type}",
+        f"Content-Length: {len(response.body)}",
+        "X-Content-Type-Options: nosniff",
+        *(f"{name}: {value}" for name, value in response.headers),
+        *(["Connection: close"] if last else []),
+    ]
+    data = "\r\n".join(head).encode("latin-1") + b"\r\n\r\n"
+    return data if method == "HEAD" else data + response.body
+
+
+def parse(buffer: bytearray) -> Request | None:
+    """Takes a request from a buffer; None if it has not all come.
+
+    Raises:
+        BadRequestError: it is none, or too much.
+    """
+    end = buffer.find(b"\r\n\r\n")
+    if (end if end >= 0 else len(buffer)) > LONGEST_HEAD:
+        raise BadRequestError(431, f"more than {LONGEST_HEAD} bytes")
+    if end < 0:
+        return None
+    first, *lines = buffer[:end].decode("latin-1").lstrip("\r\n").split("\r\n")
+    method, target, version = _request_line(first)
+    headers = _headers(lines)
+    if version == "HTTP/1.1" and "host" not in headers:
+        raise BadRequestError(400, "no Host")
+    if "transfer-encoding" in headers:
+        raise BadRequestError(501, "Transfer-Encoding")
+    length = headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()):
+        raise BadRequestError(400, "Content-Length is no number")
+    if len(length) > 9 or int(length) > LONGEST_BODY:
+        raise BadRequestError(413, f"more than {LONGEST_BODY} bytes")
+    start = end + 4
+    if len(buffer) < start + int(length):
+        return None
+    body = bytes(buffer[start : start + int(length)])
+    del buffer[: start + int(length)]
+    wish = headers.get("connection", "").lower()
+    last = "close" in wish or (version == "HTTP/1.0" and "keep-alive" not in wish)
+    path, _, query = target.partition("?")
+    return Request(method, path, query, headers, body, last)
+
+
+def _request_line(line: str) -> tuple[str, str, str]:
+    parts = line.split(" ")
+    if len(parts) != 3 or not _TOKEN.fullmatch(parts[0]):
+        raise BadRequestError(400, "this is not HTTP")
+    method, target, version = parts
+    if version not in {"HTTP/1.1", "HTTP/1.0"}:
+        raise BadRequestError(505 if version.startswith("HTTP/") else 400, "only HTTP/1.1 is spoken here")
+    if method not in METHODS:
+        raise BadRequestError(405, f"only {', '.join(METHODS)}")
+    if not target.startswith("/"):
+        raise BadRequestError(400, "the target is no path")
+    return method, target, version
+
+
+def _headers(lines: list[str]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not _TOKEN.fullmatch(name):
+            raise BadRequestError(400, "a header line is malformed")
+        name = name.lower()
+        value = value.strip(" \t")
+        if name in headers and name in {"content-length", "host"} and headers[name] != value:
+            raise BadRequestError(400, f"{name} stands there twice")
+        headers[name] = value
+    return headers

@@ -1,0 +1,155 @@
+"""Health-check node ports: how a load balancer learns which nodes have endpoints of a Service.
+
+A Service of type LoadBalancer with external policy Local has a port, `spec.healthCheckNodePort`, on every node. It
+answers yes where ready endpoints are, and the load balancer sends its traffic to those nodes alone. An endpoint that
+is about to go counts no more, so the traffic ends before it does.
+
+Ports follow the Services after each sync, when the kernel has the rules. There may be thousands, so opening them goes
+in small steps beside everything else. One that cannot be opened is reported once and tried again.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable
+
+from kubeproxy.api.addresses import IPV4
+from kubeproxy.figures import Figure
+from kubeproxy.model.plan import Key
+from kubeproxy.serve.http import Door, Listener
+from kubeproxy.serve.listen import RETRY_SECONDS, bind
+from kubeproxy.serve.message import Handler, Request, Response
+from kubeproxy.sync import Loop, Synced
+
+log = logging.getLogger(__name__)
+
+At = tuple[str, int]
+"""An address and a port."""
+
+
+class NodeHealth:
+    """The ports of one family."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        door: Door,
+        healthy: Callable[[], bool],
+        failed: Callable[[Key, str], None],
+        *,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
+        """Listens to a loop; `run` opens the ports.
+
+        Args:
+            loop: the loop.
+            door: who lets connections in.
+            healthy: whether the proxy works.
+            failed: told once of a Service whose port cannot be opened, and why.
+            retry_seconds: when to try again.
+        """
+        self._loop = loop
+        self._door = door
+        self._healthy = healthy
+        self._failed = failed
+        self._retry_seconds = retry_seconds
+        self._wanted: dict[Key, tuple[int, int]] = {}
+        self._open: dict[At, tuple[Key, Listener]] = {}
+        self._said: dict[tuple[At, Key], str] = {}
+        self._changed = asyncio.Event()
+        loop.on_sync(self._synced)
+
+    async def run(self) -> None:
+        """Opens and closes ports as the Services come and go; all are closed when it is cancelled."""
+        try:
+            while True:
+                self._changed.clear()
+                await self._follow()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._retry_seconds if self._said else None):
+                        await self._changed.wait()
+        finally:
+            for at in list(self._open):
+                self._close(at)
+
+    def figures(self) -> Iterable[Figure]:
+        """How many ports are open, and how many are not although they should be."""
+        family = {"ip_family": self._loop.family}
+        name, text = "kubeproxy_health_check_node_ports", "Health-check node ports, by whether they are open."
+        yield Figure(name, "gauge", text, len(self._open), {**family, "state": "open"})
+        yield Figure(name, "gauge", text, len(self._said), {**family, "state": "failed"})
+
+    def _synced(self, done: Synced) -> None:
+        """The kernel has other rules now. Of a Service that it refused, everything stays as it was."""
+        before = self._wanted
+        if done.full:
+            self._wanted = {key: before[key] for key in done.failures if key in before}
+        moved = done.full
+        for key, plan in ((c.key, c.after) for c in done.changes if c.key not in done.failures):
+            port = plan.health_check_port if plan else 0
+            old, _ = self._wanted.pop(key, (0, 0))
+            moved |= old != port
+            if plan and port:
+                self._wanted[key] = port, plan.local_ready
+        if moved:
+            self._changed.set()
+
+    async def _follow(self) -> None:
+        """Closes what is not wanted, then opens what is."""
+        node = self._loop.node
+        anywhere = "0.0.0.0" if node.family == IPV4 else "::"
+        addresses = node.node_port_addresses if node.node_port_ranges else (anywhere,)
+        wanted = {((a, port), key): None for key, (port, _) in self._wanted.items() for a in addresses}
+        for at, (key, _) in list(self._open.items()):
+            if (at, key) not in wanted:
+                self._close(at)
+        self._said = {about: why for about, why in self._said.items() if about in wanted}
+        for at, key in wanted:
+            owner = self._open.get(at)
+            if owner is None:
+                await self._try(at, key)
+            elif owner[0] != key:
+                self._report(at, key, f"it is that of Service {'/'.join(owner[0])}")
+
+    async def _try(self, at: At, key: Key) -> None:
+        try:
+            listener = await self._door.open(self._handler(key), bind(*at, single=True))
+        except OSError as e:
+            self._report(at, key, e.strerror or str(e))
+            return
+        self._open[at] = key, listener
+        if self._said.pop((at, key), None):
+            log.info("Service %s/%s: health check node port %d is open on %s now", *key, at[1], at[0])
+
+    def _close(self, at: At) -> None:
+        _, listener = self._open.pop(at)
+        listener.close()
+
+    def _report(self, at: At, key: Key, why: str) -> None:
+        """Says, once, that a port cannot be opened."""
+        if self._said.get((at, key)) == why:
+            return
+        self._said[at, key] = why
+        message = f"health check node port {at[1]} cannot be opened on {at[0]}: {why}"
+        log.error("Service %s/%s: %s; trying again every %g s", *key, message, self._retry_seconds)
+        self._failed(key, message)
+
+    def _handler(self, key: Key) -> Handler:
+        """What a Service's port answers, whatever path is asked for."""
+
+        def handle(_: Request) -> Response:
+            namespace, name = key
+            _port, count = self._wanted.get(key, (0, 0))
+            healthy = self._healthy()
+            body = (
+                f'{{\n\t"service": {{\n\t\t"namespace": "{namespace}",\n\t\t"name": "{name}"\n\t}},\n'
+                f'\t"localEndpoints": {count},\n\t"serviceProxyHealthy": {str(healthy).lower()}\n}}'
+            )
+            return Response(
+                body.encode(),
+                200 if count and healthy else 503,
+                "application/json",
+                (("X-Load-Balancing-Endpoint-Weight", str(count)),),
+            )
+
+        return handle
