@@ -1,0 +1,120 @@
+"""Which target a client gets: in turn, or with affinity the one it had."""
+
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from socket import AF_INET, AF_INET6, inet_pton
+
+from kubeproxy.relay.values import Listener, Target
+
+MOST_CLIENTS = 65536
+"""A group remembers as many clients; of more, those not seen for longest are forgotten."""
+
+
+class Clients:
+    """What a group remembers: the target of each client, and when it was last seen."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._seen: OrderedDict[str, tuple[Target, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def target(self, client: str, seconds: float) -> Target | None:
+        """The target a client has, unless it was last seen longer ago."""
+        found = self._seen.get(client)
+        if found is None or self._now() - found[1] >= seconds:
+            return None
+        return found[0]
+
+    def remember(self, client: str, target: Target) -> None:
+        """A client was given a target, now."""
+        self._seen[client] = target, self._now()
+        self._seen.move_to_end(client)
+        if len(self._seen) > MOST_CLIENTS:
+            self._seen.popitem(last=False)
+
+    def forget(self, client: str, target: Target) -> None:
+        """A client could not reach a target."""
+        if client in self._seen and self._seen[client][0] == target:
+            del self._seen[client]
+
+    def forget_old(self, seconds: float) -> None:
+        """Forgets those not seen for so long."""
+        limit = self._now() - seconds
+        while self._seen and next(iter(self._seen.values()))[1] <= limit:
+            self._seen.popitem(last=False)
+
+
+class Balancer:
+    """Chooses targets for the clients of one listener."""
+
+    def __init__(self, listener: Listener, clients: Clients) -> None:
+        self._listener = listener
+        self._clients = clients
+        self._choices = [
+            ([_Range(text) for text in choice.clients], choice.targets, _turn(len(choice.targets)))
+            for choice in listener.choices
+        ]
+        self._admitted = [_Range(text) for text in listener.admitted]
+        self.targets = frozenset(target for choice in listener.choices for target in choice.targets)
+
+    def candidates(self, client: str) -> Sequence[Target]:
+        """The targets for a client in the order in which they are to be tried; none if it is refused.
+
+        Each call is one turn. The client's own target comes first.
+        """
+        if self._admitted and not any(client in each for each in self._admitted):
+            return ()
+        choice = next((c for c in self._choices if not c[0] or any(client in each for each in c[0])), None)
+        if choice is None:
+            return ()
+        _, targets, turn = choice
+        if len(targets) < 2:
+            return targets
+        first = next(turn)
+        order = targets[first:] + targets[:first]
+        if self._listener.affinity:
+            kept = self._clients.target(client, self._listener.affinity)
+            if kept is not None and kept in targets:
+                return (kept, *(target for target in order if target != kept))
+        return order
+
+    def reached(self, client: str, target: Target) -> None:
+        """A client is connected to a target."""
+        if self._listener.affinity:
+            self._clients.remember(client, target)
+
+    def failed(self, client: str, target: Target) -> None:
+        """A client could not be connected to a target."""
+        self._clients.forget(client, target)
+
+
+class _Range:
+    """A CIDR range."""
+
+    def __init__(self, text: str) -> None:
+        network, _, length = text.partition("/")
+        packed = _packed(network)
+        self._shift = 8 * len(packed) - int(length)
+        self._size = len(packed)
+        self._prefix = int.from_bytes(packed) >> self._shift
+
+    def __contains__(self, address: str) -> bool:
+        packed = _packed(address)
+        return len(packed) == self._size and int.from_bytes(packed) >> self._shift == self._prefix
+
+
+def _packed(address: str) -> bytes:
+    address = address.partition("%")[0]  # a link-local address comes with its interface
+    return inet_pton(AF_INET6 if ":" in address else AF_INET, address)
+
+
+def _turn(count: int) -> Iterator[int]:
+    """0 to `count` - 1, over and over, from a random one on."""
+    i = random.randrange(count) if count else 0  # noqa: S311 no secret
+    while count:
+        yield i
+        i = (i + 1) % count

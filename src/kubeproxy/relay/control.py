@@ -1,0 +1,153 @@
+"""The daemon's side of a relay: keeps the listening sockets, starts the process that serves them, and starts it again.
+
+The process is started with the first listener. If it ends, the next one gets the same sockets: clients that came meanwhile
+wait in them. Connections of the one that ended are lost.
+"""
+
+import contextlib
+import logging
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+from kubeproxy.relay.sockets import raise_limit
+from kubeproxy.relay.values import Change, Close, Decoder, Listener, Message, Open, Said, encode
+
+log = logging.getLogger(__name__)
+
+_ANSWER_SECONDS = 5
+"""How long the process may not listen to us before it counts as stuck."""
+
+_BUFFER_BYTES = 4 << 20
+_SHORTEST_LIFE_SECONDS = 1.0
+_STOP_SECONDS = 5.0
+
+
+class Relay:
+    """Listeners and the process that serves them. All methods may be called from any thread."""
+
+    def __init__(self, name: str, *, mark: int = 0, limit: int = 0) -> None:
+        """Makes a relay that does nothing yet.
+
+        Args:
+            name: what it is for, for messages.
+            mark: the mark of packets to targets; 0 for none.
+            limit: how many descriptors connections may take; 0 for as many as the system gives.
+        """
+        self._name = name
+        self._arguments = [str(mark), str(limit)]
+        self._lock = threading.RLock()
+        self._listeners: dict[int, tuple[socket.socket, Listener]] = {}
+        self._next = 0
+        self._control: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+
+    @property
+    def pid(self) -> int | None:
+        """The process' number; None as long as there is none."""
+        return self._process.pid if self._process else None
+
+    def open(self, sock: socket.socket, listener: Listener) -> int:
+        """Serves a socket of `sockets.bind`, which now belongs to the relay; returns the listener's number."""
+        with self._lock:
+            self._next += 1
+            self._listeners[self._next] = sock, listener
+            if self._control is None:
+                self._start()
+            else:
+                self._send(Open(self._next, listener), sock)
+            return self._next
+
+    def change(self, number: int, listener: Listener) -> None:
+        """New connections of a listener are treated otherwise now."""
+        with self._lock:
+            sock, before = self._listeners[number]
+            if listener != before:
+                self._listeners[number] = sock, listener
+                self._send(Change(number, listener))
+
+    def close(self, number: int) -> None:
+        """Ends a listener. TCP connections stay until they end by themselves."""
+        with self._lock:
+            sock, _ = self._listeners.pop(number)
+            self._send(Close(number))
+            sock.close()
+
+    def stop(self) -> None:
+        """Ends the process, all connections and listeners."""
+        with self._lock:
+            self._stopped = True
+            process = self._process
+            self._hang_up()
+            for sock, _ in self._listeners.values():
+                sock.close()
+            self._listeners.clear()
+        if process is not None:
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _start(self) -> None:
+        raise_limit()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+            # Not settimeout: the thread that listens shares the socket, and waits without end.
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _ANSWER_SECONDS, 0))
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "kubeproxy.relay", str(theirs.fileno()), *self._arguments],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        self._control = ours
+        threading.Thread(
+            target=self._listen, args=(ours, self._process, time.monotonic()), name=self._name, daemon=True
+        ).start()
+        for number, (sock, listener) in self._listeners.items():
+            self._send(Open(number, listener), sock)
+
+    def _send(self, message: Message, sock: socket.socket | None = None) -> None:
+        """Sends an order. If that fails, the process is ended, and its successor will hear everything anew."""
+        if self._control is None:
+            return
+        data = encode(message)
+        try:
+            sent = socket.send_fds(self._control, [data], [sock.fileno()]) if sock else 0
+            self._control.sendall(memoryview(data)[sent:])
+        except OSError as e:
+            log.warning("%s: the process does not listen: %s", self._name, e)
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._control is not None:
+            with contextlib.suppress(OSError):
+                self._control.shutdown(socket.SHUT_RDWR)
+            self._control = None
+
+    def _listen(self, control: socket.socket, process: subprocess.Popen[bytes], started: float) -> None:
+        """Logs what a process says, until it ends; then there must be another one."""
+        decoder = Decoder()
+        with control, contextlib.suppress(OSError):
+            while data := control.recv(1 << 16):
+                for message in decoder.feed(data):
+                    if isinstance(message, Said):
+                        log.log(message.level, "%s: %s", self._name, message.text)
+        with self._lock:
+            if self._stopped:
+                return
+            self._hang_up()
+        process.kill()  # it may be stuck
+        code = process.wait()
+        log.error(
+            "%s: the process ended (%d), its connections are lost, starting another one", self._name, code
+        )
+        time.sleep(max(0.0, started + _SHORTEST_LIFE_SECONDS - time.monotonic()))
+        with self._lock:
+            if not self._stopped:
+                self._start()

@@ -1,0 +1,84 @@
+"""Listening sockets.
+
+TCP options set here are inherited by accepted connections. UDP sockets tell the address that each packet was sent to, so that
+the answer can come from it.
+"""
+
+import contextlib
+import errno
+import random
+import resource
+import socket
+from collections.abc import Iterable
+
+BACKLOG = 4096
+IP_PKTINFO = 8
+KEEPALIVE_IDLE_SECONDS = 120
+
+Span = tuple[int, int]
+"""First and last port; (0, 0) for any port."""
+
+
+def bind(address: str, ports: Span, *, udp: bool) -> socket.socket:
+    """Makes a socket that listens, or receives, on an address and one free port of a span.
+
+    Raises:
+        OSError: the address is not this host's (EADDRNOTAVAIL), no port is free (EADDRINUSE), or it is not allowed.
+    """
+    domain = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(domain, (socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) | socket.SOCK_NONBLOCK)
+    try:
+        if domain == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if udp:
+            if domain == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            patient(sock)
+        _bind(sock, address, ports)
+        if not udp:
+            sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def patient(sock: socket.socket) -> None:
+    """A TCP socket sends without delay, and in the end notices a peer that is dead."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
+
+
+def _bind(sock: socket.socket, address: str, ports: Span) -> None:
+    for port in _candidates(ports):
+        try:
+            sock.bind((address, port))
+        except OSError as e:
+            if e.errno != errno.EADDRINUSE or ports[0] == ports[1]:
+                raise
+        else:
+            return
+    raise OSError(errno.EADDRINUSE, f"no port of {ports[0]}-{ports[1]} is free")
+
+
+def _candidates(ports: Span) -> Iterable[int]:
+    """Each port of a span once, from a random one on."""
+    first, last = ports
+    start = random.randint(first, last)  # noqa: S311 no secret
+    return (*range(start, last + 1), *range(first, start))
+
+
+def raise_limit() -> int:
+    """Lets this process have as many descriptors as it may; returns how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    if soft == resource.RLIM_INFINITY:
+        return 1 << 20
+    return soft

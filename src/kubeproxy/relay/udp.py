@@ -1,0 +1,224 @@
+"""UDP flows: what one client sends to one address, and the answers.
+
+A flow has a socket of its own towards its target, so that answers find back. It ends when it was silent for a while: soon if it
+was a question and its answer, later if it went on for more than two seconds, as connection tracking has it. Answers leave from
+the address the client sent to. What cannot be sent is dropped, as on any network.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import struct
+import time
+from typing import Final
+
+from kubeproxy.relay import origin
+from kubeproxy.relay.balancer import Balancer
+from kubeproxy.relay.loop import IN
+from kubeproxy.relay.shared import Shared
+from kubeproxy.relay.sockets import IP_PKTINFO
+from kubeproxy.relay.values import Listener, Target
+
+ANSWER_SECONDS: Final = 10.0
+STREAM_SECONDS: Final = 120.0
+STREAM_AFTER_SECONDS: Final = 2.0
+
+_ROUNDS: Final = 32
+_LARGEST: Final = 65536
+_buffer = memoryview(bytearray(_LARGEST))
+
+Client = tuple[Target, bytes]
+"""A client's address and port, and the address of ours it sends to."""
+
+
+class Entrance:
+    """A UDP socket that clients send to."""
+
+    def __init__(self, sock: socket.socket, listener: Listener, shared: Shared) -> None:
+        self.sock = sock
+        self.shared = shared
+        self.flows: dict[Client, Flow] = {}
+        self._ipv6 = sock.family == socket.AF_INET6
+        self._queries: origin.Flows | None = None
+        self.change(listener)
+        shared.loop.add(sock.fileno(), IN, self)
+
+    def change(self, listener: Listener) -> None:
+        """New flows are treated otherwise now; those to targets that are gone end."""
+        self.listener = listener
+        self.balancer = Balancer(listener, self.shared.clients(listener.group))
+        for flow in [f for f in self.flows.values() if f.target not in self.balancer.targets]:
+            flow.end()
+
+    def close(self) -> None:
+        """Ends all."""
+        for flow in list(self.flows.values()):
+            flow.end()
+        self.shared.loop.remove(self.sock.fileno())
+        self.shared.loop.close(self.sock)
+        if self._queries is not None:
+            self._queries.close()
+
+    def ready(self, descriptor: int, events: int) -> None:  # noqa: ARG002 see Handler
+        """Clients sent something."""
+        for _ in range(_ROUNDS):
+            try:
+                size, ancillary, _, peer = self.sock.recvmsg_into([_buffer], 64)
+            except OSError:
+                return
+            client = (peer[0], peer[1]), ancillary[0][2] if ancillary else b""
+            flow = self.flows.get(client) or self._open(client)
+            if flow is not None:
+                flow.send(_buffer[:size])
+
+    def answer(self, data: memoryview, client: Client) -> None:
+        """Sends to a client what its target said."""
+        peer, own = client
+        control = []
+        if own:
+            # The interface is left to routing; of struct in_pktinfo only the source address is set.
+            control = (
+                [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, own[:16] + bytes(4))]
+                if self._ipv6
+                else [(socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=i4s4s", 0, own[4:8], bytes(4)))]
+            )
+        with contextlib.suppress(OSError):
+            self.sock.sendmsg([data], control, 0, peer)
+
+    def _open(self, client: Client) -> "Flow | None":
+        """A new flow, unless the client is to be refused or there is no descriptor left."""
+        peer, _ = client
+        if self.listener.translated and not self._translated(peer):
+            return None
+        candidates = self.balancer.candidates(peer[0])
+        if not candidates or not self.shared.slots.take(1):
+            return None
+        try:
+            flow = Flow(self, client, list(candidates))
+        except OSError as e:
+            self.shared.slots.give_back(1)
+            self.shared.slots.exhausted(e)
+            return None
+        self.flows[client] = flow
+        return flow
+
+    def _translated(self, peer: Target) -> bool:
+        """Whether a client came by a front."""
+        if self._queries is None:
+            try:
+                self._queries = origin.Flows()
+            except OSError as e:
+                self.shared.say(
+                    logging.ERROR,
+                    f"UDP is not served, connection tracking cannot be asked: {e.strerror}",
+                    "conntrack",
+                )
+                return False
+        address, port = self.sock.getsockname()[:2]
+        return self._queries.destination(peer, (address, port)) is not None
+
+
+class Flow:
+    """One client's flow to a target."""
+
+    __slots__ = ("_candidates", "_client", "_entrance", "_last", "_sock", "_started", "target")
+
+    def __init__(self, entrance: Entrance, client: Client, candidates: list[Target]) -> None:
+        """Opens a flow to the first candidate that can be sent to.
+
+        Raises:
+            OSError: there is no socket for it.
+        """
+        self._entrance = entrance
+        self._client = client
+        self._candidates = candidates
+        self._started = self._last = time.monotonic()
+        self._sock: socket.socket | None = None
+        self._connect()
+        self._entrance.shared.loop.after(ANSWER_SECONDS, self._look)
+
+    def _connect(self) -> None:
+        """Takes the next candidate."""
+        entrance = self._entrance
+        self._disconnect()
+        self.target = self._candidates.pop(0)
+        sock = socket.socket(entrance.sock.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            if entrance.shared.mark:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, entrance.shared.mark)
+            code = sock.connect_ex(self.target)
+        except OSError:
+            sock.close()
+            raise
+        if code:
+            self._refused(os.strerror(code))
+        entrance.balancer.reached(self._client[0][0], self.target)
+        entrance.shared.loop.add(sock.fileno(), IN, self)
+        self._sock = sock
+
+    def send(self, data: memoryview) -> None:
+        """Sends to the target; if that has refused what was sent before, to the next one."""
+        self._last = time.monotonic()
+        while self._sock is not None:
+            try:
+                self._sock.send(data)
+            except BlockingIOError:
+                return
+            except OSError as e:
+                self._refused(os.strerror(e.errno or 0))
+                if not self._candidates:
+                    self.end()
+                    return
+                self._connect()
+            else:
+                return
+
+    def ready(self, descriptor: int, events: int) -> None:  # noqa: ARG002 see Handler
+        """The target said something, or there is none."""
+        for _ in range(_ROUNDS):
+            if self._sock is None:
+                return
+            try:
+                size = self._sock.recv_into(_buffer)
+            except BlockingIOError:
+                return
+            except OSError as e:
+                self._refused(os.strerror(e.errno or 0))
+                if self._candidates:
+                    self._connect()  # what was sent is lost; the client will say it again
+                else:
+                    self.end()
+                return
+            self._last = time.monotonic()
+            self._entrance.answer(_buffer[:size], self._client)
+
+    def end(self) -> None:
+        """Ends it."""
+        if self._entrance.flows.get(self._client) is self:
+            del self._entrance.flows[self._client]
+            self._entrance.shared.slots.give_back(1)
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._sock is not None:
+            self._entrance.shared.loop.close(self._sock)
+            self._sock = None
+
+    def _refused(self, why: str) -> None:
+        self._entrance.balancer.failed(self._client[0][0], self.target)
+        name, (address, port) = self._entrance.listener.name, self.target
+        self._entrance.shared.say(
+            logging.INFO, f"{name}: {address} port {port} takes no packets: {why}", (name, self.target)
+        )
+
+    def _look(self) -> None:
+        """Ends it if it has been silent for long enough."""
+        if self._sock is None:
+            return
+        stream = self._last - self._started > STREAM_AFTER_SECONDS
+        left = self._last + (STREAM_SECONDS if stream else ANSWER_SECONDS) - time.monotonic()
+        if left <= 0:
+            self.end()
+        else:
+            self._entrance.shared.loop.after(left, self._look)
