@@ -6,7 +6,6 @@ complete, the loops run. On SIGTERM everything stops and the rules stay.
 """
 
 import asyncio
-import contextlib
 import gc
 import logging
 import signal
@@ -14,25 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kubeproxy import __version__, backends
+from kubeproxy import __version__, backends, nodewatch
 from kubeproxy import host as hosts
-from kubeproxy.api.addresses import IPV4, Family, unpack
-from kubeproxy.api.rows import NodeRow
-from kubeproxy.backends.base import SyncError, UnsupportedError
+from kubeproxy.backends.base import Backend, SyncError, UnsupportedError
 from kubeproxy.config.load import Options
+from kubeproxy.events import Events
 from kubeproxy.hub import Hub
-from kubeproxy.netlink import route
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.linux import oom
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.nodewatch import NodeWatch
 from kubeproxy.notify import notify
 from kubeproxy.sources.base import Source
-from kubeproxy.sync import Loop
+from kubeproxy.sync import Loop, Synced
 
 log = logging.getLogger(__name__)
-
-NODE_ADDRESS_SECONDS = 30.0
-"""How long we wait for the Node's addresses before we go on with loopback, as the reference does."""
-
-POD_CIDR_SECONDS = 300.0
-"""How long we wait for the Node's podCIDRs when local traffic is told by them, before we give up."""
 
 _GC_THRESHOLD = (50_000, 20, 100)
 """Rows and plans hold no cycles and are not tracked: looking for garbage as often as Python does is a waste."""
@@ -50,10 +45,20 @@ def run(options: Options) -> int:
         if options.cleanup:
             backends.cleanup()
             return 0
+        if options.init_only:
+            return asyncio.run(App(options).prepare())
+        _spare(options.config.oom_score_adj)
         return asyncio.run(App(options).run())
     except (FatalError, UnsupportedError, SyncError, hosts.NodeError, OSError) as e:
         log.error("%s", e)  # noqa: TRY400 the message says it all
         return 1
+
+
+def _spare(score: int) -> None:
+    try:
+        oom.adjust(score)
+    except OSError as e:
+        log.info("The out-of-memory score stays as it is, %s needs CAP_SYS_RESOURCE: %s", score, e)
 
 
 class App:
@@ -75,12 +80,15 @@ class App:
         """Runs until a signal or an error ends it; returns the exit status."""
         self._stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._hub = Hub(self._name)
+        self._events = Events(self._name, None)
         source = self._source()
         for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
             asyncio.get_running_loop().add_signal_handler(number, self._end, code)
         tasks: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(source.run()),
+            asyncio.ensure_future(self._events.run()),
             asyncio.ensure_future(self._work()),
+            asyncio.ensure_future(self._watch_config()),
         ]
         try:
             done, _ = await asyncio.wait([self._stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -111,62 +119,51 @@ class App:
             from kubeproxy.sources.apiserver import ApiServer
 
             connection = self._config.client_connection
-            return ApiServer(
+            source = ApiServer(
                 self._hub, self._name, kubeconfig=connection.kubeconfig, master=self._options.master
             )
         except (OSError, ValueError) as e:
             raise FatalError(str(e)) from e
+        self._events = Events(self._name, source.client)
+        return source
+
+    async def _watch_config(self) -> None:
+        """Ends the program when its configuration file becomes another."""
+        if not self._options.config_file:
+            await asyncio.Event().wait()
+        from kubeproxy.config import watch
+
+        await watch.changed(self._options.config_file, self._options.config_data)
+        self._fail("content of the proxy server's configuration file was updated")
+
+    async def prepare(self) -> int:
+        """Does what needs full privileges, and nothing else; returns the exit status."""
+        found = hosts.own_addresses()
+        host = hosts.host(self._config, self._name, None, supported=hosts.supported_families(), found=found)
+        await self._open(host)
+        log.info("What needs full privileges is set up for %s mode", self._config.mode)
+        return 0
 
     async def _work(self) -> None:
         """Does everything but listening to the source."""
-        await self._node_known()
-        self._supported = hosts.supported_families()
-        self._found = hosts.own_addresses() if self._options.manifests else ()
-        host = self._host()
-        loops = await self._loops(host)
-        self._hub.on_node = lambda row: self._node_changed(loops, row)
-        if self._hub.node != self._row:
-            self._node_changed(loops, self._hub.node)
+        watch = NodeWatch(self._config, self._name, self._hub, files=bool(self._options.manifests))
+        opened = await self._open(await watch.known())
+        loops = [self._loop(node, backend) for node, backend in opened]
+        watch.follow(loops, self._fail)
         await self._hub.lists_complete.wait()
         self._hub.loops = loops
+        for loop in loops:
+            loop.set_node(self._complete(loop.node))
         log.info("Services and endpoints are known, writing rules")
+        self._events.node("Starting", "StartKubeProxy")
         async with asyncio.TaskGroup() as group:
             for loop in loops:
                 group.create_task(loop.run())
-            if any(node.node_port_ranges for node in host.nodes):
-                group.create_task(self._watch_addresses(loops))
+            group.create_task(watch.follow_addresses())
             await self._all_synced(loops)
 
-    async def _node_known(self) -> None:
-        """Waits for the own Node; only as long as it may still come.
-
-        Raises:
-            FatalError: local traffic is told by podCIDRs, and the Node has none.
-        """
-        by_node = self._config.detect_local_mode == "NodeCIDR"
-        news = asyncio.Event()
-        self._hub.on_node = lambda _: news.set()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(POD_CIDR_SECONDS if by_node else NODE_ADDRESS_SECONDS):
-                while not _is_usable(self._hub.node, by_node=by_node):
-                    if self._options.manifests and self._hub.node_complete:
-                        break
-                    news.clear()
-                    await news.wait()
-        row = self._hub.node
-        if by_node and not (row and row.pod_cidrs):
-            raise FatalError(f"Node {self._name} has no podCIDRs, but detectLocalMode is NodeCIDR")
-        addresses = ", ".join(row.addresses) if row else ""
-        log.info("This is node %s, its Node object has %s", self._name, addresses or "no addresses")
-        self._row = row
-
-    def _host(self) -> hosts.Host:
-        return hosts.host(
-            self._config, self._name, self._hub.node, supported=self._supported, found=self._found
-        )
-
-    async def _loops(self, host: hosts.Host) -> list[Loop]:
-        """A loop for each family that can be served; the primary one must be.
+    async def _open(self, host: hosts.Host) -> list[tuple[NodeConfig, Backend]]:
+        """The backend of each family that can be served; the primary one must be.
 
         Raises:
             UnsupportedError: the mode cannot run here.
@@ -175,74 +172,36 @@ class App:
         opened = await asyncio.gather(
             *(asyncio.to_thread(mode.open_backend, node) for node in host.nodes), return_exceptions=True
         )
-        loops = []
+        found = []
         for node, backend in zip(host.nodes, opened, strict=True):
             if isinstance(backend, UnsupportedError) and node is not host.primary:
                 log.warning("Only %s is served: %s", host.primary.family, backend)
                 continue
             if isinstance(backend, BaseException):
                 raise backend
-            loop = Loop(
-                self._hub.state,
-                backend,
-                node.with_addresses(_local_addresses(node.family)),
-                sync_period=self._config.sync_period,
-                min_sync_period=self._config.min_sync_period,
-            )
-            loops.append(loop)
-        return loops
+            found.append((node, backend))
+        return found
 
-    def _node_changed(self, loops: Sequence[Loop], row: NodeRow | None) -> None:
-        """The Node is another now. Files are taken as they are; of a cluster's Node only the zone may change."""
-        before = self._row
-        if not self._options.manifests and before is not None:
-            if row is None:
-                self._fail(f"Node {self._name} was deleted")
-                return
-            if self._config.detect_local_mode == "NodeCIDR" and row.pod_cidrs != before.pod_cidrs:
-                self._fail(f"Node {self._name}: podCIDRs changed from {before.pod_cidrs} to {row.pod_cidrs}")
-                return
-            if row.addresses != before.addresses:
-                self._fail(f"Node {self._name}: addresses changed from {before.addresses} to {row.addresses}")
-                return
-        try:
-            nodes = {node.family: node for node in self._host().nodes}
-        except hosts.NodeError as e:
-            log.error("Node %s: the change is not followed: %s", self._name, e)  # noqa: TRY400
-            return
-        self._row = row
-        for loop in loops:
-            loop.set_node(nodes[loop.family].with_addresses(_local_addresses(loop.family)))
+    def _loop(self, node: NodeConfig, backend: Backend) -> Loop:
+        loop = Loop(
+            self._hub.state,
+            backend,
+            node.with_addresses(nodewatch.local_addresses(node.family)),
+            sync_period=self._config.sync_period,
+            min_sync_period=self._config.min_sync_period,
+        )
+
+        def tell_refusals(done: Synced) -> None:
+            for key, words in done.failures.items():
+                self._events.service(key, "FailedToProgramService", "SyncRules", f"{loop.family}: {words}")
+
+        loop.on_sync(tell_refusals)
+        return loop
 
     def _fail(self, why: str) -> None:
-        """Ends the program, to be started again with the node as it is now."""
+        """Ends the program, to be started again with things as they are now."""
         log.error("%s: exiting, to start anew", why)
         self._end(1)
-
-    async def _watch_addresses(self, loops: Sequence[Loop]) -> None:
-        """Follows the addresses of this host, for node ports are bound to those in some ranges."""
-        changed = asyncio.Event()
-        changed.set()  # since the loops were made nobody has looked
-        running = asyncio.get_running_loop()
-        with route.monitor() as monitor:
-            running.add_reader(monitor.fileno(), changed.set)
-            try:
-                while True:
-                    await changed.wait()
-                    # What was told is not looked at: a socket that overflowed has told it, too.
-                    with contextlib.suppress(OSError):
-                        while list(monitor.receive(wait=False)):
-                            pass
-                    changed.clear()
-                    try:
-                        for loop in loops:
-                            loop.set_node(loop.node.with_addresses(_local_addresses(loop.family)))
-                    except OSError as e:
-                        log.warning(
-                            "Node ports stay on the addresses known, the host's cannot be listed: %s", e
-                        )
-            finally:
-                running.remove_reader(monitor.fileno())
 
     async def _all_synced(self, loops: Sequence[Loop]) -> None:
         """When all rules are in place: says so, and removes what another mode left."""
@@ -258,13 +217,3 @@ class App:
                 await asyncio.to_thread(backends.cleanup, mode)
             except (OSError, SyncError) as e:
                 log.warning("Leftovers of %s mode stay: %s", mode, e)
-
-
-def _is_usable(row: NodeRow | None, *, by_node: bool) -> bool:
-    return row is not None and bool(row.addresses) and (not by_node or bool(row.pod_cidrs))
-
-
-def _local_addresses(family: Family) -> list[str]:
-    """This host's addresses of a family."""
-    size = 4 if family == IPV4 else 16
-    return [unpack(a.packed) for a in route.addresses() if len(a.packed) == size]

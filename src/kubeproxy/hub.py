@@ -23,6 +23,7 @@ class Hub:
         loops: the control loops to tell.
         node: the own Node, None as long as it is not known or after it was deleted.
         on_node: told of each change of the own Node, and of its absence when the first list is complete.
+        answered: set when the source first told all there is of some kind: it is there.
         lists_complete: set when Services and endpoints are known whole; before that nothing may be written.
         node_complete: it is known whether there is a Node.
     """
@@ -36,6 +37,7 @@ class Hub:
         self.loops: list[Loop] = []
         self.node: NodeRow | None = None
         self.on_node: Callable[[NodeRow | None], None] = lambda _: None
+        self.answered = asyncio.Event()
         self.lists_complete = asyncio.Event()
         self.node_complete = False
 
@@ -78,6 +80,7 @@ class Hub:
 
     def complete(self, kind: str) -> None:
         """See `Sink`."""
+        self.answered.set()
         self._missing.discard(kind)
         if not self._missing:
             self.lists_complete.set()

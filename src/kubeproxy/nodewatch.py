@@ -1,0 +1,170 @@
+"""The own node while the program runs: its Node object is waited for at the start, and followed after.
+
+Rules depend on where the node is and which Pods are its own. So at the start its addresses are waited for, and its
+podCIDRs where local traffic is told by them; the time runs from when the source first answers. After that, as in
+Kubernetes v1.37: when the Node is deleted, or those are others now, the program ends to be started anew; another zone
+is planned for. Files are the word of people who try things: all of what they say is followed as it comes.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+
+from msgspec.structs import replace
+
+from kubeproxy import host as hosts
+from kubeproxy.api.addresses import IPV4, Family, unpack
+from kubeproxy.api.rows import NodeRow
+from kubeproxy.config.types import KubeProxyConfiguration
+from kubeproxy.hub import Hub
+from kubeproxy.netlink import route
+from kubeproxy.sync import Loop
+
+log = logging.getLogger(__name__)
+
+ADDRESS_SECONDS = 30.0
+"""How long we wait for the Node's addresses before we go on with loopback, as the reference does."""
+
+POD_CIDR_SECONDS = 300.0
+"""How long we wait for the Node's podCIDRs when local traffic is told by them, before we give up."""
+
+
+class NodeWatch:
+    """The own node."""
+
+    def __init__(self, config: KubeProxyConfiguration, name: str, hub: Hub, *, files: bool) -> None:
+        """Nothing is done before `known`.
+
+        Args:
+            config: the configuration.
+            name: the node's name.
+            hub: where word of the Node comes.
+            files: it comes from files.
+        """
+        self._config = config
+        self._name = name
+        self._hub = hub
+        self._files = files
+        self._by_node = config.detect_local_mode == "NodeCIDR"
+        self._row: NodeRow | None = None
+        self._loops: Sequence[Loop] = ()
+        self._end: Callable[[str], None] = log.error
+
+    async def known(self) -> hosts.Host:
+        """Waits for what must be known of the Node, and works out the node.
+
+        Raises:
+            NodeError: the configuration cannot work here, or local traffic is told by podCIDRs and there are none.
+        """
+        await self._hub.answered.wait()
+        await self._wait("addresses", ADDRESS_SECONDS, lambda row: bool(row.addresses))
+        if self._by_node:
+            await self._wait("podCIDRs", POD_CIDR_SECONDS, lambda row: bool(row.pod_cidrs))
+        self._row = row = self._hub.node
+        if self._by_node and not (row and row.pod_cidrs):
+            raise hosts.NodeError(f"Node {self._name} has no podCIDRs, but detectLocalMode is NodeCIDR")
+        addresses = ", ".join(row.addresses) if row else ""
+        log.info("This is node %s, its Node object has %s", self._name, addresses or "no addresses")
+        self._supported = hosts.supported_families()
+        self._found = hosts.own_addresses() if self._files else ()
+        return self._host(row)
+
+    def follow(self, loops: Sequence[Loop], end: Callable[[str], None]) -> None:
+        """From now on the loops are told when the node is another.
+
+        Args:
+            loops: the loops.
+            end: called with the reason when the program must be started anew.
+        """
+        self._loops, self._end = loops, end
+        self._hub.on_node = self._changed
+        if self._hub.node != self._row:
+            self._changed(self._hub.node)
+
+    async def follow_addresses(self) -> None:
+        """Follows the addresses of this host as long as node ports are bound to those in some ranges."""
+        if not any(loop.node.node_port_ranges for loop in self._loops):
+            return
+        changed = asyncio.Event()
+        changed.set()  # since the loops were made nobody has looked
+        running = asyncio.get_running_loop()
+        with route.monitor() as monitor:
+            running.add_reader(monitor.fileno(), changed.set)
+            try:
+                while True:
+                    await changed.wait()
+                    # What was told is not looked at: a socket that overflowed has told it, too.
+                    with contextlib.suppress(OSError):
+                        while list(monitor.receive(wait=False)):
+                            pass
+                    changed.clear()
+                    try:
+                        for loop in self._loops:
+                            loop.set_node(loop.node.with_addresses(local_addresses(loop.family)))
+                    except OSError as e:
+                        log.warning(
+                            "Node ports stay on the addresses known, the host's cannot be listed: %s", e
+                        )
+            finally:
+                running.remove_reader(monitor.fileno())
+
+    async def _wait(self, what: str, seconds: float, there: Callable[[NodeRow], bool]) -> None:
+        """Waits until the Node has something, but not for ever, and of files only until they are read."""
+        news = asyncio.Event()
+        self._hub.on_node = lambda _: news.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not ((row := self._hub.node) and there(row)):
+                    if self._files and self._hub.node_complete:
+                        return
+                    log.info("Node %s has no %s yet, waiting %g s at most", self._name, what, seconds)
+                    news.clear()
+                    await news.wait()
+
+    def _changed(self, row: NodeRow | None) -> None:
+        """The Node is another now."""
+        before = self._row
+        if not self._files:
+            if reason := self._reason_to_end(before, row):
+                self._end(f"Node {self._name} {reason}")
+                return
+            if before and row and before.addresses and not row.addresses:
+                log.warning("Node %s has no addresses any more, the last known stay", self._name)
+                row = replace(row, addresses=before.addresses)
+        try:
+            nodes = {node.family: node for node in self._host(row).nodes}
+        except hosts.NodeError as e:
+            log.error("Node %s: the change is not followed: %s", self._name, e)  # noqa: TRY400
+            return
+        self._row = row
+        for loop in self._loops:
+            loop.set_node(nodes[loop.family].with_addresses(local_addresses(loop.family)))
+
+    def _reason_to_end(self, before: NodeRow | None, row: NodeRow | None) -> str:
+        """What changed that cannot be followed, or ""."""
+        if row is None:
+            return "was deleted" if before else ""
+        known = before or NodeRow(self._name)
+        if self._by_node and row.pod_cidrs != known.pod_cidrs:
+            return f"had podCIDRs {_told(known.pod_cidrs)}, it has {_told(row.pod_cidrs)} now"
+        if row.addresses and row.addresses != known.addresses:
+            return f"had addresses {_told(known.addresses)}, it has {_told(row.addresses)} now"
+        return ""
+
+    def _host(self, row: NodeRow | None) -> hosts.Host:
+        return hosts.host(self._config, self._name, row, supported=self._supported, found=self._found)
+
+
+def local_addresses(family: Family) -> list[str]:
+    """This host's addresses of a family.
+
+    Raises:
+        OSError: the kernel does not tell.
+    """
+    size = 4 if family == IPV4 else 16
+    return [unpack(a.packed) for a in route.addresses() if len(a.packed) == size]
+
+
+def _told(texts: Sequence[str]) -> str:
+    return ", ".join(texts) or "none"
