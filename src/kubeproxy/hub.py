@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
+from datetime import datetime
 
 from kubeproxy.api import flatten, types
 from kubeproxy.api.rows import NodeRow
@@ -26,6 +28,7 @@ class Hub:
         answered: set when the source first told all there is of some kind: it is there.
         lists_complete: set when Services and endpoints are known whole; before that nothing may be written.
         node_complete: it is known whether there is a Node.
+        changes: how many changes of Services and of their endpoints there were.
     """
 
     def __init__(self, node_name: str) -> None:
@@ -40,11 +43,13 @@ class Hub:
         self.answered = asyncio.Event()
         self.lists_complete = asyncio.Event()
         self.node_complete = False
+        self.changes = {"Service": 0, "EndpointSlice": 0}
+        self._started = time.time()
 
     @property
     def service_cidrs(self) -> tuple[str, ...]:
-        """The ranges of all ServiceCIDRs, each once, in the order they came."""
-        return tuple(dict.fromkeys(cidr for ranges in self._cidrs.values() for cidr in ranges))
+        """The ranges of all ServiceCIDRs."""
+        return tuple(cidr for ranges in self._cidrs.values() for cidr in ranges)
 
     def set(self, obj: types.Object) -> None:
         """See `Sink`."""
@@ -59,10 +64,16 @@ class Hub:
             found = []
             self._cidrs[name] = flatten.service_cidr(obj, lambda *complaint: found.append(complaint))
             self._complaints.report(("ServiceCIDR", "", name), found)
-        else:
-            keys = self.state.set(obj)
+            self._service_cidrs_changed()
+        elif keys := self.state.set(obj):
+            triggered = None
+            if isinstance(obj, types.Service):
+                self.changes["Service"] += 1
+            else:
+                self.changes["EndpointSlice"] += 1
+                triggered = self._triggered(obj.metadata.annotations)
             for loop in self.loops:
-                loop.touch(keys)
+                loop.touch(keys, triggered)
 
     def gone(self, kind: str, namespace: str, name: str) -> None:
         """See `Sink`."""
@@ -73,8 +84,11 @@ class Hub:
         elif kind == "ServiceCIDR":
             self._complaints.forget((kind, "", name))
             self._cidrs.pop(name, None)
+            self._service_cidrs_changed()
         else:
             keys = self.state.gone(kind, namespace, name)
+            if keys:
+                self.changes["Service" if kind == "Service" else "EndpointSlice"] += 1
             for loop in self.loops:
                 loop.touch(keys)
 
@@ -91,6 +105,21 @@ class Hub:
     def refused(self, kind: str, name: str, reason: str) -> None:
         """See `Sink`."""
         log.error("%s %s is left out, its last good state stays: %s", kind, name, reason)
+
+    def _triggered(self, annotations: types.Annotations | None) -> float | None:
+        """When, in Unix time, what changed endpoints happened; None if that is not told, or was before our time."""
+        if not self.loops or annotations is None or annotations.triggered is None:
+            return None
+        try:
+            at = datetime.fromisoformat(annotations.triggered)
+            seconds = at.timestamp()
+        except (ValueError, OverflowError):
+            return None
+        return seconds if at.tzinfo and seconds > self._started else None
+
+    def _service_cidrs_changed(self) -> None:
+        for loop in self.loops:
+            loop.set_node(loop.node.with_service_cidrs(self.service_cidrs))
 
     def _set_node(self, row: NodeRow | None) -> None:
         if row != self.node:

@@ -15,9 +15,11 @@ class Loop:
 
     def __init__(self):
         self.touched = []
+        self.triggered = []
 
-    def touch(self, keys):
+    def touch(self, keys, triggered=None):
         self.touched.append(set(keys))
+        self.triggered.append(triggered)
 
 
 @pytest.fixture
@@ -32,8 +34,12 @@ def service(name="web", port=80):
     )
 
 
-def endpoint_slice(*addresses):
-    metadata = {"name": "web-x", "labels": {"kubernetes.io/service-name": "web"}}
+def endpoint_slice(*addresses, triggered=None):
+    metadata = {
+        "name": "web-x",
+        "labels": {"kubernetes.io/service-name": "web"},
+        "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": triggered},
+    }
     endpoints = [{"addresses": [address]} for address in addresses]
     return types.convert(
         "EndpointSlice", {"metadata": metadata, "endpoints": endpoints, "ports": [{"name": "", "port": 80}]}
@@ -82,6 +88,46 @@ class TestServices:
         hub.gone("Service", *WEB)
         for loop in hub.loops:
             assert [keys for keys in loop.touched if keys] == [{WEB}, {WEB}, {WEB}, {WEB}]
+
+    def test_changes_that_concern_a_service_are_counted(self, hub):
+        hub.set(service())
+        hub.set(service())
+        hub.set(endpoint_slice("10.1.2.1"))
+        hub.set(endpoint_slice("10.1.2.1"))
+        hub.set(endpoint_slice("10.1.2.2"))
+        hub.set(own())
+        assert hub.changes == {"Service": 1, "EndpointSlice": 2}
+        hub.gone("EndpointSlice", "default", "web-x")
+        hub.gone("EndpointSlice", "default", "web-x")
+        hub.gone("Service", *WEB)
+        assert hub.changes == {"Service": 2, "EndpointSlice": 3}
+
+    @pytest.mark.parametrize(
+        ("text", "seconds"),
+        [
+            ("2096-10-02T07:06:40.123456789Z", 4000000000.123456),
+            ("2096-10-02T09:06:40+02:00", 4000000000.0),
+            ("2001-09-09T01:46:40Z", None),  # before this program began
+            ("2096-10-02T07:06:40", None),
+            ("9999-99-99T00:00:00Z", None),
+            ("", None),
+            (None, None),
+        ],
+    )
+    def test_loops_hear_when_what_changed_endpoints_happened(self, hub, text, seconds):
+        hub.set(service())
+        hub.loops = [Loop()]
+        hub.set(endpoint_slice("10.1.2.1", triggered=text))
+        assert hub.loops[0].triggered == [seconds]
+
+    def test_what_is_gone_and_what_was_before_the_loops_began_at_no_time(self, hub):
+        triggered = "2096-10-02T07:06:40Z"
+        hub.set(service())
+        hub.set(endpoint_slice("10.1.2.1", triggered=triggered))
+        hub.loops = [Loop()]
+        hub.gone("EndpointSlice", "default", "web-x")
+        hub.set(service(port=81))
+        assert hub.loops[0].triggered == [None, None]
 
     def test_the_state_knows_them(self, hub):
         hub.set(service())

@@ -1,0 +1,116 @@
+"""/metrics: figures in Prometheus' text format.
+
+prometheus_client is imported with the first scrape, in a thread: it brings 5 MB, among them an HTTP server and a client.
+Scrapes are answered one a turn of the event loop, so that a flood of them does not hold up syncs.
+"""
+
+import asyncio
+import platform
+import sys
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from itertools import chain
+from typing import TYPE_CHECKING, Final
+
+from kubeproxy import __version__
+from kubeproxy.config import KUBERNETES
+from kubeproxy.config.gates import GATES, resolve
+from kubeproxy.config.types import KubeProxyConfiguration
+from kubeproxy.figures import Figure, Histogram
+from kubeproxy.serve.message import Request, Response
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+Provider = Callable[[], Iterable[Figure]]
+
+
+class Exposition:
+    """Answers scrapes.
+
+    Attributes:
+        providers: who is asked.
+    """
+
+    def __init__(self, *, process: bool = True) -> None:
+        """Nobody is asked yet.
+
+        Args:
+            process: tell of the process itself, too.
+        """
+        self.providers: list[Provider] = []
+        self._process = process
+        self._turn = asyncio.Lock()
+
+    async def handle(self, _: Request) -> Response:
+        """Answers one."""
+        if "prometheus_client" not in sys.modules:
+            await asyncio.to_thread(import_module, "prometheus_client")
+        async with self._turn:
+            await asyncio.sleep(0)
+            return Response(self.render(), content_type=CONTENT_TYPE)
+
+    def render(self) -> bytes:
+        """The text."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self)  # of a registry it uses `collect` alone
+
+    def collect(self) -> Iterable["Metric"]:
+        """All figures, by name: what prometheus_client calls a collector."""
+        from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, Metric
+
+        families: dict[str, Metric] = {}
+        for figure in chain.from_iterable(provider() for provider in self.providers):
+            family = families.get(figure.name)
+            if family is None:
+                name = figure.name.removesuffix("_total") if figure.kind == "counter" else figure.name
+                family = families[figure.name] = Metric(name, figure.help, figure.kind)
+            _add(family, figure)
+        yield from families.values()
+        if self._process:
+            for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+                yield from collector.collect()
+
+
+def _add(family: "Metric", figure: Figure) -> None:
+    labels, value = dict(figure.labels), figure.value
+    if not isinstance(value, Histogram):
+        family.add_sample(figure.name, labels, value)
+        return
+    counts = value.cumulative()
+    for bound, count in zip((*map(_bound, value.bounds), "+Inf"), counts, strict=True):
+        family.add_sample(f"{figure.name}_bucket", {**labels, "le": bound}, count)
+    family.add_sample(f"{figure.name}_sum", labels, value.sum)
+    family.add_sample(f"{figure.name}_count", labels, counts[-1])
+
+
+def _bound(value: float) -> str:
+    """A bound as Go programs write it: queries name them."""
+    return f"{value:g}"
+
+
+def of_build(config: KubeProxyConfiguration) -> Iterable[Figure]:
+    """What this program is, and which of its gates are open."""
+    major, minor = KUBERNETES.split(".")
+    labels = {
+        "major": major,
+        "minor": minor,
+        "git_version": f"v{KUBERNETES}.0",
+        "git_commit": "",
+        "git_tree_state": "",
+        "build_date": "",
+        "go_version": "",
+        "compiler": sys.implementation.name,
+        "platform": f"{sys.platform}/{platform.machine()}",
+        "proxy_version": f"v{__version__}",
+    }
+    text = "The Kubernetes release this program stands in for, and its own version."
+    yield Figure("kubernetes_build_info", "gauge", text, 1, labels)
+    for name, on in resolve(config.feature_gates).items():
+        stage = "" if GATES[name].stage == "GA" else GATES[name].stage.upper()
+        yield Figure(
+            "kubernetes_feature_enabled", "gauge", "Feature gates.", on, {"name": name, "stage": stage}
+        )

@@ -1,0 +1,194 @@
+"""What the loops tell in figures: the reference's metrics under its names, and ours beside them.
+
+Only what cannot be read off later is counted as it happens, after each sync: durations, and which Services have no
+endpoint here. The rest is read at the scrape from the parts that know it, so metrics cost nothing while nobody asks.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from kubeproxy.clock import Clock, SystemClock
+from kubeproxy.figures import DURATIONS, Figure, Histogram, Kind
+from kubeproxy.hub import Hub
+from kubeproxy.model.plan import DROP, Key, ServicePlan
+from kubeproxy.sources.base import Status
+from kubeproxy.sync import Loop, Synced
+
+LATENCIES: Final = (0.0, 0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
+"""The bounds, in seconds, of the network programming latency (a service level indicator of Kubernetes)."""
+
+_SYNC = "kubeproxy_sync_proxy_rules_"
+
+
+class LoopMetrics:
+    """The figures of one family."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        mode: str,
+        *,
+        clock: Clock | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """Listens to a loop.
+
+        Args:
+            loop: the loop.
+            mode: the proxy mode, which has some names of its own.
+            clock: the loop's clock.
+            wall: the time of day, in seconds since 1970.
+        """
+        self._loop = loop
+        self._mode = mode
+        self._clock = clock or SystemClock()
+        self._wall = wall
+        self._syncs = {full: Histogram(DURATIONS) for full in (True, False)}
+        self._all_syncs = Histogram(DURATIONS)
+        self._kernel = Histogram(DURATIONS)
+        self._latency = Histogram(LATENCIES)
+        self._synced_at = 0.0
+        self._queued: tuple[float, float] = (0.0, 0.0)
+        self._far: dict[Key, tuple[int, int]] = {}
+        loop.on_sync(self._synced)
+
+    def figures(self) -> Iterable[Figure]:
+        """What there is to tell now."""
+        loop = self._loop
+        family = {"ip_family": loop.family}
+
+        def figure(name: str, kind: Kind, text: str, value: float | Histogram, **more: str) -> Figure:
+            return Figure(name, kind, text, value, {**family, **more})
+
+        yield figure(f"{_SYNC}duration_seconds", "histogram", "How long a sync took.", self._all_syncs)
+        yield figure(
+            "kubeproxy_sync_full_proxy_rules_duration_seconds",
+            "histogram",
+            "How long a sync of everything took.",
+            self._syncs[True],
+        )
+        yield figure(
+            "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+            "histogram",
+            "How long a sync of changes took.",
+            self._syncs[False],
+        )
+        yield figure(
+            "kubeproxy_kernel_commit_duration_seconds",
+            "histogram",
+            "How much of a sync was spent in bringing it to the kernel.",
+            self._kernel,
+        )
+        yield figure(
+            "kubeproxy_network_programming_duration_seconds",
+            "histogram",
+            "From the change of a Service or Pod to its being in the kernel of this node.",
+            self._latency,
+        )
+        yield figure(
+            f"{_SYNC}last_timestamp_seconds", "gauge", "When a sync last succeeded.", self._synced_at
+        )
+        yield figure(
+            f"{_SYNC}last_queued_timestamp_seconds",
+            "gauge",
+            "When a sync was last asked for.",
+            self._queued_at(),
+        )
+        far = f"{_SYNC}no_local_endpoints_total"
+        text = "Service ports with a Local traffic policy whose endpoints are all elsewhere."
+        for column, policy in enumerate(("internal", "external")):
+            count = sum(counts[column] for counts in self._far.values())
+            yield figure(far, "gauge", text, count, traffic_policy=policy)
+        yield from self._failures(figure)
+        yield figure(
+            "kubeproxy_drift_repairs_total",
+            "counter",
+            "How often the kernel had lost what was put there.",
+            loop.repairs,
+        )
+        yield figure("kubeproxy_services", "gauge", "Services in the kernel.", len(loop.applied))
+        yield figure(
+            "kubeproxy_quarantined_services",
+            "gauge",
+            "Services the kernel refuses; all others are in place.",
+            len(loop.refused),
+        )
+        yield from (Figure(f.name, f.kind, f.help, f.value, {**family, **f.labels}) for f in loop.figures())
+
+    def _failures(self, figure: Callable[..., Figure]) -> Iterable[Figure]:
+        full, partial = self._loop.failed[True], self._loop.failed[False]
+        text = "Syncs that failed and were done again."
+        name = "kubeproxy_sync_failures_total"
+        yield figure(name, "counter", text, full, scope="full")
+        yield figure(name, "counter", text, partial, scope="partial")
+        if self._mode in {"iptables", "ipvs"}:
+            yield figure(f"{_SYNC}iptables_restore_failures_total", "counter", text, full + partial)
+        if self._mode == "iptables":
+            text = "Syncs of changes that failed and were done again in full."
+            yield figure(f"{_SYNC}iptables_partial_restore_failures_total", "counter", text, partial)
+        if self._mode == "nftables":
+            yield figure(f"{_SYNC}nftables_sync_failures_total", "counter", text, full + partial)
+
+    def _synced(self, done: Synced) -> None:
+        self._all_syncs.observe(done.seconds)
+        self._syncs[done.full].observe(done.seconds)
+        self._kernel.observe(done.kernel_seconds)
+        self._synced_at = now = self._wall()
+        for began in done.triggered:
+            self._latency.observe(now - began)
+        if done.full:
+            self._far.clear()
+        for change in done.changes:
+            counts = _far(change.after)
+            if any(counts):
+                self._far[change.key] = counts
+            else:
+                self._far.pop(change.key, None)
+
+    def _queued_at(self) -> float:
+        """When a sync was last asked for, in Unix time: the same number as long as it is the same moment."""
+        last = self._loop.last_queued
+        if last is not None and last != self._queued[0]:
+            self._queued = last, self._wall() - self._clock.now() + last
+        return self._queued[1]
+
+
+def _far(plan: ServicePlan | None) -> tuple[int, int]:
+    """How many ports drop internal and external traffic, for want of an endpoint here."""
+    if plan is None or not any(port.internal_local or port.external_local for port in plan.ports):
+        return 0, 0
+    return (
+        sum(port.internal_local and port.internal_action == DROP for port in plan.ports),
+        sum(port.external_local and port.external and port.external_action == DROP for port in plan.ports),
+    )
+
+
+def of_changes(hub: Hub) -> Iterable[Figure]:
+    """What came in, and what of it waits. A Service and its endpoints are planned together, so they wait together."""
+    pending = max((loop.pending for loop in hub.loops), default=0)
+    for name, kind in (("service", "Service"), ("endpoint", "EndpointSlice")):
+        yield Figure(
+            f"{_SYNC}{name}_changes_pending", "gauge", "Services with changes that wait for a sync.", pending
+        )
+        text = f"Changes of {name}s that concern a Service."
+        yield Figure(f"{_SYNC}{name}_changes_total", "counter", text, hub.changes[kind])
+
+
+def of_sources(statuses: Sequence[Status], now: float) -> Iterable[Figure]:
+    """What is known of the watches, with monotonic time."""
+    for status in statuses:
+        kind = {"kind": status.kind}
+        if status.heard:
+            text = "How long the API server has said nothing on a watch."
+            yield Figure("kubeproxy_watch_age_seconds", "gauge", text, now - status.heard, kind)
+        for name, of, text, value in _WATCHES:
+            yield Figure(f"kubeproxy_watch_{name}", of, text, value(status), kind)
+
+
+_WATCHES: Final[tuple[tuple[str, Kind, str, Callable[[Status], float]], ...]] = (
+    ("connected", "gauge", "Whether a watch stands.", lambda status: status.connected),
+    ("lists_total", "counter", "Complete lists; all but the first are relists.", lambda status: status.lists),
+    ("errors_total", "counter", "Lists and watches that failed.", lambda status: status.errors),
+    ("objects", "gauge", "Objects known.", lambda status: status.objects),
+)
