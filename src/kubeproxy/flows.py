@@ -1,0 +1,217 @@
+"""After a sync: UDP and SCTP flows that go where their Service sends nobody any more are deleted from the kernel's table.
+
+One `FlowCleaner` a family. The sync loop tells it what reached the kernel; of that it picks what concerns UDP and SCTP, and
+one thread at a time does the rest, so the event loop never waits and changes that come meanwhile are taken together. Which
+flows are stale, and which ones a change asks to be looked at, is decided by `model.flows`; here the kernel is asked.
+
+A full sync, the first one above all, has every flow to any front looked at: what happened before or while rules were
+missing is not known. Word of newer syncs is taken before anything is deleted, so that a flow to an endpoint that just came
+is not taken for a stale one.
+
+What fails is said once, and done again with the next change.
+"""
+
+import asyncio
+import errno
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from socket import AF_INET, AF_INET6
+
+from msgspec import Struct
+
+from kubeproxy.api.addresses import BITS, IPV4, unpack
+from kubeproxy.backends.base import Change
+from kubeproxy.log import V2
+from kubeproxy.model.flows import PROTOCOLS, Fronts, Listing
+from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.netlink import conntrack, route
+from kubeproxy.netlink.conntrack import Flow
+from kubeproxy.sync import Loop, Synced
+
+log = logging.getLogger(__name__)
+
+_BATCH = 200
+"""Stale flows deleted at a time; each keeps what the kernel said along with it in memory."""
+
+_HINTS: Mapping[int | None, str] = {
+    errno.EPERM: "; CAP_NET_ADMIN is needed",
+    errno.EINVAL: "; the kernel needs CONFIG_NF_CT_NETLINK, module nf_conntrack_netlink",
+}
+
+
+class News(Struct, frozen=True, gc=False):
+    """What a sync did, as far as flows are concerned.
+
+    Attributes:
+        full: everything there is was told.
+        plans: plans that are in the kernel now, of Services that have UDP or SCTP ports, or had.
+        refused: Services of which the kernel keeps what it had.
+    """
+
+    full: bool
+    plans: Sequence[tuple[Key, ServicePlan | None]]
+    refused: Collection[Key] = ()
+
+
+class Cleaned(Struct, frozen=True, gc=False):
+    """What a cleaning did.
+
+    Attributes:
+        listed: how many flows were looked at.
+        deleted: how many of them were deleted.
+        seconds: how long it took.
+    """
+
+    listed: int
+    deleted: int
+    seconds: float
+
+
+class FlowCleaner:
+    """Deletes the stale flows of one family.
+
+    Attributes:
+        deleted: how many flows were deleted so far.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        """Follows a control loop; `run` does the work."""
+        self._loop = loop
+        self._inbox: deque[News] = deque()
+        self._wake = asyncio.Event()
+        self._fronts = Fronts()
+        self._said = ""
+        self._listeners: list[Callable[[Cleaned], None]] = []
+        self.deleted = 0
+        loop.on_sync(self._synced)
+
+    def on_clean(self, listener: Callable[[Cleaned], None]) -> None:
+        """Calls back after each cleaning, in the event loop."""
+        self._listeners.append(listener)
+
+    async def run(self) -> None:
+        """Cleans after syncs for ever; ends only by cancellation."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                done = await asyncio.to_thread(self._clean)
+            except Exception as e:
+                self._failed(e)
+                continue
+            self._said = ""
+            if done.listed or done.deleted:
+                log.log(
+                    V2, "%s: deleted %d stale flows of %d looked at, in %.1f ms",
+                    self._loop.family, done.deleted, done.listed, 1e3 * done.seconds,
+                )  # fmt: skip
+            for listener in self._listeners:
+                listener(done)
+            await asyncio.sleep(done.seconds)  # never more than half a processor
+
+    def _synced(self, done: Synced) -> None:
+        """Takes what a sync did; nobody is woken by what concerns TCP alone."""
+        changes = [c for c in done.changes if c.key not in done.failures and _has_flows(c)]
+        if done.full or changes:
+            self._inbox.append(News(done.full, [(c.key, c.after) for c in changes], tuple(done.failures)))
+            self._wake.set()
+
+    def _failed(self, error: Exception) -> None:
+        if not isinstance(error, OSError):
+            log.error("%s: looking for stale flows failed", self._loop.family, exc_info=error)
+            return
+        said = f"{error}{_HINTS.get(error.errno, '')}"
+        if said != self._said:
+            self._said = said
+            log.warning(
+                "%s: UDP and SCTP flows to endpoints that are gone stay in the connection table: %s",
+                self._loop.family,
+                said,
+            )
+
+    def _clean(self) -> Cleaned:
+        """Looks at what is to be looked at, and deletes what is stale. Runs in a thread.
+
+        Raises:
+            OSError: the kernel refused; what could not be done is kept for the next time.
+        """
+        started, before, listed = time.monotonic(), self.deleted, 0
+        failed: dict[Listing, OSError] = {}
+        is_stale: Callable[[Flow], bool] | None = None
+        self._take()
+        while listing := self._fronts.next_listing():
+            is_stale = is_stale or self._judge()
+            try:
+                listed += self._look(listing, is_stale)
+            except OSError as e:
+                failed[listing] = e
+            self._take()
+        for listing in failed:
+            self._fronts.look_at(listing)
+        for error in failed.values():
+            raise error
+        self._fronts.settled()
+        return Cleaned(listed, self.deleted - before, time.monotonic() - started)
+
+    def _look(self, listing: Listing, is_stale: Callable[[Flow], bool]) -> int:
+        """Lists flows and deletes the stale ones; returns how many were listed."""
+        family = AF_INET if self._loop.family == IPV4 else AF_INET6
+        listed = 0
+        stale: list[Flow] = []
+        for flow in conntrack.flows(
+            family, listing.protocol, destination=listing.destination, source=listing.source
+        ):
+            listed += 1
+            if is_stale(flow):
+                stale.append(flow)
+                if len(stale) == _BATCH:
+                    self._delete(stale, is_stale)
+                    stale = []
+        self._delete(stale, is_stale)
+        return listed
+
+    def _take(self) -> None:
+        """Takes in the news."""
+        while self._inbox:
+            news = self._inbox.popleft()
+            if news.full:
+                told = {key for key, _ in news.plans}.union(news.refused)
+                for key in [key for key in self._fronts.services if key not in told]:
+                    self._fronts.set(key, None)
+            for key, plan in news.plans:
+                self._fronts.set(key, plan)
+            if news.full:
+                self._fronts.look_at_all()
+
+    def _judge(self) -> Callable[[Flow], bool]:
+        """What tells whether a flow is stale, on the node as it is now."""
+        node = self._loop.node
+        size = BITS[node.family] // 8
+        own = {a.packed for a in route.addresses() if len(a.packed) == size}
+        known: dict[bytes, bool] = {}
+
+        def local(address: bytes) -> bool:
+            answer = known.get(address)
+            if answer is None:
+                here = address in own or (size == 4 and address[0] == 127)
+                answer = known[address] = here and node.serves_node_ports(unpack(address))
+            return answer
+
+        return lambda flow: self._fronts.is_stale(flow, local)
+
+    def _delete(self, stale: Sequence[Flow], is_stale: Callable[[Flow], bool]) -> None:
+        """Deletes what is stale by the newest word, too."""
+        if self._inbox:
+            self._take()
+            stale = [flow for flow in stale if is_stale(flow)]
+        if stale:
+            self.deleted += conntrack.delete(stale)
+
+
+def _has_flows(change: Change) -> bool:
+    """Whether a Service has UDP or SCTP ports, or had."""
+    return any(
+        port.protocol in PROTOCOLS for plan in (change.before, change.after) if plan for port in plan.ports
+    )

@@ -1,0 +1,91 @@
+"""Kernel settings for connection tracking: how many connections, and how long each is remembered.
+
+They are set once, before the first rule, in the network namespace the program runs in. What has its value already is not
+written, so a program without the right to write does no harm where somebody else, `--init-only` say, has set them.
+
+All are below /proc/sys, the hash table's size included: the reference writes that one to /sys, which containers seldom may.
+A setting that cannot be written keeps nobody from being served, so it is told and no more.
+
+Source: Documentation/networking/nf_conntrack-sysctl.rst.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Mapping
+from typing import Final
+
+from kubeproxy.config.types import Conntrack
+from kubeproxy.linux import sysctl
+from kubeproxy.netlink import conntrack
+
+log = logging.getLogger(__name__)
+
+FOLDER: Final = "net/netfilter"
+MOST_BY_CORES: Final = 1 << 20
+"""However many cores there are, maxPerCore asks for no more connections."""
+
+_MAX: Final = "nf_conntrack_max"
+_BUCKETS: Final = "nf_conntrack_buckets"
+
+
+def wanted(settings: Conntrack, cores: int) -> Mapping[str, int]:
+    """The values to set, by the setting's name below `FOLDER`; what the configuration leaves to the kernel is not there.
+
+    Args:
+        settings: the configuration.
+        cores: how many processors the node has.
+    """
+    values: dict[str, int] = {}
+    if settings.max_per_core > 0:
+        by_cores = settings.max_per_core * cores
+        most = MOST_BY_CORES if by_cores > MOST_BY_CORES else max(by_cores, settings.min)
+        values[_MAX] = most
+        values[_BUCKETS] = most // 4
+    for name, seconds in (
+        ("tcp_timeout_established", settings.tcp_established_timeout),
+        ("tcp_timeout_close_wait", settings.tcp_close_wait_timeout),
+        ("udp_timeout", settings.udp_timeout),
+        ("udp_timeout_stream", settings.udp_stream_timeout),
+    ):
+        if seconds > 0:
+            values[f"nf_conntrack_{name}"] = max(1, int(seconds))
+    if settings.tcp_be_liberal:
+        values["nf_conntrack_tcp_be_liberal"] = 1
+    return values
+
+
+def apply(settings: Conntrack) -> list[str]:
+    """Sets the values; returns what could not be set and why, one text a setting. It was logged, too."""
+    values = wanted(settings, os.cpu_count() or 1)
+    if values:
+        # The first word with connection tracking loads its modules, and there are no settings before.
+        with contextlib.suppress(OSError):
+            conntrack.usage()
+    troubles = [trouble for name, value in values.items() if (trouble := _set(name, value))]
+    if troubles:
+        log.warning(
+            "Kernel settings stay as they are; set them on the host, or have them left alone by 0 in the configuration's"
+            " section conntrack: %s",
+            "; ".join(troubles),
+        )
+    return troubles
+
+
+def _set(name: str, value: int) -> str:
+    """Sets one value; returns what prevents that."""
+    path = f"{FOLDER}/{name}"
+    present = ""
+    try:
+        present = sysctl.read(path)
+        if name == _BUCKETS and int(present) >= value:
+            return ""
+        if sysctl.ensure(path, value):
+            log.info("Set %s=%d, it was %s", path, value, present)
+    except OSError as e:
+        if name == _MAX and present.isdigit() and int(present) > value:
+            # Only the first network namespace may write it, and there is room for more than we ask for.
+            log.info("%s stays %s, though %d is configured: %s", path, present, value, e.strerror)
+            return ""
+        return f"{path} is {present or 'not there'}, not {value} ({e.strerror})"
+    return ""
