@@ -1,0 +1,117 @@
+"""/debug: what the program does with its time, where profiling is enabled, and nowhere else.
+
+A profile is taken by looking at the stacks of all threads a hundred times a second, which costs about a percent. It
+comes as folded stacks, one a line with the count of looks that found it: the form flame graph tools read
+(flamegraph.pl, speedscope, inferno). The level of logging can be changed without a restart.
+"""
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from types import FrameType
+from typing import Final
+from urllib.parse import parse_qs
+
+from kubeproxy import log as klog
+from kubeproxy.serve.message import Handler, Request, Response, text
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SECONDS: Final = 30.0
+LONGEST_SECONDS: Final = 300.0
+_INTERVAL = 0.01
+
+_INDEX = """Profiles:
+
+/debug/pprof/profile?seconds=30   where time is spent, as folded stacks
+/debug/pprof/stacks               what every thread and task does now
+/debug/pprof/cmdline              the command line
+
+PUT /debug/flags/v with a number sets the verbosity of the log.
+"""
+
+
+class Profiles:
+    """Answers for these pages."""
+
+    def __init__(self) -> None:
+        self._busy = False
+
+    def routes(self) -> Mapping[str, Handler]:
+        """What is served."""
+        return {
+            "GET /debug/pprof": lambda _: text(_INDEX),
+            "GET /debug/pprof/": lambda _: text(_INDEX),
+            "GET /debug/pprof/profile": self._profile,
+            "GET /debug/pprof/stacks": lambda _: text(stacks()),
+            "GET /debug/pprof/cmdline": lambda _: text("\0".join(sys.orig_argv)),
+            "PUT /debug/flags/v": _set_verbosity,
+        }
+
+    async def _profile(self, request: Request) -> Response:
+        given = parse_qs(request.query).get("seconds", [str(DEFAULT_SECONDS)])[0]
+        try:
+            seconds = float(given)
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds <= LONGEST_SECONDS:
+            return text(f"seconds is not a number above 0 and up to {LONGEST_SECONDS:g}\n", 400)
+        if self._busy:
+            return text("a profile is being taken\n", 409)
+        self._busy = True
+        over = threading.Event()
+        try:
+            return text(await asyncio.to_thread(sample, seconds, over))
+        finally:
+            over.set()  # whoever asked may be gone
+            self._busy = False
+
+
+def sample(seconds: float, over: threading.Event) -> str:
+    """Looks at the stacks of all threads but this one for so long, or until it is over; returns them folded."""
+    me = threading.get_ident()
+    found: Counter[str] = Counter()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not over.wait(_INTERVAL):
+        found.update(_folded(frame) for thread, frame in sys._current_frames().items() if thread != me)  # noqa: SLF001
+    return "".join(f"{stack} {count}\n" for stack, count in found.most_common())
+
+
+def stacks() -> str:
+    """What every thread and every task of the event loop does now, the innermost call last."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    out = [
+        f"thread {names.get(thread, thread)}: {_folded(frame)}"
+        for thread, frame in sys._current_frames().items()  # noqa: SLF001
+    ]
+    for task in asyncio.all_tasks():
+        frames = ";".join(map(_told, task.get_stack()))
+        out.append(f"task {task.get_name()} {getattr(task.get_coro(), '__qualname__', '')}: {frames}")
+    return "\n".join(sorted(out)) + "\n"
+
+
+def _folded(frame: FrameType | None) -> str:
+    parts = []
+    while frame is not None:
+        parts.append(_told(frame))
+        frame = frame.f_back
+    return ";".join(reversed(parts))
+
+
+def _told(frame: FrameType) -> str:
+    code = frame.f_code
+    module = frame.f_globals.get("__name__", code.co_filename)
+    return f"{module}.{getattr(code, 'co_qualname', code.co_name)}:{frame.f_lineno}"
+
+
+def _set_verbosity(request: Request) -> Response:
+    given = request.body.decode("latin-1").strip()
+    if not (given.isascii() and given.isdigit() and len(given) <= 3):
+        return text(f"{given!r:.40} is no verbosity\n", 400)
+    logging.getLogger().setLevel(klog.level(int(given)))
+    log.info("Verbosity is %s now", given)
+    return text(f"verbosity is {given} now\n")

@@ -1,0 +1,150 @@
+"""Everything that is served, wired together: two addresses of our own, and the health-check ports of Services."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from kubeproxy.config.load import Options
+from kubeproxy.events import Events
+from kubeproxy.hub import Hub
+from kubeproxy.model.plan import Key
+from kubeproxy.serve import metrics
+from kubeproxy.serve.exposition import Exposition, Provider, of_build
+from kubeproxy.serve.healthz import Health
+from kubeproxy.serve.http import Door
+from kubeproxy.serve.listen import allow_many_files, hold
+from kubeproxy.serve.message import router
+from kubeproxy.serve.nodehealth import NodeHealth
+from kubeproxy.serve.pages import Pages
+from kubeproxy.sources.base import Status
+from kubeproxy.sync import Loop
+
+LATE: Final = 2.0
+"""A change that waits for so many sync periods is late."""
+
+PROBES: Final = 4096
+"""So many connections the health-check ports of all Services let in together."""
+
+
+class Serving:
+    """The servers of one run.
+
+    Attributes:
+        health: the judgement of how we are.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        hub: Hub,
+        events: Events,
+        *,
+        statuses: Mapping[str, Status] | None = None,
+    ) -> None:
+        """Nothing is served before `run`, and nothing is told of loops before `attach`.
+
+        Args:
+            options: what this run was told.
+            hub: what is known of the cluster.
+            events: where to report ports that cannot be opened.
+            statuses: what the source knows of its connections, by kind.
+        """
+        self._options = options
+        self._hub = hub
+        self._events = events
+        self._statuses = {} if statuses is None else statuses
+        self.health = Health(
+            timeout=LATE * options.config.sync_period,
+            eligible=self._eligible,
+            statuses=self._statuses.values,
+        )
+        self._exposition = Exposition()
+        self.tell(
+            lambda: metrics.of_changes(hub),
+            lambda: metrics.of_sources(list(self._statuses.values()), time.monotonic()),
+            self.health.figures,
+            lambda: of_build(options.config),
+        )
+        self._ports: list[NodeHealth] = []
+        self._attached = asyncio.Event()
+
+    def tell(self, *providers: Provider) -> None:
+        """What these parts tell is served under /metrics."""
+        self._exposition.providers += providers
+
+    def attach(self, loops: Sequence[Loop]) -> None:
+        """These are the loops, about to run."""
+        self.health.attach(loops)
+        door = Door(PROBES)
+        for loop in loops:
+            ports = NodeHealth(loop, door, self.health.healthy, self._service_failed)
+            self._ports.append(ports)
+            self.tell(metrics.LoopMetrics(loop, self._options.config.mode).figures, ports.figures)
+        self._attached.set()
+
+    async def run(self) -> None:
+        """Serves until it is cancelled.
+
+        Raises:
+            OSError: an address cannot be listened on, and the configuration says that this is fatal.
+        """
+        allow_many_files()
+        tasks = [asyncio.ensure_future(work) for work in (self._healthz(), self._metrics(), self._services())]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _healthz(self) -> None:
+        config = self._options.config
+        if config.healthz_address is not None:
+            await hold(
+                "health",
+                router(self.health.routes()),
+                config.healthz_address,
+                hard_fail=config.bind_address_hard_fail,
+                failed=lambda why: self._failed("FailedToStartProxierHealthcheck", why),
+            )
+
+    async def _metrics(self) -> None:
+        config = self._options.config
+        if config.metrics_address is None:
+            return
+        pages = Pages(self._options)
+        slis = Exposition(process=False)
+        slis.providers.append(pages.slis)
+        routes = {
+            **pages.routes(),
+            "GET /metrics": self._exposition.handle,
+            "GET /metrics/slis": slis.handle,
+        }
+        if config.enable_profiling:
+            from kubeproxy.serve.profile import Profiles
+
+            routes |= Profiles().routes()
+        pages.lists(routes)
+        await hold(
+            "metrics",
+            router(routes),
+            config.metrics_address,
+            hard_fail=config.bind_address_hard_fail,
+            failed=lambda why: self._failed("FailedToStartMetricServer", why),
+        )
+
+    async def _services(self) -> None:
+        await self._attached.wait()
+        await asyncio.gather(*(ports.run() for ports in self._ports))
+
+    def _eligible(self) -> bool:
+        """Whether the node stays (KEP-3836). Without an API server a Node object is not needed."""
+        node = self._hub.node
+        return bool(self._options.manifests) if node is None else not node.leaving
+
+    def _failed(self, reason: str, why: str) -> None:
+        self._events.node(reason, "StartKubeProxy", why, warning=True)
+
+    def _service_failed(self, key: Key, why: str) -> None:
+        self._events.service(key, "FailedToStartServiceHealthcheck", "Listen", why)
