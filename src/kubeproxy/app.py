@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kubeproxy import __version__, backends, nodewatch
+from kubeproxy import __version__, backends, nodewatch, sysctls
 from kubeproxy import host as hosts
 from kubeproxy.backends.base import Backend, SyncError, UnsupportedError
 from kubeproxy.config.load import Options
 from kubeproxy.events import Events
+from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.linux import oom
@@ -140,15 +141,21 @@ class App:
         """Does what needs full privileges, and nothing else; returns the exit status."""
         found = hosts.own_addresses()
         host = hosts.host(self._config, self._name, None, supported=hosts.supported_families(), found=found)
+        troubles = sysctls.apply(self._config.conntrack)
         await self._open(host)
+        if troubles:
+            return 1
         log.info("What needs full privileges is set up for %s mode", self._config.mode)
         return 0
 
     async def _work(self) -> None:
         """Does everything but listening to the source."""
         watch = NodeWatch(self._config, self._name, self._hub, files=bool(self._options.manifests))
-        opened = await self._open(await watch.known())
+        host = await watch.known()
+        sysctls.apply(self._config.conntrack)
+        opened = await self._open(host)
         loops = [self._loop(node, backend) for node, backend in opened]
+        cleaners = [FlowCleaner(loop) for loop in loops]
         watch.follow(loops, self._fail)
         await self._hub.lists_complete.wait()
         self._hub.loops = loops
@@ -159,6 +166,8 @@ class App:
         async with asyncio.TaskGroup() as group:
             for loop in loops:
                 group.create_task(loop.run())
+            for cleaner in cleaners:
+                group.create_task(cleaner.run())
             group.create_task(watch.follow_addresses())
             await self._all_synced(loops)
 

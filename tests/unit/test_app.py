@@ -9,12 +9,13 @@ from typing import Any, Self
 
 import pytest
 
-from kubeproxy import backends, host
+from kubeproxy import backends, host, sysctls
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.app import App
 from kubeproxy.backends.base import Backend, Change, Failures, UnsupportedError
 from kubeproxy.config.load import load
+from kubeproxy.config.types import Conntrack
 from kubeproxy.hub import Hub
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key
@@ -47,10 +48,12 @@ class Rig:
         self.unsupported: set[Family] = set()
         self.opened: set[Family] = set()
         self.cleaned: list[str] = []
+        self.settings: list[Conntrack] = []
         self.listed = asyncio.Event()
         monkeypatch.setattr(host, "supported_families", lambda: [IPV4, IPV6])
         monkeypatch.setattr(backends, "load", lambda _: self)
         monkeypatch.setattr(backends, "cleanup", self.cleaned.append)
+        monkeypatch.setattr(sysctls, "apply", self.settings.append)
         monkeypatch.setattr(App, "_source", lambda _: self)
         given = {"manifests": [str(folder)], "hostname-override": "here", **flags}
         self.app = App(load(given, "linux"))
@@ -93,6 +96,7 @@ async def test_nothing_is_written_before_services_and_endpoints_are_complete(
     await _until(lambda: rig.opened == {IPV4, IPV6})
     await FakeClock.settle()
     assert rig.syncs == []
+    assert rig.settings == [Conntrack()], "kernel settings come before the rules"
     rig.listed.set()
     await _until(lambda: len(rig.syncs) == 2 and rig.cleaned)
     assert sorted(rig.syncs) == [(IPV4, [("default", "a")]), (IPV6, [])]
