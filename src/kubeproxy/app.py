@@ -9,7 +9,7 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from kubeproxy.linux import oom
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.nodewatch import NodeWatch
 from kubeproxy.notify import notify
-from kubeproxy.sources.base import Source
+from kubeproxy.serve.serving import Serving
+from kubeproxy.sources.base import Source, Status
 from kubeproxy.sync import Loop, Synced
 
 log = logging.getLogger(__name__)
@@ -82,12 +83,15 @@ class App:
         self._stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._hub = Hub(self._name)
         self._events = Events(self._name, None)
+        self._statuses: Mapping[str, Status] = {}
         source = self._source()
+        self._serving = Serving(self._options, self._hub, self._events, statuses=self._statuses)
         for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
             asyncio.get_running_loop().add_signal_handler(number, self._end, code)
         tasks: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(source.run()),
             asyncio.ensure_future(self._events.run()),
+            asyncio.ensure_future(self._serving.run()),
             asyncio.ensure_future(self._work()),
             asyncio.ensure_future(self._watch_config()),
         ]
@@ -126,6 +130,7 @@ class App:
         except (OSError, ValueError) as e:
             raise FatalError(str(e)) from e
         self._events = Events(self._name, source.client)
+        self._statuses = source.statuses
         return source
 
     async def _watch_config(self) -> None:
@@ -156,6 +161,7 @@ class App:
         opened = await self._open(host)
         loops = [self._loop(node, backend) for node, backend in opened]
         cleaners = [FlowCleaner(loop) for loop in loops]
+        self._serving.attach(loops)
         watch.follow(loops, self._fail)
         await self._hub.lists_complete.wait()
         self._hub.loops = loops
