@@ -33,17 +33,21 @@ def cleanup() -> None:
     """Cleans up through every iptables program there is.
 
     Raises:
-        SyncError: a program failed.
+        SyncError: a program failed; the others did what they could.
     """
+    troubles = []
     for family, base in _PROGRAMS:
         found = [(v, base + suffix) for v, suffix in _VARIANTS if shutil.which(f"{base}{suffix}-restore")]
         for variant, name in found[:2]:
             try:
                 count = clean(Programs(family, f"{name}-save", f"{name}-restore", variant))
             except (RefusedError, SyncError) as e:
-                raise SyncError(f"cannot clean up: {e}") from e
+                troubles.append(str(e))
+                continue
             if count:
                 log.info("Removed %d chains of iptables mode through %s", count, name)
+    if troubles:
+        raise SyncError("; ".join(troubles))
 
 
 def clean(tables: Tables) -> int:
