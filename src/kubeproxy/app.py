@@ -21,7 +21,7 @@ from kubeproxy.events import Events
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.linux import oom
+from kubeproxy.linux import capabilities, oom
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.nodewatch import NodeWatch
 from kubeproxy.notify import notify
@@ -45,15 +45,29 @@ def run(options: Options) -> int:
     gc.set_threshold(*_GC_THRESHOLD)
     try:
         if options.cleanup:
-            backends.cleanup()
+            _clean_up()
             return 0
         if options.init_only:
             return asyncio.run(App(options).prepare())
         _spare(options.config.oom_score_adj)
         return asyncio.run(App(options).run())
     except (FatalError, UnsupportedError, SyncError, hosts.NodeError, OSError) as e:
-        log.error("%s", e)  # noqa: TRY400 the message says it all
+        log.error("%s%s", e, _lacking(e))  # noqa: TRY400 the message says it all
         return 1
+
+
+def _lacking(error: Exception) -> str:
+    """What to add to an error that may come from a right we do not have."""
+    if not any(words in str(error) for words in ("ermission denied", "not permitted")):
+        return ""
+    lacking = capabilities.missing(("CAP_NET_ADMIN", "CAP_NET_RAW"))
+    return f"; this process has no {' and no '.join(lacking)}" if lacking else ""
+
+
+def _clean_up() -> None:
+    if capabilities.missing(("CAP_NET_ADMIN",)):
+        raise FatalError("--cleanup needs CAP_NET_ADMIN, and CAP_NET_RAW for legacy iptables: nothing was removed")
+    backends.cleanup()
 
 
 def _spare(score: int) -> None:
@@ -230,5 +244,5 @@ class App:
         for mode in backends.replaced_by(self._config.mode):
             try:
                 await asyncio.to_thread(backends.cleanup, mode)
-            except (OSError, SyncError) as e:
-                log.warning("Leftovers of %s mode stay: %s", mode, e)
+            except SyncError as e:
+                log.warning("Old %s", e)
