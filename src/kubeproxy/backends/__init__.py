@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Protocol
 
-from kubeproxy.backends.base import Backend, UnsupportedError
+from kubeproxy.backends.base import Backend, SyncError, UnsupportedError
 from kubeproxy.model.node import NodeConfig
 
 _MODES = {
@@ -44,11 +44,16 @@ def cleanup(*modes: str) -> None:
     """Removes what modes left in the kernel; all of them if none is named.
 
     Raises:
-        OSError: the kernel refused.
-        SyncError: a program refused.
+        SyncError: something was refused; all else is removed.
     """
+    troubles = []
     for mode in modes or _CLEANUPS:
-        import_module(_CLEANUPS[mode]).cleanup()
+        try:
+            import_module(_CLEANUPS[mode]).cleanup()
+        except (OSError, SyncError) as e:
+            troubles.append(f"rules of {mode} mode stay: {e}")
+    if troubles:
+        raise SyncError("; ".join(troubles))
 
 
 def replaced_by(mode: str) -> tuple[str, ...]:
