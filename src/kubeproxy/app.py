@@ -20,7 +20,6 @@ from kubeproxy.config.load import Options
 from kubeproxy.events import Events
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
-from kubeproxy.model.node import NodeConfig
 from kubeproxy.linux import capabilities, oom
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.nodewatch import NodeWatch
@@ -180,7 +179,7 @@ class App:
         await self._hub.lists_complete.wait()
         self._hub.loops = loops
         for loop in loops:
-            loop.set_node(self._complete(loop.node))
+            loop.set_node(loop.node.with_service_cidrs(self._hub.service_cidrs))
         log.info("Services and endpoints are known, writing rules")
         self._events.node("Starting", "StartKubeProxy")
         async with asyncio.TaskGroup() as group:

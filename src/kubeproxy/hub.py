@@ -48,8 +48,8 @@ class Hub:
 
     @property
     def service_cidrs(self) -> tuple[str, ...]:
-        """The ranges of all ServiceCIDRs."""
-        return tuple(cidr for ranges in self._cidrs.values() for cidr in ranges)
+        """The ranges of all ServiceCIDRs, each once, in the order they came."""
+        return tuple(dict.fromkeys(cidr for ranges in self._cidrs.values() for cidr in ranges))
 
     def set(self, obj: types.Object) -> None:
         """See `Sink`."""

@@ -139,7 +139,8 @@ class NodeWatch:
             return
         self._row = row
         for loop in self._loops:
-            loop.set_node(nodes[loop.family].with_addresses(local_addresses(loop.family)))
+            node = nodes[loop.family].with_addresses(local_addresses(loop.family))
+            loop.set_node(node.with_service_cidrs(self._hub.service_cidrs))
 
     def _reason_to_end(self, before: NodeRow | None, row: NodeRow | None) -> str:
         """What changed that cannot be followed, or ""."""

@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from kubeproxy.api.addresses import Family
 from kubeproxy.backends.base import Backend, Change, Failures, Measured, StaleError, SyncError
@@ -105,6 +105,10 @@ class Loop:
         self._queued: float | None = None
         self._syncing: float | None = None
         self._full = True
+        self._node_changed = False
+        self._repairing = False
+        self._repaired = False
+        self._hurry = asyncio.Event()
         self._not_before = 0.0
         self._next_look = 0.0
         self._next_full = 0.0
@@ -158,15 +162,32 @@ class Loop:
         self._queue()
 
     def set_node(self, node: NodeConfig) -> None:
-        """The node is another now: everything is planned anew."""
-        if node != self.node:
-            self.node = node
+        """The node is another now: everything is planned anew, unless only where ClusterIPs come from has changed."""
+        if node == self.node:
+            return
+        plans_stay = structs.replace(node, service_cidrs=self.node.service_cidrs) == self.node
+        self.node = node
+        if plans_stay:
+            self._node_changed = True
+            self._queue()
+        else:
             self.resync()
 
     def resync(self) -> None:
         """Compares everything with the kernel, soon."""
         self._full = True
         self._queue()
+
+    def _disturbed(self, what: str) -> None:
+        """Somebody changed what we put into the kernel. That is mended at once, unless it goes on like this."""
+        if self._repairing:
+            return
+        self._repairing = True
+        self.repairs += 1
+        log.warning("%s: %s; all rules are compared and restored", self.family, what)
+        if not self._repaired:
+            self._hurry.set()
+        self.resync()
 
     def _queue(self) -> None:
         self.last_queued = self._clock.now()
@@ -176,18 +197,22 @@ class Loop:
 
     async def run(self) -> None:
         """Syncs for ever; ends only by cancellation. Rules stay when it ends."""
-        while True:
-            await self._until_due()
-            await self._sync()
+        self._backend.watch(self._disturbed)
+        try:
+            while True:
+                await self._until_due()
+                await self._sync()
+        finally:
+            self._backend.close()
 
     async def _until_due(self) -> None:
         """Waits until there is something to do and the last sync has rested."""
         while True:
             now = self._clock.now()
-            if self._full or self._pending:
-                if now >= self._not_before:
+            if self._full or self._pending or self._node_changed:
+                if now >= self._not_before or self._hurry.is_set():
                     return
-                await self._clock.wait(asyncio.Event(), self._not_before - now)
+                await self._clock.wait(self._hurry, self._not_before - now)
                 continue
             if self.refused and now >= self._next_refused:
                 log.log(V2, "%s: trying refused Services again", self.family)
@@ -197,12 +222,7 @@ class Loop:
             elif now >= self._next_look:
                 self._next_look = now + self._sync_period
                 if not await self._backend.intact():
-                    self.repairs += 1
-                    log.warning(
-                        "%s: somebody changed the rules in the kernel, comparing them all with ours",
-                        self.family,
-                    )
-                    self.resync()
+                    self._disturbed("somebody changed the rules in the kernel")
             else:
                 timers = [self._next_look, self._next_full, *([self._next_refused] if self.refused else [])]
                 self._wake.clear()
@@ -214,11 +234,14 @@ class Loop:
         pending, self._pending = self._pending, {}
         full = self._full or not self.refused.keys().isdisjoint(pending)
         self._full = False
+        node_changed, self._node_changed = self._node_changed, False
+        self._repaired, self._repairing = self._repairing, False
+        self._hurry.clear()
         self._syncing = started if self._queued is None else self._queued
         self._queued = None
         try:
             changes = self._all() if full else self._differences(pending)
-            if not full and not changes:
+            if not full and not changes and not node_changed:
                 return
             planned = self._clock.now()
             failures = await self._backend.sync(self.node, changes, full=full)

@@ -35,6 +35,12 @@ class Recorder:
         self._nodes.append(node)
         return {}
 
+    def watch(self, disturbed: Callable[[str], None]) -> None:
+        self.disturbed = disturbed
+
+    def close(self) -> None:
+        self.closed = True
+
     async def intact(self) -> bool:
         return True
 

@@ -5,6 +5,7 @@ import pytest
 from kubeproxy.api import types
 from kubeproxy.api.rows import NodeRow
 from kubeproxy.hub import Hub
+from kubeproxy.model.node import NodeConfig
 from tests.unit.model.make import node
 
 WEB = ("default", "web")
@@ -16,6 +17,10 @@ class Loop:
     def __init__(self):
         self.touched = []
         self.triggered = []
+        self.node = NodeConfig()
+
+    def set_node(self, node):
+        self.node = node
 
     def touch(self, keys, triggered=None):
         self.touched.append(set(keys))
@@ -141,7 +146,9 @@ class TestServices:
         hub.set(own())
         hub.set(service_cidr("a", "10.96.0.0/16"))
         hub.gone("Node", "", "node-1")
+        assert hub.loops[0].node.service_cidrs == ("10.96.0.0/16",)
         hub.gone("ServiceCIDR", "", "a")
+        assert hub.loops[0].node.service_cidrs == ()
         assert not any(hub.loops[0].touched)
 
     def test_refused_objects_are_told_to_the_operator(self, hub, caplog):

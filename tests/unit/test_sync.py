@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -73,6 +73,12 @@ class Kernel:
             else:
                 self.plans[c.key] = c.after
         return {}
+
+    def watch(self, disturbed: Callable[[str], None]) -> None:
+        self.disturbed = disturbed
+
+    def close(self) -> None:
+        self.closed = True
 
     async def intact(self) -> bool:
         self.looks.append(self.clock.time)
@@ -501,6 +507,60 @@ async def test_looks_now_and_then_and_repairs(caplog: pytest.LogCaptureFixture) 
         await rig.clock.advance(300)
         assert len(rig.kernel.syncs) == 2
     assert caplog.text.count("somebody changed") == 1
+
+
+async def test_what_others_do_is_mended_at_once_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig()
+    rig.kernel.cost = 4.0
+    rig.set(A)
+    async with rig.running():
+        await rig.clock.advance(5)  # of a rest of 12 seconds
+        rig.kernel.disturbed("nft did this")
+        rig.kernel.disturbed("nft did that")
+        await rig.clock.settle()
+        assert [(at, full) for at, full, _ in rig.kernel.syncs] == [(1000.0, True), (1005.0, True)]
+        assert rig.loop.repairs == 1
+        told = [m for m in caplog.messages if "restored" in m]
+        assert len(told) == 1
+        assert "nft did this" in told[0]
+
+
+async def test_who_goes_on_disturbing_gets_no_more_than_a_share_of_the_time() -> None:
+    rig = Rig()
+    rig.kernel.cost = 1.0
+    async with rig.running():
+        for _ in range(1000):
+            await rig.clock.advance(0.1)
+            rig.kernel.disturbed("somebody fights us")
+    seconds = rig.clock.time - 1000
+    assert len(rig.kernel.syncs) <= seconds / 4 + 2
+    assert rig.loop.repairs >= seconds / 4 - 2
+
+
+async def test_what_others_do_during_a_sync_is_mended_after_it() -> None:
+    rig = Rig()
+    busy = asyncio.Event()
+    rig.kernel.answers = [busy]
+    async with rig.running():
+        await rig.clock.settle()
+        rig.kernel.disturbed("nft did this")
+        busy.set()
+        await rig.clock.settle()
+    assert [full for _, full, _ in rig.kernel.syncs] == [True, True]
+    assert rig.loop.repairs == 1
+
+
+async def test_where_cluster_ips_come_from_needs_no_comparison() -> None:
+    rig = Rig()
+    rig.set(A)
+    async with rig.running():
+        await rig.clock.settle()
+        rig.loop.set_node(rig.node.with_service_cidrs(["10.96.0.0/16", "fd00::/108"]))
+        await rig.clock.settle()
+        assert rig.kernel.syncs[1:] == [(1000.0, False, [])]
+        rig.loop.set_node(rig.node.with_service_cidrs(["fd00::/108", "10.96.0.0/16"]))
+        await rig.clock.settle()
+        assert len(rig.kernel.syncs) == 2
 
 
 async def test_looks_while_it_is_busy_too() -> None:

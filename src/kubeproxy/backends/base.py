@@ -5,7 +5,7 @@ no plan: the loop does. A full sync is the same call with nothing before, so wha
 left in the kernel is adopted, changed or removed, without a moment in which packets go astray.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
@@ -46,7 +46,7 @@ class Backend(Protocol):
         """Brings the kernel from `before` to `after`.
 
         Args:
-            node: the node as it is now. Between two full syncs it is the same.
+            node: the node as it is now. Between two full syncs it is the same, but for its ServiceCIDRs.
             changes: the Services that change; at a full sync all there are, with no `before`.
             full: compare with what the kernel holds, whoever put it there, and mend every difference.
 
@@ -57,6 +57,16 @@ class Backend(Protocol):
 
     async def intact(self) -> bool:
         """Whether the kernel still holds what the last sync left there, as far as a cheap look can tell."""
+
+    def watch(self, disturbed: Callable[[str], None]) -> None:
+        """Looks out, in the running event loop, for others that change what we put into the kernel.
+
+        Args:
+            disturbed: told what was done and by whom, as soon as the kernel tells; where it does not, `intact` must do.
+        """
+
+    def close(self) -> None:
+        """Lets go of the kernel; what is in it stays."""
 
 
 @runtime_checkable

@@ -5,7 +5,7 @@ from typing import Literal
 
 from msgspec import Struct, structs
 
-from kubeproxy.api.addresses import IPV4, Family, contains, is_loopback
+from kubeproxy.api.addresses import IPV4, Family, contains, family_of, is_loopback
 
 
 class LocalTraffic(Struct, frozen=True, gc=False):
@@ -40,6 +40,9 @@ class NodeConfig(Struct, frozen=True, gc=False):
         node_port_ranges: the ranges whose local addresses accept node ports; empty for every local address.
         node_port_addresses: with ranges, the local addresses in them, sorted.
         localhost_node_ports: whether 127.0.0.1 accepts them too.
+        localhost_relay: whether a relay serves node ports on loopback addresses, without rules.
+        relayed: connections are carried by a relay, whose own have `masquerade_mark` and are for no Service.
+        relay_ports: the first and last port a relay may listen on; (0, 0) for any.
         service_cidrs: the ranges ClusterIPs come from, of this family; empty where that is not known.
         external_ips: whether Services' externalIPs are honoured (gate AllowServiceExternalIPs, KEP-5707).
     """
@@ -54,6 +57,9 @@ class NodeConfig(Struct, frozen=True, gc=False):
     node_port_ranges: tuple[str, ...] = ()
     node_port_addresses: tuple[str, ...] = ()
     localhost_node_ports: bool = False
+    localhost_relay: bool = False
+    relayed: bool = False
+    relay_ports: tuple[int, int] = (0, 0)
     service_cidrs: tuple[str, ...] = ()
     external_ips: bool = True
 
@@ -63,6 +69,11 @@ class NodeConfig(Struct, frozen=True, gc=False):
             return self
         mine = (a for a in local if any(contains(cidr, a) for cidr in self.node_port_ranges))
         return structs.replace(self, node_port_addresses=tuple(sorted(mine)))
+
+    def with_service_cidrs(self, cidrs: Iterable[str]) -> "NodeConfig":
+        """The same node now that ClusterIPs come from these ranges, of any family."""
+        mine = tuple(sorted({cidr for cidr in cidrs if family_of(cidr) == self.family}))
+        return structs.replace(self, service_cidrs=mine)
 
     def serves_node_ports(self, address: str) -> bool:
         """Whether a local address accepts node ports."""

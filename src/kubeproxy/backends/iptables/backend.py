@@ -71,6 +71,12 @@ class IPTables:
         """See `Backend`."""
         return await asyncio.to_thread(self._is_intact)
 
+    def watch(self, disturbed: Callable[[str], None]) -> None:
+        """See `Backend`."""
+
+    def close(self) -> None:
+        """See `Backend`. The programs end by themselves."""
+
     def _sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         # What somebody changed before a partial sync goes on to be seen: that one mends nothing.
         intact = full or self._is_intact()

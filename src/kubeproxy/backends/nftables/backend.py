@@ -9,7 +9,7 @@ one transaction; one that is ours is mended.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
@@ -18,6 +18,7 @@ from kubeproxy.backends.nftables.content import NOTHING, Content, own_objects
 from kubeproxy.backends.nftables.held import Held
 from kubeproxy.backends.nftables.mending import Mending
 from kubeproxy.backends.nftables.transaction import Transaction
+from kubeproxy.backends.nftables.watch import Watch
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink.nft import messages, objects
 from kubeproxy.netlink.nft.kernel import Kernel, RefusedError
@@ -33,6 +34,8 @@ class NFTables:
         self._kernel = kernel
         self._table = Table(IP if node.family == IPV4 else IP6, layout.TABLE)
         self._content = Content(self._table, node)
+        self._watch: Watch | None = None
+        self._listening = False
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         """See `Backend`."""
@@ -40,32 +43,68 @@ class NFTables:
             if full:
                 return await asyncio.to_thread(self._full, node, changes)
             # Microseconds: done at once, in the event loop.
-            self._commit(self._content.difference(changes))
+            transaction = self._content.difference(changes)
+            if node != self._content.compiler.node:
+                self._content.set_node(node, transaction)
+            self._commit(transaction)
         except OSError as e:
             raise (SyncError if full else StaleError)(str(e)) from e
         return {}
 
     async def intact(self) -> bool:
-        """See `Backend`."""
+        """See `Backend`. The watch tells what happens when it happens."""
         return True
+
+    def watch(self, disturbed: Callable[[str], None]) -> None:
+        """See `Backend`. Nothing is heard before the first full sync."""
+        self._watch = Watch(self._table, disturbed)
+
+    def close(self) -> None:
+        """See `Backend`."""
+        if self._watch is not None:
+            self._watch.close()
+        self._kernel.close()
 
     def _commit(self, transaction: Transaction) -> None:
         self._kernel.commit(transaction.messages())
         self._kernel.commit(transaction.afterwards())
 
     def _full(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
-        self._content = Content(self._table, node)
-        self._content.fill(changes)
-        comment = objects.table_comment(self._kernel, self._table)
-        held = Held(self._kernel, self._table) if comment == layout.COMMENT else None
-        if held is None or not held.sound:
-            if comment is not None:
-                log.info("Table %s is laid out differently, it is replaced", self._table)
-                if self._replace():
-                    return {}
-            self._kernel.commit(self._anew(there=comment is not None))
-            held = Held(self._kernel, self._table)
-        return Mending(self._content, held, self._commit).run()
+        while True:
+            self._listen(on=True)
+            others = self._kernel.others()
+            self._content = Content(self._table, node)
+            self._content.fill(changes)
+            comment = objects.table_comment(self._kernel, self._table)
+            held = Held(self._kernel, self._table) if comment == layout.COMMENT else None
+            if held is not None and held.sound:
+                return Mending(self._content, held, self._commit).run()
+            # A great load takes the kernel twice the time when somebody listens. Whether others did something meanwhile
+            # is seen by the number of transactions: then all is compared.
+            self._listen(on=False)
+            failures = self._load(there=comment is not None)
+            self._listen(on=True)
+            if self._kernel.others() == others:
+                return failures
+
+    def _listen(self, *, on: bool) -> None:
+        if self._watch is not None and on != self._listening:
+            (self._watch.join if on else self._watch.leave)()
+            self._listening = on
+
+    def _load(self, *, there: bool) -> Failures:
+        """Writes the whole table, instead of another one if there is one."""
+        if there:
+            log.info("Table %s is laid out differently, it is replaced", self._table)
+            if self._replace():
+                return {}
+        self._kernel.commit(self._anew(there=there))
+        return Mending(self._content, Held(self._kernel, self._table), self._commit).run()
+
+    def _anew(self, *, there: bool) -> list[Message]:
+        """The table with all that does not depend on Services, instead of the one that is there."""
+        gone = [messages.delete_table(self._table)] if there else []
+        return gone + frame.table(self._table, self._content.compiler.node)
 
     def _replace(self) -> bool:
         """Puts our table in the place of another one, in one transaction; returns whether that was accepted."""
@@ -84,21 +123,3 @@ class NFTables:
             self._content.ledger.clear()
             return False
         return True
-
-    def _anew(self, *, there: bool) -> list[Message]:
-        """The table with all that does not depend on Services, instead of the one that is there."""
-        table, node = self._table, self._content.compiler.node
-        out = [messages.delete_table(table)] if there else []
-        out.append(messages.add_table(table, layout.COMMENT))
-        out += [
-            messages.add_set(table, s.name, s.key, s.data, flags=s.flags, comment=s.comment)
-            for s in layout.sets(table.family)
-        ]
-        out += [messages.add_chain(table, name) for name in layout.FIXED_CHAINS]
-        out += [messages.add_chain(table, name, hook) for name, hook in layout.BASE_CHAINS.items()]
-        rest = Transaction(table)
-        for name, rules in frame.rules(node).items():
-            rest.chain(name, rules)
-        for name, elements in frame.elements(node).items():
-            rest.add((name, element) for element in elements)
-        return [*out, *rest.messages()]

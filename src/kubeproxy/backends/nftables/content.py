@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from kubeproxy.backends.base import Change
+from kubeproxy.backends.nftables import frame
 from kubeproxy.backends.nftables.claims import Claims
 from kubeproxy.backends.nftables.compile import Compiled, Compiler
 from kubeproxy.backends.nftables.ledger import Ledger
@@ -38,6 +39,14 @@ class Content:
             if c.after is not None:
                 self.plans[c.key] = c.after
                 self.claims.change(c.key, (), self.compiler.fronts(c.after))
+
+    def set_node(self, node: NodeConfig, transaction: Transaction) -> None:
+        """The node is another, but only as far as no Service's objects depend on it; puts the difference into a transaction."""
+        before, after = frame.elements(self.compiler.node), frame.elements(node)
+        self.compiler = Compiler(node)
+        for name, elements in after.items():
+            transaction.delete((name, e) for e in before[name] if e not in elements)
+            transaction.add((name, e) for e in elements if e not in before[name])
 
     def compile(self, key: Key) -> Compiled:
         """What a Service needs."""

@@ -5,9 +5,28 @@ from collections.abc import Iterable
 from kubeproxy.api.addresses import BITS, IPV4, pack
 from kubeproxy.backends.nftables import layout, packing
 from kubeproxy.backends.nftables.steps import Rule, Steps
+from kubeproxy.backends.nftables.transaction import Transaction
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink.nft import expressions as x
-from kubeproxy.netlink.nft.messages import DROP, JUMP, RETURN, verdict
+from kubeproxy.netlink.nft import messages
+from kubeproxy.netlink.nft.messages import DROP, JUMP, RETURN, Message, Table, verdict
+
+
+def table(name: Table, node: NodeConfig) -> list[Message]:
+    """Makes a table with all that does not depend on Services."""
+    out = [messages.add_table(name, layout.COMMENT)]
+    out += [
+        messages.add_set(name, s.name, s.key, s.data, flags=s.flags, comment=s.comment)
+        for s in layout.sets(name.family)
+    ]
+    out += [messages.add_chain(name, chain) for chain in layout.FIXED_CHAINS]
+    out += [messages.add_chain(name, chain, hook) for chain, hook in layout.BASE_CHAINS.items()]
+    rest = Transaction(name)
+    for chain, wanted in rules(node).items():
+        rest.chain(chain, wanted)
+    for set_name, found in elements(node).items():
+        rest.add((set_name, element) for element in found)
+    return [*out, *rest.messages()]
 
 
 def rules(node: NodeConfig) -> dict[str, list[Rule]]:
@@ -27,7 +46,7 @@ def rules(node: NodeConfig) -> dict[str, list[Rule]]:
         "filter-forward": [check_services, check_ips],
         "filter-output": [check_services, check_ips],
         "nat-prerouting": [Rule((to[layout.SERVICES],))],
-        "nat-output": [Rule((to[layout.SERVICES],))],
+        "nat-output": [*_of_relay(node, s), Rule((to[layout.SERVICES],))],
         "nat-postrouting": [Rule((to[layout.MASQUERADING],))],
         layout.SERVICES: _services(node, s),
         layout.MASQUERADING: [
@@ -86,6 +105,12 @@ def elements(node: NodeConfig) -> dict[str, list[bytes]]:
         else [],
         layout.SERVICE_CIDRS: _intervals(node.service_cidrs, BITS[node.family]),
     }
+
+
+def _of_relay(node: NodeConfig, s: Steps) -> list[Rule]:
+    """What a relay of ours sends to an endpoint is sent nowhere else, whatever the endpoint's address."""
+    rule = Rule((*s.unmark(), x.verdict(verdict(RETURN))), "a relay's own connections")
+    return [rule] if node.relayed else []
 
 
 def _services(node: NodeConfig, s: Steps) -> list[Rule]:

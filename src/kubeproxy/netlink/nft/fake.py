@@ -58,11 +58,6 @@ class FakeKernel(Kernel):
     def close(self) -> None:
         """See `Kernel`."""
 
-    @property
-    def port(self) -> int:
-        """See `Kernel`."""
-        return 0
-
     def commit(self, messages: Sequence[Message]) -> None:
         """See `Kernel`."""
         if not messages:
@@ -81,6 +76,10 @@ class FakeKernel(Kernel):
     def generation(self) -> int:
         """See `Kernel`."""
         return self._generation
+
+    def others(self) -> int:
+        """See `Kernel`. There are none."""
+        return 0
 
     def dump(self, kind: int, family: int, body: bytes = b"") -> Iterable[memoryview]:
         """See `Kernel`."""

@@ -8,7 +8,7 @@ can be sent from a thread.
 import errno
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft.messages import GETGEN, Message, Table, delete_table
@@ -40,7 +40,13 @@ class RefusedError(OSError):
 
 
 class Kernel:
-    """The kernel's nf_tables, in the network namespace it was opened in."""
+    """The kernel's nf_tables, in the network namespace it was opened in.
+
+    Attributes:
+        transactions: how many this process has made, through all its sockets.
+    """
+
+    transactions: ClassVar[int] = 0
 
     def __init__(self) -> None:
         """Opens a socket.
@@ -48,7 +54,7 @@ class Kernel:
         Raises:
             OSError: the kernel has no nfnetlink.
         """
-        self._socket = wire.Socket(wire.NETFILTER, receive_buffer=8 << 20)
+        self._socket = wire.Socket(wire.NETFILTER, receive_buffer=8 << 20, numbered=True)
 
     def __enter__(self) -> Self:
         return self
@@ -59,11 +65,6 @@ class Kernel:
     def close(self) -> None:
         """Closes the socket."""
         self._socket.close()
-
-    @property
-    def port(self) -> int:
-        """By this number notifications tell our own changes from others'."""
-        return self._socket.port
 
     def commit(self, messages: Sequence[Message]) -> None:
         """Applies messages together.
@@ -105,6 +106,7 @@ class Kernel:
                     failed = failed or RefusedError(e, message, index if message else -1)
                     continue
                 if reply.sequence == last and failed is None:
+                    Kernel.transactions += 1
                     return
             if failed is not None and not seen:
                 raise failed
@@ -118,6 +120,14 @@ class Kernel:
         for reply in self._socket.request(_SUBSYSTEM | GETGEN, header(0)):
             return int.from_bytes(wire.attributes(reply.body[4:])[_GENERATION])
         raise OSError(errno.ENOTSUP, "no generation number")
+
+    def others(self) -> int:
+        """A number that another process's transaction changes, and ours do not.
+
+        Raises:
+            OSError: the kernel has no nf_tables.
+        """
+        return self.generation() - Kernel.transactions
 
     def dump(self, kind: int, family: int, body: bytes = b"") -> Iterable[memoryview]:
         """Lists objects: the attributes of each.
