@@ -1,11 +1,12 @@
-"""Addresses of this host, and word of their changes.
+"""Addresses of this host, word of their changes, and interfaces that do nothing but hold addresses.
 
-Source: linux/rtnetlink.h, linux/if_addr.h.
+Source: linux/rtnetlink.h, linux/if_addr.h, linux/if_link.h.
 """
 
 import errno
+import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from kubeproxy.netlink import wire
@@ -15,6 +16,9 @@ GROUP_IPV4_ADDRESSES, GROUP_IPV6_ADDRESSES = 5, 9
 
 _ADDRESS, _LOCAL = 1, 2
 _IFADDRMSG = struct.Struct("=BBBBI")
+_NEW_LINK, _DELETE_LINK = 16, 17
+_NAME, _LINK_INFO, _KIND = 3, 18, 1
+_IFINFOMSG = struct.Struct("=BxHiII")
 
 
 class Address(NamedTuple):
@@ -53,3 +57,90 @@ def _addresses(kernel: wire.Socket) -> Iterator[Address]:
 def monitor() -> wire.Socket:
     """A socket that becomes readable when an address comes or goes."""
     return wire.Socket(wire.ROUTE, (GROUP_IPV4_ADDRESSES, GROUP_IPV6_ADDRESSES))
+
+
+def concerns(message: wire.Message, interface: int) -> bool:
+    """Whether a monitor's message is about an address of an interface."""
+    return bool(_IFADDRMSG.unpack_from(message.body)[4] == interface)
+
+
+def interface(name: str) -> int:
+    """The index of an interface; 0 if there is none of that name."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return 0
+
+
+def ensure_dummy(name: str) -> int:
+    """Makes a dummy interface if there is no interface of that name; returns its index.
+
+    It is left down: an address is the host's own all the same, and nobody is told of it by ARP.
+
+    Raises:
+        OSError: the kernel has no such interfaces, or we lack CAP_NET_ADMIN.
+    """
+    with wire.Socket(wire.ROUTE) as kernel:
+        body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + wire.text(_NAME, name)
+        body += wire.nested(_LINK_INFO, wire.attribute(_KIND, b"dummy"))
+        try:
+            kernel.request(_NEW_LINK, body, wire.CREATE | wire.EXCL)
+        except wire.NetlinkError as e:
+            if e.errno != errno.EEXIST:
+                raise
+    return socket.if_nametoindex(name)
+
+
+def delete_interface(name: str) -> bool:
+    """Deletes an interface; returns whether there was one of that name.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    index = interface(name)
+    if index:
+        with wire.Socket(wire.ROUTE) as kernel:
+            kernel.request(_DELETE_LINK, _IFINFOMSG.pack(0, 0, index, 0, 0))
+    return bool(index)
+
+
+def add_addresses(interface: int, packed: Collection[bytes]) -> dict[bytes, wire.NetlinkError]:
+    """Gives an interface host addresses (/32, /128); returns which were refused. Those it has are no error.
+
+    Raises:
+        OSError: they could not be sent.
+    """
+    refused = _change(NEW_ADDRESS, wire.CREATE | wire.EXCL, interface, packed)
+    return {address: e for address, e in refused.items() if e.errno != errno.EEXIST}
+
+
+def delete_addresses(interface: int, packed: Collection[bytes]) -> dict[bytes, wire.NetlinkError]:
+    """Takes host addresses from an interface; returns which were refused. Those it does not have are no error.
+
+    Raises:
+        OSError: they could not be sent.
+    """
+    refused = _change(DELETE_ADDRESS, 0, interface, packed)
+    return {address: e for address, e in refused.items() if e.errno != errno.EADDRNOTAVAIL}
+
+
+def _change(
+    kind: int, flags: int, interface: int, packed: Collection[bytes]
+) -> dict[bytes, wire.NetlinkError]:
+    addresses = list(packed)
+    if not addresses:
+        return {}
+    requests = [
+        wire.Request(
+            kind,
+            flags,
+            _IFADDRMSG.pack(
+                socket.AF_INET if len(address) == 4 else socket.AF_INET6, 8 * len(address), 0, 0, interface
+            )
+            + wire.attribute(_LOCAL, address)
+            + wire.attribute(_ADDRESS, address),
+        )
+        for address in addresses
+    ]
+    with wire.Socket(wire.ROUTE) as kernel:
+        return {addresses[at]: error for at, error in kernel.submit(requests).items()}

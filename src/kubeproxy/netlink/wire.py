@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Self
 
 ROUTE: Final = 0
@@ -37,6 +37,7 @@ _ACK_TLVS: Final = 0x200
 
 HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
+_MESSAGES_AT_ONCE = 1000
 _SOL_NETLINK = 270
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 32, 33, 26
 _ADD_MEMBERSHIP, _DROP_MEMBERSHIP, _CAP_ACK, _EXT_ACK = 1, 2, 10, 11
@@ -79,6 +80,14 @@ class Message(NamedTuple):
 
 Attributes = dict[int, memoryview]
 """Values by attribute type."""
+
+
+class Request(NamedTuple):
+    """A message to be sent: its type, its flags besides REQUEST, its body padded to four bytes."""
+
+    type: int
+    flags: int
+    body: bytes
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -251,6 +260,37 @@ class Socket:
                     check(reply)
                     return replies
                 replies.append(reply)
+
+    def submit(self, requests: Sequence[Request]) -> dict[int, NetlinkError]:
+        """Sends many requests that want no answer; each is done or refused for itself.
+
+        Returns:
+            What was refused, by its place among the requests.
+        """
+        refused: dict[int, NetlinkError] = {}
+        for start in range(0, len(requests), _MESSAGES_AT_ONCE):
+            piece = requests[start : start + _MESSAGES_AT_ONCE]
+            first = self._sequence + 1
+            parts = [message(r.type, REQUEST | r.flags, r.body, self.next_sequence()) for r in piece[:-1]]
+            # Refusals are always told; that the last one was done says that all are.
+            last = piece[-1]
+            parts.append(message(last.type, REQUEST | ACK | last.flags, last.body, self.next_sequence()))
+            self.send(b"".join(parts))
+            self._collect(first, start, refused)
+        return refused
+
+    def _collect(self, first: int, start: int, refused: dict[int, NetlinkError]) -> None:
+        """Reads what is said of the requests from a sequence number on."""
+        while True:
+            for reply in self.receive():
+                if reply.type != ERROR or not first <= reply.sequence <= self._sequence:
+                    continue
+                try:
+                    check(reply)
+                except NetlinkError as e:
+                    refused[start + reply.sequence - first] = e
+                if reply.sequence == self._sequence:
+                    return
 
     def dump(self, kind: int, body: bytes) -> Iterator[Message]:
         """Lists objects. A dump that a change ran into is read to its end, then done again by the caller.

@@ -1,0 +1,282 @@
+"""IPVS, the kernel's layer 4 load balancer: virtual servers and the real servers behind them.
+
+Changes go by generic netlink, any number in one datagram. All that the kernel holds is read in one go from
+/proc/net/ip_vs, for netlink lists real servers only one virtual server at a time.
+
+Source: linux/ip_vs.h, net/netfilter/ipvs/ip_vs_ctl.c.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from socket import AF_INET, AF_INET6, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
+from typing import Final, NamedTuple, Self
+
+from kubeproxy.netlink import generic, wire
+
+TCP, UDP, SCTP = int(IPPROTO_TCP), int(IPPROTO_UDP), int(IPPROTO_SCTP)
+
+PERSISTENT: Final = 0x1
+SCHEDULER_1: Final = 0x8
+SCHEDULER_2: Final = 0x10
+"""Bits that schedulers give a meaning: the second one has `sh` and `mh` look at the source port, too."""
+
+_SETTABLE: Final = PERSISTENT | 0x4 | SCHEDULER_1 | SCHEDULER_2 | 0x20
+
+_NEW_SERVICE, _SET_SERVICE, _DELETE_SERVICE, _GET_SERVICE = 1, 2, 3, 4
+_NEW_DEST, _SET_DEST, _DELETE_DEST, _GET_DEST = 5, 6, 7, 8
+_SET_CONFIG, _GET_CONFIG = 12, 13
+_SERVICE, _DEST, _TCP_TIMEOUT, _FIN_TIMEOUT, _UDP_TIMEOUT = 1, 2, 4, 5, 6
+_VERSION = 1
+_MASQUERADE = 0
+
+_PROTOCOLS: Final = {b"TCP": TCP, b"UDP": UDP, b"SCTP": SCTP}
+
+
+class Virtual(NamedTuple):
+    """What names a virtual server: protocol (TCP, UDP, SCTP), address (4 or 16 bytes, network order) and port."""
+
+    protocol: int
+    address: bytes
+    port: int
+
+
+class Settings(NamedTuple):
+    """How a virtual server chooses.
+
+    Attributes:
+        scheduler: its name.
+        flags: PERSISTENT, SCHEDULER_1, SCHEDULER_2.
+        timeout: seconds a client stays with its real server, with PERSISTENT.
+    """
+
+    scheduler: str
+    flags: int = 0
+    timeout: int = 0
+
+
+class Real(NamedTuple):
+    """What names a real server: address (4 or 16 bytes, network order) and port."""
+
+    address: bytes
+    port: int
+
+
+class Load(NamedTuple):
+    """A real server's weight and how many connections it has, established and in other states."""
+
+    weight: int
+    active: int = 0
+    inactive: int = 0
+
+
+class Timeouts(NamedTuple):
+    """Seconds after which idle connections are forgotten; 0 in a request leaves the kernel's."""
+
+    tcp: int = 0
+    tcp_fin: int = 0
+    udp: int = 0
+
+
+class IPVS:
+    """The kernel's IPVS, in the network namespace it was opened in."""
+
+    def __init__(self) -> None:
+        """Opens a socket.
+
+        Raises:
+            OSError: the kernel has no IPVS.
+        """
+        self._socket = wire.Socket(wire.GENERIC)
+        try:
+            self._family = generic.family(self._socket, "IPVS")
+        except OSError:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self._socket.close()
+
+    def add(self, virtual: Virtual, settings: Settings) -> wire.Request:
+        """The request for a new virtual server; EEXIST if there is one."""
+        return self._request(_NEW_SERVICE, _service(virtual, settings))
+
+    def edit(self, virtual: Virtual, settings: Settings) -> wire.Request:
+        """The request for other settings of a virtual server; ESRCH if there is none."""
+        return self._request(_SET_SERVICE, _service(virtual, settings))
+
+    def delete(self, virtual: Virtual) -> wire.Request:
+        """The request that deletes a virtual server with its real servers; ESRCH if there is none."""
+        return self._request(_DELETE_SERVICE, _service(virtual))
+
+    def add_real(self, virtual: Virtual, real: Real, weight: int = 1) -> wire.Request:
+        """The request for a new real server, reached by rewriting addresses; EEXIST if there is one."""
+        return self._request(_NEW_DEST, _service(virtual) + _real(real, weight))
+
+    def edit_real(self, virtual: Virtual, real: Real, weight: int) -> wire.Request:
+        """The request for another weight of a real server; ENOENT if there is none."""
+        return self._request(_SET_DEST, _service(virtual) + _real(real, weight))
+
+    def delete_real(self, virtual: Virtual, real: Real) -> wire.Request:
+        """The request that deletes a real server; ENOENT if there is none."""
+        return self._request(_DELETE_DEST, _service(virtual) + _real(real, None))
+
+    def submit(self, requests: Sequence[wire.Request]) -> dict[int, wire.NetlinkError]:
+        """Does what is requested, each for itself; returns what was refused, by its place."""
+        return self._socket.submit(requests)
+
+    def virtuals(self) -> dict[Virtual, Settings]:
+        """All virtual servers but those for firewall marks.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        found = {}
+        for attributes in self._dump(_GET_SERVICE, b"", _SERVICE):
+            if 2 in attributes:
+                virtual = Virtual(_u16(attributes[2]), _address(attributes), _be16(attributes[4]))
+                flags = struct.unpack_from("=I", attributes[7])[0] & _SETTABLE
+                timeout = struct.unpack("=I", attributes[8])[0] if flags & PERSISTENT else 0
+                found[virtual] = Settings(wire.string(attributes[6]), flags, timeout)
+        return found
+
+    def reals(self, virtual: Virtual) -> dict[Real, Load]:
+        """The real servers of one virtual server.
+
+        Raises:
+            OSError: ESRCH when there is no such virtual server.
+        """
+        found = {}
+        for attributes in self._dump(_GET_DEST, _service(virtual), _DEST):
+            family = _u16(attributes[11]) if 11 in attributes else None
+            address = bytes(attributes[1])[: 4 if family == AF_INET else 16]
+            if family is None:
+                address = address[: len(virtual.address)]
+            weight, active, inactive = (struct.unpack("=I", attributes[kind])[0] for kind in (4, 7, 8))
+            found[Real(address, _be16(attributes[2]))] = Load(weight, active, inactive)
+        return found
+
+    def timeouts(self) -> Timeouts:
+        """The present timeouts.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        for reply in self._socket.request(self._family, generic.header(_GET_CONFIG)):
+            attributes = wire.attributes(reply.body[generic.HEADER_SIZE :])
+            seconds = (
+                struct.unpack("=I", attributes[kind])[0]
+                for kind in (_TCP_TIMEOUT, _FIN_TIMEOUT, _UDP_TIMEOUT)
+            )
+            return Timeouts(*seconds)
+        return Timeouts()
+
+    def set_timeouts(self, timeouts: Timeouts) -> None:
+        """Sets those timeouts that are not 0.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        kinds = (_TCP_TIMEOUT, _FIN_TIMEOUT, _UDP_TIMEOUT)
+        body = b"".join(_u32(kind, seconds) for kind, seconds in zip(kinds, timeouts, strict=True))
+        self._socket.request(self._family, generic.header(_SET_CONFIG) + body)
+
+    def _request(self, command: int, body: bytes) -> wire.Request:
+        return wire.Request(self._family, 0, generic.header(command, _VERSION) + body)
+
+    def _dump(self, command: int, body: bytes, kind: int) -> Iterator[dict[int, memoryview]]:
+        for reply in self._socket.dump(self._family, generic.header(command, _VERSION) + body):
+            attributes = wire.attributes(reply.body[generic.HEADER_SIZE :])
+            if kind in attributes:
+                yield wire.attributes(attributes[kind])
+
+
+def table() -> dict[Virtual, dict[Real, Load]]:
+    """Every virtual server and its real servers, as of now; those for firewall marks are passed over.
+
+    Raises:
+        OSError: the kernel has no IPVS, or its module is not loaded.
+    """
+    return read_table(Path("/proc/thread-self/net/ip_vs").read_bytes())
+
+
+def read_table(text: bytes) -> dict[Virtual, dict[Real, Load]]:
+    """Takes the text of /proc/net/ip_vs apart."""
+    found: dict[Virtual, dict[Real, Load]] = {}
+    reals: dict[Real, Load] = {}
+    for line in text.splitlines()[3:]:
+        if line.startswith(b"  -> "):
+            _, at, _, weight, active, inactive = line.split()
+            reals[Real(*_endpoint(at))] = Load(int(weight), int(active), int(inactive))
+            continue
+        protocol, at, *_ = line.split()
+        reals = {}
+        if protocol in _PROTOCOLS:
+            found[Virtual(_PROTOCOLS[protocol], *_endpoint(at))] = reals
+    return found
+
+
+def _endpoint(text: bytes) -> tuple[bytes, int]:
+    """Address and port of "0A600001:0050" or "[2001:0db8:...:0001]:0050"."""
+    address, _, port = text.rpartition(b":")
+    digits = address.strip(b"[]").replace(b":", b"")
+    return bytes.fromhex(digits.decode()), int(port, 16)
+
+
+def _service(virtual: Virtual, settings: Settings | None = None) -> bytes:
+    ipv4 = len(virtual.address) == 4
+    parts = [
+        _half(1, AF_INET if ipv4 else AF_INET6),
+        _half(2, virtual.protocol),
+        wire.attribute(3, virtual.address.ljust(16, b"\0")),
+        wire.attribute(4, virtual.port.to_bytes(2)),
+    ]
+    if settings is not None:
+        # With persistence, each client by itself: a whole mask, which for IPv6 is a prefix length.
+        netmask = b"\xff" * 4 if ipv4 else struct.pack("=I", 128)
+        parts += [
+            wire.text(6, settings.scheduler),
+            wire.attribute(7, struct.pack("=II", settings.flags, _SETTABLE)),
+            _u32(8, settings.timeout),
+            wire.attribute(9, netmask),
+        ]
+    return wire.nested(_SERVICE, *parts)
+
+
+def _real(real: Real, weight: int | None) -> bytes:
+    """A real server; with a weight, whole."""
+    parts = [
+        wire.attribute(1, real.address.ljust(16, b"\0")),
+        wire.attribute(2, real.port.to_bytes(2)),
+        _half(11, AF_INET if len(real.address) == 4 else AF_INET6),
+    ]
+    if weight is not None:
+        parts += [_u32(3, _MASQUERADE), _u32(4, weight), _u32(5, 0), _u32(6, 0)]
+    return wire.nested(_DEST, *parts)
+
+
+def _half(kind: int, value: int) -> bytes:
+    return wire.attribute(kind, struct.pack("=H", value))
+
+
+def _u32(kind: int, value: int) -> bytes:
+    return wire.attribute(kind, struct.pack("=I", value))
+
+
+def _u16(value: memoryview) -> int:
+    return int(struct.unpack("=H", value)[0])
+
+
+def _be16(value: memoryview) -> int:
+    return int.from_bytes(value)
+
+
+def _address(attributes: dict[int, memoryview]) -> bytes:
+    return bytes(attributes[3])[: 4 if _u16(attributes[1]) == AF_INET else 16]
