@@ -173,7 +173,8 @@ class App:
         sysctls.apply(self._config.conntrack)
         opened = await self._open(host)
         loops = [self._loop(node, backend) for node, backend in opened]
-        cleaners = [FlowCleaner(loop) for loop in loops]
+        # In userspace mode flows lead to the relay, which looks after them.
+        cleaners = [FlowCleaner(loop) for loop in loops if self._config.mode != "userspace"]
         self._serving.attach(loops)
         watch.follow(loops, self._fail)
         await self._hub.lists_complete.wait()
