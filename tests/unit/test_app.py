@@ -61,8 +61,8 @@ class Rig:
         monkeypatch.setattr(backends, "cleanup", self.cleaned.append)
         monkeypatch.setattr(sysctls, "apply", self.settings.append)
         monkeypatch.setattr(App, "_source", lambda _: self)
-        given = {"manifests": [str(folder)], "hostname-override": "here", "healthz-port": 0, "metrics-port": 0}
-        given |= flags
+        silent = {"healthz-port": 0, "metrics-port": 0}
+        given = {"manifests": [str(folder)], "hostname-override": "here", **silent, **flags}
         self.app = App(load(given, "linux"))
 
     def open_backend(self, node: NodeConfig) -> Backend:
