@@ -175,7 +175,7 @@ class App:
         loops = [self._loop(node, backend) for node, backend in opened]
         # In userspace mode flows lead to the relay, which looks after them.
         cleaners = [FlowCleaner(loop) for loop in loops if self._config.mode != "userspace"]
-        self._serving.attach(loops)
+        self._serving.attach(loops, cleaners)
         watch.follow(loops, self._fail)
         await self._hub.lists_complete.wait()
         self._hub.loops = loops
