@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from kubeproxy.api.addresses import Family
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.figures import DURATIONS, Figure, Histogram, Kind
+from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
 from kubeproxy.model.plan import DROP, Key, ServicePlan
 from kubeproxy.sources.base import Status
@@ -162,6 +164,25 @@ def _far(plan: ServicePlan | None) -> tuple[int, int]:
         sum(port.internal_local and port.internal_action == DROP for port in plan.ports),
         sum(port.external_local and port.external and port.external_action == DROP for port in plan.ports),
     )
+
+
+class FlowMetrics:
+    """The figures of one family's cleaning of stale flows."""
+
+    def __init__(self, cleaner: FlowCleaner, family: Family) -> None:
+        self._cleaner = cleaner
+        self._family = family
+        self._seconds = Histogram(DURATIONS)
+        cleaner.on_clean(lambda done: self._seconds.observe(done.seconds))
+
+    def figures(self) -> Iterable[Figure]:
+        """What there is to tell now."""
+        family = {"ip_family": self._family}
+        name = "kubeproxy_conntrack_reconciler_"
+        text = "How long looking for stale flows took."
+        yield Figure(f"{name}sync_duration_seconds", "histogram", text, self._seconds, family)
+        text = "Stale flows deleted."
+        yield Figure(f"{name}deleted_entries_total", "counter", text, self._cleaner.deleted, family)
 
 
 def of_changes(hub: Hub) -> Iterable[Figure]:

@@ -7,6 +7,7 @@ from typing import Final
 
 from kubeproxy.config.load import Options
 from kubeproxy.events import Events
+from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
 from kubeproxy.model.plan import Key
 from kubeproxy.serve import metrics
@@ -73,11 +74,12 @@ class Serving:
         """What these parts tell is served under /metrics."""
         self._exposition.providers += providers
 
-    def attach(self, loops: Sequence[Loop]) -> None:
-        """These are the loops, about to run."""
+    def attach(self, loops: Sequence[Loop], cleaners: Sequence[FlowCleaner]) -> None:
+        """These are the loops, about to run, and what follows each."""
         self.health.attach(loops)
         door = Door(PROBES)
-        for loop in loops:
+        for loop, cleaner in zip(loops, cleaners, strict=True):
+            self.tell(metrics.FlowMetrics(cleaner, loop.family).figures)
             ports = NodeHealth(loop, door, self.health.healthy, self._service_failed)
             self._ports.append(ports)
             self.tell(metrics.LoopMetrics(loop, self._options.config.mode).figures, ports.figures)
