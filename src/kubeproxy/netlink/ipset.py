@@ -9,7 +9,7 @@ Source: linux/netfilter/ipset/ip_set.h, net/netfilter/ipset/ip_set_core.c.
 import errno
 import struct
 from collections.abc import Collection, Iterable, Iterator
-from socket import AF_INET, AF_INET6, AF_UNSPEC
+from socket import AF_INET, AF_UNSPEC
 from typing import Final, NamedTuple, Self
 
 from kubeproxy.netlink import wire
@@ -74,14 +74,14 @@ class Header(NamedTuple):
         type: its type.
         family: AF_INET, AF_INET6, or AF_UNSPEC where elements have no address.
         limit: the most elements it may hold; 0 where the type says so.
-        count: elements it holds; -1 where the kernel does not tell.
+        size: elements it holds; -1 where the kernel does not tell.
         references: how many rules and sets refer to it.
     """
 
     type: str
     family: int
     limit: int
-    count: int
+    size: int
     references: int
 
 
