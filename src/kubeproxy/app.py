@@ -65,7 +65,9 @@ def _lacking(error: Exception) -> str:
 
 def _clean_up() -> None:
     if capabilities.missing(("CAP_NET_ADMIN",)):
-        raise FatalError("--cleanup needs CAP_NET_ADMIN, and CAP_NET_RAW for legacy iptables: nothing was removed")
+        raise FatalError(
+            "--cleanup needs CAP_NET_ADMIN, and CAP_NET_RAW for legacy iptables: nothing was removed"
+        )
     backends.cleanup()
 
 
@@ -90,6 +92,8 @@ class App:
         self._name = self._config.node_name
         if not self._name:
             raise FatalError("this host has no name; set --hostname-override to the name of its Node")
+        listens = options.userspace_listen and self._config.mode == "userspace"
+        self._mode = "userspace-listen" if listens else self._config.mode
 
     async def run(self) -> int:
         """Runs until a signal or an error ends it; returns the exit status."""
@@ -197,7 +201,7 @@ class App:
         Raises:
             UnsupportedError: the mode cannot run here.
         """
-        mode = backends.load(self._config.mode)
+        mode = backends.load(self._mode)
         opened = await asyncio.gather(
             *(asyncio.to_thread(mode.open_backend, node) for node in host.nodes), return_exceptions=True
         )
@@ -241,7 +245,7 @@ class App:
         notify("READY=1")
         gc.collect()
         gc.freeze()
-        for mode in backends.replaced_by(self._config.mode):
+        for mode in backends.replaced_by(self._mode):
             try:
                 await asyncio.to_thread(backends.cleanup, mode)
             except SyncError as e:

@@ -93,6 +93,8 @@ def host(
             masquerade_mark=1 << config.masquerade_bit,
             node_port_ranges=ranges[family],
             localhost_node_ports=_localhost(config, family, ranges[family]),
+            localhost_relay=_localhost_relay(config, family, ranges[family]),
+            relay_ports=config.ports or (0, 0),
             external_ips=external_ips,
         )
         for family in families
@@ -185,9 +187,19 @@ def own_addresses() -> tuple[str, ...]:
 def _localhost(config: KubeProxyConfiguration, family: Family, ranges: Sequence[str]) -> bool:
     """Whether node ports work on localhost: in iptables mode, over IPv4, unless the configuration excludes it."""
     wanted = config.mode == "iptables" and family == IPV4 and config.iptables.localhost_node_ports
-    return wanted and (
-        not ranges or any(is_loopback(cidr) or contains(cidr, LOOPBACK[IPV4]) for cidr in ranges)
-    )
+    return wanted and (not ranges or _hold_loopback(ranges, family))
+
+
+def _localhost_relay(config: KubeProxyConfiguration, family: Family, ranges: Sequence[str]) -> bool:
+    """Whether a relay serves node ports on localhost: in nftables mode where the configuration names it (KEP-6032)."""
+    if config.mode == "userspace":
+        return not ranges or _hold_loopback(ranges, family)
+    return config.mode == "nftables" and _hold_loopback(ranges, family)
+
+
+def _hold_loopback(ranges: Sequence[str], family: Family) -> bool:
+    """Whether one of some ranges of a family is of loopback addresses, or holds the usual one."""
+    return any(is_loopback(cidr.partition("/")[0]) or contains(cidr, LOOPBACK[family]) for cidr in ranges)
 
 
 def _check(

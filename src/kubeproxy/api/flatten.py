@@ -83,6 +83,7 @@ def service(wire: types.Service, complain: Complain) -> ServiceRow | None:
         health_check_port=_number(spec.health_check_node_port, 0, 65535, "spec.healthCheckNodePort", complain)
         if external_local and spec.type == "LoadBalancer"
         else 0,
+        proxy_protocol=meta.annotations is not None and _proxy_protocol(meta.annotations, complain),
     )
 
 
@@ -276,6 +277,16 @@ def _affinity(spec: types.ServiceSpec, complain: Complain) -> int:
     return (
         _number(seconds or 0, 1, 86400, field, complain) if seconds is not None else DEFAULT_AFFINITY_SECONDS
     )
+
+
+def _proxy_protocol(given: types.Annotations, complain: Complain) -> bool:
+    version = given.proxy_protocol
+    if version not in {None, "v2"}:
+        complain(
+            'metadata.annotations["kube-proxy/proxy-protocol"]',
+            f"{version!r:.40} is not v2; backends get no PROXY protocol header",
+        )
+    return version == "v2"
 
 
 def _policy(given: str | None, field: str, complain: Complain) -> bool:

@@ -33,6 +33,7 @@ class ServiceRow(Struct, frozen=True, gc=False):
         source_ranges: loadBalancerSourceRanges, canonical, of both families.
         affinity: seconds a client stays with its backend; 0 without ClientIP affinity.
         health_check_port: healthCheckNodePort where it is to be served, else 0.
+        proxy_protocol: its backends expect PROXY protocol headers, version 2.
     """
 
     namespace: str
@@ -46,6 +47,7 @@ class ServiceRow(Struct, frozen=True, gc=False):
     internal_local: bool = False
     external_local: bool = False
     health_check_port: int = 0
+    proxy_protocol: bool = False
 
 
 class Condition(IntFlag):

@@ -27,9 +27,15 @@ class Labels(Struct, gc=False, frozen=True):
 
 
 class Annotations(Struct, gc=False, frozen=True):
-    """The annotations that tell when the change behind an EndpointSlice happened (RFC 3339)."""
+    """The annotations we look at.
+
+    Attributes:
+        triggered: of an EndpointSlice: when the change behind it happened (RFC 3339).
+        proxy_protocol: of a Service: the version of the PROXY protocol its backends expect; ours.
+    """
 
     triggered: str | None = field(default=None, name="endpoints.kubernetes.io/last-change-trigger-time")
+    proxy_protocol: str | None = field(default=None, name="kube-proxy/proxy-protocol")
 
 
 class ObjectMeta(Struct, gc=False, frozen=True, rename="camel"):

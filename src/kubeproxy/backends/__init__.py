@@ -9,12 +9,14 @@ from kubeproxy.model.node import NodeConfig
 _MODES = {
     "iptables": "kubeproxy.backends.iptables.mode",
     "nftables": "kubeproxy.backends.nftables.mode",
+    "userspace": "kubeproxy.backends.userspace.mode",
+    "userspace-listen": "kubeproxy.backends.userspace.unprivileged",
 }
 _CLEANUPS = {
     "iptables": "kubeproxy.backends.iptables.cleanup",
     "nftables": "kubeproxy.backends.nftables.cleanup",
 }
-_REPLACES = {"iptables": ("nftables",), "nftables": ("iptables",)}
+_REPLACES = {"iptables": ("nftables",), "nftables": ("iptables",), "userspace": ("iptables",)}
 
 
 class Mode(Protocol):

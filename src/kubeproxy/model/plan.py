@@ -123,6 +123,7 @@ class ServicePlan(Struct, frozen=True, gc=False):
     Attributes:
         health_check_port: where its health-check node port is to be served, 0 for nowhere.
         local_ready: distinct local endpoint addresses that are ready, which is what that port answers.
+        proxy_protocol: backends expect PROXY protocol headers; only userspace mode can send them.
     """
 
     namespace: str
@@ -130,6 +131,7 @@ class ServicePlan(Struct, frozen=True, gc=False):
     ports: tuple[PortPlan, ...]
     health_check_port: int = 0
     local_ready: int = 0
+    proxy_protocol: bool = False
 
     @property
     def key(self) -> Key:
@@ -192,6 +194,7 @@ def plan(service: ServiceRow, slices: Iterable[SliceRow], node: NodeConfig) -> S
         ports=tuple(ports),
         health_check_port=service.health_check_port,
         local_ready=_local_ready(mine, node.name) if service.health_check_port else 0,
+        proxy_protocol=service.proxy_protocol,
     )
 
 

@@ -1,0 +1,137 @@
+"""Node ports on localhost, for modes whose rules cannot serve them (KEP-6032).
+
+The kernel does not let packets to or from 127.0.0.1 leave the host, and offers no way at all for ::1. So a relay listens there.
+What comes in starts on this node, therefore the Cluster policy applies to it. A port that somebody else has is reported and
+tried again from time to time; everything else works meanwhile.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from kubeproxy.api.addresses import IPV4, is_loopback, join
+from kubeproxy.backends import relayed
+from kubeproxy.backends.base import Backend, Change, Failures, Measured
+from kubeproxy.figures import Figure
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.relay.control import Relay
+from kubeproxy.relay.doors import Doors
+from kubeproxy.relay.values import Listener
+
+log = logging.getLogger(__name__)
+
+_Front = tuple[Key, str, int, bool]
+"""Service, address, port, whether it is UDP."""
+
+
+class Localhost:
+    """A backend, and beside it a relay for node ports on localhost. See `backends.base.Backend`."""
+
+    def __init__(self, inner: Backend, relay: Relay, *, header: bool = False) -> None:
+        """Makes it.
+
+        Args:
+            inner: what does all the rest.
+            relay: serves localhost.
+            header: PROXY protocol headers are sent to backends of Services that ask for them.
+        """
+        self._inner = inner
+        self._doors: Doors[_Front] = Doors(relay)
+        self._header = header
+        self._missing: dict[_Front, tuple[Listener, str]] = {}
+        self._failed = 0
+
+    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
+        """See `Backend`."""
+        failures = await self._inner.sync(node, changes, full=full)
+        wanted: dict[_Front, Listener] = {}
+        gone: set[_Front] = set()
+        for change in changes:
+            wanted.update(self._fronts(change.key, change.after, node))
+            gone.update(self._fronts(change.key, change.before, node))
+        if full:
+            gone = {*self._doors.names, *self._missing}
+        gone -= wanted.keys()
+        self._doors.close(gone)
+        for front in gone:
+            self._missing.pop(front, None)
+        for front, listener in wanted.items():
+            self._open(front, listener)
+        return failures
+
+    async def intact(self) -> bool:
+        """See `Backend`."""
+        for front, (listener, _) in list(self._missing.items()):
+            self._open(front, listener)
+        return await self._inner.intact()
+
+    def watch(self, disturbed: Callable[[str], None]) -> None:
+        """See `Backend`."""
+        self._inner.watch(disturbed)
+
+    def close(self) -> None:
+        """See `Backend`."""
+        self._doors.stop()
+        self._inner.close()
+
+    def figures(self) -> Iterable[Figure]:
+        """See `Measured`."""
+        if isinstance(self._inner, Measured):
+            yield from self._inner.figures()
+        yield Figure(
+            "kubeproxy_nftables_localhost_nodeport_listeners",
+            "gauge",
+            "Sockets that serve NodePorts on localhost",
+            len(self._doors),
+        )
+        yield Figure(
+            "kubeproxy_nftables_localhost_nodeport_listener_creation_failures_total",
+            "counter",
+            "Sockets for NodePorts on localhost that could not be opened",
+            self._failed,
+        )
+
+    def _fronts(self, key: Key, plan: ServicePlan | None, node: NodeConfig) -> dict[_Front, Listener]:
+        """What is to listen for a Service."""
+        addresses = addresses_of(node)
+        return {
+            (key, address, port.node_port, port.protocol == "UDP"): relayed.listener(
+                plan, port, relayed.anybody(port.cluster), header=self._header
+            )
+            for port in (plan.ports if plan else ())
+            if port.node_port and port.cluster and port.protocol in relayed.RELAYED
+            for address in addresses
+            if plan is not None
+        }
+
+    def _open(self, front: _Front, listener: Listener) -> None:
+        (namespace, name), address, port, udp = front
+        try:
+            self._doors.put(front, listener, address, (port, port))
+        except OSError as e:
+            self._failed += 1
+            why = e.strerror or str(e)
+            if self._missing.get(front, (None, ""))[1] != why:
+                log.error(  # noqa: TRY400 the message says it all
+                    "Service %s/%s: node port %s %s is not served on localhost: %s",
+                    namespace,
+                    name,
+                    join(address, port),
+                    "UDP" if udp else "TCP",
+                    why,
+                )
+            self._missing[front] = listener, why
+            return
+        if self._missing.pop(front, None):
+            log.info(
+                "Service %s/%s: node port %s is served on localhost now", namespace, name, join(address, port)
+            )
+
+
+def addresses_of(node: NodeConfig) -> tuple[str, ...]:
+    """The loopback addresses whose node ports a relay serves."""
+    if not node.localhost_relay:
+        return ()
+    if not node.node_port_ranges:
+        return ("127.0.0.1" if node.family == IPV4 else "::1",)
+    return tuple(filter(is_loopback, node.node_port_addresses))

@@ -1,0 +1,62 @@
+"""What a Service's plan means to a relay. For the modes that have one."""
+
+from kubeproxy.api.addresses import BITS, family_of
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import PortPlan, ServicePlan
+from kubeproxy.model.select import Backend
+from kubeproxy.relay.values import Choice, Listener, Target
+
+RELAYED = frozenset({"TCP", "UDP"})
+"""The protocols a relay carries."""
+
+
+def listener(
+    plan: ServicePlan,
+    port: PortPlan,
+    *choices: Choice,
+    admitted: tuple[str, ...] = (),
+    translated: bool = False,
+    header: bool = False,
+) -> Listener:
+    """A listener for traffic of a Service port.
+
+    Args:
+        plan: the Service.
+        port: the port.
+        choices: where whose traffic may go.
+        admitted: who may connect; none for all.
+        translated: only those who came by a front are served.
+        header: PROXY protocol headers are sent if the Service asks for them.
+    """
+    return Listener(
+        name=f"Service {port.name} {port.protocol}",
+        group=f"{port.name}/{port.protocol}",
+        udp=port.protocol == "UDP",
+        choices=choices,
+        admitted=admitted,
+        affinity=port.affinity,
+        translated=translated,
+        header=header and plan.proxy_protocol and port.protocol == "TCP",
+    )
+
+
+def targets(backends: tuple[Backend, ...]) -> tuple[Target, ...]:
+    """Backends as a relay knows them."""
+    return tuple([(backend.address, backend.port) for backend in backends])
+
+
+def anybody(backends: tuple[Backend, ...]) -> Choice:
+    """Everybody may go to these."""
+    return Choice(targets(backends))
+
+
+def own(node: NodeConfig, local: tuple[str, ...]) -> tuple[str, ...]:
+    """The ranges that traffic comes from which starts on this node, as far as addresses can tell.
+
+    Args:
+        node: the node.
+        local: its addresses.
+    """
+    pods = node.local_traffic
+    mine = tuple(f"{address}/{BITS[family_of(address)]}" for address in local)
+    return (*mine, pods.value) if pods is not None and pods.by == "range" else mine

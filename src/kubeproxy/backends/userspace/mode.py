@@ -1,0 +1,29 @@
+"""Starts userspace mode."""
+
+from msgspec.structs import replace
+
+from kubeproxy.backends.base import Backend, UnsupportedError
+from kubeproxy.backends.localhost import Localhost
+from kubeproxy.backends.nftables import mode as nftables
+from kubeproxy.backends.userspace import here
+from kubeproxy.backends.userspace.led import Led
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.relay.control import Relay
+
+
+def open_backend(node: NodeConfig) -> Backend:
+    """Makes the backend of a node's family.
+
+    Raises:
+        UnsupportedError: it cannot run here.
+        SyncError: it cannot run now.
+    """
+    try:
+        rules = nftables.open_backend(replace(node, localhost_relay=False))
+    except UnsupportedError as e:
+        raise UnsupportedError(
+            f"userspace mode leads traffic to itself by nftables rules; --userspace-listen does without: {e}"
+        ) from e
+    relay = Relay(f"{node.family} relay", mark=node.masquerade_mark)
+    led = Led(rules, relay, here.reachable)
+    return Localhost(led, relay, header=True) if node.localhost_relay else led

@@ -1,0 +1,14 @@
+"""Starts userspace mode without rules (--userspace-listen)."""
+
+from functools import partial
+
+from kubeproxy.backends.base import Backend
+from kubeproxy.backends.userspace import here
+from kubeproxy.backends.userspace.listening import Listening
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.relay.control import Relay
+
+
+def open_backend(node: NodeConfig) -> Backend:
+    """Makes the backend of a node's family."""
+    return Listening(Relay(f"{node.family} relay"), partial(here.addresses, node.family))
