@@ -94,6 +94,7 @@ class App:
             raise FatalError("this host has no name; set --hostname-override to the name of its Node")
         listens = options.userspace_listen and self._config.mode == "userspace"
         self._mode = "userspace-listen" if listens else self._config.mode
+        self._has_rules = not listens
 
     async def run(self) -> int:
         """Runs until a signal or an error ends it; returns the exit status."""
@@ -174,11 +175,11 @@ class App:
         """Does everything but listening to the source."""
         watch = NodeWatch(self._config, self._name, self._hub, files=bool(self._options.manifests))
         host = await watch.known()
-        sysctls.apply(self._config.conntrack)
+        if self._has_rules:
+            sysctls.apply(self._config.conntrack)
         opened = await self._open(host)
         loops = [self._loop(node, backend) for node, backend in opened]
-        # In userspace mode flows lead to the relay, which looks after them.
-        cleaners = [FlowCleaner(loop) for loop in loops if self._config.mode != "userspace"]
+        cleaners = [FlowCleaner(loop) for loop in loops] if self._has_rules else []
         self._serving.attach(loops, cleaners)
         watch.follow(loops, self._fail)
         await self._hub.lists_complete.wait()

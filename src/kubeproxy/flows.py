@@ -115,7 +115,8 @@ class FlowCleaner:
         """Takes what a sync did; nobody is woken by what concerns TCP alone."""
         changes = [c for c in done.changes if c.key not in done.failures and _has_flows(c)]
         if done.full or changes:
-            self._inbox.append(News(done.full, [(c.key, c.after) for c in changes], tuple(done.failures)))
+            plans = [(c.key, c.after and self._loop.in_kernel(c.after)) for c in changes]
+            self._inbox.append(News(done.full, plans, tuple(done.failures)))
             self._wake.set()
 
     def _failed(self, error: Exception) -> None:

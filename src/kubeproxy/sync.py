@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from msgspec import Struct, structs
 
 from kubeproxy.api.addresses import Family
-from kubeproxy.backends.base import Backend, Change, Failures, Measured, StaleError, SyncError
+from kubeproxy.backends.base import Backend, Change, Failures, Leading, Measured, StaleError, SyncError
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.figures import Figure
 from kubeproxy.log import V2
@@ -138,6 +138,10 @@ class Loop:
     def queued_since(self) -> float | None:
         """When the oldest change not yet in the kernel came in, by the clock; None if there is none."""
         return self._queued if self._syncing is None else self._syncing
+
+    def in_kernel(self, plan: ServicePlan) -> ServicePlan:
+        """A plan that was synced as the kernel knows it: in some modes its backends are others."""
+        return self._backend.in_kernel(plan) if isinstance(self._backend, Leading) else plan
 
     def figures(self) -> Iterable[Figure]:
         """What the backend tells of itself."""

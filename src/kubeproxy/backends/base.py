@@ -77,6 +77,14 @@ class Measured(Protocol):
         """What it counted; asked at each scrape, so it must be cheap."""
 
 
+@runtime_checkable
+class Leading(Protocol):
+    """A backend that leads traffic to somebody in between."""
+
+    def in_kernel(self, plan: ServicePlan) -> ServicePlan:
+        """A plan that was synced as the kernel knows it, with those in between as its backends."""
+
+
 class Mode(Protocol):
     """What a mode's package offers."""
 

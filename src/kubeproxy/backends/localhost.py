@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from kubeproxy.api.addresses import IPV4, is_loopback, join
 from kubeproxy.backends import relayed
-from kubeproxy.backends.base import Backend, Change, Failures, Measured
+from kubeproxy.backends.base import Backend, Change, Failures, Leading, Measured
 from kubeproxy.figures import Figure
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
@@ -58,6 +58,10 @@ class Localhost:
         for front, listener in wanted.items():
             self._open(front, listener)
         return failures
+
+    def in_kernel(self, plan: ServicePlan) -> ServicePlan:
+        """See `Leading`."""
+        return self._inner.in_kernel(plan) if isinstance(self._inner, Leading) else plan
 
     async def intact(self) -> bool:
         """See `Backend`."""

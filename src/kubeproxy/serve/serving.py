@@ -75,11 +75,12 @@ class Serving:
         self._exposition.providers += providers
 
     def attach(self, loops: Sequence[Loop], cleaners: Sequence[FlowCleaner]) -> None:
-        """These are the loops, about to run, and what follows each."""
+        """These are the loops, about to run, and what follows each: none where the kernel has no flows of ours."""
         self.health.attach(loops)
         door = Door(PROBES)
-        for loop, cleaner in zip(loops, cleaners, strict=True):
+        for loop, cleaner in zip(loops, cleaners, strict=False):
             self.tell(metrics.FlowMetrics(cleaner, loop.family).figures)
+        for loop in loops:
             ports = NodeHealth(loop, door, self.health.healthy, self._service_failed)
             self._ports.append(ports)
             self.tell(metrics.LoopMetrics(loop, self._options.config.mode).figures, ports.figures)

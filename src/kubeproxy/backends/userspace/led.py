@@ -56,7 +56,10 @@ class Led:
             failures = self._open(node, changes)
             if failures:
                 raise StaleError("; ".join(failures.values()))
-        led = [Change(c.key, self._led(c.before), self._led(c.after)) for c in changes]
+        led = [
+            Change(c.key, c.before and self.in_kernel(c.before), c.after and self.in_kernel(c.after))
+            for c in changes
+        ]
         refused = await self._rules.sync(
             replace(node, relayed=True), [c for c in led if full or c.before != c.after], full=full
         )
@@ -64,6 +67,13 @@ class Led:
         there = self._doors.names if full else {door for c in changes for door in self._wanted(c.before)}
         self._doors.close(there - wanted)
         return {**failures, **refused}
+
+    def in_kernel(self, plan: ServicePlan) -> ServicePlan:
+        """See `Leading`: the plan with the relay's sockets in place of endpoints. A port without them is left out."""
+        ports = [
+            port if port.protocol not in relayed.RELAYED else self._led_port(port) for port in plan.ports
+        ]
+        return replace(plan, ports=tuple(port for port in ports if port is not None))
 
     async def intact(self) -> bool:
         """See `Backend`."""
@@ -103,15 +113,6 @@ class Led:
                             (self._address, port.name, port.protocol, policy),
                             relayed.listener(plan, port, choice, translated=True, header=True),
                         )
-
-    def _led(self, plan: ServicePlan | None) -> ServicePlan | None:
-        """A plan with the relay's sockets in place of endpoints. A port without sockets is left out."""
-        if plan is None:
-            return None
-        ports = [
-            port if port.protocol not in relayed.RELAYED else self._led_port(port) for port in plan.ports
-        ]
-        return replace(plan, ports=tuple(port for port in ports if port is not None))
 
     def _led_port(self, port: PortPlan) -> PortPlan | None:
         at = {
