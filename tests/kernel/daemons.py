@@ -4,7 +4,7 @@ import contextlib
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import yaml
 
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4
-from kubeproxy.backends.iptables.programs import Variant
+from kubeproxy.backends.programs import Variant
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from tests.fakes.cluster import Folder
 from tests.kernel.spaces import Real, use_variant
@@ -62,9 +62,15 @@ class Station:
         return kube_proxy(self.config, self.folder.path, *flags)
 
     @contextlib.contextmanager
-    def running(self, *flags: str, path: Path | None = None) -> Iterator[Daemon]:
-        """The daemon, from its being ready to its end by SIGTERM; perhaps with another folder as its PATH."""
-        daemon = Daemon(self.lab, self.command(*flags), timeout=PATIENCE)
+    def running(self, *flags: str, path: Path | None = None, prefix: Sequence[str] = ()) -> Iterator[Daemon]:
+        """The daemon, from its being ready to its end by SIGTERM.
+
+        Args:
+            flags: more flags.
+            path: another folder as its PATH.
+            prefix: a program that runs it.
+        """
+        daemon = Daemon(self.lab, [*prefix, *self.command(*flags)], timeout=PATIENCE)
         with contextlib.ExitStack() as stack:
             with pytest.MonkeyPatch.context() as patch:
                 use_variant(patch, self._path, self._variant)

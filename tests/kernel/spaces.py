@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from kubeproxy.api.addresses import IPV4, Family
+from kubeproxy.backends.fake_tables import BUILTIN, FakeTables
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.iptables.backend import IPTables
-from kubeproxy.backends.iptables.fake import BUILTIN, FakeTables
-from kubeproxy.backends.iptables.programs import Programs, Variant
+from kubeproxy.backends.programs import TABLES, Programs, Variant
 from kubeproxy.netlink import nfacct
 from tests.fakes.cluster import NODE, NODE6, Proxy
 from tests.lab import netns
@@ -67,9 +67,9 @@ class Real(Programs):
         for line in self.save():
             if line.startswith("*"):
                 table = line[1:]
-            elif table in names.TABLES and line.startswith(":"):
+            elif table in TABLES and line.startswith(":"):
                 found[table][line[1:].split(" ")[0]] = []
-            elif table in names.TABLES and line.startswith("-A "):
+            elif table in TABLES and line.startswith("-A "):
                 chain, _, rule = line[3:].partition(" ")
                 found[table][chain].append(rule)
         return found

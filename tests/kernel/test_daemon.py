@@ -12,7 +12,7 @@ import pytest
 from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES, IPV4, IPV6
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.programs import Variant
+from kubeproxy.backends.programs import Variant
 from kubeproxy.netlink import nfacct
 from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import PATIENCE, Bare, Station, answers, ask, asked, until
@@ -245,7 +245,7 @@ def test_without_the_right_to_it_one_line_says_so(space: str, tmp_path: Path, va
     assert done.returncode == 1
     errors = [line for line in complaints(done) if line.startswith("E")]
     assert len(errors) == 1, done.stderr
-    assert "iptables mode cannot run for IPv4" in errors[0]
+    assert "iptables cannot run for IPv4" in errors[0]
     assert "Traceback" not in done.stderr
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from kubeproxy.api import types
+from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.fake import FakeTables
-from kubeproxy.backends.iptables.programs import Variant
+from kubeproxy.backends.programs import Variant
 from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import NODE, Bare, Station, until
 from tests.kernel.spaces import VARIANTS

@@ -14,12 +14,13 @@ from msgspec import structs
 
 from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES, IPV4, IPV6, Family
+from kubeproxy.backends import programs
 from kubeproxy.backends.base import StaleError, SyncError
 from kubeproxy.backends.iptables import backend as backends
-from kubeproxy.backends.iptables import cleanup, mode, names, programs
+from kubeproxy.backends.iptables import cleanup, mode, names
 from kubeproxy.backends.iptables.backend import IPTables
-from kubeproxy.backends.iptables.programs import RefusedError, Variant
 from kubeproxy.backends.iptables.rules import probability
+from kubeproxy.backends.programs import RefusedError, Variant
 from kubeproxy.linux import run
 from kubeproxy.model.node import LocalTraffic
 from kubeproxy.model.plan import Key, ServicePlan

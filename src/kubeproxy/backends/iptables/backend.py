@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
 from kubeproxy.backends.iptables.difference import Fragment, Held, between, fragment, unreferenced
-from kubeproxy.backends.iptables.names import FILTER, NAT
-from kubeproxy.backends.iptables.programs import RefusedError, Tables
 from kubeproxy.backends.iptables.rules import NOTHING, Dialect, compile_service
 from kubeproxy.backends.iptables.static import frame
+from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 

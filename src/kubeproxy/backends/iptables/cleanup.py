@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.programs import Programs, RefusedError, Tables, Variant, target
+from kubeproxy.backends.programs import NAT, TABLES, Programs, RefusedError, Tables, Variant, target
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def clean(tables: Tables) -> int:
     for table, lines in _by_table(tables.save()).items():
         chains = [line[1 : line.index(" ")] for line in lines if line.startswith(":")]
         rules = [line[3:].partition(" ")[::2] for line in lines if line.startswith("-A ")]
-        ours = {c for c in chains if c in _CHAINS or (table == names.NAT and names.is_owned(c))}
+        ours = {c for c in chains if c in _CHAINS or (table == NAT and names.is_owned(c))}
         hooks = [(c, rule) for c, rule in rules if c not in ours and target(rule) in ours - {names.MARK_MASQ}]
         for c, rule in rules:
             if c not in ours and (c, rule) not in hooks:
@@ -85,7 +85,7 @@ def _by_table(lines: Iterable[str]) -> dict[str, list[str]]:
     for line in lines:
         if line.startswith("*"):
             table = line[1:]
-            if table in names.TABLES:
+            if table in TABLES:
                 found[table] = []
         elif table in found:
             found[table].append(line)

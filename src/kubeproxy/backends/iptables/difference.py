@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.programs import Tables, target
 from kubeproxy.backends.iptables.rules import Compiled, Shared
 from kubeproxy.backends.iptables.static import Frame
+from kubeproxy.backends.programs import NAT, TABLES, Tables, target
 from kubeproxy.model.plan import Key
 
 
@@ -58,9 +58,9 @@ def fragment(
     nat += write.values()
     # Each front is put on top, so the last one first.
     for (table, chain), rule in reversed(list(put)):
-        (nat if table == names.NAT else out.refusals).append(f"-I {chain} {rule}\n")
+        (nat if table == NAT else out.refusals).append(f"-I {chain} {rule}\n")
     for (table, chain), rule in take:
-        (nat if table == names.NAT else out.welcome).append(f"-D {chain} {rule}\n")
+        (nat if table == NAT else out.welcome).append(f"-D {chain} {rule}\n")
     gone = list(drop)
     nat += [f":{chain} - [0:0]\n" for chain in gone]
     nat += [f"-X {chain}\n" for chain in gone]
@@ -104,7 +104,7 @@ class Held:
         for line in lines:
             if line.startswith("-A "):
                 chain, _, rule = line[3:].partition(" ")
-                if table == names.NAT and chain in self._owned:
+                if table == NAT and chain in self._owned:
                     self._owned[chain] = hash((self._owned[chain], line))
                 elif (rules := self._rules.get((table, chain))) is not None:
                     rules.append(rule)
@@ -112,14 +112,14 @@ class Held:
                 chain = line[1 : line.index(" ")]
                 if (table, chain) in known:
                     self._rules[table, chain] = []
-                elif table == names.NAT and names.is_owned(chain):
+                elif table == NAT and names.is_owned(chain):
                     self._owned[chain] = 0
             elif line.startswith("*"):
                 table = line[1:]
 
     def frame_input(self, frame: Frame) -> dict[str, list[str]]:
         """The input for each table that brings the frame there; nothing for a table where it is there."""
-        tables: dict[str, list[str]] = {table: [] for table in names.TABLES}
+        tables: dict[str, list[str]] = {table: [] for table in TABLES}
         for where in (*frame.chains, *frame.shared, *frame.common):
             if where not in self._rules:
                 tables[where[0]].append(f":{where[1]} - [0:0]\n")
@@ -171,7 +171,7 @@ def unreferenced(tables: Tables, chains: Iterable[str]) -> list[str]:
     for line in tables.save():
         if line.startswith("*"):
             table = line[1:]
-        elif line.startswith("-A ") and table == names.NAT:
+        elif line.startswith("-A ") and table == NAT:
             chain, _, rule = line[3:].partition(" ")
             leads_to.setdefault(chain, []).append(target(rule))
     stay = [chain for chain in leads_to if chain not in removable]

@@ -3,10 +3,11 @@
 import logging
 
 from kubeproxy.api.addresses import IPV4
+from kubeproxy.backends import programs
 from kubeproxy.backends.base import Backend
-from kubeproxy.backends.iptables import names, programs
+from kubeproxy.backends.iptables import names
 from kubeproxy.backends.iptables.backend import IPTables
-from kubeproxy.backends.iptables.programs import RefusedError, Tables
+from kubeproxy.backends.programs import MANGLE, RefusedError, Tables
 from kubeproxy.linux import sysctl
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink import nfacct
@@ -53,7 +54,7 @@ def _counters(tables: Tables) -> bool:
             nfacct.ensure(counter)
         # The chain is made and deleted in one input, so it never exists; but the rule is checked.
         tables.restore(
-            names.MANGLE,
+            MANGLE,
             [
                 f":{probe} - [0:0]\n",
                 f"-A {probe} {match} -j RETURN\n",

@@ -7,11 +7,6 @@ case and, for an endpoint's chain, its "address:port".
 from hashlib import sha256
 from typing import Final
 
-MANGLE: Final = "mangle"
-NAT: Final = "nat"
-FILTER: Final = "filter"
-TABLES: Final = (MANGLE, NAT, FILTER)
-
 SERVICES: Final = "KUBE-SERVICES"
 EXTERNAL_SERVICES: Final = "KUBE-EXTERNAL-SERVICES"
 NODE_PORTS: Final = "KUBE-NODEPORTS"

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from kubeproxy.api.addresses import IPV4, Family, contains, is_everything, join
 from kubeproxy.backends.iptables import names
+from kubeproxy.backends.programs import FILTER, NAT
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.model.plan import FORWARD, REJECT, Action, PortPlan, ServicePlan
 from kubeproxy.model.select import Backend
@@ -29,12 +30,12 @@ from kubeproxy.model.select import Backend
 Shared = tuple[str, str]
 """Table and chain shared by all Services."""
 
-NAT_SERVICES: Shared = (names.NAT, names.SERVICES)
-NAT_NODE_PORTS: Shared = (names.NAT, names.NODE_PORTS)
-FILTER_SERVICES: Shared = (names.FILTER, names.SERVICES)
-FILTER_EXTERNAL: Shared = (names.FILTER, names.EXTERNAL_SERVICES)
-FILTER_NODE_PORTS: Shared = (names.FILTER, names.NODE_PORTS)
-FILTER_FIREWALL: Shared = (names.FILTER, names.PROXY_FIREWALL)
+NAT_SERVICES: Shared = (NAT, names.SERVICES)
+NAT_NODE_PORTS: Shared = (NAT, names.NODE_PORTS)
+FILTER_SERVICES: Shared = (FILTER, names.SERVICES)
+FILTER_EXTERNAL: Shared = (FILTER, names.EXTERNAL_SERVICES)
+FILTER_NODE_PORTS: Shared = (FILTER, names.NODE_PORTS)
+FILTER_FIREWALL: Shared = (FILTER, names.PROXY_FIREWALL)
 SHARED: Sequence[Shared] = (
     NAT_SERVICES,
     NAT_NODE_PORTS,

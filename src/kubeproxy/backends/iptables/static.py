@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.names import FILTER, MANGLE, NAT
 from kubeproxy.backends.iptables.rules import NAT_SERVICES, SHARED, Shared
+from kubeproxy.backends.programs import FILTER, MANGLE, NAT
 from kubeproxy.model.node import NodeConfig
 
 

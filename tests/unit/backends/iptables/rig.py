@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator
 
 from kubeproxy.api import types
+from kubeproxy.backends.fake_tables import BUILTIN, FakeTables
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.iptables.backend import IPTables
-from kubeproxy.backends.iptables.fake import BUILTIN, FakeTables
-from kubeproxy.backends.iptables.programs import Variant
 from kubeproxy.backends.iptables.rules import SHARED
+from kubeproxy.backends.programs import Variant
 from kubeproxy.model.node import NodeConfig
 from tests.fakes.cluster import NODE, Proxy, endpoints, service
 

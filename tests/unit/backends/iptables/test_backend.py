@@ -8,11 +8,11 @@ from msgspec import structs
 
 from kubeproxy.api import types
 from kubeproxy.backends.base import StaleError, SyncError
+from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables import backend as backends
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.fake import FakeTables
-from kubeproxy.backends.iptables.programs import Variant
 from kubeproxy.backends.iptables.rules import SHARED
+from kubeproxy.backends.programs import TABLES, Variant
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from tests.fakes.cluster import NODE, NODE6, endpoints, service
 from tests.unit.backends.iptables.rig import VARIANTS, Rig, chains_of, places, rich, suffix
@@ -290,7 +290,7 @@ def test_any_rule_and_any_chain_that_is_lost_comes_back(variant: Variant) -> Non
         rig.tables.tables = copy.deepcopy(whole)
 
 
-@pytest.mark.parametrize("table", names.TABLES)
+@pytest.mark.parametrize("table", TABLES)
 def test_a_table_that_is_flushed_comes_back(rig: Rig, table: str) -> None:
     expected = rig.rules()
     rig.tables.tables[table] = FakeTables().tables[table]

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.iptables.cleanup import clean
-from kubeproxy.backends.iptables.fake import FakeTables
 from kubeproxy.model.node import NodeConfig
 from tests.fakes.cluster import NODE, NODE6
 from tests.unit.backends.iptables.rig import Rig, rich

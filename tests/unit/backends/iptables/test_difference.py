@@ -2,15 +2,15 @@
 
 import pytest
 
+from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables.difference import between, fragment, unreferenced
-from kubeproxy.backends.iptables.fake import FakeTables
-from kubeproxy.backends.iptables.programs import target
 from kubeproxy.backends.iptables.rules import (
     FILTER_SERVICES,
     NAT_SERVICES,
     NOTHING,
     Compiled,
 )
+from kubeproxy.backends.programs import target
 
 KEY = ("default", "web")
 

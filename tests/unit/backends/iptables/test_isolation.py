@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from kubeproxy.api import types
 from kubeproxy.backends.base import StaleError, SyncError
+from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables import backend as backends
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.fake import FakeTables
-from kubeproxy.backends.iptables.programs import RefusedError, Variant
+from kubeproxy.backends.programs import RefusedError, Variant
 from kubeproxy.model.plan import Key
 from tests.fakes.cluster import endpoints, service
 from tests.unit.backends.iptables.rig import VARIANTS, Rig, Rules, suffix

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables import mode, names
-from kubeproxy.backends.iptables.fake import FakeTables
 from kubeproxy.linux import sysctl
 from kubeproxy.netlink import nfacct
 

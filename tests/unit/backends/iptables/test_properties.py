@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubeproxy.api.addresses import FAMILIES
+from kubeproxy.backends.fake_tables import BUILTIN, FakeTables
 from kubeproxy.backends.iptables import backend as backends
-from kubeproxy.backends.iptables.fake import BUILTIN, FakeTables
-from kubeproxy.backends.iptables.programs import Variant
+from kubeproxy.backends.programs import Variant
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.state import State
 from kubeproxy.sync import Loop

@@ -16,6 +16,7 @@ from kubeproxy.backends.iptables.rules import (
     probability,
 )
 from kubeproxy.backends.iptables.static import frame
+from kubeproxy.backends.programs import FILTER, NAT
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.model.state import State
 from tests import strategies
@@ -66,8 +67,8 @@ def counted(number: int, each: int, *, balanced: bool) -> tuple[int, int]:
     nat_frame = filter_frame = 0
     static = frame(NODE, drop_invalid=True, counters=True)
     for (table, _), chain in [*static.chains.items(), *static.tail.items()]:
-        nat_frame += len(chain) * (table == names.NAT)
-        filter_frame += len(chain) * (table == names.FILTER)
+        nat_frame += len(chain) * (table == NAT)
+        filter_frame += len(chain) * (table == FILTER)
     filter_frame += len(static.extras)
     state = State()
     for i in range(number):
@@ -91,8 +92,8 @@ def counted(number: int, each: int, *, balanced: bool) -> tuple[int, int]:
     fronts = [table for c in compiled for (table, _), _ in c.fronts]
     chains = sum(text.count("\n") for c in compiled for text in c.chains.values())
     return (
-        filter_frame + fronts.count(names.FILTER),
-        nat_frame + fronts.count(names.NAT) + chains,
+        filter_frame + fronts.count(FILTER),
+        nat_frame + fronts.count(NAT) + chains,
     )
 
 

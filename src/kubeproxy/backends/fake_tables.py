@@ -7,8 +7,7 @@ chain is deleted, and applies an input whole or not at all. It knows nothing of 
 
 from collections.abc import Callable, Iterable, Iterator
 
-from kubeproxy.backends.iptables.names import FILTER, MANGLE, NAT
-from kubeproxy.backends.iptables.programs import RefusedError, Variant, target
+from kubeproxy.backends.programs import FILTER, MANGLE, NAT, RefusedError, Variant, target
 
 BUILTIN = {
     MANGLE: ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),

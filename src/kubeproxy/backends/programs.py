@@ -2,7 +2,7 @@
 
 There are two kinds of programs for two mechanisms of the kernel, `legacy` (ip_tables) and `nf_tables`. Rules must go
 where the kubelet and the network plugin have theirs; when both kinds are installed, the chains that every kubelet
-makes (KEP-3178) tell which that is. `fake.FakeTables` stands in for them in tests and dry runs.
+makes (KEP-3178) tell which that is. `fake_tables.FakeTables` stands in for them in tests and dry runs.
 """
 
 import itertools
@@ -15,9 +15,13 @@ from typing import Final, Literal, Protocol
 
 from kubeproxy.api.addresses import IPV4, Family
 from kubeproxy.backends.base import SyncError, UnsupportedError
-from kubeproxy.backends.iptables.names import NAT, TABLES
 from kubeproxy.linux import run, xtables
 from kubeproxy.netlink import nftables
+
+MANGLE: Final = "mangle"
+NAT: Final = "nat"
+FILTER: Final = "filter"
+TABLES: Final = (MANGLE, NAT, FILTER)
 
 Variant = Literal["legacy", "nf_tables"]
 
@@ -187,7 +191,7 @@ def _try(programs: Programs, family: Family) -> None:
         programs.restore(NAT, ())
     except (RefusedError, SyncError) as e:
         error = UnsupportedError if isinstance(e, RefusedError) else SyncError
-        raise error(f"iptables mode cannot run for {family}: {e}") from e
+        raise error(f"iptables cannot run for {family}: {e}") from e
 
 
 def _kubelet_uses(name: str) -> bool:

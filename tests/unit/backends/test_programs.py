@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from kubeproxy.api.addresses import IPV4, IPV6
+from kubeproxy.backends import programs
 from kubeproxy.backends.base import SyncError, UnsupportedError
-from kubeproxy.backends.iptables import programs
-from kubeproxy.backends.iptables.programs import Programs, RefusedError
+from kubeproxy.backends.programs import Programs, RefusedError
 
 Install = Callable[..., None]
 LEGACY, NFT = "iptables v1.8.9 (legacy)", "iptables v1.8.9 (nf_tables)"
@@ -101,7 +101,7 @@ def test_what_cannot_work_is_found_out_at_once(install: Install, code: int, erro
     install("iptables", NFT, restore=f"cat > /dev/null; echo 'the  words' >&2; exit {code}")
     with pytest.raises(error) as caught:
         programs.find(IPV4)
-    assert str(caught.value) == "iptables mode cannot run for IPv4: iptables-restore: the words"
+    assert str(caught.value) == "iptables cannot run for IPv4: iptables-restore: the words"
 
 
 HINT = "echo '*mangle'; echo ':KUBE-IPTABLES-HINT - [0:0]'"
