@@ -22,13 +22,17 @@ SECONDS = 3600
 
 
 class Entry(NamedTuple):
-    """A flow: the client, whom it spoke to, and who answers (None: the one it spoke to)."""
+    """A flow: the client, whom it spoke to, and who answers (None: the one it spoke to).
+
+    Its zone is that of both its directions, or (`way`) only of the one to the front.
+    """
 
     client: tuple[str, int]
     front: tuple[str, int]
     backend: tuple[str, int] | None = None
     protocol: int = UDP
     zone: int = 0
+    way: bool = False
 
 
 def add(name: str, entries: Iterable[Entry]) -> None:
@@ -60,11 +64,11 @@ def _message(entry: Entry, last: bool) -> bytes:
     backend = entry.backend or entry.front
     family = socket.AF_INET6 if ":" in entry.front[0] else socket.AF_INET
     body = struct.pack("BBH", family, 0, 0)
-    body += _tuple(TUPLE_ORIG, entry.protocol, entry.client, entry.front)
+    body += _tuple(TUPLE_ORIG, entry.protocol, entry.client, entry.front, entry.zone if entry.way else 0)
     body += _tuple(TUPLE_REPLY, entry.protocol, backend, entry.client)
     body += _attribute(3, struct.pack(">I", CONFIRMED | SEEN_REPLY | ASSURED))
     body += _attribute(TIMEOUT, struct.pack(">I", SECONDS))
-    if entry.zone:
+    if entry.zone and not entry.way:
         body += _attribute(ZONE, struct.pack(">H", entry.zone))
     if entry.protocol == TCP:
         body += _attribute(PROTOINFO | 0x8000, _attribute(1 | 0x8000, _attribute(1, b"\3")))  # established
@@ -79,7 +83,9 @@ def _message(entry: Entry, last: bool) -> bytes:
     )
 
 
-def _tuple(kind: int, protocol: int, source: tuple[str, int], destination: tuple[str, int]) -> bytes:
+def _tuple(
+    kind: int, protocol: int, source: tuple[str, int], destination: tuple[str, int], zone: int = 0
+) -> bytes:
     six = ":" in source[0]
     family = socket.AF_INET6 if six else socket.AF_INET
     addresses = b"".join(
@@ -89,7 +95,10 @@ def _tuple(kind: int, protocol: int, source: tuple[str, int], destination: tuple
     ports = _attribute(1, bytes([protocol])) + b"".join(
         _attribute(number, struct.pack(">H", port)) for number, (_, port) in ((2, source), (3, destination))
     )
-    return _attribute(kind | 0x8000, _attribute(1 | 0x8000, addresses) + _attribute(2 | 0x8000, ports))
+    in_zone = _attribute(3, struct.pack(">H", zone)) if zone else b""
+    return _attribute(
+        kind | 0x8000, _attribute(1 | 0x8000, addresses) + _attribute(2 | 0x8000, ports) + in_zone
+    )
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

@@ -1,9 +1,10 @@
 """Tracked flows over ctnetlink: listed as the kernel filters them, deleted one by one for what they are.
 
-A table may hold hundreds of thousands of flows and we look for a few. So the kernel picks (CTA_FILTER, since 5.8):
-by protocol, by where the client spoke to, by who answers. Of a listed flow only what is needed to judge it is read, at
-fixed places of the message; the whole message is taken apart for those that are to be deleted. These are named to the
-kernel by their original tuple, zone and id as it gave them, so that a flow that came since in its place is not hit.
+A table may hold hundreds of thousands of flows and we look for a few. So the kernel picks (CTA_FILTER, since 5.8): by
+protocol, by where the client spoke to, by who answers; as far as it can, for it compares neither IPv6 addresses, not
+rightly at least, nor the ports of SCTP. Of a listed flow only what is needed to judge it is read, at fixed places of the
+message; the whole message is taken apart for those that are to be deleted. These are named to the kernel by their
+original tuple, zone and id as it gave them, so that what came since in the place of a flow is not hit.
 
 Addresses and ports are bytes in network order: a place is an address followed by a port.
 
@@ -24,9 +25,10 @@ SCTP: Final = 132
 _SUBSYSTEM = 1 << 8
 _GET, _DELETE, _GET_STATS = _SUBSYSTEM | 1, _SUBSYSTEM | 2, _SUBSYSTEM | 5
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
-_TUPLE_IP, _TUPLE_PROTO = 1, 2
+_TUPLE_IP, _TUPLE_PROTO, _TUPLE_ZONE = 1, 2, 3
 _PROTO_NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
-_IP = {AF_INET: (1, 2), AF_INET6: (3, 4)}  # source, destination
+_V4_SOURCE, _V4_DESTINATION, _V6_SOURCE, _V6_DESTINATION = 1, 2, 3, 4
+_V4_PLACE = 6
 _FILTER_ORIG, _FILTER_REPLY = 1, 2
 _BY_SOURCE, _BY_DESTINATION, _BY_NUMBER, _BY_SOURCE_PORT, _BY_DESTINATION_PORT = 1, 2, 8, 16, 32
 _ENTRIES, _MOST_ENTRIES = 1, 2
@@ -53,7 +55,9 @@ _LAYOUTS = {
     # Behind the first tuple's header (4): IP header 4, source 4 + n, destination 4 + n; PROTO header 4, number 4 + 4,
     # ports 4 + 4 each. The same again.
     AF_INET: _Layout(struct.Struct("=H2x 4x 8x 4x4s 4x 4xB3x 8x 4x2s2x H2x 4x 4x4s 8x 4x 8x 4x2s2x"), 52),
-    AF_INET6: _Layout(struct.Struct("=H2x 4x 20x 4x16s 4x 4xB3x 8x 4x2s2x H2x 4x 4x16s 20x 4x 8x 4x2s2x"), 76),
+    AF_INET6: _Layout(
+        struct.Struct("=H2x 4x 20x 4x16s 4x 4xB3x 8x 4x2s2x H2x 4x 4x16s 20x 4x 8x 4x2s2x"), 76
+    ),
 }
 
 
@@ -74,8 +78,9 @@ class Flow(NamedTuple):
 
     @property
     def zone(self) -> int:
-        """Its conntrack zone; 0 unless somebody made others."""
-        value = wire.attributes(self.message[4:]).get(_ZONE)
+        """The conntrack zone of what its client sends; 0 unless somebody made others."""
+        found = wire.attributes(self.message[4:])
+        value = found.get(_ZONE) or wire.attributes(found[_TUPLE_ORIG]).get(_TUPLE_ZONE)
         return 0 if value is None else int.from_bytes(value)
 
     @property
@@ -124,7 +129,7 @@ def flows(family: int, protocol: int, *, destination: bytes = b"", source: bytes
     body = _NFGENMSG.pack(family, 0, 0)
     with wire.Socket(wire.NETFILTER) as kernel:
         try:
-            yield from _list(kernel, family, protocol, body + _filter(family, protocol, destination, source))
+            yield from _list(kernel, family, protocol, body + _filter(protocol, destination, source))
         except wire.NetlinkError as e:
             if e.errno in _UNFILTERED:
                 yield from _list(kernel, family, protocol, body)
@@ -163,7 +168,9 @@ def _tuple(data: memoryview) -> tuple[int, bytes, bytes] | None:
     addresses, ports = wire.attributes(found[_TUPLE_IP]), wire.attributes(found[_TUPLE_PROTO])
     if not ports.keys() >= {_SOURCE_PORT, _DESTINATION_PORT}:
         return None
-    source, destination = _IP[AF_INET if 1 in addresses else AF_INET6]
+    source, destination = (
+        (_V4_SOURCE, _V4_DESTINATION) if _V4_SOURCE in addresses else (_V6_SOURCE, _V6_DESTINATION)
+    )
     return (
         ports[_PROTO_NUMBER][0],
         bytes(addresses[source]) + bytes(ports[_SOURCE_PORT]),
@@ -171,37 +178,39 @@ def _tuple(data: memoryview) -> tuple[int, bytes, bytes] | None:
     )
 
 
-def _filter(family: int, protocol: int, destination: bytes, source: bytes) -> bytes:
+def _filter(protocol: int, destination: bytes, source: bytes) -> bytes:
     """The attributes that have the kernel list only such flows."""
-    from_ip, to_ip = _IP[AF_INET6 if family == AF_INET6 else AF_INET]
-    number = wire.attribute(_PROTO_NUMBER, bytes([protocol]))
-    original = _part(
-        _TUPLE_ORIG, number, (to_ip, _BY_DESTINATION), (_DESTINATION_PORT, _BY_DESTINATION_PORT), destination
+    original, reply = (
+        _part(kind, protocol, place, address, port)
+        for kind, place, address, port in (
+            (
+                _TUPLE_ORIG,
+                destination,
+                (_V4_DESTINATION, _BY_DESTINATION),
+                (_DESTINATION_PORT, _BY_DESTINATION_PORT),
+            ),
+            (_TUPLE_REPLY, source, (_V4_SOURCE, _BY_SOURCE), (_SOURCE_PORT, _BY_SOURCE_PORT)),
+        )
     )
-    reply = (
-        _part(_TUPLE_REPLY, number, (from_ip, _BY_SOURCE), (_SOURCE_PORT, _BY_SOURCE_PORT), source)
-        if source
-        else (0, b"")
+    flags = (
+        wire.attribute(kind, struct.pack("=I", part[0]))
+        for kind, part in ((_FILTER_ORIG, original), (_FILTER_REPLY, reply))
     )
-    flags = wire.nested(
-        _FILTER,
-        wire.attribute(_FILTER_ORIG, struct.pack("=I", original[0])),
-        wire.attribute(_FILTER_REPLY, struct.pack("=I", reply[0])),
-    )
-    return original[1] + reply[1] + flags
+    return original[1] + reply[1] + wire.nested(_FILTER, *flags)
 
 
 def _part(
-    kind: int, number: bytes, ip: tuple[int, int], port: tuple[int, int], place: bytes
+    kind: int, protocol: int, place: bytes, address: tuple[int, int], port: tuple[int, int]
 ) -> tuple[int, bytes]:
-    """The tuple of a filter: which of its parts count, and the tuple."""
-    flags, addresses, ports = _BY_NUMBER, b"", number
+    """Which parts of a tuple the kernel is to compare, and the tuple; address and port: their types and flags."""
+    flags, addresses, ports = _BY_NUMBER, b"", wire.attribute(_PROTO_NUMBER, bytes([protocol]))
     if place:
         flags |= port[1]
         ports += wire.attribute(port[0], place[-2:])
-    if len(place) > 2:
-        flags |= ip[1]
-        addresses = wire.nested(_TUPLE_IP, wire.attribute(ip[0], place[:-2]))
+    # Kernels compare IPv6 addresses the wrong way round, and list the flows with any other; the port must do.
+    if len(place) == _V4_PLACE:
+        flags |= address[1]
+        addresses = wire.nested(_TUPLE_IP, wire.attribute(address[0], place[:-2]))
     return flags, wire.nested(kind, addresses, wire.nested(_TUPLE_PROTO, ports))
 
 
