@@ -17,9 +17,9 @@ from kubeproxy.netlink.nft.messages import Message
 
 _LISTED: Final = {
     m.GETTABLE: m.NEWTABLE,
+    m.GETSET: m.NEWSET,
     m.GETCHAIN: m.NEWCHAIN,
     m.GETRULE: m.NEWRULE,
-    m.GETSET: m.NEWSET,
     m.GETSETELEM: m.NEWSETELEM,
 }
 
@@ -31,6 +31,25 @@ class _Table:
         self.rules: dict[str, dict[int, bytes]] = {}
         self.sets: dict[str, bytes] = {}
         self.elements: dict[str, dict[bytes, bytes]] = {}
+
+    def listing(self, kind: int, family: int, name: str, only: str | None = None) -> Iterator[Message]:
+        """Messages of a kind; those with elements may be asked for of one set only."""
+        if kind == m.NEWSETELEM:
+            names = self.elements if only is None else [only] if only in self.elements else []
+            for each in names:
+                yield from m.add_elements(m.Table(family, name), each, self.elements[each].values())
+            return
+        if kind == m.NEWRULE:
+            numbered = ((handle, rule) for rules in self.rules.values() for handle, rule in rules.items())
+            bodies = [rule + wire.be64(3, handle) for handle, rule in numbered]
+        else:
+            bodies = {
+                m.NEWTABLE: [self.body],
+                m.NEWSET: list(self.sets.values()),
+                m.NEWCHAIN: list(self.chains.values()),
+            }[kind]
+        for body in bodies:
+            yield Message(kind, 0, family, body, "")
 
     def __deepcopy__(self, memo: object) -> "_Table":
         other = _Table(self.body)
@@ -50,7 +69,7 @@ class FakeKernel(Kernel):
 
     def __init__(self) -> None:
         self.commits: list[Sequence[Message]] = []
-        self.refuse: Callable[[Message], bool] = lambda _: False
+        self.refuse: Callable[[Message], object] = lambda _: None
         self._tables: dict[tuple[int, str], _Table] = {}
         self._generation = 1
         self._handle = 0
@@ -84,26 +103,18 @@ class FakeKernel(Kernel):
     def dump(self, kind: int, family: int, body: bytes = b"") -> Iterable[memoryview]:
         """See `Kernel`."""
         asked = wire.attributes(body)
-        for message in self.listing():
-            listed = wire.attributes(message.body)
-            if (message.kind, message.family) == (_LISTED[kind], family) and all(
-                listed[key] == value for key, value in asked.items()
-            ):
-                yield memoryview(message.body)
+        for (of, name), table in self._tables.items():
+            if of == family and wire.string(asked.get(1, memoryview(name.encode()))) == name:
+                only = wire.string(asked[2]) if 2 in asked else None
+                yield from (
+                    memoryview(listed.body) for listed in table.listing(_LISTED[kind], of, name, only)
+                )
 
     def listing(self) -> Iterator[Message]:
         """All there is, as the messages that would make it."""
         for (family, name), table in self._tables.items():
-            yield Message(m.NEWTABLE, 0, family, table.body, name)
-            for each, made in table.sets.items():
-                yield Message(m.NEWSET, 0, family, made, each)
-            for chain, made in table.chains.items():
-                yield Message(m.NEWCHAIN, 0, family, made, chain)
-            for chain, rules in table.rules.items():
-                for handle, rule in rules.items():
-                    yield Message(m.NEWRULE, 0, family, rule + wire.be64(3, handle), chain)
-            for each, elements in table.elements.items():
-                yield from m.add_elements(m.Table(family, name), each, elements.values())
+            for kind in _LISTED.values():
+                yield from table.listing(kind, family, name)
 
     def _do(self, message: Message) -> None:
         a = wire.attributes(message.body)

@@ -66,11 +66,11 @@ def content(kernel: Kernel, family: Family) -> Content:
     table = Table(FAMILY[family], layout.TABLE)
     only = wire.text(1, table.name)
     found: Content = {}
-    for body in kernel.dump(m.GETSET, table.family, only):
+    for body in list(kernel.dump(m.GETSET, table.family, only)):
         a = wire.attributes(body)
         name = wire.string(a[2])
         found["set", name] = [bytes(a[kind]) for kind in (3, 4, 5, 6, 7, 9, 11, 13) if kind in a]
-        if not int.from_bytes(a[3]) & m.EVAL:  # packets fill those
+        if not int.from_bytes(a.get(3, b"")) & m.EVAL:  # packets fill those
             found["elements", name] = sorted(objects.elements(kernel, table, name))
     for body in kernel.dump(m.GETCHAIN, table.family, only):
         a = wire.attributes(body)
