@@ -91,12 +91,10 @@ class LoopMetrics:
         yield figure(
             f"{_SYNC}last_timestamp_seconds", "gauge", "When a sync last succeeded.", self._synced_at
         )
-        yield figure(
-            f"{_SYNC}last_queued_timestamp_seconds",
-            "gauge",
-            "When a sync was last asked for.",
-            self._queued_at(),
-        )
+        if loop.last_queued is not None:
+            text = "When a sync was last asked for."
+            queued = self._wall_of(loop.last_queued)
+            yield figure(f"{_SYNC}last_queued_timestamp_seconds", "gauge", text, queued)
         far = f"{_SYNC}no_local_endpoints_total"
         text = "Service ports with a Local traffic policy whose endpoints are all elsewhere."
         for column, policy in enumerate(("internal", "external")):
@@ -148,11 +146,10 @@ class LoopMetrics:
             else:
                 self._far.pop(change.key, None)
 
-    def _queued_at(self) -> float:
-        """When a sync was last asked for, in Unix time: the same number as long as it is the same moment."""
-        last = self._loop.last_queued
-        if last is not None and last != self._queued[0]:
-            self._queued = last, self._wall() - self._clock.now() + last
+    def _wall_of(self, queued: float) -> float:
+        """A moment in Unix time: the same number as long as it is the same moment."""
+        if queued != self._queued[0]:
+            self._queued = queued, self._wall() - self._clock.now() + queued
         return self._queued[1]
 
 
