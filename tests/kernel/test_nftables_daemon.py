@@ -250,6 +250,20 @@ def test_taking_over_from_the_reference_and_handing_back(lab: Lab, tmp_path: Pat
             traffic.wait()
 
 
+def test_clients_keep_their_backends_when_it_takes_over(lab: Lab, tmp_path: Path) -> None:
+    rules.load_nftables(lab, cases.rules("nftables", "affinity-clientip"))
+    config, manifests = cases.write("affinity-clientip", "nftables", tmp_path)
+    address, _, port = next(
+        front.split(" ")[1].removesuffix("/tcp").rpartition(":")
+        for front in cases.expected("nftables", "affinity-clientip")["pod"]
+        if front.startswith("clusterIP ")
+    )
+    backend = {role: ask(lab, role, address, int(port)) for role in ("client", "ep11", "rpod")}
+    with Daemon(lab, kube_proxy(config, manifests), timeout=PATIENCE):
+        for role, mine in backend.items():
+            assert {ask(lab, role, address, int(port)) for _ in range(8)} == {mine}
+
+
 def test_connections_stay_while_it_takes_over_starts_again_and_is_killed(lab: Lab, tmp_path: Path) -> None:
     station = Station(lab, tmp_path, mode="nftables")
     ports = [types.ServicePort(80, "ask"), types.ServicePort(81, "talk")]

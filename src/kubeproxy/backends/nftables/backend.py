@@ -107,15 +107,21 @@ class NFTables:
         return gone + frame.table(self._table, self._content.compiler.node)
 
     def _replace(self) -> bool:
-        """Puts our table in the place of another one, in one transaction; returns whether that was accepted."""
+        """Puts our table in the place of another one, in one transaction; returns whether that was accepted.
+
+        Clients with session affinity stay with their backends: the sets that remember them are named as the reference's.
+        """
         compiler, ledger = self._content.compiler, self._content.ledger
         transaction = Transaction(self._table)
+        there = objects.sets(self._kernel, self._table)
         for key in self._content.plans:
             compiled = self._content.compile(key)
             own_objects(transaction, NOTHING, compiled)
             for chain in ledger.acquire(compiled.chains):
                 transaction.shared_chain(chain, compiler.steps)
             transaction.add(ledger.difference(NOTHING, compiled)[1])
+            for name in compiled.own_sets.keys() & there.keys():
+                transaction.add((name, client) for client in objects.elements(self._kernel, self._table, name))
         try:
             self._kernel.commit([*self._anew(there=True), *transaction.messages()])
         except RefusedError as e:
