@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 _GC_THRESHOLD = (50_000, 20, 100)
 """Rows and plans hold no cycles and are not tracked: looking for garbage as often as Python does is a waste."""
 
+_UNABLE = ("ermission denied", "not permitted", "unable to initialize table")
+"""What the kernel and the iptables programs say to those who lack a right."""
+
 
 class FatalError(Exception):
     """The program cannot go on; the message is for the operator."""
@@ -57,7 +60,7 @@ def run(options: Options) -> int:
 
 def _lacking(error: Exception) -> str:
     """What to add to an error that may come from a right we do not have."""
-    if not any(words in str(error) for words in ("ermission denied", "not permitted")):
+    if not any(words in str(error) for words in _UNABLE):
         return ""
     lacking = capabilities.missing(("CAP_NET_ADMIN", "CAP_NET_RAW"))
     return f"; this process has no {' and no '.join(lacking)}" if lacking else ""
