@@ -129,7 +129,7 @@ def _hook(a: wire.Attributes) -> list[str]:
 
 def _set(a: wire.Attributes) -> _Set:
     userdata = a.get(13, b"")
-    flags = int.from_bytes(a[3])
+    flags = int.from_bytes(a.get(3, b""))
     key = types.read(int.from_bytes(a[4]), userdata)
     is_map = 6 in a
     data = types.read(int.from_bytes(a[6]), userdata, data=True) if is_map else ()

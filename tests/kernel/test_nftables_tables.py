@@ -1,0 +1,159 @@
+"""nftables in a bare namespace: the real kernel, and stock nft as a second reader of what we write."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec import structs
+
+from kubeproxy.api import types
+from kubeproxy.api.addresses import FAMILIES
+from kubeproxy.backends.nftables.backend import NFTables
+from kubeproxy.model.node import LocalTraffic, NodeConfig
+from kubeproxy.netlink import wire
+from kubeproxy.netlink.nft import messages as m
+from kubeproxy.netlink.nft import text
+from kubeproxy.netlink.nft.kernel import Kernel
+from kubeproxy.netlink.nft.messages import Message
+from tests import strategies
+from tests.fakes.cluster import Proxy, endpoints, service
+from tests.lab import netns
+from tests.unit.backends.iptables.rig import rich
+from tests.unit.backends.nftables.rig import FAMILY, NODES, content
+
+few = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+NODE4, NODE6 = NODES
+VARIED = (
+    *NODES,
+    structs.replace(NODE4, local_traffic=LocalTraffic("interface", "cni0"), node_port_ranges=("192.0.2.0/24",), node_port_addresses=("192.0.2.1",)),
+    structs.replace(NODE4, local_traffic=LocalTraffic("prefix", "cali"), masquerade_all=True, masquerade_mark=1 << 3),
+    structs.replace(NODE6, local_traffic=LocalTraffic("range", "fd00:10:244::1/128"), service_cidrs=("::/0",)),
+    structs.replace(NODE4, local_traffic=None, service_cidrs=("10.96.0.0/12", "10.112.0.0/12", "192.168.0.0/23", "0.0.0.0/8")),
+)  # fmt: skip
+
+
+@pytest.fixture
+def inside(space: str) -> Iterator[str]:
+    """The test, and all it starts, runs in the namespace."""
+    with netns.inside(space):
+        yield space
+
+
+@pytest.fixture
+def kernel(inside: str) -> Iterator[Kernel]:
+    """The namespace's nf_tables."""
+    with Kernel() as found:
+        yield found
+
+
+def nft(*arguments: str, given: str = "") -> str:
+    """Runs stock nft."""
+    done = subprocess.run(["nft", *arguments], input=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    return done.stdout
+
+
+def listed(kernel: Kernel, node: NodeConfig) -> Iterator[Message]:
+    """What the kernel lists of our table, as messages that would make it."""
+    family = FAMILY[node.family]
+    only = wire.text(1, "kube-proxy")
+    for get, new in ((m.GETTABLE, m.NEWTABLE), (m.GETSET, m.NEWSET), (m.GETCHAIN, m.NEWCHAIN), (m.GETRULE, m.NEWRULE)):  # fmt: skip
+        found = list(kernel.dump(get, family, only if get != m.GETTABLE else b""))
+        for body in found:
+            yield Message(new, 0, family, bytes(body), "")
+            if new == m.NEWSET:
+                asked = only + wire.text(2, wire.string(wire.attributes(body)[2]))
+                for elements in kernel.dump(m.GETSETELEM, family, asked):
+                    if 3 in wire.attributes(elements):
+                        yield Message(m.NEWSETELEM, 0, family, bytes(elements), "")
+
+
+def normal(listing: str) -> list[str]:
+    """A listing without what says nothing: white space, the order of elements, sections and priorities' names."""
+    for name, number in ("filter", "0"), ("dstnat - 10", "-110"), ("dstnat", "-100"), ("srcnat", "100"):
+        listing = listing.replace(f"priority {name};", f"priority {number};")
+    listing = re.sub(r"elements = \{(.*?)\}", _sorted, listing, flags=re.DOTALL)
+    sections = re.split(r"^\t(?=set|map|chain)", listing, flags=re.MULTILINE)
+    return sorted(" ".join(section.replace("\n}", "").split()) for section in sections)
+
+
+def _sorted(found: re.Match[str]) -> str:
+    return (
+        f"elements = {{ {', '.join(sorted(' '.join(e.split()) for e in found[1].split(',') if e.strip()))} }}"
+    )
+
+
+def everything() -> Iterator[types.Service | types.EndpointSlice]:
+    """Services of every kind, of many endpoints and of every protocol."""
+    yield from rich()
+    port = types.ServicePort
+    yield service("many", "10.96.9.9", "fd00:10:96::99")
+    yield endpoints("many", *(f"10.244.9.{i}" for i in range(1, 20)))
+    yield endpoints("many", *(f"fd00:10:244:9::{i:x}" for i in range(1, 20)), name="many-6")
+    yield service(
+        "sctp", "10.96.9.10", "fd00:10:96::9a", ports=[port(9, "s", "SCTP")], session_affinity="ClientIP"
+    )
+    yield endpoints("sctp", "10.244.1.11", "fd00:10:244:1::b", port_name="s", protocol="SCTP")
+
+
+@pytest.mark.parametrize("node", VARIED)
+def test_nft_lists_what_we_render_and_reads_it_back(kernel: Kernel, node: NodeConfig) -> None:
+    proxy = Proxy(NFTables(kernel, node), node)
+    proxy.tell(*everything())
+    assert not proxy.full()
+    table = ("table", "ip" if node.family == "IPv4" else "ip6", "kube-proxy")
+    ours, theirs = text.render(listed(kernel, node)), nft("list", *table)
+    assert normal(ours) == normal(theirs)
+    nft("-j", "list", *table)
+    written = content(kernel, node.family)
+    for readable in (ours, theirs):
+        nft("delete", *table)
+        nft("-c", "-f", "-", given=readable)
+        assert nft("list", "tables") == ""
+        nft("-f", "-", given=readable)
+        assert normal(nft("list", *table)) == normal(theirs)
+        again = content(kernel, node.family)
+        assert again.keys() == written.keys()
+        for (kind, name), parts in written.items():
+            # nft also says that what lies before the first interval is in none.
+            if kind in {"elements", "chain"} and name != "service-cidrs":
+                assert parts == again[kind, name]
+
+
+@few
+@given(history=strategies.histories(4), node=st.sampled_from(FAMILIES).flatmap(strategies.nodes))
+def test_the_end_is_that_of_a_fresh_start(
+    kernel: Kernel, history: list[list[strategies.Event]], node: NodeConfig
+) -> None:
+    """Byte for byte, and nothing more is sent."""
+    flush()
+    proxy = Proxy(NFTables(kernel, node), node)
+    assert not proxy.full()
+    for batch in history:
+        for event in batch:
+            proxy.hear(event)
+        assert not proxy.sync()
+    found = content(kernel, node.family)
+    generation = kernel.generation()
+    assert not restarted(proxy, kernel).full()
+    assert kernel.generation() == generation
+    flush()
+    assert not restarted(proxy, kernel).full()
+    assert content(kernel, node.family) == found
+    nft("list", "ruleset")
+
+
+def restarted(proxy: Proxy, kernel: Kernel) -> Proxy:
+    """Another run that has heard the same."""
+    other = Proxy(NFTables(kernel, proxy.node), proxy.node)
+    other.state = proxy.state
+    return other
+
+
+def flush() -> None:
+    """Deletes all tables."""
+    nft("flush", "ruleset")
