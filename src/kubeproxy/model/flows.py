@@ -11,8 +11,8 @@ At a front that no Service has any more, flows to the endpoints that its last ow
 until they end keep their flows, as traffic policies and topology are about new ones only. TCP is never touched: its
 connections end by themselves, and a forgotten one would be reset.
 
-`Fronts` knows who owns which front, and which flows a change asks to be looked at: those to a front, or those to an
-endpoint, whichever are fewer lists. What is listed is judged by all that is known, so a list may hold more than asked.
+`Fronts` knows who owns which front, and which flows a change asks to be looked at: those to some endpoints, or those to
+some fronts. What is listed is judged by all that is known, so a list may hold more than was asked for.
 
 Source: KEP-1669; the reference's reconciler as of Kubernetes v1.37, and SCTP.
 """
@@ -27,6 +27,9 @@ PROTOCOLS: Final = {"UDP": 17, "SCTP": 132}
 
 MOST_LISTINGS: Final = 8
 """Each listing has the kernel walk its whole table; for more of a protocol, one that lists all its flows is cheaper."""
+
+_FEW: Final = 4
+"""So many endpoints are listed one by one whatever the number of fronts: all flows of a cluster's DNS are to one front."""
 
 Place = bytes
 """A packed address and a port in network order; a node port has no address."""
@@ -162,8 +165,8 @@ class Fronts:
         # Translated to endpoints that may not have them any more.
         endpoints = old.serving if lost else gone
         at = (lost if endpoints else frozenset()) | (kept if gone else frozenset())
-        if len(endpoints) < len(at):
-            for endpoint in endpoints:
+        if len(endpoints) <= max(len(at), _FEW):
+            for endpoint in endpoints if at else ():
                 self.look_at(Listing(protocol, source=endpoint))
         else:
             for front in at:
