@@ -91,7 +91,13 @@ class Kernel:
         self.asked.append((family, protocol, destination, source))
         if self.fails:
             raise self.fails.pop(0)
-        yield from [flow for flow in self.table if flow.protocol == protocol]
+        yield from [
+            flow
+            for flow in self.table
+            if flow.protocol == protocol
+            and destination in {b"", flow.destination, flow.destination[-2:]}
+            and source in {b"", flow.source}
+        ]
         meanwhile, self.meanwhile = self.meanwhile, lambda: None
         meanwhile()
 
