@@ -12,6 +12,8 @@ whether the kernel still holds what was put there, and mends it.
 
 import asyncio
 import logging
+import math
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from msgspec import Struct, structs
@@ -32,6 +34,9 @@ REST_FACTOR = 3.0
 
 FULL_SYNC_SECONDS = 3600.0
 """How often everything is compared with the kernel although nothing seems wrong."""
+
+_HURRIES, _HURRY_SECONDS = 5, 60.0
+"""So many repairs in so long a time may cut the rest after the last sync short; who fights us must wait."""
 
 _FIRST_RETRY_SECONDS = 0.25
 _LONGEST_REFUSAL_SECONDS = 300.0
@@ -107,7 +112,7 @@ class Loop:
         self._full = True
         self._node_changed = False
         self._repairing = False
-        self._repaired = False
+        self._hurries = deque([-math.inf] * _HURRIES, _HURRIES)
         self._hurry = asyncio.Event()
         self._not_before = 0.0
         self._next_look = 0.0
@@ -189,7 +194,9 @@ class Loop:
         self._repairing = True
         self.repairs += 1
         log.warning("%s: %s; all rules are compared and restored", self.family, what)
-        if not self._repaired:
+        now = self._clock.now()
+        if now - self._hurries[0] > _HURRY_SECONDS:
+            self._hurries.append(now)
             self._hurry.set()
         self.resync()
 
@@ -239,7 +246,7 @@ class Loop:
         full = self._full or not self.refused.keys().isdisjoint(pending)
         self._full = False
         node_changed, self._node_changed = self._node_changed, False
-        self._repaired, self._repairing = self._repairing, False
+        self._repairing = False
         self._hurry.clear()
         self._syncing = started if self._queued is None else self._queued
         self._queued = None

@@ -43,11 +43,9 @@ class Held:
         self.sound = all(_is(found.get(name), s) for name, s in wanted.items()) and all(
             name in hooks and hooks[name].hook == hook for name, hook in layout.BASE_CHAINS.items()
         )
+        self._kernel, self._table = kernel, table
+        self._unread = dict.fromkeys(wanted)
         self._elements: dict[str, dict[bytes, bytes]] = {}
-        if self.sound:
-            for name in wanted:
-                elements = objects.elements(kernel, table, name)
-                self._elements[name] = {objects.key_of(element): element for element in elements}
 
     def has_rules(self, chain: str, rules: Iterable[Rule]) -> bool:
         """Whether a chain is there and has just these rules."""
@@ -56,10 +54,21 @@ class Held:
     def take(self, name: str, element: bytes) -> bytes | None:
         """What a set has in the place of an element; it counts as found."""
         held = self._elements.get(name)
+        if held is None and name in self._unread:
+            held = self._read(name)
         return held.pop(objects.key_of(element), None) if held else None
+
+    def _read(self, name: str) -> dict[bytes, bytes]:
+        """Reads a set only now: rules can be mended before 100,000 elements are read."""
+        del self._unread[name]
+        elements = objects.elements(self._kernel, self._table, name)
+        held = self._elements[name] = {objects.key_of(element): element for element in elements}
+        return held
 
     def leftovers(self, gone: AbstractSet[str]) -> list[tuple[str, bytes]]:
         """The elements nobody wants, those of maps that go anyway apart."""
+        for name in list(self._unread):
+            self._read(name)
         return [
             (name, element)
             for name, held in self._elements.items()

@@ -110,6 +110,10 @@ class FakeKernel(Kernel):
                     memoryview(listed.body) for listed in table.listing(_LISTED[kind], of, name, only)
                 )
 
+    def dump_all(self, kind: int, family: int) -> list[memoryview]:
+        """See `Kernel`."""
+        return list(self.dump(kind, family))
+
     def listing(self) -> Iterator[Message]:
         """All there is, as the messages that would make it."""
         for (family, name), table in self._tables.items():

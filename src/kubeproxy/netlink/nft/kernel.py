@@ -16,6 +16,7 @@ from kubeproxy.netlink.nft.messages import GETGEN, Message, Table, delete_table
 _SUBSYSTEM: Final = 10 << 8
 _BEGIN, _END = 0x10, 0x11
 _GENERATION = 1
+_PATIENCE = 20
 
 
 def header(family: int, resource: int = 0) -> bytes:
@@ -129,14 +130,35 @@ class Kernel:
         """
         return self.generation() - Kernel.transactions
 
-    def dump(self, kind: int, family: int, body: bytes = b"") -> Iterable[memoryview]:
-        """Lists objects: the attributes of each.
+    def dump(self, kind: int, family: int, body: bytes) -> Iterable[memoryview]:
+        """Lists what is in one table: the attributes of each object.
+
+        Any transaction interrupts a dump, on some hosts there is always one. But if it left this table alone, the list
+        is right.
 
         Raises:
-            NetlinkError: the kernel refused; EINTR when the rule set changed meanwhile.
+            NetlinkError: the kernel refused.
         """
-        for reply in self._socket.dump(_SUBSYSTEM | kind, header(family) + body):
-            yield reply.body[4:]
+        try:
+            for reply in self._socket.dump(_SUBSYSTEM | kind, header(family) + body):
+                yield reply.body[4:]
+        except wire.NetlinkError as e:
+            if e.errno != errno.EINTR:
+                raise
+
+    def dump_all(self, kind: int, family: int) -> list[memoryview]:
+        """Lists the objects of all tables: the attributes of each. A dump that was interrupted is done again.
+
+        Raises:
+            NetlinkError: the kernel refused; EINTR when it was interrupted again and again.
+        """
+        for _ in range(_PATIENCE):
+            try:
+                return [reply.body[4:] for reply in self._socket.dump(_SUBSYSTEM | kind, header(family))]
+            except wire.NetlinkError as e:
+                if e.errno != errno.EINTR:
+                    raise
+        raise wire.NetlinkError(errno.EINTR)
 
 
 def generation() -> int:

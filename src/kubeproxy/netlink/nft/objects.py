@@ -51,7 +51,7 @@ class SetInfo(NamedTuple):
 
 def table_comment(kernel: Kernel, table: Table) -> str | None:
     """The comment of a table; None if there is no such table."""
-    for body in kernel.dump(GETTABLE, table.family):
+    for body in kernel.dump_all(GETTABLE, table.family):
         found = wire.attributes(body)
         if wire.string(found[1]) == table.name:
             return types.comment(found.get(6, b""))
@@ -61,7 +61,7 @@ def table_comment(kernel: Kernel, table: Table) -> str | None:
 def chains(kernel: Kernel, table: Table) -> dict[str, ChainInfo]:
     """The chains of a table by name."""
     result = {}
-    for body in kernel.dump(GETCHAIN, table.family):
+    for body in kernel.dump_all(GETCHAIN, table.family):
         found = wire.attributes(body)
         if wire.string(found[1]) != table.name:
             continue
