@@ -100,6 +100,7 @@ class SetType(Struct, frozen=True, gc=False):
     comment: str = ""
 
 
+@cache
 def endpoints(family: int, count: int, *, here: bool = False, node_port: bool = False) -> SetType:
     """The map of fronts with so many endpoints."""
     address = ADDRESSES[family]
