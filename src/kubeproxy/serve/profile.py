@@ -1,15 +1,16 @@
 """/debug: what the program does with its time, where profiling is enabled, and nowhere else.
 
-A profile is taken by looking at the stacks of all threads a hundred times a second, which costs about a percent. It
-comes as folded stacks, one a line with the count of looks that found it: the form flame graph tools read
-(flamegraph.pl, speedscope, inferno). The level of logging can be changed without a restart.
+A profile looks at the stacks of all threads each time the process has used another hundredth of a second of processor
+time, which costs about a percent; threads that wait are shown where they wait. It comes as folded stacks, one a line with
+the count of looks that found it: the form flame graph tools read (flamegraph.pl, speedscope, inferno). The level of
+logging can be changed without a restart.
 """
 
 import asyncio
 import logging
+import signal
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Mapping
 from types import FrameType
@@ -63,21 +64,28 @@ class Profiles:
         if self._busy:
             return text("a profile is being taken\n", 409)
         self._busy = True
-        over = threading.Event()
         try:
-            return text(await asyncio.to_thread(sample, seconds, over))
+            return text(await sample(seconds))
         finally:
-            over.set()  # whoever asked may be gone
             self._busy = False
 
 
-def sample(seconds: float, over: threading.Event) -> str:
-    """Looks at the stacks of all threads but this one for so long, or until it is over; returns them folded."""
-    me = threading.get_ident()
+async def sample(seconds: float) -> str:
+    """Looks at all threads for so long; returns their stacks folded. To be called in the main thread."""
     found: Counter[str] = Counter()
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not over.wait(_INTERVAL):
-        found.update(_folded(frame) for thread, frame in sys._current_frames().items() if thread != me)  # noqa: SLF001
+    me = threading.get_ident()
+
+    def look(_: int, mine: FrameType | None) -> None:
+        for thread, frame in sys._current_frames().items():  # noqa: SLF001
+            found[_folded(mine if thread == me else frame)] += 1
+
+    signal.signal(signal.SIGPROF, look)
+    signal.setitimer(signal.ITIMER_PROF, _INTERVAL, _INTERVAL)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, signal.SIG_IGN)  # one that is still on its way would end the program
     return "".join(f"{stack} {count}\n" for stack, count in found.most_common())
 
 

@@ -1,0 +1,152 @@
+"""The two addresses of our own: held, tried again, or fatal; and who is eligible."""
+
+import asyncio
+import random
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kubeproxy.api.rows import NodeRow
+from kubeproxy.config.load import load
+from kubeproxy.events import Events
+from kubeproxy.hub import Hub
+from kubeproxy.serve.listen import allow_many_files, hold
+from kubeproxy.serve.message import text
+from kubeproxy.serve.serving import Serving
+from kubeproxy.sources.base import Status
+from tests.unit.serve.stage import ask, running, until
+from tests.unit.serve.test_nodehealth import closed, get
+
+
+@pytest.fixture
+def taken() -> Iterator[socket.socket]:
+    """A port that somebody has."""
+    while True:
+        other = socket.socket()
+        try:
+            other.bind(("127.0.0.1", random.randrange(20000, 30000)))
+        except OSError:
+            other.close()
+            continue
+        break
+    other.listen()
+    yield other
+    other.close()
+
+
+def port_of(sock: socket.socket) -> int:
+    port: int = sock.getsockname()[1]
+    return port
+
+
+async def test_an_address_that_is_taken_is_tried_again(
+    taken: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    port, told = port_of(taken), list[str]()
+    work = hold(
+        "health",
+        lambda _: text("ok"),
+        ("127.0.0.1", port),
+        hard_fail=False,
+        failed=told.append,
+        retry_seconds=0.02,
+    )
+    async with running(work):
+        await until(lambda: told)
+        await asyncio.sleep(0.1)
+        why = f"health cannot be served on 127.0.0.1:{port}: Address already in use"
+        assert told == [why]
+        assert caplog.messages == [f"{why}; trying again every 0.02 s"]
+        taken.close()
+        while await closed(port):
+            await asyncio.sleep(0.01)
+        assert (await get(port))[0] == 200
+    assert await closed(port)
+
+
+async def test_an_address_that_is_taken_may_be_fatal(taken: socket.socket) -> None:
+    work = hold("metrics", lambda _: text(""), ("127.0.0.1", port_of(taken)), hard_fail=True)
+    with pytest.raises(
+        OSError, match=r"metrics cannot be served on 127\.0\.0\.1:\d+: Address already in use"
+    ):
+        await work
+
+
+def serving(
+    *, node: NodeRow | None = None, statuses: dict[str, Status] | None = None, **flags: object
+) -> Serving:
+    hub = Hub("here")
+    hub.node = node
+    given = {"healthz-port": 0, "metrics-port": 0, **flags}
+    return Serving(load(given, "linux"), hub, Events("here", None), statuses=statuses)
+
+
+async def test_a_fatal_address_ends_all(taken: socket.socket) -> None:
+    made = serving(
+        **{
+            "metrics-bind-address": f"127.0.0.1:{port_of(taken)}",
+            "metrics-port": 10249,
+            "bind-address-hard-fail": True,
+        }
+    )
+    with pytest.raises(OSError, match="metrics cannot be served"):
+        await made.run()
+
+
+async def test_empty_addresses_are_none() -> None:
+    async with running(serving().run()):
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("node", "flags", "status"),
+    [
+        (None, {}, 503),
+        (NodeRow("here"), {}, 200),
+        (NodeRow("here", leaving=True), {}, 503),
+        (None, {"manifests": ("x",)}, 200),
+        (NodeRow("here", leaving=True), {"manifests": ("x",)}, 503),
+    ],
+)
+async def test_a_node_is_eligible_while_it_stays(
+    node: NodeRow | None, flags: dict[str, object], status: int
+) -> None:
+    made = serving(node=node, **flags)
+    assert (await ask(made.health.routes()["GET /healthz"])).status == status
+    assert (await ask(made.health.routes()["GET /livez"])).status == 200
+
+
+async def test_all_that_is_there_is_served(taken: socket.socket, tmp_path: Path) -> None:
+    port = port_of(taken)
+    taken.close()
+    address = {"metrics-bind-address": f"127.0.0.1:{port}", "metrics-port": 10249}
+    statuses = {"Service": Status("Service", heard=1.0)}
+    async with running(serving(statuses=statuses, **address).run()):
+        while await closed(port):
+            await asyncio.sleep(0.01)
+        for path in ("/healthz", "/metrics", "/metrics/slis", "/proxyMode", "/configz", "/flagz", "/statusz"):
+            assert (await get(port, path=path))[0] == 200, path
+        assert (await get(port, path="/debug/pprof/"))[0] == 404
+        _, _, body = await get(port, path="/metrics")
+        for name in (
+            b'kubeproxy_watch_age_seconds{kind="Service"}',
+            b"kubeproxy_ready 0.0",
+            b"process_cpu_seconds",
+        ):
+            assert name in body
+    async with running(serving(profiling=True, **address).run()):
+        while await closed(port):
+            await asyncio.sleep(0.01)
+        assert (await get(port, path="/debug/pprof/"))[0] == 200
+
+
+def test_the_limit_of_files_is_as_high_as_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    limits = {"now": (1024, 5000)}
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits["now"])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.update(now=new))
+    allow_many_files()
+    assert limits["now"] == (5000, 5000)
