@@ -11,7 +11,8 @@ from pathlib import Path
 from bench import objects, rig
 from kubeproxy.backends.iptables import names
 from kubeproxy.linux import xtables
-from kubeproxy.netlink import nfacct, nftables
+from kubeproxy.netlink import nfacct
+from kubeproxy.netlink.nft.kernel import generation
 from tests.fakes.apiserver import FakeApiServer
 from tests.lab import netns
 
@@ -102,7 +103,7 @@ async def _change(variant: str, path: str, rounds: int) -> tuple[list[float], fl
 
 def _fingerprint(variant: str) -> Callable[[], object]:
     """What changes in the kernel with any rule."""
-    return nftables.generation if variant == "nf_tables" else lambda: xtables.table_size(2, "nat")
+    return generation if variant == "nf_tables" else lambda: xtables.table_size(2, "nat")
 
 
 class Watcher(threading.Thread):

@@ -12,7 +12,9 @@ import sys
 import pytest
 
 from kubeproxy.linux import xtables
-from kubeproxy.netlink import nfacct, nftables, route, wire
+from kubeproxy.netlink import nfacct, route, wire
+from kubeproxy.netlink.nft import kernel as nft
+from kubeproxy.netlink.nft.messages import IP, IP6, Table
 from kubeproxy.netlink.wire import NetlinkError
 from tests.lab import netns
 from tests.lab.topology import ROOT
@@ -64,18 +66,20 @@ def test_tables_are_deleted(space: str) -> None:
         "add table ip kube-proxy\nadd chain ip kube-proxy c\nadd table ip6 kube-proxy\nadd table ip other",
     )
     with netns.inside(space):
-        assert nftables.delete_table("ip", "kube-proxy")
-        assert not nftables.delete_table("ip", "kube-proxy")
+        assert nft.drop_table(Table(IP, "kube-proxy"))
+        assert not nft.drop_table(Table(IP, "kube-proxy"))
         assert run(space, "nft list tables").splitlines() == ["table ip6 kube-proxy", "table ip other"]
-        assert nftables.delete_table("ip6", "kube-proxy")
-        assert not nftables.delete_table("ip6", "kube-proxy")
+        assert nft.drop_table(Table(IP6, "kube-proxy"))
+        assert not nft.drop_table(Table(IP6, "kube-proxy"))
     assert run(space, "nft list tables").splitlines() == ["table ip other"]
 
 
 def test_without_the_right_to_it_nothing_is_deleted_and_nobody_waits(space: str) -> None:
     run(space, "nft add table ip kube-proxy")
     done = unprivileged(
-        space, "from kubeproxy.netlink import nftables; nftables.delete_table('ip', 'kube-proxy')"
+        space,
+        "from kubeproxy.netlink.nft.kernel import drop_table; from kubeproxy.netlink.nft.messages import Table;"
+        "drop_table(Table(2, 'kube-proxy'))",
     )
     assert "Operation not permitted" in done.stderr
     assert run(space, "nft list tables").splitlines() == ["table ip kube-proxy"]
@@ -83,10 +87,10 @@ def test_without_the_right_to_it_nothing_is_deleted_and_nobody_waits(space: str)
 
 def test_the_generation_changes_with_every_transaction(space: str) -> None:
     with netns.inside(space):
-        seen = [nftables.generation(), nftables.generation()]
+        seen = [nft.generation(), nft.generation()]
         for command in ("add table ip a", "add chain ip a b", "delete table ip a"):
             run(space, f"nft {command}")
-            seen.append(nftables.generation())
+            seen.append(nft.generation())
     assert seen[0] == seen[1]
     assert len(set(seen)) == 4
 

@@ -533,7 +533,7 @@ async def test_who_goes_on_disturbing_gets_no_more_than_a_share_of_the_time() ->
             await rig.clock.advance(0.1)
             rig.kernel.disturbed("somebody fights us")
     seconds = rig.clock.time - 1000
-    hurried = sync._HURRIES * (seconds // sync._HURRY_SECONDS + 1)  # noqa: SLF001
+    hurried = sync._HURRIES * (seconds // sync._HURRY_SECONDS + 1)
     assert len(rig.kernel.syncs) <= seconds / 4 + 2 + hurried
     assert rig.loop.repairs >= seconds / 4 - 2
 

@@ -16,7 +16,7 @@ from typing import Final, Literal, Protocol
 from kubeproxy.api.addresses import IPV4, Family
 from kubeproxy.backends.base import SyncError, UnsupportedError
 from kubeproxy.linux import run, xtables
-from kubeproxy.netlink import nftables
+from kubeproxy.netlink.nft.kernel import generation
 
 MANGLE: Final = "mangle"
 NAT: Final = "nat"
@@ -120,7 +120,7 @@ class Programs:
         if self.variant == "nf_tables":
             # All families and tables have one generation; what we ourselves did to it is no news.
             with _WE.lock:
-                return nftables.generation() - _WE.transactions
+                return generation() - _WE.transactions
         domain = socket.AF_INET if self._family == IPV4 else socket.AF_INET6
         return [xtables.table_size(domain, table) for table in TABLES]
 
@@ -149,7 +149,7 @@ class Programs:
             raise SyncError(f"cannot run {self._restore[0]}: {e}") from e
 
     def _generation(self) -> int:
-        return nftables.generation() if self.variant == "nf_tables" else 0
+        return generation() if self.variant == "nf_tables" else 0
 
 
 def find(family: Family, which: Callable[[str], str | None] = shutil.which) -> Programs:

@@ -2,13 +2,16 @@
 
 import errno
 import logging
+from typing import Final
 
-from kubeproxy.netlink import nftables
+from kubeproxy.backends.nftables import layout
+from kubeproxy.netlink.nft.kernel import drop_table
+from kubeproxy.netlink.nft.messages import IP, IP6, Table
 
 log = logging.getLogger(__name__)
 
-TABLE = "kube-proxy"
-FAMILIES = ("ip", "ip6")
+_NO_NF_TABLES: Final = {errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL, errno.EAFNOSUPPORT}
+"""What a kernel without nf_tables, or without a family, says. It has no table of ours."""
 
 
 def cleanup() -> None:
@@ -17,11 +20,10 @@ def cleanup() -> None:
     Raises:
         OSError: the kernel refused.
     """
-    for family in FAMILIES:
+    for table in (Table(IP, layout.TABLE), Table(IP6, layout.TABLE)):
         try:
-            if nftables.delete_table(family, TABLE):
-                log.info("Deleted table %s %s of nftables mode", family, TABLE)
+            if drop_table(table):
+                log.info("Deleted table %s of nftables mode", table)
         except OSError as e:
-            # A kernel without nf_tables, or without this family, has no table of ours.
-            if e.errno not in {errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL, errno.EAFNOSUPPORT}:
+            if e.errno not in _NO_NF_TABLES:
                 raise
