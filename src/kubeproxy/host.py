@@ -26,7 +26,7 @@ from kubeproxy.api.addresses import (
 from kubeproxy.api.rows import NodeRow
 from kubeproxy.config.gates import resolve
 from kubeproxy.config.types import KubeProxyConfiguration
-from kubeproxy.model.node import LocalTraffic, NodeConfig
+from kubeproxy.model.node import IPVSSettings, LocalTraffic, NodeConfig
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ def host(
             localhost_relay=_localhost_relay(config, family, ranges[family]),
             relay_ports=config.ports or (0, 0),
             external_ips=external_ips,
+            ipvs=_ipvs(config),
         )
         for family in families
     )
@@ -182,6 +183,15 @@ def own_addresses() -> tuple[str, ...]:
         except OSError:
             pass
     return tuple(found)
+
+
+def _ipvs(config: KubeProxyConfiguration) -> IPVSSettings | None:
+    """The settings of ipvs mode, if it is the mode."""
+    if config.mode != "ipvs":
+        return None
+    given = config.ipvs
+    timeouts = int(given.tcp_timeout), int(given.tcp_fin_timeout), int(given.udp_timeout)
+    return IPVSSettings(given.scheduler, config.ipvs_exclude_cidrs, given.strict_arp, timeouts)
 
 
 def _localhost(config: KubeProxyConfiguration, family: Family, ranges: Sequence[str]) -> bool:

@@ -16,9 +16,10 @@ from msgspec.structs import replace
 from kubeproxy import host as hosts
 from kubeproxy.api.addresses import IPV4, Family, unpack
 from kubeproxy.api.rows import NodeRow
+from kubeproxy.backends.base import VIRTUAL_INTERFACE
 from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.hub import Hub
-from kubeproxy.netlink import route
+from kubeproxy.netlink import route, wire
 from kubeproxy.sync import Loop
 
 log = logging.getLogger(__name__)
@@ -83,31 +84,30 @@ class NodeWatch:
             self._changed(self._hub.node)
 
     async def follow_addresses(self) -> None:
-        """Follows the addresses of this host as long as node ports are bound to those in some ranges."""
-        if not any(loop.node.node_port_ranges for loop in self._loops):
+        """Follows the addresses of this host, if anything depends on them; Services' addresses are not its own."""
+        if not any(loop.node.follows_addresses for loop in self._loops):
             return
+        virtual = route.interface(VIRTUAL_INTERFACE)
         changed = asyncio.Event()
-        changed.set()  # since the loops were made nobody has looked
         running = asyncio.get_running_loop()
         with route.monitor() as monitor:
             running.add_reader(monitor.fileno(), changed.set)
             try:
+                self._look_at_addresses()  # since the loops were made nobody has
                 while True:
                     await changed.wait()
-                    # What was told is not looked at: a socket that overflowed has told it, too.
-                    with contextlib.suppress(OSError):
-                        while list(monitor.receive(wait=False)):
-                            pass
                     changed.clear()
-                    try:
-                        for loop in self._loops:
-                            loop.set_node(loop.node.with_addresses(local_addresses(loop.family)))
-                    except OSError as e:
-                        log.warning(
-                            "Node ports stay on the addresses known, the host's cannot be listed: %s", e
-                        )
+                    if _told_of_own(monitor, virtual):
+                        self._look_at_addresses()
             finally:
                 running.remove_reader(monitor.fileno())
+
+    def _look_at_addresses(self) -> None:
+        try:
+            for loop in self._loops:
+                loop.set_node(loop.node.with_addresses(local_addresses(loop.family)))
+        except OSError as e:
+            log.warning("Node ports stay on the addresses known, the host's cannot be listed: %s", e)
 
     async def _wait(self, what: str, seconds: float, there: Callable[[NodeRow], bool]) -> None:
         """Waits until the Node has something, but not for ever, and of files only until they are read."""
@@ -164,7 +164,19 @@ def local_addresses(family: Family) -> list[str]:
         OSError: the kernel does not tell.
     """
     size = 4 if family == IPV4 else 16
-    return [unpack(a.packed) for a in route.addresses() if len(a.packed) == size]
+    virtual = route.interface(VIRTUAL_INTERFACE)
+    return [unpack(a.packed) for a in route.addresses() if len(a.packed) == size and a.interface != virtual]
+
+
+def _told_of_own(monitor: wire.Socket, virtual: int) -> bool:
+    """Whether the monitor told of an address that is not of the virtual interface; a socket that overflowed did."""
+    told = False
+    try:
+        while messages := list(monitor.receive(wait=False)):
+            told = told or any(not route.concerns(message, virtual) for message in messages)
+    except OSError:
+        return True
+    return told
 
 
 def _told(texts: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -13,13 +14,13 @@ from kubeproxy import backends, host, sysctls
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.app import App
-from kubeproxy.backends.base import Backend, Change, Failures, UnsupportedError
+from kubeproxy.backends.base import VIRTUAL_INTERFACE, Backend, Change, Failures, UnsupportedError
 from kubeproxy.config.load import load
 from kubeproxy.config.types import Conntrack
 from kubeproxy.hub import Hub
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key
-from kubeproxy.netlink import route
+from kubeproxy.netlink import route, wire
 from tests.fakes.clock import FakeClock
 
 
@@ -136,7 +137,7 @@ async def test_the_primary_family_must_be_served(monkeypatch: pytest.MonkeyPatch
 
 
 class Monitor:
-    """Word of addresses: as much as the test writes into a pipe."""
+    """Word of addresses: the interfaces they are of, as the test writes them into a pipe."""
 
     def __init__(self) -> None:
         self._reads, self._writes = os.pipe2(os.O_NONBLOCK)
@@ -151,13 +152,15 @@ class Monitor:
     def fileno(self) -> int:
         return self._reads
 
-    def tell(self) -> None:
-        os.write(self._writes, b"x")
+    def tell(self, interface: int = 1) -> None:
+        os.write(self._writes, bytes([interface]))
 
-    def receive(self, *, wait: bool) -> list[bytes]:
+    def receive(self, *, wait: bool) -> list[wire.Message]:
         assert not wait
         with contextlib.suppress(BlockingIOError):
-            return [os.read(self._reads, 1)]
+            (interface,) = os.read(self._reads, 1)
+            body = struct.pack("=BBBBI", 2, 24, 0, 0, interface)
+            return [wire.Message(route.NEW_ADDRESS, 0, 0, 0, memoryview(body))]
         return []
 
 
@@ -170,10 +173,14 @@ async def test_node_ports_follow_the_addresses_of_the_host(
     def addresses() -> list[route.Address]:
         if not here:
             raise OSError(4, "too fast")
-        return [route.Address(bytes([192, 0, 2, i]), 24, 1) for i in here]
+        return [
+            *(route.Address(bytes([192, 0, 2, i]), 24, 1) for i in here),
+            route.Address(bytes([192, 0, 2, 99]), 32, 7),
+        ]
 
     monkeypatch.setattr(route, "addresses", addresses)
     monkeypatch.setattr(route, "monitor", lambda: monitor)
+    monkeypatch.setattr(route, "interface", {VIRTUAL_INTERFACE: 7}.__getitem__)
     rig = Rig(monkeypatch, tmp_path, **{"nodeport-addresses": ["192.0.2.0/24"]})
     task = asyncio.create_task(rig.app.run())
     await _until(lambda: rig.opened == {IPV4, IPV6})
@@ -189,6 +196,10 @@ async def test_node_ports_follow_the_addresses_of_the_host(
     here[:] = [3]
     monitor.tell()
     await _until(lambda: serves(3))
+    here[:] = [5]
+    monitor.tell(7)  # a Service's address: nobody has to look
+    await FakeClock.settle()
+    assert serves(3)
     here.clear()
     monitor.tell()
     await _until(lambda: "cannot be listed" in caplog.text)

@@ -9,6 +9,7 @@ from kubeproxy.model.node import NodeConfig
 _MODES = {
     "iptables": "kubeproxy.backends.iptables.mode",
     "nftables": "kubeproxy.backends.nftables.mode",
+    "ipvs": "kubeproxy.backends.ipvs.mode",
     "userspace": "kubeproxy.backends.userspace.mode",
     "userspace-listen": "kubeproxy.backends.userspace.unprivileged",
 }

@@ -14,6 +14,9 @@ from kubeproxy.figures import Figure
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 
+VIRTUAL_INTERFACE = "kube-ipvs0"
+"""The interface that has Services' addresses in ipvs mode; they are not the host's own."""
+
 
 class Change(Struct, frozen=True, gc=False):
     """One Service's plan, as it is in the kernel and as it should be. None: it has none there, or should have none."""

@@ -26,6 +26,23 @@ class LocalTraffic(Struct, frozen=True, gc=False):
         return interface == self.value if self.by == "interface" else interface.startswith(self.value)
 
 
+class IPVSSettings(Struct, frozen=True, gc=False):
+    """How virtual servers work, in ipvs mode.
+
+    Attributes:
+        scheduler: the kernel's name of what chooses a real server; "" for round robin.
+        exclude_cidrs: canonical ranges whose virtual servers are not ours.
+        strict_arp: ARP is answered and announced for an address on its own interface only.
+        timeouts: seconds after which idle TCP connections, those after a FIN, and UDP flows are forgotten; 0 leaves
+            the kernel's.
+    """
+
+    scheduler: str = ""
+    exclude_cidrs: tuple[str, ...] = ()
+    strict_arp: bool = False
+    timeouts: tuple[int, int, int] = (0, 0, 0)
+
+
 class NodeConfig(Struct, frozen=True, gc=False):
     """The node under one IP family.
 
@@ -38,13 +55,15 @@ class NodeConfig(Struct, frozen=True, gc=False):
         masquerade_all: masquerade all traffic to ClusterIPs.
         masquerade_mark: the bit in the packet mark that asks for masquerading.
         node_port_ranges: the ranges whose local addresses accept node ports; empty for every local address.
-        node_port_addresses: with ranges, the local addresses in them, sorted.
+        node_port_addresses: with ranges, the local addresses in them, sorted; in ipvs mode without ranges, too.
+        local_addresses: in ipvs mode, all local addresses, sorted.
         localhost_node_ports: whether 127.0.0.1 accepts them too.
         localhost_relay: whether a relay serves node ports on loopback addresses, without rules.
         relayed: connections are carried by a relay, whose own have `masquerade_mark` and are for no Service.
         relay_ports: the first and last port a relay may listen on; (0, 0) for any.
         service_cidrs: the ranges ClusterIPs come from, of this family; empty where that is not known.
         external_ips: whether Services' externalIPs are honoured (gate AllowServiceExternalIPs, KEP-5707).
+        ipvs: settings of ipvs mode; None in other modes.
     """
 
     family: Family = IPV4
@@ -56,19 +75,29 @@ class NodeConfig(Struct, frozen=True, gc=False):
     masquerade_mark: int = 1 << 14
     node_port_ranges: tuple[str, ...] = ()
     node_port_addresses: tuple[str, ...] = ()
+    local_addresses: tuple[str, ...] = ()
     localhost_node_ports: bool = False
     localhost_relay: bool = False
     relayed: bool = False
     relay_ports: tuple[int, int] = (0, 0)
     service_cidrs: tuple[str, ...] = ()
     external_ips: bool = True
+    ipvs: IPVSSettings | None = None
+
+    @property
+    def follows_addresses(self) -> bool:
+        """Whether anything depends on the local addresses."""
+        return bool(self.node_port_ranges) or self.ipvs is not None
 
     def with_addresses(self, local: Iterable[str]) -> "NodeConfig":
         """The same node now that these are its local addresses."""
-        if not self.node_port_ranges:
+        if not self.follows_addresses:
             return self
-        mine = (a for a in local if any(contains(cidr, a) for cidr in self.node_port_ranges))
-        return structs.replace(self, node_port_addresses=tuple(sorted(mine)))
+        everything = tuple(sorted(local))
+        ranges = self.node_port_ranges
+        mine = tuple([a for a in everything if not ranges or any(contains(cidr, a) for cidr in ranges)])
+        kept = everything if self.ipvs else ()
+        return structs.replace(self, node_port_addresses=mine, local_addresses=kept)
 
     def with_service_cidrs(self, cidrs: Iterable[str]) -> "NodeConfig":
         """The same node now that ClusterIPs come from these ranges, of any family."""

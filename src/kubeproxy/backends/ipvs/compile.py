@@ -1,0 +1,160 @@
+"""One Service: what it needs in the kernel. A pure function from its plan.
+
+Every front is a virtual server: ClusterIP, external IPs, load balancer IPs and, on each of the node's addresses, the
+node port. A front whose traffic policy is Local has the local endpoints or, where there are none, all of them, as in the
+reference: other modes drop such packets. Addresses that are not the host's own are given to kube-ipvs0.
+
+iptables rules look up in sets what else is to happen to a packet: masquerading, source ranges.
+"""
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from kubeproxy.api.addresses import IPV4, contains, is_loopback, pack
+from kubeproxy.backends.ipvs import names
+from kubeproxy.model.node import IPVSSettings, NodeConfig
+from kubeproxy.model.plan import PortPlan, ServicePlan
+from kubeproxy.model.select import Backend
+from kubeproxy.netlink import ipvs
+from kubeproxy.netlink.ipset import Element
+from kubeproxy.netlink.ipvs import Real, Settings, Virtual
+
+DEFAULT_SCHEDULER: Final = "rr"
+_PROTOCOLS: Final = {"TCP": ipvs.TCP, "UDP": ipvs.UDP, "SCTP": ipvs.SCTP}
+
+
+class Target(NamedTuple):
+    """What a virtual server is to be: its settings and its real servers."""
+
+    settings: Settings
+    reals: tuple[Real, ...]
+
+
+class Compiled(NamedTuple):
+    """A Service's needs.
+
+    Attributes:
+        virtuals: its virtual servers.
+        entries: elements of sets, by the set's short name. Those of the set of addresses are also kube-ipvs0's.
+        drops: rules of KUBE-IPVS-OUT-FILTER.
+    """
+
+    virtuals: dict[Virtual, Target]
+    entries: dict[tuple[str, Element], None]
+    drops: dict[str, None]
+
+
+NOTHING: Final = Compiled({}, {}, {})
+
+
+class Dialect:
+    """All that a Service's needs depend on besides its plan."""
+
+    def __init__(self, node: NodeConfig) -> None:
+        settings = node.ipvs or IPVSSettings()
+        self.host = "/32" if node.family == IPV4 else "/128"
+        self.scheduler = settings.scheduler or DEFAULT_SCHEDULER
+        self.flags = ipvs.SCHEDULER_2 if self.scheduler == "mh" else 0
+        self.node_address = node.address
+        self.node_port_addresses = tuple(
+            pack(a) for a in node.node_port_addresses if not (is_loopback(a) or is_link_local(a))
+        )
+        self.own = frozenset(map(pack, node.local_addresses))
+
+
+def is_link_local(address: str) -> bool:
+    """Whether a canonical address is one of a link (169.254.0.0/16, fe80::/10)."""
+    return address.startswith("169.254.") or (":" in address and contains("fe80::/10", address))
+
+
+def compile_service(plan: ServicePlan | None, d: Dialect) -> Compiled:
+    """The needs of a Service; none for None."""
+    if plan is None:
+        return NOTHING
+    out = Compiled({}, {}, {})
+    for port in plan.ports:
+        _compile_port(port, d, out)
+    if plan.health_check_port:
+        out.entries[names.HEALTH_CHECK, Element(port=plan.health_check_port)] = None
+    return out
+
+
+def _compile_port(p: PortPlan, d: Dialect, out: Compiled) -> None:
+    protocol = _PROTOCOLS[p.protocol]
+    entries = out.entries
+    internal, external = internal_reals(p), external_reals(p)
+    settings = Settings(d.scheduler, d.flags | (ipvs.PERSISTENT if p.affinity else 0), p.affinity)
+    inside = Target(settings, _reals(internal))
+    outside = Target(settings, _reals(external)) if p.external else inside
+
+    def front(text: str, target: Target) -> bytes:
+        address = pack(text)
+        out.virtuals[Virtual(protocol, address, p.port)] = target
+        if address not in d.own:
+            entries[names.ADDRESSES, Element(address)] = None
+        return address
+
+    address = front(p.cluster_ip, inside)
+    entries[names.CLUSTER_IP, Element(address, protocol, p.port)] = None
+    for ip in p.external_ips:
+        address = front(ip, outside)
+        name = names.EXTERNAL_IP_LOCAL if p.external_local else names.EXTERNAL_IP
+        entries[name, Element(address, protocol, p.port)] = None
+    for ip in p.load_balancer_ips:
+        address = front(ip, outside)
+        element = Element(address, protocol, p.port)
+        entries[names.BALANCER, element] = None
+        if p.external_local:
+            entries[names.BALANCER_LOCAL, element] = None
+        if p.source_ranges:
+            entries[names.BALANCER_FIREWALL, element] = None
+            _firewall(p, ip, element, d, out)
+    if p.node_port:
+        _node_port(p, protocol, outside, d, out)
+    used = dict.fromkeys((*internal, *external)) if p.external else internal
+    for b in used:
+        if b.local:
+            address = pack(b.address)
+            entries[names.LOOP_BACK, Element(address, protocol, b.port, address)] = None
+
+
+def internal_reals(p: PortPlan) -> tuple[Backend, ...]:
+    """Where packets to the ClusterIP go."""
+    return (p.local or p.cluster) if p.internal_local else p.cluster
+
+
+def external_reals(p: PortPlan) -> tuple[Backend, ...]:
+    """Where packets to all other fronts go."""
+    return (p.local or p.cluster) if p.external_local else p.cluster
+
+
+def _firewall(p: PortPlan, ip: str, element: Element, d: Dialect, out: Compiled) -> None:
+    """Lets the clients in. Packets of the host itself come from the address they go to, and are not seen by INPUT."""
+    for cidr in p.source_ranges:
+        network, _, length = cidr.partition("/")
+        entry = element._replace(other=pack(network), prefix=int(length))
+        out.entries[names.BALANCER_SOURCE_CIDR, entry] = None
+    if any(contains(cidr, d.node_address) for cidr in p.source_ranges):
+        out.entries[names.BALANCER_SOURCE_IP, element._replace(other=element.address)] = None
+    else:
+        rule = f"-s {ip}{d.host} -m ipvs --vproto {element.protocol} --vaddr {ip} --vport {p.port} -j DROP"
+        out.drops[rule] = None
+
+
+def _node_port(p: PortPlan, protocol: int, target: Target, d: Dialect, out: Compiled) -> None:
+    sets = [names.NODE_PORTS[p.protocol]]
+    if p.external_local:
+        sets.append(names.NODE_PORTS_LOCAL[p.protocol])
+    for address in d.node_port_addresses:
+        out.virtuals[Virtual(protocol, address, p.node_port)] = target
+    elements: Iterable[Element] = (Element(port=p.node_port),)
+    if p.protocol == "SCTP":
+        elements = [Element(address, protocol, p.node_port) for address in d.node_port_addresses]
+    for name in sets:
+        for element in elements:
+            out.entries[name, element] = None
+
+
+def _reals(backends: tuple[Backend, ...]) -> tuple[Real, ...]:
+
+    return tuple(sorted({Real(pack(b.address), b.port) for b in backends}))

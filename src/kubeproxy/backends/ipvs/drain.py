@@ -1,0 +1,61 @@
+"""Real servers that are to go, and stay until their connections have ended.
+
+One that is deleted takes its connections with it. So it gets weight 0, which keeps new ones away, and is deleted once it
+has none left; from time to time somebody looks. UDP and SCTP know no end of a connection, there it goes at once.
+"""
+
+from collections.abc import Iterator
+
+from kubeproxy.backends.ipvs.kernel import Kernel, ServerChange
+from kubeproxy.netlink import ipvs
+from kubeproxy.netlink.ipvs import Load, Real, Virtual
+
+
+class Draining:
+    """The real servers that have weight 0."""
+
+    def __init__(self) -> None:
+        self._reals: dict[Virtual, set[Real]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._reals)
+
+    def of(self, virtual: Virtual) -> frozenset[Real]:
+        """Those of a virtual server."""
+        return frozenset(self._reals.get(virtual, ()))
+
+    def retire(self, virtual: Virtual, real: Real, load: Load) -> ServerChange | None:
+        """What to do with a real server that is to go; None: it drains already."""
+        if virtual.protocol != ipvs.TCP or not load.active + load.inactive:
+            self.forget(virtual, real)
+            return ServerChange("delete", virtual, real=real)
+        self._reals.setdefault(virtual, set()).add(real)
+        return ServerChange("edit", virtual, real=real, weight=0) if load.weight else None
+
+    def forget(self, virtual: Virtual, real: Real | None = None) -> bool:
+        """One, or all of a virtual server, are wanted again or gone; returns whether it was draining."""
+        reals = self._reals.get(virtual, set())
+        if real is None:
+            self._reals.pop(virtual, None)
+            return bool(reals)
+        there = real in reals
+        reals.discard(real)
+        if not reals:
+            self._reals.pop(virtual, None)
+        return there
+
+    def done(self, kernel: Kernel) -> Iterator[ServerChange]:
+        """Deletes those whose connections have ended.
+
+        Raises:
+            OSError: the kernel does not tell how many there are.
+        """
+        servers = kernel.servers()
+        for virtual, reals in list(self._reals.items()):
+            for real in list(reals):
+                load = servers.get(virtual, {}).get(real)
+                if load is None:
+                    self.forget(virtual, real)
+                elif not load.active + load.inactive:
+                    self.forget(virtual, real)
+                    yield ServerChange("delete", virtual, real=real)

@@ -1,0 +1,165 @@
+"""All that IPVS mode does to the kernel besides iptables rules: virtual servers, sets, addresses of kube-ipvs0.
+
+`fake.FakeKernel` stands in for it in tests.
+"""
+
+from collections.abc import Collection, Sequence
+from socket import AF_INET, AF_INET6
+from typing import Literal, NamedTuple, Protocol
+
+from kubeproxy.api.addresses import IPV4, Family
+from kubeproxy.backends.ipvs import names
+from kubeproxy.netlink import ipset, ipvs, route
+from kubeproxy.netlink.ipset import Element, Header
+from kubeproxy.netlink.ipvs import Load, Real, Settings, Virtual
+from kubeproxy.netlink.wire import Request
+
+Verb = Literal["add", "edit", "delete"]
+
+
+class ServerChange(NamedTuple):
+    """A change of a virtual server; or, with `real`, of one of its real servers."""
+
+    verb: Verb
+    virtual: Virtual
+    settings: Settings | None = None
+    real: Real | None = None
+    weight: int = 1
+
+
+class Kernel(Protocol):
+    """The kernel under one IP family. Every method raises OSError when the kernel refuses the whole of it."""
+
+    def servers(self) -> dict[Virtual, dict[Real, Load]]:
+        """All virtual servers of the family with their real servers."""
+
+    def settings(self) -> dict[Virtual, Settings]:
+        """All virtual servers of the family with their settings."""
+
+    def reals(self, virtual: Virtual) -> dict[Real, Load]:
+        """The real servers of one virtual server; none if it is not there."""
+
+    def change_servers(self, changes: Sequence[ServerChange]) -> dict[int, OSError]:
+        """Makes changes, each for itself; returns what was refused, by its place."""
+
+    def headers(self) -> dict[str, Header]:
+        """Every set there is, by its full name."""
+
+    def elements(self, name: str) -> set[Element]:
+        """The elements of a set."""
+
+    def create_set(self, name: str, kind: str, limit: int) -> None:
+        """Makes a set."""
+
+    def destroy_set(self, name: str) -> None:
+        """Deletes a set."""
+
+    def swap_sets(self, one: str, other: str) -> None:
+        """Two sets change places."""
+
+    def add_elements(self, name: str, elements: Collection[Element]) -> dict[Element, OSError]:
+        """Adds elements; returns which were refused."""
+
+    def delete_elements(self, name: str, elements: Collection[Element]) -> dict[Element, OSError]:
+        """Deletes elements; returns which were refused."""
+
+    def addresses(self) -> set[bytes]:
+        """The addresses of kube-ipvs0."""
+
+    def bind(self, addresses: Collection[bytes]) -> dict[bytes, OSError]:
+        """Gives kube-ipvs0 addresses; makes it if it is gone. Returns which were refused."""
+
+    def unbind(self, addresses: Collection[bytes]) -> dict[bytes, OSError]:
+        """Takes addresses from kube-ipvs0; returns which were refused."""
+
+    def close(self) -> None:
+        """Lets go of the kernel."""
+
+
+class Linux:
+    """The real kernel."""
+
+    def __init__(self, family: Family) -> None:
+        """Opens its sockets.
+
+        Raises:
+            OSError: it lacks IPVS or IP sets.
+        """
+        self._size = 4 if family == IPV4 else 16
+        self._domain = int(AF_INET if family == IPV4 else AF_INET6)
+        self._ipvs = ipvs.IPVS()
+        self._sets = ipset.Sets()
+
+    def servers(self) -> dict[Virtual, dict[Real, Load]]:
+        """See `Kernel`."""
+        return {v: reals for v, reals in ipvs.table().items() if len(v.address) == self._size}
+
+    def settings(self) -> dict[Virtual, Settings]:
+        """See `Kernel`."""
+        return {v: s for v, s in self._ipvs.virtuals().items() if len(v.address) == self._size}
+
+    def reals(self, virtual: Virtual) -> dict[Real, Load]:
+        """See `Kernel`."""
+        return self._ipvs.reals(virtual)
+
+    def change_servers(self, changes: Sequence[ServerChange]) -> dict[int, OSError]:
+        """See `Kernel`."""
+        return dict(self._ipvs.submit([self._request(change) for change in changes]))
+
+    def _request(self, change: ServerChange) -> Request:
+        verb, virtual, settings, real, weight = change
+        if real is None:
+            if verb == "delete":
+                return self._ipvs.delete(virtual)
+            assert settings is not None
+            return (self._ipvs.add if verb == "add" else self._ipvs.edit)(virtual, settings)
+        if verb == "delete":
+            return self._ipvs.delete_real(virtual, real)
+        return (self._ipvs.add_real if verb == "add" else self._ipvs.edit_real)(virtual, real, weight)
+
+    def headers(self) -> dict[str, Header]:
+        """See `Kernel`."""
+        return self._sets.headers()
+
+    def elements(self, name: str) -> set[Element]:
+        """See `Kernel`."""
+        return self._sets.elements(name)
+
+    def create_set(self, name: str, kind: str, limit: int) -> None:
+        """See `Kernel`."""
+        self._sets.create(name, kind, self._domain, limit)
+
+    def destroy_set(self, name: str) -> None:
+        """See `Kernel`."""
+        self._sets.destroy(name)
+
+    def swap_sets(self, one: str, other: str) -> None:
+        """See `Kernel`."""
+        self._sets.swap(one, other)
+
+    def add_elements(self, name: str, elements: Collection[Element]) -> dict[Element, OSError]:
+        """See `Kernel`."""
+        return dict(self._sets.add(name, elements))
+
+    def delete_elements(self, name: str, elements: Collection[Element]) -> dict[Element, OSError]:
+        """See `Kernel`."""
+        return dict(self._sets.delete(name, elements))
+
+    def addresses(self) -> set[bytes]:
+        """See `Kernel`."""
+        index = route.interface(names.INTERFACE)
+        return {a.packed for a in route.addresses() if a.interface == index and len(a.packed) == self._size}
+
+    def bind(self, addresses: Collection[bytes]) -> dict[bytes, OSError]:
+        """See `Kernel`."""
+        return dict(route.add_addresses(route.ensure_dummy(names.INTERFACE), addresses))
+
+    def unbind(self, addresses: Collection[bytes]) -> dict[bytes, OSError]:
+        """See `Kernel`."""
+        index = route.interface(names.INTERFACE)
+        return dict(route.delete_addresses(index, addresses)) if index else {}
+
+    def close(self) -> None:
+        """See `Kernel`."""
+        self._ipvs.close()
+        self._sets.close()

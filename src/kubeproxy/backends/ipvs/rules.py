@@ -1,0 +1,81 @@
+"""Brings the iptables rules there: what is to be sent to the programs.
+
+Chains of ours hold exactly what the frame says; an unchanged one is not touched, so its counters go on. Into the kernel's
+chains we put single rules, on top. Each table is changed wholly or not at all.
+"""
+
+from kubeproxy.backends.ipvs.frame import HOOKS, OUT, Chain, Chains
+from kubeproxy.backends.programs import FILTER, NAT, Tables
+
+
+class Rules:
+    """The rules of one family."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._held: Chains = {}
+
+    def adopt(self, wanted: Chains) -> None:
+        """Compares with what is there, whoever put it there, and mends it.
+
+        Raises:
+            SyncError: the tables could not be read or written.
+            RefusedError: the rules were refused.
+        """
+        hooks = {where for where, _ in HOOKS}
+        held: dict[Chain, list[str]] = {}
+        table = ""
+        for line in self._tables.save():
+            if line.startswith("-A "):
+                chain, _, rule = line[3:].partition(" ")
+                if (table, chain) in held:
+                    held[table, chain].append(rule)
+            elif line.startswith(":"):
+                where = table, line[1 : line.index(" ")]
+                if where in wanted or where in hooks:
+                    held[where] = []
+            elif line.startswith("*"):
+                table = line[1:]
+        self._held = {where: rules for where, rules in held.items() if where in wanted}
+        lines = _difference(self._held, wanted)
+        for where, rule in reversed(HOOKS):
+            if rule not in held.get(where, ()):
+                lines[where[0]].append(f"-I {where[1]} {rule}\n")
+        self._send(lines, wanted)
+
+    def change(self, wanted: Chains) -> None:
+        """Goes on from what was sent before.
+
+        Raises:
+            SyncError: the tables could not be written.
+            RefusedError: the rules were refused.
+        """
+        self._send(_difference(self._held, wanted), wanted)
+
+    def holds(self, wanted: Chains) -> bool:
+        """Whether these are the rules that are there."""
+        return not any(_difference(self._held, wanted).values())
+
+    def _send(self, lines: dict[str, list[str]], wanted: Chains) -> None:
+        self._held = {}
+        for table, text in lines.items():
+            if text:
+                self._tables.restore(table, text)
+        self._held = wanted
+
+
+def _difference(held: Chains, wanted: Chains) -> dict[str, list[str]]:
+    """The input for each table; chains are declared before rules lead to them."""
+    lines: dict[str, list[str]] = {NAT: [], FILTER: []}
+    anew = []
+    for where, rules in wanted.items():
+        there = held.get(where)
+        if there == rules:
+            continue
+        if where == OUT and there is not None and set(there) == set(rules):
+            continue  # their order says nothing
+        anew.append(where)
+        lines[where[0]].append(f":{where[1]} - [0:0]\n")
+    for where in anew:
+        lines[where[0]] += [f"-A {where[1]} {rule}\n" for rule in wanted[where]]
+    return lines

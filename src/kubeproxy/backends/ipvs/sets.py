@@ -1,0 +1,130 @@
+"""Keeps the sets: their elements, and their size.
+
+A set holds 65,536 elements at first, as the reference's do. One that needs more is filled anew under another name, twice
+as large, and takes the place of the small one, without a moment in which rules look into an empty one.
+"""
+
+import errno
+import logging
+from collections.abc import Collection, Mapping
+
+from kubeproxy.api.addresses import Family
+from kubeproxy.backends.base import SyncError
+from kubeproxy.backends.ipvs.desired import Counted
+from kubeproxy.backends.ipvs.kernel import Kernel
+from kubeproxy.backends.ipvs.names import SETS, set_name
+from kubeproxy.netlink.ipset import BITMAP_PORT, Element
+
+log = logging.getLogger(__name__)
+
+FIRST_LIMIT = 65536
+
+Refused = dict[tuple[str, Element], OSError]
+"""Elements the kernel did not take, by the set's short name."""
+
+
+class SetKeeper:
+    """The sets of one family."""
+
+    def __init__(self, kernel: Kernel, family: Family) -> None:
+        self._kernel = kernel
+        self._names = {short: set_name(short, family) for short in SETS}
+        self._spare = set_name("GROWING", family)
+        self._limits: dict[str, int] = {}
+
+    def adopt(self, wanted: Mapping[str, Counted[Element]]) -> tuple[Refused, dict[str, set[Element]]]:
+        """Makes what is missing: sets and elements.
+
+        Returns:
+            What was refused, and what is there and should not be.
+
+        Raises:
+            OSError: the kernel refused.
+            SyncError: a set of ours is of another type.
+        """
+        headers = self._kernel.headers()
+        if self._spare in headers:
+            self._kernel.destroy_set(self._spare)
+        refused: Refused = {}
+        leftovers: dict[str, set[Element]] = {}
+        for short, kind in SETS.items():
+            name = self._names[short]
+            there: set[Element] = set()
+            header = headers.get(name)
+            if header is None:
+                self._create(name, short)
+            elif header.type != kind.type:
+                raise SyncError(
+                    f"set {name} is of type {header.type}, not {kind.type}: it is not ours; rename it, or destroy it"
+                )
+            else:
+                self._limits[short] = header.limit or FIRST_LIMIT
+                there = self._kernel.elements(name)
+            missing = [element for element in wanted[short] if element not in there]
+            superfluous = {element for element in there if element not in wanted[short]}
+            if superfluous:
+                leftovers[short] = superfluous
+            refused.update(self.add(short, missing, wanted[short], len(superfluous)))
+        return refused, leftovers
+
+    def add(
+        self, short: str, elements: Collection[Element], wanted: Counted[Element], superfluous: int = 0
+    ) -> Refused:
+        """Adds elements to a set, which is made larger if need be.
+
+        Args:
+            short: its short name.
+            elements: the elements.
+            wanted: all it is to hold.
+            superfluous: how many it holds besides.
+
+        Raises:
+            OSError: the kernel refused to make it larger.
+        """
+        if not elements:
+            return {}
+        if len(wanted) + superfluous > self._limits[short] and SETS[short].type != BITMAP_PORT:
+            return self._grow(short, wanted)
+        found = self._kernel.add_elements(self._names[short], elements)
+        return {(short, element): error for element, error in found.items()}
+
+    def delete(self, short: str, elements: Collection[Element]) -> None:
+        """Deletes elements from a set; what is refused stays."""
+        refused = self._kernel.delete_elements(self._names[short], elements)
+        for error in list(refused.values())[:1]:
+            log.warning("Set %s keeps %d elements: %s", self._names[short], len(refused), error)
+
+    def intact(self, wanted: Mapping[str, Counted[Element]], refused: Collection[object]) -> bool:
+        """Whether every set is there and holds as much as it should.
+
+        Raises:
+            OSError: the kernel does not tell.
+        """
+        headers = self._kernel.headers()
+        for short, name in self._names.items():
+            header = headers.get(name)
+            size = sum((short, element) not in refused for element in wanted[short])
+            if header is None or (header.size >= 0 and header.size != size):
+                return False
+        return True
+
+    def _create(self, name: str, short: str, limit: int = FIRST_LIMIT) -> None:
+        self._kernel.create_set(name, SETS[short].type, limit)
+        self._limits[short] = limit
+
+    def _grow(self, short: str, wanted: Counted[Element]) -> Refused:
+        """Puts a larger set in the place of a small one."""
+        limit = 1 << len(wanted).bit_length()
+        log.info("Set %s gets room for %d elements", self._names[short], limit)
+        self._create(self._spare, short, limit)
+        found = self._kernel.add_elements(self._spare, list(wanted))
+        self._kernel.swap_sets(self._names[short], self._spare)
+        self._destroy_spare()
+        return {(short, element): error for element, error in found.items()}
+
+    def _destroy_spare(self) -> None:
+        try:
+            self._kernel.destroy_set(self._spare)
+        except OSError as e:
+            if e.errno != errno.ENOENT:
+                log.warning("Set %s stays: %s", self._spare, e)
