@@ -36,6 +36,7 @@ def listener(
         admitted=admitted,
         affinity=port.affinity,
         translated=translated,
+        kept=targets(port.serving),
         header=header and plan.proxy_protocol and port.protocol == "TCP",
     )
 

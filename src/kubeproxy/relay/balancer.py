@@ -59,7 +59,7 @@ class Balancer:
             for choice in listener.choices
         ]
         self._admitted = [_Range(text) for text in listener.admitted]
-        self.targets = frozenset(target for choice in listener.choices for target in choice.targets)
+        self.targets = frozenset(listener.kept).union(*(choice.targets for choice in listener.choices))
 
     def candidates(self, client: str) -> Sequence[Target]:
         """The targets for a client in the order in which they are to be tried; none if it is refused.

@@ -32,6 +32,7 @@ class Listener(Struct, frozen=True, gc=False, array_like=True):
         admitted: ranges of clients; others are refused. None means all.
         affinity: seconds a client stays with its target; 0 for not at all.
         translated: only clients whose destination was translated on its way here are served: those that came by a front.
+        kept: UDP flows to these targets stay, besides those to targets of choices.
         header: each connection to a target starts with a PROXY protocol header, version 2.
     """
 
@@ -42,6 +43,7 @@ class Listener(Struct, frozen=True, gc=False, array_like=True):
     admitted: tuple[str, ...] = ()
     affinity: int = 0
     translated: bool = False
+    kept: tuple[Target, ...] = ()
     header: bool = False
 
 

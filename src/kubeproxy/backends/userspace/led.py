@@ -121,11 +121,14 @@ class Led:
         }
         if (port.cluster and not at["cluster"]) or (port.local and not at["local"]):
             return None
+        cluster = (Endpoint(self._address, at["cluster"]),) if port.cluster else ()
+        local = (Endpoint(self._address, at["local"]),) if port.local else ()
         return replace(
             port,
             affinity=0,
-            cluster=(Endpoint(self._address, at["cluster"]),) if port.cluster else (),
-            local=(Endpoint(self._address, at["local"]),) if port.local else (),
+            cluster=cluster,
+            local=local,
+            serving=cluster + local if port.protocol == "UDP" else (),
             endpoints=0,
             topology="",
         )
