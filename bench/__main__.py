@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-BENCHES = ("iptables", "memory")
+BENCHES = ("conntrack", "iptables", "memory", "nftables", "userspace")
 
 
 def main() -> None:
