@@ -5,6 +5,7 @@ import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,13 @@ def taken() -> Iterator[socket.socket]:
     other.close()
 
 
+async def opened(port: int) -> None:
+    """Waits until a port is open."""
+    async with asyncio.timeout(20):
+        while await closed(port):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 def port_of(sock: socket.socket) -> int:
     port: int = sock.getsockname()[1]
     return port
@@ -60,8 +68,7 @@ async def test_an_address_that_is_taken_is_tried_again(
         assert told == [why]
         assert caplog.messages == [f"{why}; trying again every 0.02 s"]
         taken.close()
-        while await closed(port):
-            await asyncio.sleep(0.01)
+        await opened(port)
         assert (await get(port))[0] == 200
     assert await closed(port)
 
@@ -75,7 +82,7 @@ async def test_an_address_that_is_taken_may_be_fatal(taken: socket.socket) -> No
 
 
 def serving(
-    *, node: NodeRow | None = None, statuses: dict[str, Status] | None = None, **flags: object
+    *, node: NodeRow | None = None, statuses: dict[str, Status] | None = None, **flags: Any
 ) -> Serving:
     hub = Hub("here")
     hub.node = node
@@ -85,7 +92,7 @@ def serving(
 
 async def test_a_fatal_address_ends_all(taken: socket.socket) -> None:
     made = serving(
-        **{
+        **{  # type: ignore[arg-type]
             "metrics-bind-address": f"127.0.0.1:{port_of(taken)}",
             "metrics-port": 10249,
             "bind-address-hard-fail": True,
@@ -111,7 +118,7 @@ async def test_empty_addresses_are_none() -> None:
     ],
 )
 async def test_a_node_is_eligible_while_it_stays(
-    node: NodeRow | None, flags: dict[str, object], status: int
+    node: NodeRow | None, flags: dict[str, Any], status: int
 ) -> None:
     made = serving(node=node, **flags)
     assert (await ask(made.health.routes()["GET /healthz"])).status == status
@@ -121,11 +128,10 @@ async def test_a_node_is_eligible_while_it_stays(
 async def test_all_that_is_there_is_served(taken: socket.socket, tmp_path: Path) -> None:
     port = port_of(taken)
     taken.close()
-    address = {"metrics-bind-address": f"127.0.0.1:{port}", "metrics-port": 10249}
+    address: dict[str, Any] = {"metrics-bind-address": f"127.0.0.1:{port}", "metrics-port": 10249}
     statuses = {"Service": Status("Service", heard=1.0)}
     async with running(serving(statuses=statuses, **address).run()):
-        while await closed(port):
-            await asyncio.sleep(0.01)
+        await opened(port)
         for path in ("/healthz", "/metrics", "/metrics/slis", "/proxyMode", "/configz", "/flagz", "/statusz"):
             assert (await get(port, path=path))[0] == 200, path
         assert (await get(port, path="/debug/pprof/"))[0] == 404
@@ -137,8 +143,7 @@ async def test_all_that_is_there_is_served(taken: socket.socket, tmp_path: Path)
         ):
             assert name in body
     async with running(serving(profiling=True, **address).run()):
-        while await closed(port):
-            await asyncio.sleep(0.01)
+        await opened(port)
         assert (await get(port, path="/debug/pprof/"))[0] == 200
 
 
