@@ -141,7 +141,7 @@ def test_what_somebody_deletes_comes_back(lab: Lab, tmp_path: Path, variant: Var
         for chain in ("PREROUTING", "OUTPUT", "POSTROUTING"):
             lab.run("node", base, "-t", "nat", "-F", chain)
         until(lambda: answers(lab, "client", WEB, EP11))
-        assert "somebody changed the rules" in daemon.log()
+        assert "are compared and restored" in daemon.log()
 
 
 @both

@@ -7,6 +7,7 @@ chain is deleted, and applies an input whole or not at all. It knows nothing of 
 
 from collections.abc import Callable, Iterable, Iterator
 
+from kubeproxy.api.addresses import IPV4, Family
 from kubeproxy.backends.programs import FILTER, MANGLE, NAT, RefusedError, Variant, target
 
 BUILTIN = {
@@ -27,12 +28,17 @@ class FakeTables:
     """
 
     def __init__(self, variant: Variant = "legacy") -> None:
+        self.family: Family = IPV4
         self.variant: Variant = variant
         self.tables: dict[str, dict[str, list[str]]] = {
             t: {c: [] for c in chains} for t, chains in BUILTIN.items()
         }
         self.inputs: list[tuple[str, str]] = []
         self.refuse: Callable[[str], str | None] = lambda _: None
+
+    def wrote(self, process: int) -> bool:  # noqa: ARG002 see `Tables`
+        """See `Tables`. No process is needed."""
+        return False
 
     def fingerprint(self) -> object:
         """See `Tables`."""

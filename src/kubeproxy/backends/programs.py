@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Literal, Protocol
 
@@ -29,6 +30,7 @@ OLDEST: Final = (1, 6, 2)
 """The first release with `iptables-restore --wait` and `--random-fully`."""
 
 _LOCK_SECONDS = 5
+_REMEMBERED = 64
 _RESOURCE_PROBLEM = 4
 _BLOCK = 1 << 16
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.?(\d+)?(?:.*\((legacy|nf_tables)\))?")
@@ -59,7 +61,11 @@ def target(rule: str) -> str:
 class Tables(Protocol):
     """The tables of one family."""
 
+    family: Family
     variant: Variant
+
+    def wrote(self, process: int) -> bool:
+        """Whether a process was run by us to change tables, not long ago."""
 
     def fingerprint(self) -> object:
         """What changes whenever somebody else changes the tables, as far as the kernel can tell without reading them.
@@ -96,11 +102,13 @@ class _Writer:
     Attributes:
         lock: the kernel takes one writer at a time: the legacy programs wait for each other, the others fail.
         transactions: how many times we changed the rules of nf_tables.
+        processes: the numbers of the last programs we ran to do so.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.transactions = 0
+        self.processes: deque[int] = deque(maxlen=_REMEMBERED)
 
 
 _WE = _Writer()
@@ -111,7 +119,7 @@ class Programs:
 
     def __init__(self, family: Family, save: str, restore: str, variant: Variant) -> None:
         self.variant: Variant = variant
-        self._family: Family = family
+        self.family: Family = family
         self._save = save
         self._restore = [restore, "-w", str(_LOCK_SECONDS), "--noflush"]
 
@@ -121,8 +129,12 @@ class Programs:
             # All families and tables have one generation; what we ourselves did to it is no news.
             with _WE.lock:
                 return generation() - _WE.transactions
-        domain = socket.AF_INET if self._family == IPV4 else socket.AF_INET6
+        domain = socket.AF_INET if self.family == IPV4 else socket.AF_INET6
         return [xtables.table_size(domain, table) for table in TABLES]
+
+    def wrote(self, process: int) -> bool:
+        """See `Tables`."""
+        return process in _WE.processes
 
     def save(self) -> Iterator[str]:
         """See `Tables`."""
@@ -137,7 +149,7 @@ class Programs:
         try:
             with _WE.lock:
                 before = self._generation()
-                run.feed(self._restore, blocks)
+                run.feed(self._restore, blocks, started=_WE.processes.append)
                 _WE.transactions += self._generation() != before
         except run.ProgramError as e:
             found = _LINE.search(e.said)

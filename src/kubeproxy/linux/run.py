@@ -8,7 +8,7 @@ import fcntl
 import os
 import subprocess
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 LIMIT_SECONDS = 300.0
 _PIPE_BYTES = 1 << 20
@@ -32,8 +32,15 @@ class ProgramError(Exception):
         self.said = said
 
 
-def feed(argv: Sequence[str], chunks: Iterable[bytes]) -> None:
+def feed(
+    argv: Sequence[str], chunks: Iterable[bytes], *, started: Callable[[int], object] = lambda _: None
+) -> None:
     """Runs a program with these bytes as its input.
+
+    Args:
+        argv: the program and its arguments.
+        chunks: its input.
+        started: told the number of its process before it is given anything.
 
     Raises:
         ProgramError: it failed.
@@ -41,6 +48,7 @@ def feed(argv: Sequence[str], chunks: Iterable[bytes]) -> None:
     """
     with _running(argv, stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
+        started(process.pid)
         with contextlib.suppress(OSError):
             fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         # A program that ends before it has read everything says why on its error output.

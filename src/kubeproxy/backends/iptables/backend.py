@@ -18,9 +18,11 @@ from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
 from kubeproxy.backends.iptables.difference import Fragment, Held, between, fragment, unreferenced
 from kubeproxy.backends.iptables.rules import NOTHING, Dialect, compile_service
 from kubeproxy.backends.iptables.static import frame
+from kubeproxy.backends.iptables.watch import watch
 from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.netlink.nft.lookout import Lookout
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class IPTables:
         self._drop_invalid = drop_invalid
         self._endpoints = 0
         self._fingerprint: object = None
+        self._lookout: Lookout | None = None
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         """See `Backend`. Runs in a thread: the programs take their time."""
@@ -71,16 +74,20 @@ class IPTables:
         return await asyncio.to_thread(self._is_intact)
 
     def watch(self, disturbed: Callable[[str], None]) -> None:
-        """See `Backend`."""
+        """See `Backend`. Legacy tables tell nothing; nothing is heard before the first full sync."""
+        if self._tables.variant == "nf_tables":
+            self._lookout = watch(self._tables.family, self._tables.wrote, disturbed)
 
     def close(self) -> None:
-        """See `Backend`. The programs end by themselves."""
+        """See `Backend`."""
+        if self._lookout is not None:
+            self._lookout.close()
 
     def _sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         # What somebody changed before a partial sync goes on to be seen: that one mends nothing.
         intact = full or self._is_intact()
         try:
-            failures = self._full(node, changes) if full else self._partial(node, changes)
+            failures = self._whole(node, changes) if full else self._partial(node, changes)
         except RefusedError as e:
             # Perhaps a Service is at fault, perhaps somebody changed our rules: only a full look can tell.
             raise (SyncError if full else StaleError)(str(e)) from e
@@ -88,8 +95,18 @@ class IPTables:
             self._fingerprint = self._look()
         return failures
 
+    def _whole(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+        """A full sync, after which it is heard what others do."""
+        if self._lookout is None or self._lookout.joined:
+            return self._full(node, changes)
+        # A great load takes the kernel longer when somebody listens. What others do meanwhile is seen afterwards.
+        before = self._look()
+        failures = self._full(node, changes)
+        self._lookout.join()
+        return failures if self._look() == before else self._full(node, changes)
+
     def _is_intact(self) -> bool:
-        return self._look() == self._fingerprint
+        return self._lookout is not None or self._look() == self._fingerprint
 
     def _look(self) -> object:
         try:

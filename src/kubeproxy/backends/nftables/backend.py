@@ -18,10 +18,11 @@ from kubeproxy.backends.nftables.content import NOTHING, Content, own_objects
 from kubeproxy.backends.nftables.held import Held
 from kubeproxy.backends.nftables.mending import Mending
 from kubeproxy.backends.nftables.transaction import Transaction
-from kubeproxy.backends.nftables.watch import Watch
+from kubeproxy.backends.nftables.watch import watch
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink.nft import messages, objects
 from kubeproxy.netlink.nft.kernel import Kernel, RefusedError
+from kubeproxy.netlink.nft.lookout import Lookout
 from kubeproxy.netlink.nft.messages import IP, IP6, Message, Table
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,7 @@ class NFTables:
         self._kernel = kernel
         self._table = Table(IP if node.family == IPV4 else IP6, layout.TABLE)
         self._content = Content(self._table, node)
-        self._watch: Watch | None = None
-        self._listening = False
+        self._lookout: Lookout | None = None
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         """See `Backend`."""
@@ -57,12 +57,12 @@ class NFTables:
 
     def watch(self, disturbed: Callable[[str], None]) -> None:
         """See `Backend`. Nothing is heard before the first full sync."""
-        self._watch = Watch(self._table, disturbed)
+        self._lookout = watch(self._table, disturbed)
 
     def close(self) -> None:
         """See `Backend`."""
-        if self._watch is not None:
-            self._watch.close()
+        if self._lookout is not None:
+            self._lookout.close()
         self._kernel.close()
 
     def _commit(self, transaction: Transaction) -> None:
@@ -88,9 +88,8 @@ class NFTables:
                 return failures
 
     def _listen(self, *, on: bool) -> None:
-        if self._watch is not None and on != self._listening:
-            (self._watch.join if on else self._watch.leave)()
-            self._listening = on
+        if self._lookout is not None:
+            (self._lookout.join if on else self._lookout.leave)()
 
     def _load(self, *, there: bool) -> Failures:
         """Writes the whole table, instead of another one if there is one."""
@@ -121,7 +120,9 @@ class NFTables:
                 transaction.shared_chain(chain, compiler.steps)
             transaction.add(ledger.difference(NOTHING, compiled)[1])
             for name in compiled.own_sets.keys() & there.keys():
-                transaction.add((name, client) for client in objects.elements(self._kernel, self._table, name))
+                transaction.add(
+                    (name, client) for client in objects.elements(self._kernel, self._table, name)
+                )
         try:
             self._kernel.commit([*self._anew(there=True), *transaction.messages()])
         except RefusedError as e:

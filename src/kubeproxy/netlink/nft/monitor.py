@@ -9,7 +9,6 @@ import ctypes
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, Self
 
 from kubeproxy.netlink import wire
@@ -27,14 +26,17 @@ from kubeproxy.netlink.nft.messages import (
     NEWTABLE,
 )
 
+TABLE_ADDED: Final = "table added"
+RULE_DELETED: Final = "rule deleted"
+
 _GROUP = 7  # NFNLGRP_NFTABLES
 _VERBS: Final = {
-    NEWTABLE: "table added",
+    NEWTABLE: TABLE_ADDED,
     DELTABLE: "table deleted",
     NEWCHAIN: "chain added",
     DELCHAIN: "chain deleted",
     NEWRULE: "rule added",
-    DELRULE: "rule deleted",
+    DELRULE: RULE_DELETED,
     NEWSET: "set added",
     DELSET: "set deleted",
     NEWSETELEM: "element added",
@@ -54,12 +56,16 @@ class Event(NamedTuple):
         table: its name.
         what: e.g. "rule deleted".
         where: the chain or set, "" for the table itself.
+        port: the netlink port it was sent from; mostly the number of the process.
+        body: of a deleted rule, all that was told of it.
     """
 
     family: int
     table: str
     what: str
     where: str
+    port: int
+    body: bytes
 
 
 class Monitor:
@@ -114,7 +120,7 @@ class Monitor:
                 if kind == NEWGEN:
                     program = _program(message.body) or program
                 elif kind in _VERBS:
-                    events.append(_event(kind, message.body))
+                    events.append(_event(kind, message))
             if not seen:
                 return events, program
 
@@ -141,10 +147,11 @@ def _not_of_this_process() -> bytes:
     return b"".join(_STEP.pack(*step) for step in steps)
 
 
-def _event(kind: int, body: memoryview) -> Event:
-    found = wire.attributes(body[4:])
+def _event(kind: int, message: wire.Message) -> Event:
+    found = wire.attributes(message.body[4:])
     where = wire.string(found[_OF[kind]]) if kind in _OF and _OF[kind] in found else ""
-    return Event(body[0], wire.string(found[1]), _VERBS[kind], where)
+    body = bytes(message.body) if kind == DELRULE else b""
+    return Event(message.body[0], wire.string(found[1]), _VERBS[kind], where, message.port, body)
 
 
 def _program(body: memoryview) -> str:
@@ -154,8 +161,3 @@ def _program(body: memoryview) -> str:
     return (
         f"{name} (process {int.from_bytes(found[_GEN_PROCESS])})" if name and _GEN_PROCESS in found else name
     )
-
-
-def events_about(events: Iterable[Event], family: int, table: str) -> Iterator[Event]:
-    """Those that are about a table."""
-    return (event for event in events if event.family == family and event.table == table)

@@ -1,0 +1,62 @@
+"""Notices what others do to our rules, where they are rules of nf_tables.
+
+Others have rules in the same tables, some in the same chains, so not every change there is one of ours. And our own come
+from programs: they are told by their process numbers, by which the kernel's notifications name who sent a change.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from kubeproxy.api.addresses import IPV4, Family
+from kubeproxy.backends.iptables import names
+from kubeproxy.backends.programs import TABLES
+from kubeproxy.netlink.nft.lookout import LOST, Lookout, words
+from kubeproxy.netlink.nft.messages import IP, IP6
+from kubeproxy.netlink.nft.monitor import RULE_DELETED, TABLE_ADDED, Event
+
+_OURS: Final = frozenset(
+    {
+        names.SERVICES,
+        names.EXTERNAL_SERVICES,
+        names.NODE_PORTS,
+        names.POSTROUTING,
+        names.MARK_MASQ,
+        names.FORWARD,
+        names.PROXY_FIREWALL,
+        names.CANARY,
+    }
+)
+_JUMPS: Final = tuple(f"{chain}\0".encode() for chain in sorted(_OURS))
+
+
+def watch(family: Family, wrote: Callable[[int], bool], disturbed: Callable[[str], None]) -> Lookout:
+    """Starts a look-out over the rules of one family, in the running event loop. It hears nothing before `join`.
+
+    Args:
+        family: the family.
+        wrote: whether a process was one of ours.
+        disturbed: told what was done, in the event loop.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    number = IP if family == IPV4 else IP6
+
+    def heard(events: list[Event], program: str) -> None:
+        found = [e for e in events if e.family == number and concerns(e) and not wrote(e.port)]
+        if found:
+            where = ", ".join(sorted({event.table for event in found}))
+            disturbed(f"{program or 'somebody'} changed our rules in table {where}: {words(found)}")
+
+    return Lookout(heard, lambda: disturbed(LOST))
+
+
+def concerns(event: Event) -> bool:
+    """Whether a rule or chain of ours was changed, of whatever family."""
+    if event.table not in TABLES or event.what == TABLE_ADDED:
+        return False
+    if not event.where or event.where in _OURS or names.is_owned(event.where):
+        return True
+    if event.what != RULE_DELETED:
+        return False
+    return event.where == names.KUBELET_FIREWALL or any(jump in event.body for jump in _JUMPS)
