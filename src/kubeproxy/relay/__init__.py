@@ -11,6 +11,7 @@ sockets    makes listening sockets
 worker     the process' side: takes orders
 loop       waits for sockets and times
 balancer   which target a client gets
+slots      how many descriptors are left
 tcp, pipes connections, carried by splice(2)
 udp        flows
 origin     where a client wanted to go, as connection tracking knows

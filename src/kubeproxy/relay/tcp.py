@@ -22,24 +22,23 @@ from kubeproxy.relay import origin, sockets
 from kubeproxy.relay.balancer import Balancer
 from kubeproxy.relay.header import header
 from kubeproxy.relay.loop import ERROR, HANGUP, IN, OUT, Loop, Timer
-from kubeproxy.relay.pipes import SIZE, Pipe, Pool
+from kubeproxy.relay.pipes import SIZE, Copy, Pipe, Pool
 from kubeproxy.relay.shared import Shared
+from kubeproxy.relay.slots import is_shortage
 from kubeproxy.relay.values import Listener, Target
 
 PATIENCE: Final = (0.25, 0.5, 1.0, 2.0)
 """Seconds to wait for a target's answer, for each one that gave none."""
 
-DESCRIPTORS: Final = 6
-"""A connection has two sockets and at times two pipes."""
+DESCRIPTORS: Final = 2
+"""A connection has two sockets."""
 
-_FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _ROUNDS: Final = 8
 _LITTLE: Final = SIZE // 4
 """Who sends less at a time has probably no more to send now."""
 
 _GONE: Final = -1
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: close with a reset
-_FULL: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Entrance:
@@ -89,14 +88,15 @@ class Entrance:
     def _accept(self) -> bool:
         """Takes one connection; returns whether there may be more."""
         if not self._shared.slots.take(DESCRIPTORS):
+            self._shared.full()
             self.pause()
             return False
         try:
             client, peer = self._sock.accept()
         except OSError as e:
             self._shared.slots.give_back(DESCRIPTORS)
-            if e.errno in _FULL:
-                self._shared.slots.exhausted(e)
+            if is_shortage(e):
+                self._shared.short(e)
                 self.pause()
             return e.errno == errno.ECONNABORTED
         client.setblocking(False)
@@ -163,7 +163,7 @@ class Dialing:
             try:
                 self._server = server = self._socket()
             except OSError as e:
-                self._shared.slots.exhausted(e)
+                self._shared.short(e)
                 break
             code = server.connect_ex(self._target)
             if code in {0, errno.EINPROGRESS}:
@@ -217,7 +217,7 @@ class Stream:
     Attributes:
         source: the descriptor it comes from.
         sink: the socket it goes to.
-        pipe: what has been read and not yet been written; None for nothing.
+        pipe: holds what has been read and not yet been written; None for nothing.
         ended: the source has said that nothing will follow.
         finished: the sink has been told so.
     """
@@ -227,7 +227,7 @@ class Stream:
     def __init__(self, source: int, sink: socket.socket) -> None:
         self.source = source
         self.sink = sink
-        self.pipe: Pipe | None = None
+        self.pipe: Pipe | Copy | None = None
         self.ended = False
         self.finished = False
 
@@ -241,26 +241,20 @@ class Stream:
         if pipe is None:
             if self.ended:
                 return
-            pipe = pool.lend()
-        self.pipe = pipe
+            pipe = self.pipe = pool.lend()
         sink, count = self.sink.fileno(), SIZE
-        for _ in range(_ROUNDS):
-            if not pipe.held:
-                if self.ended:
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(_ROUNDS):
+                if not pipe.held:
+                    if self.ended:
+                        break
+                    count = pipe.fill(self.source)
+                    if not count:
+                        self.ended = True
+                        break
+                pipe.drain(sink)
+                if pipe.held or count < _LITTLE:
                     break
-                try:
-                    count = pipe.held = os.splice(self.source, pipe.write, SIZE, flags=_FLAGS)
-                except BlockingIOError:
-                    break
-                if not count:
-                    self.ended = True
-                    break
-            try:
-                pipe.held -= os.splice(pipe.read, sink, pipe.held, flags=_FLAGS)
-            except BlockingIOError:
-                break
-            if pipe.held or count < _LITTLE:
-                break
         if pipe.held:
             return
         self.pipe = None

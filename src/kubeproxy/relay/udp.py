@@ -92,13 +92,16 @@ class Entrance:
         if self.listener.translated and not self._translated(peer):
             return None
         candidates = self.balancer.candidates(peer[0])
-        if not candidates or not self.shared.slots.take(1):
+        if not candidates:
+            return None
+        if not self.shared.slots.take(1):
+            self.shared.full()
             return None
         try:
             flow = Flow(self, client, list(candidates))
         except OSError as e:
             self.shared.slots.give_back(1)
-            self.shared.slots.exhausted(e)
+            self.shared.short(e)
             return None
         self.flows[client] = flow
         return flow
