@@ -9,19 +9,23 @@ from bench import objects, rig
 from tests.fakes.apiserver import FakeApiServer
 from tests.lab import netns
 
+MODES = ("iptables", "nftables")
 SIZES = ((0, 0), (5000, 3), (10000, 10))
 
 
 def main(rounds: int) -> None:
     with rig.path("legacy") as path:
-        rig.row("iptables mode", "resident", "peak")
-        for services, count in SIZES:
-            title = f"{services} Services x {count}" if services else "idle"
-            _show(f"{title}, manifests", [_from_files(services, count, path) for _ in range(rounds)])
-            _show(
-                f"{title}, API server",
-                [asyncio.run(_from_server(services, count, path)) for _ in range(rounds)],
-            )
+        for mode in MODES:
+            rig.row(f"{mode} mode", "resident", "peak")
+            for services, count in SIZES:
+                title = f"{services} Services x {count}" if services else "idle"
+                _show(
+                    f"{title}, manifests", [_from_files(mode, services, count, path) for _ in range(rounds)]
+                )
+                _show(
+                    f"{title}, API server",
+                    [asyncio.run(_from_server(mode, services, count, path)) for _ in range(rounds)],
+                )
 
 
 def _show(title: str, figures: list[tuple[float, float]]) -> None:
@@ -29,16 +33,16 @@ def _show(title: str, figures: list[tuple[float, float]]) -> None:
     rig.row(title, f"{now:.0f} MB", f"{peak:.0f} MB")
 
 
-def _from_files(services: int, count: int, path: str) -> tuple[float, float]:
+def _from_files(mode: str, services: int, count: int, path: str) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder, rig.node() as node:
         if services:
             Path(folder, "cluster.json").write_bytes(objects.manifest(services, count))
-        with rig.Proxy(node, "--manifests", folder, path=path) as proxy:
+        with rig.Proxy(node, "--proxy-mode", mode, "--manifests", folder, path=path) as proxy:
             time.sleep(1)
             return proxy.megabytes()
 
 
-async def _from_server(services: int, count: int, path: str) -> tuple[float, float]:
+async def _from_server(mode: str, services: int, count: int, path: str) -> tuple[float, float]:
     with rig.node() as node:
         server = FakeApiServer()
         for obj in objects.cluster(services, count):
@@ -52,7 +56,7 @@ async def _from_server(services: int, count: int, path: str) -> tuple[float, flo
         )
         with netns.inside(node):
             await server.start()
-        proxy = rig.Proxy(node, "--master", server.url, path=path)
+        proxy = rig.Proxy(node, "--proxy-mode", mode, "--master", server.url, path=path)
         try:
             await asyncio.to_thread(proxy.__enter__)
             await asyncio.sleep(1)

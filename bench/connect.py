@@ -1,0 +1,105 @@
+"""New connections through a ClusterIP, among few Services and among many: against direct ones, against iptables mode.
+
+A client on the node connects to a Pod behind a virtual cable, one connection after the other, each ended by a reset. Among many
+Services it asks for the one in the middle. Fifty direct connections and fifty others take turns.
+"""
+
+import contextlib
+import json
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench import objects, rig
+from tests.lab import netns
+
+SIZES = (10, 10_000)
+TURNS, CONNECTIONS = 100, 50
+POD, PORT = "10.128.0.2", 8080
+_SERVER = f"""
+import socket
+listener = socket.create_server(("{POD}", {PORT}), backlog=4096)
+print("ready", flush=True)
+while True:
+    listener.accept()[0].close()
+"""
+
+
+def main(rounds: int) -> None:
+    rig.row("", "1/s", "median", "to direct")
+    with rig.path("legacy") as path:
+        for services in SIZES:
+            for mode in ("iptables", "nftables"):
+                direct, through = _mode(mode, services, path, rounds)
+                title = f"{mode} mode, {services} Services"
+                _show(title, through, direct)
+                _show("  direct, on the same node", direct, direct)
+
+
+def _show(what: str, found: list[float], direct: list[float]) -> None:
+    middle = rig.median(found)
+    rate = len(found) / sum(found)
+    rig.row(what, f"{rate:.0f}", f"{1e6 * middle:.1f} us", f"{middle / rig.median(direct):.2f} x")
+
+
+def _mode(mode: str, services: int, path: str, rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of connections: direct ones, and those through a ClusterIP."""
+    asked = services // 2
+    cluster = [objects.service(i) for i in range(services)]
+    cluster += [objects.slice_(i, [POD]) for i in range(services)]
+    direct: list[float] = []
+    through: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, _node_and_pod() as node:
+        listed = {"apiVersion": "v1", "kind": "List", "items": cluster}
+        Path(folder, "cluster.json").write_text(json.dumps(listed))
+        with rig.Proxy(node, "--proxy-mode", mode, "--manifests", folder, path=path), netns.inside(node):
+            for _ in range(rounds * TURNS):
+                direct += _connect(POD, PORT)
+                through += _connect(cluster[asked]["spec"]["clusterIP"], 80)
+    return direct, through
+
+
+@contextlib.contextmanager
+def _node_and_pod() -> Iterator[str]:
+    """A node with one Pod that accepts connections."""
+    pod = f"{netns.unique_prefix()}pod"
+    with rig.node() as node:
+        netns.create([pod])
+        try:
+            lines = (
+                "link add pod0 type veth peer name eth0 netns " + pod,
+                "link set pod0 up",
+                f"route add {POD} dev pod0",
+            )
+            netns.finish(netns.ip_batch(*lines, namespace=node))
+            lines = ("link set eth0 up", f"address add {POD}/32 dev eth0", "route add default dev eth0")
+            netns.finish(netns.ip_batch(*lines, namespace=pod))
+            with netns.inside(pod):
+                server = subprocess.Popen([sys.executable, "-c", _SERVER], stdout=subprocess.PIPE)
+            assert server.stdout is not None
+            server.stdout.readline()
+            try:
+                yield node
+            finally:
+                server.kill()
+                server.wait()
+                server.stdout.close()
+        finally:
+            netns.delete([pod])
+
+
+def _connect(address: str, port: int) -> list[float]:
+    seconds = []
+    reset = struct.pack("ii", 1, 0)
+    for _ in range(CONNECTIONS):
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            started = time.perf_counter()
+            client.connect((address, port))
+            seconds.append(time.perf_counter() - started)
+    return seconds
