@@ -1,7 +1,8 @@
 """New connections through a ClusterIP, among few Services and among many: against direct ones, against iptables mode.
 
 A client on the node connects to a Pod behind a virtual cable, one connection after the other, each ended by a reset. Among many
-Services it asks for the one in the middle. Fifty direct connections and fifty others take turns.
+Services it asks for the one in the middle. Fifty direct connections and fifty others take
+turns; direct ones, too, walk what rules there are.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from bench import objects, rig
 from tests.lab import netns
@@ -31,37 +33,47 @@ while True:
 
 
 def main(rounds: int) -> None:
-    rig.row("", "1/s", "median", "to direct")
+    rig.row("", "1/s", "median", "to bare")
     with rig.path("legacy") as path:
         for services in SIZES:
             for mode in ("iptables", "nftables"):
-                direct, through = _mode(mode, services, path, rounds)
-                title = f"{mode} mode, {services} Services"
-                _show(title, through, direct)
-                _show("  direct, on the same node", direct, direct)
+                found = _mode(mode, services, path, rounds)
+                rig.row(f"{services} Services, {mode} mode")
+                _show("through a ClusterIP", found.through, found.bare)
+                _show("direct, on the same node", found.direct, found.bare)
+                _show("direct, on this node before the start", found.bare, found.bare)
 
 
-def _show(what: str, found: list[float], direct: list[float]) -> None:
+def _show(what: str, found: list[float], bare: list[float]) -> None:
     middle = rig.median(found)
     rate = len(found) / sum(found)
-    rig.row(what, f"{rate:.0f}", f"{1e6 * middle:.1f} us", f"{middle / rig.median(direct):.2f} x")
+    rig.row(f"  {what}", f"{rate:.0f}", f"{1e6 * middle:.1f} us", f"{middle / rig.median(bare):.2f} x")
 
 
-def _mode(mode: str, services: int, path: str, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of connections: direct ones, and those through a ClusterIP."""
+class Found(NamedTuple):
+    """Seconds of connections: on a node without rules, and with them direct ones and those through a ClusterIP."""
+
+    bare: list[float]
+    direct: list[float]
+    through: list[float]
+
+
+def _mode(mode: str, services: int, path: str, rounds: int) -> Found:
     asked = services // 2
     cluster = [objects.service(i) for i in range(services)]
     cluster += [objects.slice_(i, [POD]) for i in range(services)]
-    direct: list[float] = []
-    through: list[float] = []
+    found = Found([], [], [])
     with tempfile.TemporaryDirectory() as folder, _node_and_pod() as node:
         listed = {"apiVersion": "v1", "kind": "List", "items": cluster}
         Path(folder, "cluster.json").write_text(json.dumps(listed))
+        with netns.inside(node):
+            for _ in range(rounds * TURNS):
+                found.bare.extend(_connect(POD, PORT))
         with rig.Proxy(node, "--proxy-mode", mode, "--manifests", folder, path=path), netns.inside(node):
             for _ in range(rounds * TURNS):
-                direct += _connect(POD, PORT)
-                through += _connect(cluster[asked]["spec"]["clusterIP"], 80)
-    return direct, through
+                found.direct.extend(_connect(POD, PORT))
+                found.through.extend(_connect(cluster[asked]["spec"]["clusterIP"], 80))
+    return found
 
 
 @contextlib.contextmanager
