@@ -11,7 +11,7 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from kubeproxy.api.addresses import family_of, join
-from kubeproxy.api.rows import Condition, EndpointRow, PortRow, Protocol, ServiceRow, SliceRow
+from kubeproxy.api.rows import Condition, EndpointRow, Protocol, ServiceRow, SliceRow
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.select import Backend, Topology, select
 
@@ -152,6 +152,7 @@ def plan(service: ServiceRow, slices: Iterable[SliceRow], node: NodeConfig) -> S
     if cluster_ip is None:
         return None
     mine = [s for s in slices if s.family == family]
+    served = _by_port(mine)
     base = f"{service.namespace}/{service.name}"
     external_ips = _of_family(service.external_ips, family) if node.external_ips else ()
     load_balancer_ips = _of_family(service.load_balancer_ips, family)
@@ -159,7 +160,7 @@ def plan(service: ServiceRow, slices: Iterable[SliceRow], node: NodeConfig) -> S
     ports = []
     for port in service.ports:
         external = bool(port.node_port or external_ips or load_balancer_ips)
-        candidates = _candidates(mine, port, node.name)
+        candidates = _candidates(served.get((port.name, port.protocol), ()), node.name)
         chosen = select(
             candidates,
             cluster=not service.internal_local or external,
@@ -202,20 +203,25 @@ def _of_family(addresses: tuple[str, ...], family: str) -> tuple[str, ...]:
     return tuple([a for a in addresses if family_of(a) == family]) if addresses else ()
 
 
-def _candidates(slices: list[SliceRow], port: PortRow, node: str) -> list[tuple[EndpointRow, Backend]]:
+def _by_port(slices: list[SliceRow]) -> dict[tuple[str, str], list[tuple[SliceRow, int]]]:
+    """The slices that have a port, and its number there, by its name and protocol; both sides may have thousands."""
+    found: dict[tuple[str, str], list[tuple[SliceRow, int]]] = {}
+    for piece in slices:
+        for port in piece.ports:
+            found.setdefault((port.name, port.protocol), []).append((piece, port.port))
+    return found
+
+
+def _candidates(served: Iterable[tuple[SliceRow, int]], node: str) -> list[tuple[EndpointRow, Backend]]:
     """The endpoints of a Service port in address order, the better of two with one address and port."""
     found: dict[str, tuple[EndpointRow, Backend]] = {}
-    for piece in slices:
-        for p in piece.ports:
-            if p.name != port.name or p.protocol != port.protocol:
-                continue
-            number = p.port
-            for row in piece.endpoints:
-                at = join(row.address, number)
-                candidate = (row, Backend(row.address, number, row.node == node))
-                other = found.get(at)
-                if other is None or _merit(candidate) > _merit(other):
-                    found[at] = candidate
+    for piece, number in served:
+        for row in piece.endpoints:
+            at = join(row.address, number)
+            candidate = (row, Backend(row.address, number, row.node == node))
+            other = found.get(at)
+            if other is None or _merit(candidate) > _merit(other):
+                found[at] = candidate
     return [found[at] for at in sorted(found)]
 
 
