@@ -17,6 +17,8 @@ BITS: Final[dict[Family, int]] = {IPV4: 32, IPV6: 128}
 
 _DIGITS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}", re.ASCII)
 _MAPPED = bytes(10) + b"\xff\xff"
+_NOWHERE = ("0.", *(f"{net}." for net in range(224, 240)), "255.255.255.255", "ff")
+"""How canonical addresses of nobody or of many begin (RFC 6890, RFC 4291)."""
 
 
 def family_of(address: str) -> Family:
@@ -89,6 +91,11 @@ def contains(cidr: str, address: str) -> bool:
     first, other = pack(network), pack(address)
     shift = len(first) * 8 - int(length)
     return len(first) == len(other) and int.from_bytes(first) >> shift == int.from_bytes(other) >> shift
+
+
+def is_host(address: str) -> bool:
+    """Whether a canonical address can be one host's: not 0.0.0.0/8, ::, multicast, or the broadcast address."""
+    return address[0] in "13456789" or not (address.startswith(_NOWHERE) or address == "::")
 
 
 def is_loopback(address: str) -> bool:

@@ -10,7 +10,15 @@ from collections.abc import Callable, Iterable
 from sys import intern
 
 from kubeproxy.api import types
-from kubeproxy.api.addresses import IPV6, Family, family_of, is_everything, parse_address, parse_range
+from kubeproxy.api.addresses import (
+    IPV6,
+    Family,
+    family_of,
+    is_everything,
+    is_host,
+    parse_address,
+    parse_range,
+)
 from kubeproxy.api.rows import (
     Condition,
     EndpointPortRow,
@@ -29,6 +37,7 @@ DEFAULT_NAMESPACE = "default"
 DEFAULT_AFFINITY_SECONDS = 10800
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 
+_NO_HOST = "is no address of one host"
 _NAME = re.compile(r"[A-Za-z0-9](?:[-.A-Za-z0-9]*[A-Za-z0-9])?", re.ASCII)
 _READY, _SERVING, _TERMINATING = (int(c) for c in (Condition.READY, Condition.SERVING, Condition.TERMINATING))
 _PROTOCOLS: dict[str, Protocol] = {"TCP": "TCP", "UDP": "UDP", "SCTP": "SCTP"}
@@ -111,6 +120,9 @@ def endpoint_slice(wire: types.EndpointSlice, complain: Complain) -> SliceRow | 
         if separator not in address:
             complain(f"endpoints[{i}].addresses[0]", f"{address} is not {family}")
             continue
+        if not is_host(address):
+            complain(f"endpoints[{i}].addresses[0]", f"{address} {_NO_HOST}")
+            continue
         given, hints = ep.conditions, ep.hints
         if given is None:
             conditions = _READY | _SERVING
@@ -190,8 +202,14 @@ def node(wire: types.Node, complain: Complain) -> NodeRow:
 
 
 def service_cidr(wire: types.ServiceCIDR, complain: Complain) -> tuple[str, ...]:
-    """Flattens a ServiceCIDR to its canonical ranges."""
-    return _ranges(_each("spec.cidrs", wire.spec.cidrs), complain)
+    """Flattens a ServiceCIDR to its canonical ranges.
+
+    The whole of the addresses is none: what is in these ranges and belongs to no Service may be dropped.
+    """
+    ranges = _ranges(_each("spec.cidrs", wire.spec.cidrs), complain)
+    for cidr in filter(is_everything, ranges):
+        complain("spec.cidrs", f"{cidr} is every address there is; it is left out")
+    return tuple(cidr for cidr in ranges if not is_everything(cidr))
 
 
 def _names(meta: types.ObjectMeta, longest: int = 253) -> tuple[str, str]:
@@ -318,10 +336,14 @@ def _hints(given: tuple[types.Hint, ...] | None) -> tuple[str, ...]:
 
 def _address(text: str, field: str, complain: Complain) -> str | None:
     try:
-        return parse_address(text)
+        address = parse_address(text)
     except ValueError as e:
         complain(field, str(e))
         return None
+    if not is_host(address):
+        complain(field, f"{address} {_NO_HOST}")
+        return None
+    return address
 
 
 def _each(field: str, given: Iterable[str] | None) -> list[tuple[str, str]]:
