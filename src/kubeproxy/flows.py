@@ -21,7 +21,7 @@ from socket import AF_INET, AF_INET6
 
 from msgspec import Struct
 
-from kubeproxy.api.addresses import BITS, IPV4, unpack
+from kubeproxy.api.addresses import BITS, IPV4, Family, unpack
 from kubeproxy.backends.base import Change
 from kubeproxy.log import V2
 from kubeproxy.model.flows import PROTOCOLS, Fronts, Listing
@@ -86,6 +86,11 @@ class FlowCleaner:
         self._listeners: list[Callable[[Cleaned], None]] = []
         self.deleted = 0
         loop.on_sync(self._synced)
+
+    @property
+    def family(self) -> Family:
+        """The family it serves."""
+        return self._loop.family
 
     def on_clean(self, listener: Callable[[Cleaned], None]) -> None:
         """Calls back after each cleaning, in the event loop."""
