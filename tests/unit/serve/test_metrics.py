@@ -185,7 +185,7 @@ def test_what_a_backend_tells_of_itself_has_its_family() -> None:
 def test_stale_flows_are_told() -> None:
     cleaner = FlowCleaner(Stage().loop)
     exposition = Exposition(process=False)
-    exposition.providers.append(FlowMetrics(cleaner, "IPv4").figures)
+    exposition.providers.append(FlowMetrics(cleaner).figures)
     cleaner.deleted = 3
     for listener in cleaner._listeners:
         listener(Cleaned(listed=10, deleted=3, seconds=0.25))
