@@ -114,7 +114,8 @@ class Guest:
         _own(self._folder)
         (self._folder / "tests").write_text("".join(f"{name}\n" for name in names))
         quiet = ("-p", "no:cacheprovider", "-p", "no:xdist")
-        command = [sys.executable, "-m", "pytest", *quiet, f"@{self._folder / 'tests'}"]
+        detail = ["-v"] * session.config.option.verbose
+        command = [sys.executable, "-m", "pytest", *quiet, *detail, f"@{self._folder / 'tests'}"]
         try:
             machine = Machine(self._folder, command, {_FOLDER_VARIABLE: str(self._folder)})
         except kernel.MissingError as e:

@@ -14,10 +14,16 @@ _MODES = {
     "userspace-listen": "kubeproxy.backends.userspace.unprivileged",
 }
 _CLEANUPS = {
+    "ipvs": "kubeproxy.backends.ipvs.cleanup",  # first: what it leaves of the chains it shares is iptables mode's
     "iptables": "kubeproxy.backends.iptables.cleanup",
     "nftables": "kubeproxy.backends.nftables.cleanup",
 }
-_REPLACES = {"iptables": ("nftables",), "nftables": ("iptables",), "userspace": ("iptables",)}
+_REPLACES = {
+    "iptables": ("nftables", "ipvs"),
+    "nftables": ("ipvs", "iptables"),
+    "ipvs": ("nftables", "iptables"),
+    "userspace": ("ipvs", "iptables"),
+}
 
 
 class Mode(Protocol):

@@ -11,10 +11,10 @@ import shutil
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Literal, Protocol
 
-from kubeproxy.api.addresses import IPV4, Family
+from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.backends.base import SyncError, UnsupportedError
 from kubeproxy.linux import run, xtables
 from kubeproxy.netlink.nft.kernel import generation
@@ -162,6 +162,44 @@ class Programs:
 
     def _generation(self) -> int:
         return generation() if self.variant == "nf_tables" else 0
+
+
+def installed(which: Callable[[str], str | None] = shutil.which) -> Iterator[tuple[str, Programs]]:
+    """Every kind of programs there is, for both families, with their name."""
+    for family, base in ((IPV4, "iptables"), (IPV6, "ip6tables")):
+        kinds: tuple[tuple[Variant, str], ...] = (
+            ("legacy", "-legacy"),
+            ("nf_tables", "-nft"),
+            ("legacy", ""),
+        )
+        found = [(variant, base + suffix) for variant, suffix in kinds if which(f"{base}{suffix}-restore")]
+        for variant, name in found[:2]:
+            yield name, Programs(family, f"{name}-save", f"{name}-restore", variant)
+
+
+def by_table(lines: Iterable[str]) -> dict[str, tuple[list[str], list[tuple[str, str]]]]:
+    """What `save` printed: of each table the chains, and the rules with the chain they are in."""
+    found: dict[str, tuple[list[str], list[tuple[str, str]]]] = {}
+    table = ""
+    for line in lines:
+        if line.startswith("*"):
+            table = line[1:]
+            if table in TABLES:
+                found[table] = [], []
+        elif table in found:
+            chains, rules = found[table]
+            if line.startswith(":"):
+                chains.append(line[1 : line.index(" ")])
+            elif line.startswith("-A "):
+                chain, _, rule = line[3:].partition(" ")
+                rules.append((chain, rule))
+    return found
+
+
+def are_of_ipvs(tables: Mapping[str, tuple[list[str], list[tuple[str, str]]]]) -> bool:
+    """Whether the chains that iptables and ipvs mode both have are ipvs mode's now."""
+    _, rules = tables.get(NAT, ([], []))
+    return any(chain == "KUBE-SERVICES" and target(rule) == "KUBE-NODE-PORT" for chain, rule in rules)
 
 
 def find(family: Family, which: Callable[[str], str | None] = shutil.which) -> Programs:

@@ -1,17 +1,15 @@
 """Removes iptables mode's rules and chains, of both kinds of programs, whoever wrote them.
 
 What others have put into the same tables stays, and so do chains of ours that their rules lead to: KUBE-MARK-MASQ is
-used by network plugins. KUBE-FIREWALL is the kubelet's.
+used by network plugins. KUBE-FIREWALL is the kubelet's. Some chains ipvs mode has, too: they stay when they are its.
 """
 
 import logging
-import shutil
-from collections.abc import Iterable
 
-from kubeproxy.api.addresses import IPV4, IPV6, Family
+from kubeproxy.backends import programs
 from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.programs import NAT, TABLES, Programs, RefusedError, Tables, Variant, target
+from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables, target
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +23,12 @@ _CHAINS = {
     names.PROXY_FIREWALL,
     names.CANARY,
 }
-_PROGRAMS: tuple[tuple[Family, str], ...] = ((IPV4, "iptables"), (IPV6, "ip6tables"))
-_VARIANTS: tuple[tuple[Variant, str], ...] = (("legacy", "-legacy"), ("nf_tables", "-nft"), ("legacy", ""))
+_IPVS_HAS = {
+    NAT: {names.SERVICES, names.POSTROUTING, names.MARK_MASQ},
+    FILTER: {names.FORWARD, names.PROXY_FIREWALL},
+}
+_ONLY_OURS = '--comment "kubernetes load balancer firewall"'
+"""A rule of ours, and not of ipvs mode, that leads to a chain both have."""
 
 
 def cleanup() -> None:
@@ -36,16 +38,14 @@ def cleanup() -> None:
         SyncError: a program failed; the others did what they could.
     """
     troubles = []
-    for family, base in _PROGRAMS:
-        found = [(v, base + suffix) for v, suffix in _VARIANTS if shutil.which(f"{base}{suffix}-restore")]
-        for variant, name in found[:2]:
-            try:
-                count = clean(Programs(family, f"{name}-save", f"{name}-restore", variant))
-            except (RefusedError, SyncError) as e:
-                troubles.append(str(e))
-                continue
-            if count:
-                log.info("Removed %d chains of iptables mode through %s", count, name)
+    for name, tables in programs.installed():
+        try:
+            count = clean(tables)
+        except (RefusedError, SyncError) as e:
+            troubles.append(str(e))
+            continue
+        if count:
+            log.info("Removed %d chains of iptables mode through %s", count, name)
     if troubles:
         raise SyncError("; ".join(troubles))
 
@@ -58,15 +58,21 @@ def clean(tables: Tables) -> int:
         SyncError: it could not be tried.
     """
     count = 0
-    for table, lines in _by_table(tables.save()).items():
-        chains = [line[1 : line.index(" ")] for line in lines if line.startswith(":")]
-        rules = [line[3:].partition(" ")[::2] for line in lines if line.startswith("-A ")]
-        ours = {c for c in chains if c in _CHAINS or (table == NAT and names.is_owned(c))}
-        hooks = [(c, rule) for c, rule in rules if c not in ours and target(rule) in ours - {names.MARK_MASQ}]
+    found = programs.by_table(tables.save())
+    shared = _IPVS_HAS if programs.are_of_ipvs(found) else {}
+    for table, (chains, rules) in found.items():
+        stay = shared.get(table, set())
+        ours = {c for c in chains if c in _CHAINS - stay or (table == NAT and names.is_owned(c))}
+        hooks = [
+            (c, rule)
+            for c, rule in rules
+            if c not in ours
+            and (target(rule) in ours - {names.MARK_MASQ} or (target(rule) in stay and _ONLY_OURS in rule))
+        ]
         for c, rule in rules:
             if c not in ours and (c, rule) not in hooks:
                 ours.discard(target(rule))
-        if ours:
+        if ours or hooks:
             tables.restore(
                 table,
                 [
@@ -77,16 +83,3 @@ def clean(tables: Tables) -> int:
             )
             count += len(ours)
     return count
-
-
-def _by_table(lines: Iterable[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    table = ""
-    for line in lines:
-        if line.startswith("*"):
-            table = line[1:]
-            if table in TABLES:
-                found[table] = []
-        elif table in found:
-            found[table].append(line)
-    return found

@@ -85,6 +85,7 @@ class Linux:
         Raises:
             OSError: it lacks IPVS or IP sets.
         """
+        self.family: Family = family
         self._size = 4 if family == IPV4 else 16
         self._domain = int(AF_INET if family == IPV4 else AF_INET6)
         self._ipvs = ipvs.IPVS()

@@ -1,0 +1,149 @@
+"""Removes what ipvs mode left: virtual servers, rules, sets, kube-ipvs0; of both families, whoever put it there.
+
+Virtual servers of others stay. Ours are those on addresses of kube-ipvs0, and those on ports in the sets of node ports.
+Chains that iptables mode has, too, lose what is ours in them, and are for its clean-up to delete. A kernel that has no
+IPVS loaded is left as it is.
+"""
+
+import errno
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from kubeproxy.api.addresses import FAMILIES, Family
+from kubeproxy.backends import programs
+from kubeproxy.backends.base import SyncError
+from kubeproxy.backends.ipvs import names
+from kubeproxy.backends.ipvs.kernel import Kernel, Linux, ServerChange
+from kubeproxy.backends.programs import RefusedError, Tables, target
+from kubeproxy.netlink import ipset, ipvs, route
+from kubeproxy.netlink.ipvs import Virtual
+
+log = logging.getLogger(__name__)
+
+_PROTOCOLS = {"TCP": ipvs.TCP, "UDP": ipvs.UDP, "SCTP": ipvs.SCTP}
+_OWN_HOOK = '--comment "kube-proxy firewall rules"'
+"""A rule of ours, and not of iptables mode, that leads to a chain both have."""
+
+
+def cleanup() -> None:
+    """Cleans up; a second time finds nothing to do.
+
+    Raises:
+        SyncError: something was refused; all else is removed.
+    """
+    sets = _sets_there()
+    if not sets and not route.interface(names.INTERFACE):
+        return
+    troubles: list[str] = []
+
+    def attempt(what: str, work: Callable[[], int]) -> None:
+        try:
+            count = work()
+        except (OSError, RefusedError, SyncError) as e:
+            troubles.append(f"{what}: {e}")
+            return
+        if count:
+            log.info("Removed %d %s of ipvs mode", count, what)
+
+    if Path("/proc/net/ip_vs").exists():
+        for family in FAMILIES:
+            attempt(f"{family} virtual servers", lambda: _clean_servers(Linux(family)))  # noqa: B023 called at once
+    for name, tables in programs.installed():
+        attempt(f"rules through {name}", lambda: clean(tables))  # noqa: B023
+    if sets:
+        attempt("sets", lambda: _clean_sets(sets))
+    attempt("interface", lambda: int(route.delete_interface(names.INTERFACE)))
+    if troubles:
+        raise SyncError("; ".join(troubles))
+
+
+def own_servers(kernel: Kernel, sets: Mapping[str, str]) -> list[Virtual]:
+    """The virtual servers that are ours.
+
+    Args:
+        kernel: the kernel under one family.
+        sets: the full names of the sets that hold node ports, each with their protocol.
+
+    Raises:
+        OSError: the kernel does not tell.
+    """
+    headers = kernel.headers()
+    ports = {
+        (_PROTOCOLS[protocol], element.port)
+        for name, protocol in sets.items()
+        if name in headers
+        for element in kernel.elements(name)
+    }
+    addresses = kernel.addresses()
+    return [v for v in kernel.servers() if v.address in addresses or (v.protocol, v.port) in ports]
+
+
+def clean(tables: Tables) -> int:
+    """Removes our rules and chains from some tables; returns how many went.
+
+    Raises:
+        RefusedError: it was refused.
+        SyncError: it could not be tried.
+    """
+    count = 0
+    for table, (chains, rules) in programs.by_table(tables.save()).items():
+        ours = [c for c in chains if c in names.OWN_CHAINS]
+        single = [(c, rule) for c, rule in rules if c not in ours and _is_ours(rule)]
+        if ours or single:
+            tables.restore(
+                table,
+                [
+                    *[f"-D {c} {rule}\n" for c, rule in single],
+                    *[f":{c} - [0:0]\n" for c in ours],
+                    *[f"-X {c}\n" for c in ours],
+                ],
+            )
+            count += len(ours) + len(single)
+    return count
+
+
+def _is_ours(rule: str) -> bool:
+    looks = any(f"--match-set {name} " in rule for name in _all_sets())
+    return looks or target(rule) in names.OWN_CHAINS or _OWN_HOOK in rule
+
+
+def _all_sets() -> list[str]:
+    return [names.set_name(short, family) for family in FAMILIES for short in (*names.SETS, "GROWING")]
+
+
+def _node_port_sets(family: Family) -> dict[str, str]:
+    return {names.set_name(short, family): protocol for protocol, short in names.NODE_PORTS.items()}
+
+
+def _clean_servers(kernel: Linux) -> int:
+    try:
+        found = own_servers(kernel, _node_port_sets(kernel.family))
+        refused = kernel.change_servers([ServerChange("delete", v) for v in found])
+        for error in refused.values():
+            raise error
+        return len(found)
+    finally:
+        kernel.close()
+
+
+def _sets_there() -> list[str]:
+    """Our sets. A kernel that has never been asked for sets is not asked."""
+    if not Path("/sys/module/ip_set").exists():
+        return []
+    try:
+        with ipset.Sets() as kernel:
+            return sorted(kernel.headers().keys() & set(_all_sets()))
+    except OSError:
+        return []
+
+
+def _clean_sets(found: list[str]) -> int:
+    with ipset.Sets() as kernel:
+        for name in found:
+            try:
+                kernel.destroy(name)
+            except OSError as e:
+                if e.errno != errno.ENOENT:
+                    raise OSError(e.errno, f"{name}: {e.strerror}") from e
+    return len(found)
