@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from kubeproxy.api.addresses import Family
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.figures import DURATIONS, Figure, Histogram, Kind
 from kubeproxy.flows import FlowCleaner
@@ -166,15 +165,14 @@ def _far(plan: ServicePlan | None) -> tuple[int, int]:
 class FlowMetrics:
     """The figures of one family's cleaning of stale flows."""
 
-    def __init__(self, cleaner: FlowCleaner, family: Family) -> None:
+    def __init__(self, cleaner: FlowCleaner) -> None:
         self._cleaner = cleaner
-        self._family = family
         self._seconds = Histogram(DURATIONS)
         cleaner.on_clean(lambda done: self._seconds.observe(done.seconds))
 
     def figures(self) -> Iterable[Figure]:
         """What there is to tell now."""
-        family = {"ip_family": self._family}
+        family = {"ip_family": self._cleaner.family}
         name = "kubeproxy_conntrack_reconciler_"
         text = "How long looking for stale flows took."
         yield Figure(f"{name}sync_duration_seconds", "histogram", text, self._seconds, family)

@@ -78,8 +78,8 @@ class Serving:
         """These are the loops, about to run, and what follows each: none where the kernel has no flows of ours."""
         self.health.attach(loops)
         door = Door(PROBES)
-        for loop, cleaner in zip(loops, cleaners, strict=False):
-            self.tell(metrics.FlowMetrics(cleaner, loop.family).figures)
+        for cleaner in cleaners:
+            self.tell(metrics.FlowMetrics(cleaner).figures)
         for loop in loops:
             ports = NodeHealth(loop, door, self.health.healthy, self._service_failed)
             self._ports.append(ports)
