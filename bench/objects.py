@@ -70,4 +70,9 @@ def cluster(services: int, count: int) -> list[dict[str, Any]]:
 
 def manifest(services: int, count: int) -> bytes:
     """A cluster as one List in JSON."""
-    return msgspec.json.encode({"apiVersion": "v1", "kind": "List", "items": cluster(services, count)})
+    return as_list(cluster(services, count))
+
+
+def as_list(items: list[dict[str, Any]]) -> bytes:
+    """Objects as one List in JSON."""
+    return msgspec.json.encode({"apiVersion": "v1", "kind": "List", "items": items})
