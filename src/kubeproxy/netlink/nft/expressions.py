@@ -7,7 +7,7 @@ rule. There are sixteen registers of four bytes, numbered here from 0; a longer 
 import struct
 from typing import Final
 
-from kubeproxy.netlink.wire import attribute, be32, be64, nested, text
+from kubeproxy.netlink.wire import attribute, be32, nested, text
 
 _FIRST_REGISTER = 8  # NFT_REG32_00
 _VERDICT_REGISTER = 0
@@ -104,9 +104,7 @@ def number(register: int, modulus: int) -> bytes:
     )
 
 
-def lookup(
-    name: str, register: int, result: int | None = None, *, inverted: bool = False, identity: int = 0
-) -> bytes:
+def lookup(name: str, register: int, result: int | None = None, *, inverted: bool = False) -> bytes:
     """Goes on only if a set has, or inverted has not, the key in a register.
 
     Args:
@@ -114,38 +112,23 @@ def lookup(
         register: where the key begins.
         result: where what a map says is stored; None for a set.
         inverted: goes on only if the key is not there.
-        identity: of a set made in the same transaction.
     """
     attributes = [text(1, name), _register(2, register)]
     if result is not None:
         attributes.append(_register(3, result))
-    if identity:
-        attributes.append(be32(4, identity))
     if inverted:
         attributes.append(be32(5, 1))
     return _expression("lookup", *attributes)
 
 
-def lookup_verdict(name: str, register: int, *, identity: int = 0) -> bytes:
+def lookup_verdict(name: str, register: int) -> bytes:
     """Does what a verdict map says of the key in a register; goes on if it says nothing."""
-    attributes = [text(1, name), _register(2, register), be32(3, _VERDICT_REGISTER)]
-    if identity:
-        attributes.append(be32(4, identity))
-    return _expression("lookup", *attributes)
+    return _expression("lookup", text(1, name), _register(2, register), be32(3, _VERDICT_REGISTER))
 
 
-def update(name: str, register: int, timeout: int = 0) -> bytes:
-    """Adds the key in a register to a dynamic set, or makes it young again.
-
-    Args:
-        name: the set.
-        register: where the key begins.
-        timeout: milliseconds after which it goes; 0 for the set's own.
-    """
-    attributes = [text(1, name), be32(3, 1), _register(4, register)]
-    if timeout:
-        attributes.append(be64(6, timeout))
-    return _expression("dynset", *attributes)
+def update(name: str, register: int) -> bytes:
+    """Adds the key in a register to a dynamic set, or makes it young again."""
+    return _expression("dynset", text(1, name), be32(3, 1), _register(4, register))
 
 
 def fib_type(register: int, *, destination: bool) -> bytes:

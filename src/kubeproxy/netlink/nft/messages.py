@@ -136,7 +136,6 @@ def add_set(
     flags: int = 0,
     timeout: int = 0,
     size: int = 0,
-    identity: int = 0,
     comment: str = "",
 ) -> Message:
     """Makes a set, or with `data` a map, if it is not there.
@@ -149,7 +148,6 @@ def add_set(
         flags: INTERVAL, TIMEOUT, EVAL.
         timeout: milliseconds after which elements go, with TIMEOUT.
         size: the most elements it may hold; 0 for any number.
-        identity: a number for rules of the same transaction to refer to it by, for anonymous sets.
         comment: printed by nft.
     """
     body = text(1, table.name) + text(2, name)
@@ -167,7 +165,7 @@ def add_set(
         description += nested(2, *(nested(1, be32(1, part.size)) for part in key))
     if description:
         body += nested(9, description)
-    body += be32(10, identity)
+    body += be32(10, 0)  # by which rules of the transaction may refer to it instead of by its name
     if timeout:
         body += be64(11, timeout)
     userdata = types.typeof(key, data or ())
@@ -185,29 +183,23 @@ def delete_set(table: Table, name: str) -> Message:
     return Message(DELSET, 0, table.family, body, f"delete set {table} {name}")
 
 
-def flush_set(table: Table, name: str) -> Message:
-    """Deletes all elements of a set or map."""
-    body = text(1, table.name) + text(2, name)
-    return Message(DELSETELEM, 0, table.family, body, f"flush set {table} {name}")
-
-
-def add_elements(table: Table, name: str, elements: Iterable[bytes], identity: int = 0) -> list[Message]:
-    """Adds elements, each as `element` or a template of its form makes them.
+def add_elements(table: Table, name: str, elements: Iterable[bytes]) -> list[Message]:
+    """Adds elements, each as its attribute.
 
     An element that is there already is no error when it is the same, and refused when it maps to something else.
     """
-    return _elements(NEWSETELEM, CREATE, table, name, elements, identity, "add elements to")
+    return _elements(NEWSETELEM, CREATE, table, name, elements, "add elements to")
 
 
 def delete_elements(table: Table, name: str, elements: Iterable[bytes]) -> list[Message]:
     """Deletes elements, each given at least by its key. One that is not there is refused."""
-    return _elements(DELSETELEM, 0, table, name, elements, 0, "delete elements of")
+    return _elements(DELSETELEM, 0, table, name, elements, "delete elements of")
 
 
 def _elements(
-    kind: int, flags: int, table: Table, name: str, elements: Iterable[bytes], identity: int, verb: str
+    kind: int, flags: int, table: Table, name: str, elements: Iterable[bytes], verb: str
 ) -> list[Message]:
-    head = text(1, table.name) + text(2, name) + (be32(4, identity) if identity else b"")
+    head = text(1, table.name) + text(2, name)
     about = f"{verb} {table} {name}"
     messages: list[Message] = []
     batch: list[bytes] = []
@@ -221,38 +213,6 @@ def _elements(
     if batch:
         messages.append(Message(kind, flags, table.family, head + nested(3, *batch), about))
     return messages
-
-
-def element(
-    key: bytes,
-    data: bytes | None = None,
-    *,
-    end: bytes | None = None,
-    verdict: bytes | None = None,
-    comment: str = "",
-    last: bool = False,
-) -> bytes:
-    """An element of a set or map.
-
-    Args:
-        key: its parts, each padded to four bytes.
-        data: what it maps to, padded likewise.
-        end: the end of the interval, for keys of several parts in interval sets (inclusive).
-        verdict: instead of data, of `verdict`.
-        comment: printed by nft.
-        last: it is the end, exclusive, of an interval that another element began (keys of one part).
-    """
-    parts = [nested(1, attribute(1, key))]
-    if data is not None:
-        parts.append(nested(2, attribute(1, data)))
-    elif verdict is not None:
-        parts.append(nested(2, verdict))
-    if last:
-        parts.append(be32(3, 1))
-    parts.append(_userdata(6, COMMENT, comment))
-    if end is not None:
-        parts.append(nested(10, attribute(1, end)))
-    return nested(1, *parts)
 
 
 def verdict(code: int, chain: str = "") -> bytes:
