@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -72,7 +73,6 @@ class Kernel:
         asked: which lists were asked for.
         fails: what the next requests are answered with.
         meanwhile: what happens once, when a list has been read.
-        threads: how many are at it now, and at most were.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,17 +250,16 @@ async def test_what_changes_meanwhile_is_done_together_and_at_once(rig: Rig, ker
     """An endpoint that came while a list was read gets flows before we know of it."""
     new = place("10.244.1.3", 5353)
     running = asyncio.get_running_loop()
+    told = threading.Event()
+
+    def tell() -> None:
+        for endpoint in (4, 5, 3):
+            rig.loop.partial(service(1, endpoint))
+        told.set()
 
     def meanwhile() -> None:
-        told = running.create_future()
-
-        def tell() -> None:
-            for endpoint in (4, 5, 3):
-                rig.loop.partial(service(1, endpoint))
-            told.set_result(None)
-
         running.call_soon_threadsafe(tell)
-        asyncio.run_coroutine_threadsafe(_wait(told), running).result(30)
+        assert told.wait(30)
 
     async with rig.running():
         rig.loop.full(service(1, 2))
@@ -271,10 +270,6 @@ async def test_what_changes_meanwhile_is_done_together_and_at_once(rig: Rig, ker
         await until(lambda: len(rig.done) == 2)
         assert [done.deleted for done in rig.done] == [1, 0]
     assert kernel.table == [Flow(UDP, FRONT, new)]
-
-
-async def _wait(told: asyncio.Future[None]) -> None:
-    await told
 
 
 async def test_a_refusal_is_said_once_and_what_was_to_do_is_done_with_the_next_change(
