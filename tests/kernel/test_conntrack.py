@@ -101,6 +101,16 @@ def test_a_kernel_that_does_not_know_the_filter_lists_more(
     assert listed(table, V6, SCTP) == expected(11)
 
 
+@pytest.mark.parametrize(("family", "protocol"), [(V4, UDP), (V4, SCTP), (V6, UDP), (V6, SCTP)])
+def test_a_kernel_that_lays_out_its_messages_otherwise_is_understood(
+    table: str, monkeypatch: pytest.MonkeyPatch, family: int, protocol: int
+) -> None:
+    known = listed(table, family, protocol)
+    other = {each: layout._replace(length=0) for each, layout in conntrack._LAYOUTS.items()}
+    monkeypatch.setattr(conntrack, "_LAYOUTS", other)
+    assert listed(table, family, protocol) == known != []
+
+
 def test_flows_without_ports_are_passed_over(space: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with netns.inside(space):
         subprocess.run(
