@@ -113,7 +113,7 @@ class LoopMetrics:
             "Services the kernel refuses; all others are in place.",
             len(loop.refused),
         )
-        yield from (Figure(f.name, f.kind, f.help, f.value, {**family, **f.labels}) for f in loop.figures())
+        yield from loop.figures()
 
     def _failures(self, figure: Callable[..., Figure]) -> Iterable[Figure]:
         full, partial = self._loop.failed[True], self._loop.failed[False]

@@ -11,17 +11,23 @@ causes it, and that one is left as it was.
 """
 
 import asyncio
+import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
+from kubeproxy.backends.iptables import names
 from kubeproxy.backends.iptables.difference import Fragment, Held, between, fragment, unreferenced
-from kubeproxy.backends.iptables.rules import NOTHING, Dialect, compile_service
+from kubeproxy.backends.iptables.rules import NOTHING, Compiled, Dialect, compile_service
 from kubeproxy.backends.iptables.static import frame
 from kubeproxy.backends.iptables.watch import watch
 from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables
+from kubeproxy.figures import Figure
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.netlink import nfacct
 from kubeproxy.netlink.nft.lookout import Lookout
 
 log = logging.getLogger(__name__)
@@ -39,6 +45,19 @@ _STREAM_STEP = 500
 
 _HOPELESS = 16
 """So many refusals without one success are not the Services' fault."""
+
+_COUNTERS = (
+    (
+        "kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
+        names.INVALID_COUNTER,
+        "Packets dropped because they belong to no connection.",
+    ),
+    (
+        "kubeproxy_iptables_localhost_nodeports_accepted_packets_total",
+        names.LOCALHOST_COUNTER,
+        "Packets to node ports on localhost.",
+    ),
+)
 
 _STAGES: tuple[tuple[str, Callable[[Fragment], list[str]]], ...] = (
     (FILTER, lambda f: f.refusals),
@@ -64,6 +83,8 @@ class IPTables:
         self._endpoints = 0
         self._fingerprint: object = None
         self._lookout: Lookout | None = None
+        self._rules: Counter[str] = Counter()
+        self._written: Counter[str] = Counter()
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         """See `Backend`. Runs in a thread: the programs take their time."""
@@ -78,6 +99,20 @@ class IPTables:
         if self._tables.variant == "nf_tables":
             self._lookout = watch(self._tables.family, self._tables.wrote, disturbed)
 
+    def figures(self) -> Iterable[Figure]:
+        """See `Measured`."""
+        for table in (FILTER, NAT):
+            labels = {"table": table, "ip_family": self._tables.family}
+            name = "kubeproxy_sync_proxy_rules_iptables_"
+            text = "Rules in the kernel."
+            yield Figure(f"{name}total", "gauge", text, self._rules[table], labels)
+            text = "Rules the last sync wrote."
+            yield Figure(f"{name}last", "gauge", text, self._written[table], labels)
+        if self._counters and self._tables.family == IPV4:
+            for name, counter, text in _COUNTERS:
+                with contextlib.suppress(OSError):
+                    yield Figure(name, "counter", text, nfacct.packets(counter))
+
     def close(self) -> None:
         """See `Backend`."""
         if self._lookout is not None:
@@ -86,6 +121,7 @@ class IPTables:
     def _sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         # What somebody changed before a partial sync goes on to be seen: that one mends nothing.
         intact = full or self._is_intact()
+        self._written.clear()
         try:
             failures = self._whole(node, changes) if full else self._partial(node, changes)
         except RefusedError as e:
@@ -120,13 +156,19 @@ class IPTables:
         if _is_large(endpoints) != _is_large(self._endpoints):
             raise StaleError(f"with {endpoints} endpoints the comments of all endpoints' rules change")
         dialect = self._dialect(node)
-        fragments = (
-            between(c.key, compile_service(c.before, dialect), compile_service(c.after, dialect))
-            for c in changes
-        )
-        for piece in self._pieces(fragments):
+        rules = Counter(self._rules)
+
+        def fragments() -> Iterator[Fragment]:
+            for c in changes:
+                before, after = compile_service(c.before, dialect), compile_service(c.after, dialect)
+                rules.subtract(before.rules())
+                rules.update(after.rules())
+                yield between(c.key, before, after)
+
+        for piece in self._pieces(fragments()):
             self._send(piece)
         self._endpoints = endpoints
+        self._rules = rules
         return {}
 
     def _full(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
@@ -134,12 +176,13 @@ class IPTables:
         dialect = self._dialect(node)
         wanted = frame(node, drop_invalid=self._drop_invalid, counters=self._counters)
         held = Held(self._tables, wanted)
+        self._rules = wanted.rules()
         for table, lines in held.frame_input(wanted).items():
-            self._tables.restore(table, lines)
+            self._write(table, lines)
         failures: dict[Key, str] = {}
         for part in self._parts(changes) if held.cold else [changes]:
             if not (held.cold and self._stream(part, dialect)):
-                found = (held.towards(c.key, compile_service(c.after, dialect)) for c in part)
+                found = (held.towards(c.key, self._counted(c, dialect, self._rules)) for c in part)
                 for piece in self._pieces(f for f in found if f):
                     self._isolate(piece, failures)
         self._sweep(held, failures)
@@ -148,24 +191,26 @@ class IPTables:
     def _stream(self, changes: Sequence[Change], dialect: Dialect) -> bool:
         """A first sync, each rule sent as it is made; returns whether it was accepted."""
         refusals: list[str] = []
+        rules: Counter[str] = Counter()
 
         def lines() -> Iterator[str]:
             # The program finds chains faster when many are declared at once than when one follows another's rules.
             for start in range(0, len(changes), _STREAM_STEP):
                 step = changes[start : start + _STREAM_STEP]
-                found = [between(c.key, NOTHING, compile_service(c.after, dialect)) for c in step]
+                found = [between(c.key, NOTHING, self._counted(c, dialect, rules)) for c in step]
                 for f in found:
                     refusals.extend(f.refusals)
                 yield from (line for f in found for line in f.nat if line[0] == ":")
                 yield from (line for f in found for line in f.nat if line[0] != ":")
 
         try:
-            self._tables.restore(NAT, lines())
+            self._write(NAT, lines())
         except RefusedError as e:
             log.warning("The first sync was refused, looking for the Service that causes it: %s", e)
             return False
         if refusals:
-            self._tables.restore(FILTER, refusals)
+            self._write(FILTER, refusals)
+        self._rules.update(rules)
         return True
 
     def _parts(self, changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
@@ -213,7 +258,7 @@ class IPTables:
         while todo:
             piece = todo.pop()
             try:
-                self._tables.restore(table, (line for f in piece for line in part(f)))
+                self._write(table, (line for f in piece for line in part(f)))
                 accepted += 1
             except RefusedError as e:
                 if len(piece) == 1:
@@ -250,7 +295,24 @@ class IPTables:
         """Sends fragments together."""
         for table, part in _STAGES:
             if lines := [line for f in fragments for line in part(f)]:
-                self._tables.restore(table, lines)
+                self._write(table, lines)
+
+    def _write(self, table: str, lines: Iterable[str]) -> None:
+        """Changes a table, and counts the rules that takes."""
+
+        def counted() -> Iterator[str]:
+            for line in lines:
+                self._written[table] += line.count("\n-A ") + line.startswith(("-A ", "-I "))
+                yield line
+
+        self._tables.restore(table, counted())
+
+    @staticmethod
+    def _counted(change: Change, dialect: Dialect, rules: Counter[str]) -> Compiled:
+        """Compiles a plan, and adds its rules to a count."""
+        compiled = compile_service(change.after, dialect)
+        rules.update(compiled.rules())
+        return compiled
 
     def _dialect(self, node: NodeConfig) -> Dialect:
         return Dialect(node, counters=self._counters, comments=not _is_large(self._endpoints))

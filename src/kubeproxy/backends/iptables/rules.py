@@ -17,6 +17,7 @@ A Service port has *chains* of its own in table nat, and *fronts*: single rules 
 Packets that find no endpoint are dropped or rejected by fronts in table filter.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -57,6 +58,12 @@ class Compiled(NamedTuple):
 
     chains: dict[str, str]
     fronts: list[tuple[Shared, str]]
+
+    def rules(self) -> Counter[str]:
+        """How many rules there are in each table."""
+        rules = Counter({NAT: sum(text.count("\n") for text in self.chains.values())})
+        rules.update([table for (table, _), _ in self.fronts])
+        return rules
 
 
 NOTHING = Compiled({}, [])

@@ -4,6 +4,7 @@ Some chains are ours alone and are kept exactly as they are here. Into others, t
 KUBE-FIREWALL, we only put single rules, on top (`hooks`) or where there is room (`extras`).
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 from kubeproxy.api.addresses import IPV4
@@ -31,6 +32,14 @@ class Frame(NamedTuple):
     tail: dict[Shared, list[str]]
     hooks: list[tuple[Shared, str]]
     extras: list[tuple[Shared, str]]
+
+    def rules(self) -> Counter[str]:
+        """How many rules of ours there are in each table, those that lead to them from the kernel's chains aside."""
+        rules: Counter[str] = Counter()
+        for (table, _), lines in (*self.chains.items(), *self.tail.items()):
+            rules[table] += len(lines)
+        rules.update([table for (table, _), _ in self.extras])
+        return rules
 
 
 def frame(node: NodeConfig, *, drop_invalid: bool, counters: bool) -> Frame:
