@@ -156,6 +156,12 @@ class Dialing:
                 server.send(self._greeting)  # so little always fits into a new socket
         Connection(self._shared, self._client, server)
 
+    def reset(self) -> None:
+        """Gives up."""
+        self._candidates.clear()
+        self._failed("the relay ends")
+        _refuse(self._shared, self._client)
+
     def _next(self) -> None:
         """Tries the next candidate that does not fail at once."""
         while self._candidates:

@@ -55,7 +55,7 @@ class Worker:
         """Serves until the daemon's end of the socket is closed."""
         self._loop.run()
         for handler in self._loop.handlers:
-            if isinstance(handler, tcp.Connection):
+            if isinstance(handler, tcp.Connection | tcp.Dialing):
                 handler.reset()
         self._loop.turn(0)
 
