@@ -12,7 +12,9 @@ peer after about 45 seconds. Lines are split here: an object may be megabytes lo
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -22,12 +24,16 @@ from msgspec import Struct
 from yarl import URL
 
 from kubeproxy import __version__
+from kubeproxy.figures import Figure, Histogram
 from kubeproxy.sources.auth import Credentials, Grant
 from kubeproxy.sources.execplugin import PluginError
 
 CONNECT_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 70.0
 """How long the server may keep silent over a request: it gives up itself after 60 s."""
+
+ANSWER_BOUNDS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)
+"""The bounds, in seconds, Kubernetes' clients measure answers by."""
 
 _LONGEST_LINE: Final = 64 * 1024 * 1024
 _IDLE_SECONDS, _PROBE_SECONDS, _DEAD_MILLISECONDS = 30, 5, 45_000
@@ -161,6 +167,19 @@ class Client:
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
         self._session: aiohttp.ClientSession | None = None
+        self._requests: Counter[tuple[str, str, str]] = Counter()
+        self._seconds: dict[tuple[str, str], Histogram] = {}
+
+    def figures(self) -> Iterable[Figure]:
+        """How many requests were made and how long their answers took to begin, as Kubernetes' clients tell it."""
+        text = "Requests to the API server, by its answer."
+        for (method, host, code), count in self._requests.items():
+            labels = {"method": method, "host": host, "code": code}
+            yield Figure("rest_client_requests_total", "counter", text, count, labels)
+        text = "How long the API server took until it answered."
+        for (method, host), seconds in self._seconds.items():
+            labels = {"verb": method, "host": host}
+            yield Figure("rest_client_request_duration_seconds", "histogram", text, seconds, labels)
 
     async def close(self) -> None:
         """Ends all connections; a later request opens new ones."""
@@ -248,18 +267,34 @@ class Client:
         if data is not None:
             kind = "merge-patch+json" if method == "PATCH" else "json"
             headers.append(("Content-Type", f"application/{kind}"))
-        async with asyncio.timeout(CONNECT_SECONDS + ANSWER_SECONDS):
-            return await self._session.request(
-                method,
-                URL(grant.server + target, encoded=True),
-                data=data,
-                headers=headers,
-                ssl=grant.context or True,
-                server_hostname=grant.server_name,
-                proxy=grant.proxy,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(connect=CONNECT_SECONDS, sock_read=seconds),
-            )
+        url = URL(grant.server + target, encoded=True)
+        with self._measured(method, url.authority) as code:
+            async with asyncio.timeout(CONNECT_SECONDS + ANSWER_SECONDS):
+                response = await self._session.request(
+                    method,
+                    url,
+                    data=data,
+                    headers=headers,
+                    ssl=grant.context or True,
+                    server_hostname=grant.server_name,
+                    proxy=grant.proxy,
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(connect=CONNECT_SECONDS, sock_read=seconds),
+                )
+            code.append(str(response.status))
+        return response
+
+    @contextlib.contextmanager
+    def _measured(self, method: str, host: str) -> Iterator[list[str]]:
+        """Counts a request, with the code that is put in the list."""
+        started = time.monotonic()
+        code: list[str] = []
+        try:
+            yield code
+        finally:
+            self._requests[method, host, code[0] if code else "<error>"] += 1
+            histogram = self._seconds.setdefault((method, host), Histogram(ANSWER_BOUNDS))
+            histogram.observe(time.monotonic() - started)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from kubeproxy.figures import Histogram
 from kubeproxy.sources.auth import Credentials
 from kubeproxy.sources.client import ApiError, Client, SilentError, UnreachableError, api_error
 from kubeproxy.sources.execplugin import Credential, PluginError
@@ -85,6 +86,27 @@ class TestRequest:
             await c.request("GET", SERVICES)
             await c.close()
             await c.request("GET", SERVICES)
+
+
+class TestFigures:
+    async def test_requests_are_counted_by_their_answer_and_measured(self) -> None:
+        async with FakeApiServer() as server, client(server) as c:
+            await c.request("GET", SERVICES)
+            await c.request("GET", SERVICES)
+            server.next(Fault(status=429, reason="TooManyRequests", message="later"))
+            with pytest.raises(ApiError):
+                await c.request("GET", SERVICES)
+            await c.close()
+            await server.stop()
+            with pytest.raises(UnreachableError):
+                await c.request("GET", SERVICES)
+            found = {(f.name, *f.labels.values()): f.value for f in c.figures()}
+        host = server.url.removeprefix("http://")
+        counts = {key[3]: value for key, value in found.items() if key[0] == "rest_client_requests_total"}
+        assert counts == {"200": 2, "429": 1, "<error>": 1}
+        seconds = found["rest_client_request_duration_seconds", "GET", host]
+        assert isinstance(seconds, Histogram)
+        assert seconds.cumulative()[-1] == 4
 
 
 class TestRefusals:
