@@ -24,6 +24,7 @@ from kubeproxy.linux import capabilities, oom
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.nodewatch import NodeWatch
 from kubeproxy.notify import notify
+from kubeproxy.serve.exposition import Provider
 from kubeproxy.serve.serving import Serving
 from kubeproxy.sources.base import Source, Status
 from kubeproxy.sync import Loop, Synced
@@ -105,8 +106,10 @@ class App:
         self._hub = Hub(self._name)
         self._events = Events(self._name, None)
         self._statuses: Mapping[str, Status] = {}
+        self._requests: Provider = tuple
         source = self._source()
         self._serving = Serving(self._options, self._hub, self._events, statuses=self._statuses)
+        self._serving.tell(self._requests)
         for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
             asyncio.get_running_loop().add_signal_handler(number, self._end, code)
         tasks: list[asyncio.Future[Any]] = [
@@ -152,6 +155,7 @@ class App:
             raise FatalError(str(e)) from e
         self._events = Events(self._name, source.client)
         self._statuses = source.statuses
+        self._requests = source.client.figures
         return source
 
     async def _watch_config(self) -> None:
