@@ -101,7 +101,20 @@ def expected(mode: str, name: str, *, recorded_rules: bool = False) -> Outcomes:
 def rules(mode: str, name: str) -> str:
     """The rules the reference left in the kernel; those of nftables complete enough to be loaded."""
     text = (ORACLE / "expected" / mode / f"{name}.rules").read_text()
+    if mode == "ipvs":
+        return _without_own_service(text, name)
     return _completed(text, name) if mode == "nftables" else text
+
+
+def _without_own_service(text: str, name: str) -> str:
+    """Takes out what is of the cluster's own Service, 10.96.0.1, whose lines were left out of the recording.
+
+    Where the case has no other of IPv4, rules look into a set that the recording shows empty.
+    """
+    services = (document["spec"] for document in documents(name) if document["kind"] == "Service")
+    if any("." in ip for spec in services for ip in spec.get("clusterIPs", ())):
+        return text
+    return re.sub(r"^-A KUBE-SERVICES .*--match-set KUBE-CLUSTER-IP .*\n", "", text, flags=re.MULTILINE)
 
 
 def _completed(text: str, name: str) -> str:

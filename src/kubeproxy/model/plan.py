@@ -47,6 +47,7 @@ class PortPlan(Struct, frozen=True, gc=False):
         endpoints: how many endpoints are known, usable or not.
         serving: for UDP and SCTP, every endpoint that may keep the flows it has, whether it gets new ones or not. Empty
             for TCP, whose connections end by themselves.
+        near: in ipvs mode, every endpoint on this node, usable or not.
     """
 
     name: str
@@ -66,6 +67,7 @@ class PortPlan(Struct, frozen=True, gc=False):
     topology: Topology = ""
     endpoints: int = 0
     serving: tuple[Backend, ...] = ()
+    near: tuple[Backend, ...] = ()
 
     @property
     def external(self) -> bool:
@@ -187,6 +189,7 @@ def plan(service: ServiceRow, slices: Iterable[SliceRow], node: NodeConfig) -> S
                 topology=chosen.topology,
                 endpoints=len(candidates),
                 serving=() if port.protocol == "TCP" else _serving(candidates, chosen.cluster),
+                near=tuple([b for _, b in candidates if b.local]) if node.ipvs else (),
             )
         )
     return ServicePlan(

@@ -14,7 +14,6 @@ from kubeproxy.api.addresses import IPV4, contains, is_loopback, pack
 from kubeproxy.backends.ipvs import names
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.model.plan import PortPlan, ServicePlan
-from kubeproxy.model.select import Backend
 from kubeproxy.netlink import ipvs
 from kubeproxy.netlink.ipset import Element
 from kubeproxy.netlink.ipvs import Real, Settings, Virtual
@@ -82,10 +81,11 @@ def compile_service(plan: ServicePlan | None, d: Dialect) -> Compiled:
 def _compile_port(p: PortPlan, d: Dialect, out: Compiled) -> None:
     protocol = _PROTOCOLS[p.protocol]
     entries = out.entries
-    internal, external = internal_reals(p), external_reals(p)
     settings = Settings(d.scheduler, d.flags | (ipvs.PERSISTENT if p.affinity else 0), p.affinity)
-    inside = Target(settings, _reals(internal))
-    outside = Target(settings, _reals(external)) if p.external else inside
+    inside = Target(settings, _reals(p, local=p.internal_local))
+    outside = inside
+    if p.external and p.external_local != p.internal_local:
+        outside = Target(settings, _reals(p, local=p.external_local))
 
     def front(text: str, target: Target) -> bytes:
         address = pack(text)
@@ -111,21 +111,15 @@ def _compile_port(p: PortPlan, d: Dialect, out: Compiled) -> None:
             _firewall(p, ip, element, d, out)
     if p.node_port:
         _node_port(p, protocol, outside, d, out)
-    used = dict.fromkeys((*internal, *external)) if p.external else internal
-    for b in used:
-        if b.local:
-            address = pack(b.address)
-            entries[names.LOOP_BACK, Element(address, protocol, b.port, address)] = None
+    for b in p.near:
+        address = pack(b.address)
+        entries[names.LOOP_BACK, Element(address, protocol, b.port, address)] = None
 
 
-def internal_reals(p: PortPlan) -> tuple[Backend, ...]:
-    """Where packets to the ClusterIP go."""
-    return (p.local or p.cluster) if p.internal_local else p.cluster
-
-
-def external_reals(p: PortPlan) -> tuple[Backend, ...]:
-    """Where packets to all other fronts go."""
-    return (p.local or p.cluster) if p.external_local else p.cluster
+def _reals(p: PortPlan, *, local: bool) -> tuple[Real, ...]:
+    """The real servers of the fronts with one of the policies."""
+    backends = (p.local or p.cluster) if local else p.cluster
+    return tuple(sorted({Real(pack(b.address), b.port) for b in backends}))
 
 
 def _firewall(p: PortPlan, ip: str, element: Element, d: Dialect, out: Compiled) -> None:
@@ -153,8 +147,3 @@ def _node_port(p: PortPlan, protocol: int, target: Target, d: Dialect, out: Comp
     for name in sets:
         for element in elements:
             out.entries[name, element] = None
-
-
-def _reals(backends: tuple[Backend, ...]) -> tuple[Real, ...]:
-
-    return tuple(sorted({Real(pack(b.address), b.port) for b in backends}))

@@ -52,7 +52,7 @@ class SetKeeper:
             there: set[Element] = set()
             header = headers.get(name)
             if header is None:
-                self._create(name, short)
+                self._create(name, short, FIRST_LIMIT)
             elif header.type != kind.type:
                 raise SyncError(
                     f"set {name} is of type {header.type}, not {kind.type}: it is not ours; rename it, or destroy it"
@@ -108,7 +108,7 @@ class SetKeeper:
                 return False
         return True
 
-    def _create(self, name: str, short: str, limit: int = FIRST_LIMIT) -> None:
+    def _create(self, name: str, short: str, limit: int) -> None:
         self._kernel.create_set(name, SETS[short].type, limit)
         self._limits[short] = limit
 

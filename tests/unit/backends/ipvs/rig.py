@@ -1,0 +1,103 @@
+"""The ipvs backend on a kernel and tables in memory, and both put into the words of `ipvsadm`, `ipset` and `ip`."""
+
+from collections.abc import Iterator
+
+from msgspec.structs import replace
+
+from kubeproxy.api.addresses import IPV4, join, unpack
+from kubeproxy.backends.fake_tables import FakeTables
+from kubeproxy.backends.ipvs.backend import IPVS
+from kubeproxy.backends.ipvs.fake import FakeKernel
+from kubeproxy.model.node import IPVSSettings, NodeConfig
+from kubeproxy.netlink import ipvs
+from kubeproxy.netlink.ipset import BITMAP_PORT, Element
+from tests.fakes.cluster import NODE, Proxy
+
+HERE = replace(NODE, localhost_node_ports=False, ipvs=IPVSSettings()).with_addresses(
+    ["127.0.0.1", "192.0.2.1", "10.244.1.1"]
+)
+_FLAGS = {ipvs.TCP: "-t", ipvs.UDP: "-u", ipvs.SCTP: "--sctp-service"}
+_PROTOCOLS = {ipvs.TCP: "tcp", ipvs.UDP: "udp", ipvs.SCTP: "sctp"}
+
+
+class Rig(Proxy):
+    """A proxy and its kernel."""
+
+    def __init__(
+        self, node: NodeConfig = HERE, kernel: FakeKernel | None = None, tables: FakeTables | None = None
+    ) -> None:
+        self.kernel = kernel or FakeKernel()
+        self.tables = tables or FakeTables()
+        super().__init__(IPVS(self.kernel, self.tables, node), node)
+
+    def done(self) -> list[tuple[str, object]]:
+        """What was changed in the kernel since the last call; tables whose rules did are told at the end."""
+        found = [*self.kernel.log, *(("rules", table) for table, _ in self.tables.inputs)]
+        self.kernel.log.clear()
+        self.tables.inputs.clear()
+        return found
+
+    def restarted(self, node: NodeConfig | None = None) -> "Rig":
+        """Another run over the same kernel that has heard the same; perhaps the node is another now."""
+        other = Rig(node or self.node, self.kernel, self.tables)
+        other.state = self.state
+        self.done()
+        return other
+
+    def fresh(self) -> "Rig":
+        """Another run that has heard the same, over a kernel of its own, after its first sync."""
+        other = Rig(self.node)
+        other.state = self.state
+        assert not other.full()
+        return other
+
+    def everything(self) -> object:
+        """All that is in the kernel; which rule of a chain of Services comes first says nothing."""
+        rules = {
+            (table, chain): sorted(held) if chain == "KUBE-IPVS-OUT-FILTER" else list(held)
+            for table, chains in self.tables.tables.items()
+            for chain, held in chains.items()
+        }
+        sets = {name: set(elements) for name, (_, elements) in self.kernel.sets.items()}
+        return sorted(servers(self.kernel)), sets, self.kernel.addresses(), rules
+
+
+def servers(kernel: FakeKernel) -> Iterator[str]:
+    """What `ipvsadm -Sn` prints."""
+    for virtual, (settings, reals) in kernel.virtuals.items():
+        at = f"{_FLAGS[virtual.protocol]} {join(unpack(virtual.address), virtual.port)}"
+        persistent = f" -p {settings.timeout}" if settings.flags & ipvs.PERSISTENT else ""
+        port = f" -b {settings.scheduler}-port" if settings.flags & ipvs.SCHEDULER_2 else ""
+        yield f"-A {at} -s {settings.scheduler}{persistent}{port}"
+        for real, load in reals.items():
+            yield f"-a {at} -r {join(unpack(real.address), real.port)} -m -w {load.weight}"
+
+
+def sets(kernel: FakeKernel, family: str = IPV4) -> Iterator[str]:
+    """What `ipset save` prints."""
+    inet = "inet" if family == IPV4 else "inet6"
+    for name, (header, elements) in kernel.sets.items():
+        bitmap = header.type == BITMAP_PORT
+        size = (
+            "range 0-65535" if bitmap else f"family {inet} hashsize 1024 maxelem {header.limit} bucketsize 12"
+        )
+        yield f"create {name} {header.type} {size}"
+        for element in elements:
+            yield f"add {name} {','.join(element_parts(element))}"
+
+
+def element_parts(element: Element) -> Iterator[str]:
+    """The parts of an element as `ipset` prints them."""
+    if element.address:
+        yield unpack(element.address)
+    if element.protocol:
+        yield f"{_PROTOCOLS[element.protocol]}:{element.port}"
+    elif not element.address:
+        yield str(element.port)
+    if element.other:
+        yield unpack(element.other) + (f"/{element.prefix}" if element.prefix else "")
+
+
+def addresses(kernel: FakeKernel) -> list[str]:
+    """The addresses of kube-ipvs0."""
+    return sorted(unpack(address) for address in kernel.addresses())
