@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from kubeproxy import sysctls
 from kubeproxy.config.durations import Duration
 from kubeproxy.config.types import Conntrack
 from kubeproxy.linux import sysctl
 from kubeproxy.netlink import conntrack
 from kubeproxy.netlink.conntrack import Usage
+from kubeproxy.sysctls import apply, wanted
 
 NOTHING = Conntrack(max_per_core=0, tcp_established_timeout=Duration(0), tcp_close_wait_timeout=Duration(0))
 CORES = 4
@@ -71,12 +71,12 @@ def forbidden(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ],
 )
 def test_how_many_connections(per_core: int, least: int, cores: int, most: int) -> None:
-    found = sysctls.wanted(Conntrack(max_per_core=per_core, min=least), cores)
+    found = wanted(Conntrack(max_per_core=per_core, min=least), cores)
     assert (found["nf_conntrack_max"], found["nf_conntrack_buckets"]) == (most, most // 4)
 
 
 def test_without_max_per_core_min_is_nothing() -> None:
-    assert sysctls.wanted(Conntrack(max_per_core=0), CORES).keys() == {
+    assert wanted(Conntrack(max_per_core=0), CORES).keys() == {
         "nf_conntrack_tcp_timeout_established",
         "nf_conntrack_tcp_timeout_close_wait",
     }
@@ -84,8 +84,8 @@ def test_without_max_per_core_min_is_nothing() -> None:
 
 def test_what_nobody_asked_for_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = values(folder)
-    assert sysctls.wanted(NOTHING, CORES) == {}
-    assert sysctls.apply(NOTHING) == []
+    assert wanted(NOTHING, CORES) == {}
+    assert apply(NOTHING) == []
     assert values(folder) == before
 
 
@@ -96,7 +96,7 @@ def test_everything(folder: Path) -> None:
         udp_timeout=Duration(0.5),
         udp_stream_timeout=Duration(90.9),
     )
-    assert sysctls.apply(settings) == []
+    assert apply(settings) == []
     assert values(folder) == {
         "max": 262144,
         "buckets": 65536,
@@ -110,7 +110,7 @@ def test_everything(folder: Path) -> None:
 
 def test_the_hash_table_is_never_made_smaller(folder: Path) -> None:
     (folder / "nf_conntrack_buckets").write_text("262144\n")
-    assert sysctls.apply(Conntrack()) == []
+    assert apply(Conntrack()) == []
     assert values(folder)["buckets"] == 262144
 
 
@@ -123,7 +123,7 @@ def test_connection_tracking_is_loaded_first(folder: Path, monkeypatch: pytest.M
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(conntrack, "usage", usage)
-    assert sysctls.apply(Conntrack(udp_timeout=Duration(60))) == []
+    assert apply(Conntrack(udp_timeout=Duration(60))) == []
     assert values(folder)["udp_timeout"] == 60
 
 
@@ -132,7 +132,7 @@ def test_what_cannot_be_written_is_told_at_once_and_all_else_is_set(
 ) -> None:
     forbidden += ["nf_conntrack_max", "nf_conntrack_tcp_timeout_established"]
     (folder / "nf_conntrack_udp_timeout").unlink()
-    troubles = sysctls.apply(Conntrack(udp_timeout=Duration(60)))
+    troubles = apply(Conntrack(udp_timeout=Duration(60)))
     assert troubles == [
         "net/netfilter/nf_conntrack_max is 65536, not 131072 (Read-only file system)",
         "net/netfilter/nf_conntrack_tcp_timeout_established is 432000, not 86400 (Read-only file system)",
@@ -146,10 +146,10 @@ def test_what_cannot_be_written_is_told_at_once_and_all_else_is_set(
 def test_what_is_right_needs_no_right_to_write(
     folder: Path, forbidden: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    sysctls.apply(Conntrack())
+    apply(Conntrack())
     forbidden += [p.name for p in folder.iterdir()]
     caplog.clear()
-    assert sysctls.apply(Conntrack()) == []
+    assert apply(Conntrack()) == []
     assert caplog.records == []
 
 
@@ -158,5 +158,5 @@ def test_more_room_than_asked_for_is_no_trouble(folder: Path, forbidden: list[st
     (folder / "nf_conntrack_max").write_text("262144\n")
     (folder / "nf_conntrack_buckets").write_text("262144\n")
     forbidden += ["nf_conntrack_max", "nf_conntrack_buckets"]
-    assert sysctls.apply(Conntrack()) == []
+    assert apply(Conntrack()) == []
     assert values(folder)["max"] == 262144
