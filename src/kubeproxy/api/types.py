@@ -261,6 +261,11 @@ class UndecodableError(Exception):
         self.reason = reason
 
 
+def nameless(kind: str) -> UndecodableError:
+    """The refusal of an object that decodes but says no name, which no source can keep track of."""
+    return UndecodableError(kind, "(unnamed)", "metadata.name: is not set")
+
+
 class _Named(Struct, gc=False):
     """Just enough of an undecodable object to name it."""
 

@@ -7,7 +7,7 @@ each of its versions; if it was known before, what was known stands.
 
 from msgspec import Raw
 
-from kubeproxy.api.types import UndecodableError, decode
+from kubeproxy.api.types import UndecodableError, decode, nameless
 from kubeproxy.sources.base import Sink
 from kubeproxy.sources.events import BROKEN, Head, decode_head
 
@@ -42,7 +42,7 @@ class Ledger:
         except UndecodableError as e:
             return self._refuse(raw, e)
         if not obj.metadata.name:
-            return self._refuse(raw, UndecodableError(self._kind, "(unnamed)", "metadata.name: is not set"))
+            return self._refuse(raw, nameless(self._kind))
         key = f"{obj.metadata.namespace}/{obj.metadata.name}"
         self._known[key] = self._list
         self._sink.set(obj)

@@ -211,6 +211,9 @@ def _parse(path: Path) -> tuple[dict[Name, types.Object], list[types.Undecodable
             refused.append(e)
             continue
         meta = obj.metadata
+        if not meta.name:
+            refused.append(types.nameless(kind))
+            continue
         name = (kind, _namespace(kind, meta.namespace), meta.name)
         if name in found:
             log.warning("%s stands in %s more than once; the last counts", _told(name), path)
