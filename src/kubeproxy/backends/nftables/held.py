@@ -45,7 +45,8 @@ class Held:
         )
         self._kernel, self._table = kernel, table
         self._unread = dict.fromkeys(wanted)
-        self._elements: dict[str, dict[bytes, bytes]] = {}
+        self._elements: dict[str, set[bytes]] = {}
+        self._by_key: dict[str, dict[bytes, bytes]] = {}
 
     def has_rules(self, chain: str, rules: Iterable[Rule]) -> bool:
         """Whether a chain is there and has just these rules."""
@@ -54,15 +55,26 @@ class Held:
     def take(self, name: str, element: bytes) -> bytes | None:
         """What a set has in the place of an element; it counts as found."""
         held = self._elements.get(name)
-        if held is None and name in self._unread:
+        if held is None:
+            if name not in self._unread:
+                return None
             held = self._read(name)
-        return held.pop(objects.key_of(element), None) if held else None
+        found = element if element in held else self._rival(name, held, element) if held else None
+        held.discard(found or element)
+        return found
 
-    def _read(self, name: str) -> dict[bytes, bytes]:
+    def _rival(self, name: str, held: set[bytes], element: bytes) -> bytes | None:
+        """What is held in the place of an element that is not; keys are looked at only if there is such a one."""
+        by_key = self._by_key.get(name)
+        if by_key is None:
+            by_key = self._by_key[name] = {objects.key_of(each): each for each in held}
+        found = by_key.get(objects.key_of(element))
+        return found if found in held else None
+
+    def _read(self, name: str) -> set[bytes]:
         """Reads a set only now: rules can be mended before 100,000 elements are read."""
         del self._unread[name]
-        elements = objects.elements(self._kernel, self._table, name)
-        held = self._elements[name] = {objects.key_of(element): element for element in elements}
+        held = self._elements[name] = set(objects.elements(self._kernel, self._table, name))
         return held
 
     def leftovers(self, gone: AbstractSet[str]) -> list[tuple[str, bytes]]:
@@ -70,10 +82,7 @@ class Held:
         for name in list(self._unread):
             self._read(name)
         return [
-            (name, element)
-            for name, held in self._elements.items()
-            if name not in gone
-            for element in held.values()
+            (name, element) for name, held in self._elements.items() if name not in gone for element in held
         ]
 
 

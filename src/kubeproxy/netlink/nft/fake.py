@@ -190,7 +190,7 @@ def _elements(table: _Table, held: dict[bytes, bytes], a: wire.Attributes, *, ad
     if 3 not in a:
         held.clear()
         return
-    for element in objects.split(a[3]):
+    for element in objects.split(bytes(a[3])):
         key = objects.key_of(element)
         if add:
             target = _target(element)

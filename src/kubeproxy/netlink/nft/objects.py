@@ -110,18 +110,25 @@ def elements(kernel: Kernel, table: Table, name: str) -> Iterator[bytes]:
     for body in kernel.dump(GETSETELEM, table.family, wire.text(1, table.name) + wire.text(2, name)):
         listed = wire.attributes(body).get(3)
         if listed is not None:
-            yield from split(listed)
+            yield from split(bytes(listed))
 
 
-def split(listed: memoryview | bytes) -> Iterator[bytes]:
+def split(listed: bytes) -> list[bytes]:
     """The elements of a list of them."""
-    data = bytes(listed)
-    offset, end = 0, len(data)
-    while offset < end:
-        (length,) = _LENGTH.unpack_from(data, offset)
-        following = offset + length + 3 & ~3
-        yield data[offset:following]
-        offset = following
+    end = len(listed)
+    if not end:
+        return []
+    size = _LENGTH.unpack_from(listed)[0] + 3 & ~3
+    count, rest = divmod(end, size)
+    if not rest and listed[0::size] + listed[1::size] == listed[:1] * count + listed[1:2] * count:
+        # Nearly always: all are of one size.
+        return [listed[at : at + size] for at in range(0, end, size)]
+    found, at = [], 0
+    while at < end:
+        following = at + _LENGTH.unpack_from(listed, at)[0] + 3 & ~3
+        found.append(listed[at:following])
+        at = following
+    return found
 
 
 def key_of(element: bytes) -> bytes:
