@@ -84,7 +84,8 @@ class Rig:
         )
 
     def begin(self, **flags: Any) -> None:
-        given = {"master": self.server.url, "hostname-override": "here", **flags}
+        silent = {"healthz-port": 0, "metrics-port": 0}
+        given = {"master": self.server.url, "hostname-override": "here", **silent, **flags}
         self.task = asyncio.create_task(App(load(given, "linux")).run())
 
     async def ends(self) -> int:
