@@ -20,7 +20,12 @@ from tests.fakes.lines import Fault
 
 ADDRESS = "192.0.2.1"
 _FORBIDDEN = Fault(status=403, reason="Forbidden")
-CONFIG = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+CONFIG = """\
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+healthzBindAddress: ""
+metricsBindAddress: ""
+"""
 
 
 class Kernel:
@@ -85,7 +90,7 @@ class Rig:
 
     def begin(self, **flags: Any) -> None:
         silent = {"healthz-port": 0, "metrics-port": 0}
-        given = {"master": self.server.url, "hostname-override": "here", **silent, **flags}
+        given: dict[str, Any] = {"master": self.server.url, "hostname-override": "here", **silent, **flags}
         self.task = asyncio.create_task(App(load(given, "linux")).run())
 
     async def ends(self) -> int:
