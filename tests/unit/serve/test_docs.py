@@ -1,0 +1,52 @@
+"""docs/metrics.md names every metric, with its type, and no other."""
+
+import re
+from pathlib import Path
+
+from kubeproxy.backends.fake_tables import FakeTables
+from kubeproxy.backends.iptables.backend import IPTables
+from kubeproxy.figures import Figure
+from kubeproxy.flows import FlowCleaner
+from kubeproxy.hub import Hub
+from kubeproxy.serve import metrics
+from kubeproxy.serve.healthz import Health
+from kubeproxy.serve.http import Door
+from kubeproxy.serve.metrics import FlowMetrics, LoopMetrics
+from kubeproxy.serve.nodehealth import NodeHealth
+from kubeproxy.sources.base import Status
+from tests.unit.serve.stage import Stage, ask
+
+DOCS = Path(__file__).parents[3] / "docs/metrics.md"
+COUNTED_BY_THE_KERNEL = {
+    "kubeproxy_iptables_ct_state_invalid_dropped_packets_total": "counter",
+    "kubeproxy_iptables_localhost_nodeports_accepted_packets_total": "counter",
+}
+
+
+async def served() -> dict[str, str]:
+    """The types of all metrics that start with our prefix."""
+    health = Health(timeout=60, eligible=lambda: True)
+    for handler in health.routes().values():
+        await ask(handler)
+    found: list[Figure] = [
+        *health.figures(),
+        *metrics.of_changes(Hub("here")),
+        *metrics.of_sources([Status("Service", heard=1)], 2),
+        *FlowMetrics(FlowCleaner(Stage().loop)).figures(),
+        *IPTables(FakeTables(), counters=False, drop_invalid=True).figures(),
+        *NodeHealth(Stage().loop, Door(), lambda: True, lambda *_: None).figures(),
+    ]
+    for mode in ("iptables", "nftables", "ipvs", "userspace"):
+        stage = Stage()
+        stage.loop.resync()
+        found += LoopMetrics(stage.loop, mode, clock=stage.clock).figures()
+    return {figure.name: figure.kind for figure in found} | COUNTED_BY_THE_KERNEL
+
+
+async def test_every_metric_is_described() -> None:
+    described: dict[str, str] = {}
+    for line in DOCS.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and cells[1] in {"counter", "gauge", "histogram"}:
+            described |= {f"kubeproxy_{name}": cells[1] for name in re.findall(r"`([a-z_]+)`", cells[0])}
+    assert described == await served()
