@@ -14,6 +14,7 @@ from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import expressions as x
 from kubeproxy.netlink.nft import messages as m
 from kubeproxy.netlink.nft import objects, text
+from kubeproxy.netlink.nft.fake import FakeKernel
 from kubeproxy.netlink.nft.kernel import Kernel, RefusedError
 from kubeproxy.netlink.nft.messages import Hook, Message, Table
 from kubeproxy.netlink.nft.types import ADDRESS4, ADDRESS6, PROTOCOL, SERVICE, Type, below
@@ -284,21 +285,23 @@ def test_a_long_list_of_elements_takes_several_messages(kernel: Kernel) -> None:
     ids=lambda value: value.about if isinstance(value, Message) else errno.errorcode[value],
 )
 def test_a_refusal_names_its_message_and_nothing_is_done(kernel: Kernel, message: Message, code: int) -> None:
-    kernel.commit(
-        [
-            m.add_table(T4),
-            *(m.add_chain(T4, name) for name in "ab"),
-            m.add_set(T4, "s", (ADDRESS4,)),
-            m.add_set(T4, "v", (ADDRESS4,), ()),
-            *m.add_elements(T4, "v", [packing.goto(ip("10.0.0.1"), "b")]),
-        ]
-    )
-    before = nft("list", "ruleset")
+    """The kernel in memory refuses the same."""
+    before = [
+        m.add_table(T4),
+        *(m.add_chain(T4, name) for name in "ab"),
+        m.add_set(T4, "s", (ADDRESS4,)),
+        m.add_set(T4, "v", (ADDRESS4,), ()),
+        *m.add_elements(T4, "v", [packing.goto(ip("10.0.0.1"), "b")]),
+    ]
     many = [m.add_chain(T4, f"new-{i}") for i in range(300)]
-    with pytest.raises(RefusedError) as caught:
-        kernel.commit([*many, message, m.add_chain(T4, "last")])
-    assert (caught.value.message, caught.value.index, caught.value.errno) == (message, 300, code)
-    assert str(caught.value).startswith(f"[Errno {code}] {message.about}: ")
-    assert nft("list", "ruleset") == before
-    kernel.commit(many)
-    assert len(objects.chains(kernel, T4)) == 302
+    for each in (kernel, FakeKernel()) if code != errno.EINVAL else (kernel,):
+        each.commit(before)
+        generation = each.generation()
+        with pytest.raises(RefusedError) as caught:
+            each.commit([*many, message, m.add_chain(T4, "last")])
+        assert (caught.value.message, caught.value.index, caught.value.errno) == (message, 300, code)
+        assert str(caught.value).startswith(f"[Errno {code}] {message.about}: ")
+        assert each.generation() == generation
+        assert list(objects.chains(each, T4)) == ["a", "b"]
+        each.commit(many)
+        assert len(objects.chains(each, T4)) == 302
