@@ -114,8 +114,11 @@ class _Port:
         self._put(layout.CLUSTER_IPS, packing.member(pack(p.cluster_ip)))
         self._cluster_ip(packing.front(p.cluster_ip, p.protocol, p.port))
         for ip in p.external_ips:
-            self._external(packing.front(ip, p.protocol, p.port))
+            if ip != p.cluster_ip:
+                self._external(packing.front(ip, p.protocol, p.port))
         for ip in p.load_balancer_ips:
+            if ip == p.cluster_ip:
+                continue
             key = packing.front(ip, p.protocol, p.port)
             self._external(key)
             if p.source_ranges and p.any and key not in self._lost:
