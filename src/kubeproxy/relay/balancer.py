@@ -72,14 +72,16 @@ class Balancer:
         if choice is None:
             return ()
         _, targets, turn = choice
-        if len(targets) < 2:
-            return targets
+        if not targets:
+            return ()
         first = next(turn)
         order = targets[first:] + targets[:first]
         if self._listener.affinity:
             kept = self._clients.target(client, self._listener.affinity)
             if kept is not None and kept in targets:
-                return (kept, *(target for target in order if target != kept))
+                order = (kept, *(target for target in order if target != kept))
+            # Remembered now, not when it is reached: the client may connect again meanwhile.
+            self._clients.remember(client, order[0])
         return order
 
     def reached(self, client: str, target: Target) -> None:

@@ -45,6 +45,7 @@ class Loop:
 
     Attributes:
         stopped: set it to end `run`.
+        urgent: a descriptor whose events come before all others of a round.
     """
 
     def __init__(self, failed: Callable[[], None] | None = None) -> None:
@@ -60,6 +61,7 @@ class Loop:
         self._closing: list[socket.socket] = []
         self._failed = failed
         self.stopped = False
+        self.urgent = -1
 
     def add(self, descriptor: int, mask: int, handler: Handler) -> None:
         """Events of a descriptor go to a handler from now on."""
@@ -107,7 +109,10 @@ class Loop:
         Args:
             longest: seconds to wait at most; negative for no limit.
         """
-        for descriptor, events in self._epoll.poll(self._wait(longest), _EVENTS):
+        found = self._epoll.poll(self._wait(longest), _EVENTS)
+        if len(found) > 1:
+            found.sort(key=lambda event: event[0] != self.urgent)
+        for descriptor, events in found:
             handler = self._handlers.get(descriptor)
             if handler is not None:
                 try:

@@ -106,8 +106,16 @@ class Pool:
         """Takes it back; what is in it is lost."""
         if isinstance(pipe, Copy):
             return
-        if pipe.held or len(self._spare) >= _MOST_SPARE:
-            pipe.close()
-            self._slots.give_back(_DESCRIPTORS)
+        if pipe.held or len(self._spare) >= _MOST_SPARE or self._slots.wanted:
+            self._close(pipe)
         else:
             self._spare.append(pipe)
+
+    def shrink(self) -> None:
+        """Closes what is not lent."""
+        while self._spare:
+            self._close(self._spare.pop())
+
+    def _close(self, pipe: Pipe) -> None:
+        pipe.close()
+        self._slots.give_back(_DESCRIPTORS)

@@ -49,13 +49,19 @@ class Shared:
         self._said[about] = now
         self._speak(level, text)
 
-    def full(self) -> None:
-        """There is no descriptor left for somebody new."""
+    def admit(self, count: int) -> bool:
+        """Takes descriptors for somebody new; returns whether there are as many."""
+        if self.slots.take(count):
+            return True
+        self.pool.shrink()
+        if self.slots.take(count):
+            return True
         self.say(
             logging.WARNING,
             f"the limit of {self.slots.limit} descriptors is reached: new connections wait until others end",
             "limit",
         )
+        return False
 
     def short(self, error: OSError) -> None:
         """The system may have no descriptor or memory although there should be some. Tried again soon."""

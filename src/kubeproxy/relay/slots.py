@@ -23,6 +23,11 @@ class Slots:
         self.limit = self._left = limit
         self._waiting: dict[Callable[[], None], None] = {}
 
+    @property
+    def wanted(self) -> bool:
+        """Somebody waits for some."""
+        return bool(self._waiting)
+
     def take(self, count: int) -> bool:
         """Takes some; returns whether there were as many."""
         if self._left < count:

@@ -87,8 +87,7 @@ class Entrance:
 
     def _accept(self) -> bool:
         """Takes one connection; returns whether there may be more."""
-        if not self._shared.slots.take(DESCRIPTORS):
-            self._shared.full()
+        if not self._shared.admit(DESCRIPTORS):
             self.pause()
             return False
         try:

@@ -92,10 +92,7 @@ class Entrance:
         if self.listener.translated and not self._translated(peer):
             return None
         candidates = self.balancer.candidates(peer[0])
-        if not candidates:
-            return None
-        if not self.shared.slots.take(1):
-            self.shared.full()
+        if not candidates or not self.shared.admit(1):
             return None
         try:
             flow = Flow(self, client, list(candidates))

@@ -49,6 +49,7 @@ class Worker:
         self._groups: dict[int, tuple[str, int]] = {}
         control.setblocking(False)
         self._loop.add(control.fileno(), IN, self)
+        self._loop.urgent = control.fileno()  # a target that is gone gets nobody who comes after that
         self._loop.after(_TIDY_SECONDS, self._tidy)
 
     def run(self) -> None:

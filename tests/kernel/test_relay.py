@@ -1,0 +1,363 @@
+"""The relay and its process in a namespace of their own: load, limits, failures."""
+
+import contextlib
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from kubeproxy.relay import sockets
+from kubeproxy.relay.control import Relay
+from kubeproxy.relay.values import Choice, Listener, Target
+from tests.kernel.daemons import PATIENCE, until
+from tests.lab import netns
+from tests.lab.topology import ROOT
+
+HOST = "127.0.0.1"
+PATTERN = random.Random(6).randbytes(1 << 16) * 5
+BYTES = 1 << 18
+CONNECTIONS = 2000
+
+
+@pytest.fixture
+def relay(space: str) -> Iterator[Relay]:
+    """A relay in the namespace, where the test is, too."""
+    with netns.inside(space):
+        relay = Relay("relay")
+        try:
+            yield relay
+        finally:
+            relay.stop()
+
+
+@contextlib.contextmanager
+def echo(port: int) -> Iterator[subprocess.Popen[str]]:
+    """A backend."""
+    command = [sys.executable, "-m", "tests.kernel.echoes", HOST, str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def opened(relay: Relay, *targets: Target, udp: bool = False, affinity: int = 0) -> tuple[Target, int]:
+    """A listener: where it is, and its number."""
+    sock = sockets.bind(HOST, (0, 0), udp=udp)
+    address, port = sock.getsockname()
+    return (address, port), relay.open(sock, serving(*targets, udp=udp, affinity=affinity))
+
+
+def serving(*targets: Target, udp: bool = False, affinity: int = 0) -> Listener:
+    return Listener("Service test", "test", udp=udp, choices=(Choice(targets),), affinity=affinity)
+
+
+class Speaker:
+    """A connection that says a part of the pattern, and checks what comes back byte for byte."""
+
+    def __init__(self, front: Target, start: int) -> None:
+        self.sock = socket.socket()
+        self.sock.setblocking(False)
+        self.sock.connect_ex(front)
+        self._said = memoryview(PATTERN)[start : start + BYTES]
+        self._sent = self.heard = 0
+        self.ended = ""
+
+    def write(self) -> bool:
+        """Sends some; returns whether there is more to send."""
+        self._sent += self.sock.send(self._said[self._sent : self._sent + 40_000])
+        if self._sent == BYTES:
+            self.sock.shutdown(socket.SHUT_WR)
+        return self._sent < BYTES
+
+    def read(self) -> None:
+        """Takes what came."""
+        data = self.sock.recv(1 << 16)
+        assert data == self._said[self.heard : self.heard + len(data)]
+        self.heard += len(data)
+        if not data:
+            self.ended = "closed"
+
+
+def converse(speakers: Sequence[Speaker], kill: Sequence[subprocess.Popen[str]]) -> None:
+    """Lets all speak, and kills the backends one after the other while they do."""
+    poll = select.epoll()
+    of = {speaker.sock.fileno(): speaker for speaker in speakers}
+    for descriptor in of:
+        poll.register(descriptor, select.EPOLLIN | select.EPOLLOUT)
+    doomed = list(kill)
+    wanted = len(speakers) * BYTES
+    steps = [wanted * (i + 1) // (len(doomed) + 2) for i in range(len(doomed))]
+    heard = 0
+    deadline = time.monotonic() + PATIENCE
+    while of:
+        assert time.monotonic() < deadline, f"{len(of)} connections hang"
+        for descriptor, events in poll.poll(1):
+            speaker = of[descriptor]
+            before = speaker.heard
+            try:
+                if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+                    speaker.read()
+                if events & select.EPOLLOUT and not speaker.write():
+                    poll.modify(descriptor, select.EPOLLIN)
+            except BlockingIOError:
+                pass
+            except OSError as e:
+                speaker.ended = type(e).__name__
+            heard += speaker.heard - before
+            if speaker.ended:
+                del of[descriptor]
+                speaker.sock.close()
+        if doomed and heard > steps[-len(doomed)]:
+            doomed.pop(0).kill()
+
+
+def test_under_load_every_byte_arrives_in_order_or_the_connection_ends(relay: Relay) -> None:
+    """Thousands of connections, backends killed in the middle: what arrives is what was said, whole or visibly cut off."""
+    sockets.raise_limit()
+    with contextlib.ExitStack() as stack:
+        backends = [stack.enter_context(echo(port)) for port in range(7001, 7007)]
+        front, _ = opened(relay, *((HOST, port) for port in range(7001, 7007)))
+        speakers = [Speaker(front, 17 * i % 65536) for i in range(CONNECTIONS)]
+        converse(speakers, backends[:3])
+        whole = [speaker for speaker in speakers if speaker.heard == BYTES and speaker.ended == "closed"]
+        # Those whose backend lived got everything; half of the backends lived.
+        assert len(whole) >= CONNECTIONS // 2
+        assert all(speaker.ended for speaker in speakers)
+        # Who comes now is served by the living.
+        later = [Speaker(front, i) for i in range(100)]
+        converse(later, ())
+        assert Counter((s.heard, s.ended) for s in later) == {(BYTES, "closed"): 100}
+
+
+def test_a_reset_is_passed_on_both_ways(relay: Relay) -> None:
+    server = socket.create_server((HOST, 0))
+    front, _ = opened(relay, server.getsockname())
+    with server:
+        for resets_first in (True, False):
+            client = socket.create_connection(front, PATIENCE)
+            backend, _ = server.accept()
+            first, second = (client, backend) if resets_first else (backend, client)
+            first.send(b"x")
+            second.settimeout(PATIENCE)
+            assert second.recv(1) == b"x"
+            first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            first.close()
+            with second, pytest.raises(ConnectionResetError):
+                second.recv(1)
+
+
+def test_one_side_may_end_before_the_other(relay: Relay) -> None:
+    server = socket.create_server((HOST, 0))
+    front, _ = opened(relay, server.getsockname())
+    with server, socket.create_connection(front, PATIENCE) as client:
+        backend, _ = server.accept()
+        with backend:
+            client.sendall(b"all I have to say")
+            client.shutdown(socket.SHUT_WR)
+            assert b"".join(iter(lambda: backend.recv(100), b"")) == b"all I have to say"
+            backend.sendall(b"so much the better")
+            backend.shutdown(socket.SHUT_WR)
+            assert b"".join(iter(lambda: client.recv(100), b"")) == b"so much the better"
+
+
+def resident(process: int) -> int:
+    """KB a process has in memory."""
+    return int(Path(f"/proc/{process}/status").read_text().split("VmRSS:")[1].split()[0])
+
+
+def processor(process: int) -> float:
+    """Processor seconds of a process."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def descriptors_of(process: int) -> int:
+    """How many descriptors a process has."""
+    return sum(1 for _ in Path(f"/proc/{process}/fd").iterdir())
+
+
+def test_a_slow_reader_grows_nothing_and_costs_nothing(relay: Relay) -> None:
+    server = socket.create_server((HOST, 0))
+    front, _ = opened(relay, server.getsockname())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(server)
+        clients = []
+        for _ in range(20):
+            client = stack.enter_context(socket.create_connection(front, PATIENCE))
+            stack.enter_context(server.accept()[0])  # and reads nothing
+            client.setblocking(False)
+            clients.append(client)
+        assert relay.pid is not None
+        before = resident(relay.pid)
+        stuck = 0
+        while stuck < 20:  # until for a second nothing is taken any more
+            stuck += 1
+            for client in clients:
+                with contextlib.suppress(BlockingIOError):
+                    client.send(PATTERN)
+                    stuck = 0
+            time.sleep(0.05)
+        assert resident(relay.pid) - before < 2000
+        spent = processor(relay.pid)
+        time.sleep(1)
+        assert processor(relay.pid) - spent < 0.1
+
+
+def test_many_idle_connections_cost_little(relay: Relay) -> None:
+    """A kilobyte or two each, and no pipe."""
+    count = min(3000, sockets.raise_limit() // 3)
+    with echo(7001), contextlib.ExitStack() as stack:
+        front, _ = opened(relay, (HOST, 7001))
+        with socket.create_connection(front, PATIENCE) as first:
+            first.send(b"?")
+            assert first.recv(1) == b"?"
+        assert relay.pid is not None
+        before, descriptors = resident(relay.pid), descriptors_of(relay.pid)
+        for _ in range(count):
+            client = stack.enter_context(socket.create_connection(front, PATIENCE))
+            client.send(b"?")
+            assert client.recv(1) == b"?"
+        assert (resident(relay.pid) - before) / count < 2.5
+        assert descriptors_of(relay.pid) - descriptors < 2 * count + 150
+
+
+def heard(sock: socket.socket, count: int) -> bytes:
+    """So many bytes, or as many as come."""
+    data = b""
+    while len(data) < count and (more := sock.recv(count - len(data))):
+        data += more
+    return data
+
+
+def test_at_the_limit_new_connections_wait(space: str, caplog: pytest.LogCaptureFixture) -> None:
+    with netns.inside(space), echo(7001), contextlib.ExitStack() as stack:
+        relay = Relay("relay", limit=21)  # a listener, and ten connections
+        stack.callback(relay.stop)
+        front, _ = opened(relay, (HOST, 7001))
+        clients = [stack.enter_context(socket.create_connection(front, PATIENCE)) for _ in range(15)]
+        for client in clients:
+            client.sendall(PATTERN[:100_000])
+        for client in clients[:10]:
+            assert heard(client, 100_000) == PATTERN[:100_000]
+        clients[10].settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            clients[10].recv(1)
+        clients[10].settimeout(PATIENCE)
+        for client in clients[:10]:
+            client.close()
+        for client in clients[10:]:
+            assert heard(client, 100_000) == PATTERN[:100_000]
+        told = [message for message in caplog.messages if "new connections wait until others end" in message]
+        assert len(told) == 1
+
+
+def test_a_process_that_is_stuck_is_replaced(relay: Relay, caplog: pytest.LogCaptureFixture) -> None:
+    with echo(7001):
+        front, number = opened(relay, (HOST, 7001))
+        stuck = relay.pid
+        assert stuck is not None
+        os.kill(stuck, signal.SIGSTOP)
+        targets = [(HOST, port) for port in range(1, 60_000)]
+        for i in range(20):  # more than a socket holds
+            relay.change(number, serving(*targets[i:]))
+        relay.change(number, serving((HOST, 7001)))
+        with socket.create_connection(front, PATIENCE) as client:
+            client.send(b"?")
+            assert client.recv(1) == b"?"
+        assert relay.pid != stuck
+        assert any("the process does not listen" in message for message in caplog.messages)
+
+
+@contextlib.contextmanager
+def udp_server() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind((HOST, 0))
+        server.settimeout(PATIENCE)
+        yield server
+
+
+def test_udp_flows_keep_their_target_until_it_is_gone(relay: Relay) -> None:
+    with udp_server() as one, udp_server() as two, udp_server() as client:
+        front, number = opened(relay, one.getsockname(), udp=True)
+        client.connect(front)
+        client.send(b"a")
+        assert one.recv(10) == b"a"
+        both = serving(one.getsockname(), two.getsockname(), udp=True)
+        relay.change(number, both)
+        for _ in range(4):
+            client.send(b"b")
+            assert one.recv(10) == b"b"
+        relay.change(number, serving(two.getsockname(), udp=True))
+
+        def arrives() -> bool:
+            client.send(b"c")
+            two.settimeout(0.05)
+            with contextlib.suppress(TimeoutError):
+                return two.recv(10) == b"c"
+            return False
+
+        until(arrives)
+
+
+def test_udp_answers_of_many_clients_are_not_mixed_up(relay: Relay) -> None:
+    with udp_server() as server, contextlib.ExitStack() as stack:
+        front, _ = opened(relay, server.getsockname(), udp=True)
+        clients = [stack.enter_context(udp_server()) for _ in range(50)]
+        for number, client in enumerate(clients):
+            client.connect(front)
+            client.send(str(number).encode())
+        for _ in clients:
+            said, peer = server.recvfrom(100)
+            server.sendto(b"to " + said, peer)
+        for number, client in enumerate(clients):
+            assert client.recv(100) == f"to {number}".encode()
+
+
+def test_a_udp_target_that_refuses_is_passed_over(relay: Relay) -> None:
+    with udp_server() as server, udp_server() as client:
+        front, _ = opened(relay, (HOST, 9), server.getsockname(), udp=True)
+        client.connect(front)
+
+        def arrives() -> bool:
+            client.send(b"?")
+            server.settimeout(0.05)
+            with contextlib.suppress(TimeoutError):
+                return server.recv(10) == b"?"
+            return False
+
+        until(arrives)
+
+
+def test_affinity_survives_a_change_of_targets(relay: Relay) -> None:
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(4)]
+        addresses = [server.getsockname() for server in servers]
+        front, number = opened(relay, *addresses[:3], affinity=100)
+
+        def reached() -> Target:
+            with socket.create_connection(front, PATIENCE) as client, contextlib.ExitStack() as accepted:
+                ready, _, _ = select.select(servers, [], [], PATIENCE)
+                accepted.enter_context(ready[0].accept()[0])
+                del client
+                host, port = ready[0].getsockname()
+                return host, port
+
+        kept = reached()
+        assert {reached() for _ in range(5)} == {kept}
+        relay.change(number, serving(*addresses, affinity=100))
+        assert {reached() for _ in range(8)} == {kept}
+        relay.change(number, serving(*(a for a in addresses if a != kept), affinity=100))
+        assert kept not in {reached() for _ in range(5)}
