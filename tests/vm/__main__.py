@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.vm.kernel import FOLDER, MissingError
@@ -11,11 +12,16 @@ from tests.vm.machine import Machine
 _POLL_SECONDS = 0.2
 
 
-def main() -> int:
+def run(command: Sequence[str]) -> int:
+    """Runs a command, showing its output as it comes; returns its exit code.
+
+    Raises:
+        MissingError: the virtual machine cannot be had here.
+    """
     FOLDER.mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=FOLDER, prefix="command-") as folder,
-        Machine(Path(folder), sys.argv[1:]) as machine,
+        Machine(Path(folder), command) as machine,
     ):
         shown = 0
         while True:
@@ -35,6 +41,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(run(sys.argv[1:]))
     except MissingError as e:
         sys.exit(f"tests/vm: {e}")
