@@ -11,9 +11,10 @@ from kubeproxy import host as hosts
 from kubeproxy.api.addresses import IPV4, IPV6
 from kubeproxy.api.rows import NodeRow
 from kubeproxy.config.defaults import with_defaults, with_platform_defaults
+from kubeproxy.config.durations import Duration
 from kubeproxy.config.types import IPVS, DetectLocal, IPTables, KubeProxyConfiguration, NFTables
 from kubeproxy.host import NodeError, host, local_traffic, node_addresses, node_port_cidrs, node_port_ranges
-from kubeproxy.model.node import LocalTraffic, NodeConfig
+from kubeproxy.model.node import IPVSSettings, LocalTraffic, NodeConfig
 
 DUAL = (IPV4, IPV6)
 V4, V6 = "192.168.0.1", "fd00:168::1"
@@ -358,3 +359,11 @@ def test_a_host_without_routes_speaks_from_nowhere(monkeypatch):
 
 def test_every_host_speaks_ipv4():
     assert hosts.supported_families()[0] == IPV4
+
+
+def test_settings_of_ipvs_mode_are_known_in_ipvs_mode():
+    given = IPVS(scheduler="lc", exclude_cidrs=("203.0.113.9/24",), strict_arp=True, udp_timeout=Duration(5))
+    (node, *_) = host(configured(mode="ipvs", ipvs=given), "n", None, supported=[IPV4]).nodes
+    assert node.ipvs == IPVSSettings("lc", ("203.0.113.0/24",), True, (0, 0, 5))
+    (node, *_) = host(configured(mode="iptables", ipvs=given), "n", None, supported=[IPV4]).nodes
+    assert node.ipvs is None

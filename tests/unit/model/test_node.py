@@ -2,6 +2,7 @@
 
 import pytest
 
+from kubeproxy.model.node import IPVSSettings
 from tests.unit.model.make import IPV6, node
 
 LOCAL = ("127.0.0.1", "192.168.0.1", "10.9.0.1", "10.10.0.1", "172.17.0.1")
@@ -53,3 +54,13 @@ class TestNodePortAddresses:
 
     def test_ipv6_loopback_never(self):
         assert not node(IPV6).serves_node_ports("::1")
+
+
+def test_in_ipvs_mode_all_addresses_are_of_interest() -> None:
+    local = ["192.0.2.1", "10.0.0.1", "127.0.0.1"]
+    some = node(ipvs=IPVSSettings(), node_port_ranges=("192.0.2.0/24",)).with_addresses(local)
+    assert some.node_port_addresses == ("192.0.2.1",)
+    every = node(ipvs=IPVSSettings()).with_addresses(local)
+    assert every.node_port_addresses == every.local_addresses == some.local_addresses
+    assert every.local_addresses == ("10.0.0.1", "127.0.0.1", "192.0.2.1")
+    assert node().with_addresses(local) == node()
