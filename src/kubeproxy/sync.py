@@ -39,6 +39,7 @@ _HURRIES, _HURRY_SECONDS = 5, 60.0
 """So many repairs in so long a time may cut the rest after the last sync short; who fights us must wait."""
 
 _FIRST_RETRY_SECONDS = 0.25
+_YIELD_EVERY = 500
 _LONGEST_REFUSAL_SECONDS = 300.0
 
 
@@ -245,17 +246,17 @@ class Loop:
         pending, self._pending = self._pending, {}
         full = self._full or not self.refused.keys().isdisjoint(pending)
         self._full = False
-        node_changed, self._node_changed = self._node_changed, False
+        node, node_changed, self._node_changed = self.node, self._node_changed, False
         self._repairing = False
         self._hurry.clear()
         self._syncing = started if self._queued is None else self._queued
         self._queued = None
         try:
-            changes = self._all() if full else self._differences(pending)
+            changes = await self._all(node) if full else self._differences(pending)
             if not full and not changes and not node_changed:
                 return
             planned = self._clock.now()
-            failures = await self._backend.sync(self.node, changes, full=full)
+            failures = await self._backend.sync(node, changes, full=full)
         except Exception as e:
             self._full = True
             self._queued = self._syncing
@@ -267,9 +268,16 @@ class Loop:
         triggered = [at for c in changes for at in pending.get(c.key, ())] if pending else ()
         self._succeeded(Synced(full, changes, failures, started, ended - started, ended - planned, triggered))
 
-    def _all(self) -> list[Change]:
-        plans = ((key, self._state.plan(key, self.node)) for key in list(self._state.services))
-        return [Change(key, None, plan) for key, plan in plans if plan is not None]
+    async def _all(self, node: NodeConfig) -> list[Change]:
+        """Plans every Service, some at a time: what is touched meanwhile is planned again by the next sync."""
+        changes = []
+        for count, key in enumerate(list(self._state.services), 1):
+            plan = self._state.plan(key, node)
+            if plan is not None:
+                changes.append(Change(key, None, plan))
+            if count % _YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+        return changes
 
     def _differences(self, keys: Collection[Key]) -> list[Change]:
         changes = ((key, self.applied.get(key), self._state.plan(key, self.node)) for key in keys)

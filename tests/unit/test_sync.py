@@ -19,7 +19,7 @@ from kubeproxy.sync import Loop, Synced
 from tests import strategies
 from tests.fakes.clock import FakeClock
 
-A, B, C = ("default", "a"), ("default", "b"), ("default", "c")
+A, B, C, D = ("default", "a"), ("default", "b"), ("default", "c"), ("default", "d")
 
 
 class Kernel:
@@ -144,6 +144,38 @@ async def test_the_first_sync_is_full_and_at_once() -> None:
     assert rig.kernel.syncs == [(1000.0, True, [A, B])]
     assert rig.kernel.plans == rig.wanted() == rig.loop.applied
     assert rig.loop.synced.is_set()
+
+
+async def test_what_changes_while_everything_is_planned_is_right_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sync, "_YIELD_EVERY", 1)
+    rig = Rig()
+    for key in (A, B, C):
+        rig.set(key)
+    done = asyncio.Event()
+
+    async def meanwhile() -> None:
+        for step in (
+            lambda: rig.set(A, 81),
+            lambda: rig.gone(B),
+            lambda: rig.gone(C),
+            lambda: rig.set(D),
+            lambda: rig.loop.set_node(NodeConfig(name="there")),
+        ):
+            await asyncio.sleep(0)
+            step()
+        done.set()
+
+    async with rig.running():
+        task = asyncio.create_task(meanwhile())
+        await rig.clock.advance(10)
+        await task
+    assert done.is_set()
+    assert rig.kernel.plans == rig.wanted() == rig.loop.applied
+    assert rig.kernel.plans.keys() == {A, D}
+    assert rig.kernel.nodes[0].name == "here"
+    assert rig.kernel.nodes[-1].name == "there"
 
 
 async def test_a_cluster_without_services_is_synced_too() -> None:

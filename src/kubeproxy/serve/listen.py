@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import resource
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -104,6 +103,8 @@ async def hold(
 
 def allow_many_files() -> None:
     """Lets this process have as many files as it ever may: each port is one. The default is as low as 1,024."""
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):
