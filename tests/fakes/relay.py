@@ -1,0 +1,41 @@
+"""A relay that starts no process and carries nothing: it says what it was told."""
+
+import socket
+
+from kubeproxy.relay.control import Relay
+from kubeproxy.relay.values import Listener
+
+
+class FakeRelay(Relay):
+    """See `Relay`.
+
+    Attributes:
+        open_now: what listens now, by address, port and whether it is UDP.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("fake")
+        self._held: dict[int, tuple[socket.socket, Listener]] = {}
+        self._number = 0
+
+    @property
+    def open_now(self) -> dict[tuple[str, int, bool], Listener]:
+        return {
+            (*sock.getsockname()[:2], sock.type == socket.SOCK_DGRAM): listener
+            for sock, listener in self._held.values()
+        }
+
+    def open(self, sock: socket.socket, listener: Listener) -> int:
+        self._number += 1
+        self._held[self._number] = sock, listener
+        return self._number
+
+    def change(self, number: int, listener: Listener) -> None:
+        self._held[number] = self._held[number][0], listener
+
+    def close(self, number: int) -> None:
+        self._held.pop(number)[0].close()
+
+    def stop(self) -> None:
+        for number in list(self._held):
+            self.close(number)
