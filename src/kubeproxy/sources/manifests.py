@@ -23,7 +23,7 @@ from kubeproxy.api import types
 from kubeproxy.api.flatten import DEFAULT_NAMESPACE
 from kubeproxy.linux import inotify
 from kubeproxy.sources.base import Sink
-from kubeproxy.sources.documents import documents
+from kubeproxy.sources.documents import Decode, documents
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ SUFFIXES: Final = (".yaml", ".yml", ".json")
 LOOK_SECONDS: Final = 5.0
 
 _SETTLE_SECONDS = 0.01
-_YIELD_EVERY = 500
+_AT_ONCE = 500
 _MOST_ROUNDS = 10
 
 Name = tuple[str, str, str]
@@ -157,25 +157,29 @@ class Manifests:
             log.warning("%s is empty, its last good state stays; remove it if its objects are to go", path)
             return
         try:
-            found, refused = await asyncio.to_thread(_parse, path)
+            given = await asyncio.to_thread(lambda: list(documents(path)))
         except FileNotFoundError:
             return
         except (OSError, ValueError) as e:
             log.error("%s cannot be used, its last good state stays: %s", path, e)  # noqa: TRY400
             return
-        for error in refused:
-            self._sink.refused(error.kind, f"{error.name} in {path.name}", error.reason)
+        refused: list[types.UndecodableError] = []
         mine: set[Name] = set()
         left_out: dict[Name, types.Object] = {}
-        for count, (name, obj) in enumerate(found.items(), 1):
-            if self._owner.setdefault(name, path) == path:
-                mine.add(name)
-                self._released.pop(name, None)
-                self._sink.set(obj)
-            else:
-                left_out[name] = obj
-            if count % _YIELD_EVERY == 0:
-                await asyncio.sleep(0)
+        # Some at a time: the objects of a large file take several times the memory that is kept of them.
+        for start in range(0, len(given), _AT_ONCE):
+            found = await asyncio.to_thread(_decode, given[start : start + _AT_ONCE], refused)
+            for name, obj in found:
+                if name in mine or name in left_out:
+                    log.warning("%s stands in %s more than once; the last counts", _told(name), path)
+                if self._owner.setdefault(name, path) == path:
+                    mine.add(name)
+                    self._released.pop(name, None)
+                    self._sink.set(obj)
+                else:
+                    left_out[name] = obj
+        for error in refused:
+            self._sink.refused(error.kind, f"{error.name} in {path.name}", error.reason)
         before = self._objects.get(path, set())
         stays = {_named(error) for error in refused} & before
         self._objects[path] = mine | stays
@@ -200,27 +204,23 @@ class Manifests:
         self._sink.gone(*name)
 
 
-def _parse(path: Path) -> tuple[dict[Name, types.Object], list[types.UndecodableError]]:
-    """The objects of a file by name, and those that do not decode."""
-    found: dict[Name, types.Object] = {}
-    refused: list[types.UndecodableError] = []
-    for kind, decode in documents(path):
+def _decode(
+    given: Sequence[tuple[str, Decode]], refused: list[types.UndecodableError]
+) -> list[tuple[Name, types.Object]]:
+    """Decodes objects; those that do not decode are told in `refused`."""
+    found = []
+    for kind, decode in given:
         try:
             obj = decode()
         except types.UndecodableError as e:
             refused.append(e)
             continue
         meta = obj.metadata
-        if not meta.name:
-            refused.append(types.nameless(kind))
-            continue
         name = (kind, _namespace(kind, meta.namespace), meta.name)
-        if name in found:
-            log.warning("%s stands in %s more than once; the last counts", _told(name), path)
         if name[1] != meta.namespace:
             obj = structs.replace(obj, metadata=structs.replace(meta, namespace=name[1]))
-        found[name] = obj
-    return found, refused
+        found.append((name, obj))
+    return found
 
 
 def _namespace(kind: str, given: str) -> str:
