@@ -12,7 +12,13 @@ from kubeproxy.netlink.nft import messages as m
 from tests.unit.backends.nftables.rig import NODES
 
 chains = st.one_of(
-    st.builds(SharedChain, st.sampled_from(["pick", "here", "external"]), st.booleans(), st.integers(1, 300)),
+    st.builds(
+        SharedChain,
+        st.sampled_from(["pick", "here", "external"]),
+        st.booleans(),
+        st.integers(1, 300),
+        st.just(0),
+    ),
     st.builds(SharedChain, st.just("local"), st.booleans(), st.integers(1, 300), st.integers(0, 300)),
 )
 
