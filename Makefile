@@ -8,7 +8,7 @@ VM_PROGRAMS = qemu-system-x86_64 busybox cpio depmod ipset ipvsadm
 VM_PACKAGES = qemu-system-x86 busybox-static cpio kmod ipset ipvsadm
 WORKERS ?= 4
 
-.PHONY: help install demo test lint format bench clean system vm vm-programs
+.PHONY: help install demo test lint format bench clean system haproxy vm vm-programs
 .DELETE_ON_ERROR:
 
 help:
@@ -38,7 +38,7 @@ format: .venv/.dev
 	.venv/bin/ruff check --fix-only
 	.venv/bin/ruff format
 
-bench: system vm .venv/.dev
+bench: system vm haproxy .venv/.dev
 	PYTHONPATH=. .venv/bin/python -m bench $(BENCH)
 
 clean:
@@ -58,6 +58,9 @@ endef
 
 system:
 	$(call install,$(PROGRAMS),$(PACKAGES))
+
+haproxy:
+	$(call install,haproxy,haproxy)
 
 # The virtual machine for what only a kernel with IPVS can show: Debian's kernel in QEMU.
 vm: vm-programs .vm/initrd

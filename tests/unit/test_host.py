@@ -244,6 +244,25 @@ class TestNodePorts:
         made = host(configured(**fields), "n", row, supported=DUAL)
         assert [node.localhost_node_ports for node in made.nodes] == [v4, False]
 
+    @pytest.mark.parametrize(
+        ("mode", "ranges", "expected"),
+        [
+            ("iptables", None, [False, False]),
+            ("nftables", ("primary",), [False, False]),
+            ("nftables", ("0.0.0.0/0", "::/0"), [False, False]),
+            ("nftables", ("127.0.0.0/8",), [True, False]),
+            ("nftables", ("192.168.0.0/16", "127.0.0.2/32", "::1/128"), [True, True]),
+            ("userspace", None, [True, True]),
+            ("userspace", ("::1/128",), [True, True]),
+            ("userspace", ("primary",), [False, False]),
+            ("ipvs", ("127.0.0.0/8",), [False, False]),
+        ],
+    )
+    def test_who_relays_localhost(self, mode, ranges, expected):
+        row = NodeRow("n", addresses=(V4, V6))
+        made = host(configured(mode=mode, node_port_addresses=ranges), "n", row, supported=DUAL)
+        assert [node.localhost_relay for node in made.nodes] == expected
+
 
 class TestWhatCannotBeRight:
     def check(self, caplog, addresses=(V4,), supported=DUAL, pod_cidrs=(), **fields):

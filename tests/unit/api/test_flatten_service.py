@@ -345,3 +345,23 @@ class TestLoadBalancer:
         found, complaints = service({"loadBalancerSourceRanges": ["x"]})
         assert found == row()
         assert list(complaints) == ["spec.loadBalancerSourceRanges[0]"]
+
+
+class TestProxyProtocol:
+    ANNOTATION = "kube-proxy/proxy-protocol"
+
+    @pytest.mark.parametrize(
+        ("annotations", "wanted"), [(None, False), ({}, False), ({ANNOTATION: "v2"}, True)]
+    )
+    def test_the_annotation(self, annotations, wanted):
+        found, complaints = service({}, annotations=annotations)
+        assert found.proxy_protocol is wanted
+        assert not complaints
+
+    @pytest.mark.parametrize("version", ["v1", "", "true"])
+    def test_another_version_is_refused_and_the_service_stands(self, version):
+        found, complaints = service({}, annotations={self.ANNOTATION: version})
+        assert found == row()
+        assert complaints == {
+            'metadata.annotations["kube-proxy/proxy-protocol"]': f"{version!r} is not v2; backends get no PROXY protocol header"
+        }
