@@ -248,6 +248,7 @@ def _check(plan: ServicePlan, family: Family) -> None:
         assert all(1 <= b.port <= 65535 for b in port.backends)
 
 
+@settings(max_examples=50)  # each has rules of both modes and families made thrice
 @given(st.lists(hostile.mutations(WHOLE), min_size=1, max_size=4))
 def test_any_change_of_any_object(changed: list[hostile.Wire]) -> None:
     """After which the good objects, told again, bring everything to what it was."""
@@ -274,7 +275,7 @@ def _is_named(obj: hostile.Wire, name: str) -> bool:
     return name in json.dumps(obj.get("metadata"))
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(changed=hostile.mutations(WHOLE))
 def test_files_say_the_same(tmp_path: Path, changed: hostile.Wire) -> None:
     """A file of whatever objects brings the rules an API server brings that tells them, or is left out whole."""
