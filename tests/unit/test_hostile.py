@@ -271,6 +271,18 @@ def test_any_change_of_any_object(changed: list[hostile.Wire]) -> None:
     assert world.rules() == before
 
 
+def test_one_address_in_every_role() -> None:
+    """The ClusterIP, which only an API server keeps apart from the others, wins."""
+    world = World()
+    for policy in ("Cluster", "Local"):
+        one = hostile.balancer(
+            "web", {"ip": "10.96.7.1"}, externalIPs=["10.96.7.1", "10.96.7.1"], externalTrafficPolicy=policy
+        )
+        world.tell(one)
+        world.tell(hostile.endpoint_slice("web", "10.244.1.11"))
+        world.sync()
+
+
 def _is_named(obj: hostile.Wire, name: str) -> bool:
     return name in json.dumps(obj.get("metadata"))
 
