@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,6 +11,7 @@ from msgspec import structs
 
 from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES
+from kubeproxy.backends.nftables import packing
 from kubeproxy.backends.nftables.backend import NFTables
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.netlink import wire
@@ -145,6 +146,43 @@ def test_the_end_is_that_of_a_fresh_start(
     assert not restarted(proxy, kernel).full()
     assert content(kernel, node.family) == found
     nft("list", "ruleset")
+
+
+class Spoiling(Kernel):
+    """The real kernel, told something wrong in the place of what names an unlucky Service."""
+
+    def commit(self, messages: Sequence[Message]) -> None:
+        """See `Kernel`."""
+        wrong = m.add_elements(m.Table(m.IP, "kube-proxy"), "cluster-ips", [packing.member(bytes(8))])[0]
+        super().commit([wrong if b"default/bad" in message.body else message for message in messages])
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_whom_the_kernel_refuses_harms_nobody(inside: str, there: bool) -> None:
+    """Neither on an empty kernel nor where others' tables are replaced in one go; once it is taken, all is as it should be."""
+    proxies = []
+    for kind in Spoiling, Kernel:
+        with kind() as found:
+            if there:
+                nft("-f", "-", given="add table ip kube-proxy; add chain ip kube-proxy services")
+            proxy = Proxy(NFTables(found, NODE4), NODE4)
+            proxy.tell(service("bad", "10.96.0.99", external_ips=("203.0.113.99",)))
+            proxy.tell(endpoints("bad", "10.244.1.1", "10.244.1.2"), *everything())
+            failures = proxy.full()
+            assert failures.keys() == ({("default", "bad")} if kind is Spoiling else set())
+            assert all("cluster-ips: Invalid argument" in words for words in failures.values())
+            proxies.append((proxy, content(found, "IPv4")))
+            if kind is Spoiling:
+                flush()
+    (spoiled, without), (_, whole) = proxies
+    spoiled.gone("Service", "bad")
+    with Kernel() as kernel:
+        assert not restarted(spoiled, kernel).full()
+        rest = content(kernel, "IPv4")
+    more = {name for _, name in without.keys() - rest.keys()}
+    assert {part: without[part] for part in rest} == rest
+    assert more == {"external-2", "pick-2"}, "made for whom was refused, they wait for the next full sync"
+    assert whole != without
 
 
 def restarted(proxy: Proxy, kernel: Kernel) -> Proxy:

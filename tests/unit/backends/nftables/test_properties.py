@@ -2,7 +2,7 @@
 
 import re
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubeproxy.api.addresses import FAMILIES
@@ -13,9 +13,11 @@ from kubeproxy.model.plan import Key
 from tests import strategies
 from tests.unit.backends.nftables.rig import FAMILY, Rig
 
+some = settings(max_examples=40)
 nodes = st.sampled_from(FAMILIES).flatmap(strategies.nodes)
 
 
+@some
 @given(strategies.histories(), nodes, st.booleans())
 def test_the_end_is_that_of_a_fresh_start(
     history: list[list[strategies.Event]], node: NodeConfig, restarting: bool
@@ -36,6 +38,7 @@ def test_the_end_is_that_of_a_fresh_start(
     assert again.sent() == []
 
 
+@some
 @given(strategies.histories(3), nodes, nodes)
 def test_another_node_s_table_is_mended(
     history: list[list[strategies.Event]], before: NodeConfig, after: NodeConfig
@@ -58,6 +61,7 @@ def _of_family(node: NodeConfig, like: NodeConfig) -> NodeConfig:
     return node if node.family == like.family else like
 
 
+@some
 @given(strategies.histories(3), st.sampled_from(strategies.KEYS), nodes)
 def test_a_refused_service_harms_nobody(
     history: list[list[strategies.Event]], bad: Key, node: NodeConfig
