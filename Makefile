@@ -68,7 +68,7 @@ vm: vm-programs .vm/initrd
 vm-programs:
 	$(call install,$(VM_PROGRAMS),$(VM_PACKAGES))
 
-.vm/initrd: .venv/.dev tests/vm/kernel.py tests/vm/init | vm-programs
+.vm/initrd: tests/vm/kernel.py tests/vm/init | vm-programs .venv/.dev
 	.venv/bin/python -m tests.vm.kernel
 
 .venv/bin/python:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +108,22 @@ class Guest:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Starts the machine, once it is known what is to run in it."""
         names = [item.nodeid for item in session.items if isinstance(item, Remote)]
-        if not self._owns or not names or session.config.option.collectonly:
-            return
+        if self._owns and names and not session.config.option.collectonly:
+            self.start(names, ["-v"] * session.config.option.verbose)
+
+    def start(self, names: Sequence[str], options: Sequence[str] = ()) -> None:
+        """Starts the machine.
+
+        Args:
+            names: the tests that are to run in it.
+            options: of pytest, inside.
+        """
         _sweep()
         self._folder.mkdir(parents=True)
         _own(self._folder)
         (self._folder / "tests").write_text("".join(f"{name}\n" for name in names))
         quiet = ("-p", "no:cacheprovider", "-p", "no:xdist")
-        detail = ["-v"] * session.config.option.verbose
-        command = [sys.executable, "-m", "pytest", *quiet, *detail, f"@{self._folder / 'tests'}"]
+        command = [sys.executable, "-m", "pytest", *quiet, *options, f"@{self._folder / 'tests'}"]
         try:
             machine = Machine(self._folder, command, {_FOLDER_VARIABLE: str(self._folder)})
         except kernel.MissingError as e:
