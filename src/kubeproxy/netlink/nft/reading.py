@@ -137,7 +137,10 @@ class Reader:
             step = _STEPS.get(name)
             if step is None:
                 raise ValueError(f"no words for expression {name!r}")
-            step(self, wire.attributes(parts[2]))
+            try:
+                step(self, wire.attributes(parts[2]))
+            except KeyError as e:
+                raise ValueError(f"no words for what expression {name!r} does here") from e
         return " ".join(self._said)
 
     def _payload(self, a: wire.Attributes) -> None:

@@ -1,0 +1,42 @@
+"""Words for rules: what has none is refused by name."""
+
+import pytest
+
+from kubeproxy.netlink import wire
+from kubeproxy.netlink.nft import expressions as x
+from kubeproxy.netlink.nft import messages as m
+from kubeproxy.netlink.nft import text
+from kubeproxy.netlink.nft.messages import Table
+
+TABLE = Table(m.IP, "t")
+
+
+def rendered(*expressions: bytes) -> str:
+    return text.render([m.add_table(TABLE), m.add_chain(TABLE, "c"), m.add_rule(TABLE, "c", *expressions)])
+
+
+@pytest.mark.parametrize(
+    ("expression", "words"),
+    [
+        (wire.nested(1, wire.text(1, "counter"), wire.nested(2)), "no words for expression 'counter'"),
+        (x.payload(0, x.NETWORK_HEADER, 1, 1), "no words for what expression 'payload' does here"),
+        (x.meta(0, 99), "no words for what expression 'meta' does here"),
+        (x.lookup("none", 0), "no words for what expression 'lookup' does here"),
+    ],
+)
+def test_what_others_write_may_have_no_words(expression: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        rendered(expression)
+
+
+def test_what_belongs_to_no_table_that_is_made_is_passed_over() -> None:
+    other = m.add_chain(Table(m.IP6, "t"), "c")
+    assert text.render([m.add_table(TABLE), other]) == "table ip t {\n}\n"
+    assert text.render([other]) == ""
+
+
+def test_a_chain_is_made_once() -> None:
+    made = m.add_chain(TABLE, "c", m.Hook("filter", m.INPUT, -5))
+    assert text.render([m.add_table(TABLE, "said"), made, made]) == (
+        'table ip t {\n\tcomment "said"\n\tchain c {\n\t\ttype filter hook input priority -5; policy accept;\n\t}\n}\n'
+    )
