@@ -281,6 +281,35 @@ def test_a_process_that_is_stuck_is_replaced(relay: Relay, caplog: pytest.LogCap
         assert any("the process does not listen" in message for message in caplog.messages)
 
 
+def test_what_is_opened_while_a_process_is_replaced_is_served_by_the_one_successor(relay: Relay) -> None:
+    with echo(7001):
+        opened(relay, (HOST, 7001))
+        first = relay.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        fronts = [opened(relay, (HOST, 7001))[0] for _ in range(20)]
+        for front in fronts:
+            with socket.create_connection(front, PATIENCE) as client:
+                client.send(b"?")
+                assert client.recv(1) == b"?"
+        time.sleep(1.2)  # longer than one is waited for
+        assert len(relay_processes()) == 1
+
+
+def relay_processes() -> list[int]:
+    """The relay processes this process has."""
+    children = [
+        int(number)
+        for file in Path("/proc/self/task").glob("*/children")
+        for number in file.read_text().split()
+    ]
+    return [
+        child
+        for child in children
+        if b"kubeproxy.relay" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+    ]
+
+
 @contextlib.contextmanager
 def udp_server() -> Iterator[socket.socket]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:

@@ -141,7 +141,8 @@ class Relay:
         with self._lock:
             if self._stopped:
                 return
-            self._hang_up()
+            if self._control is control:
+                self._hang_up()
         process.kill()  # it may be stuck
         code = process.wait()
         log.error(
@@ -149,5 +150,5 @@ class Relay:
         )
         time.sleep(max(0.0, started + _SHORTEST_LIFE_SECONDS - time.monotonic()))
         with self._lock:
-            if not self._stopped:
+            if not self._stopped and self._control is None:
                 self._start()

@@ -77,8 +77,8 @@ def _tuple(source: Target, destination: Target) -> tuple[bytes, bytes]:
     return (
         wire.nested(
             _TUPLE_ADDRESSES,
-            wire.attribute(kinds[0], socket.inet_pton(domain, source[0])),
-            wire.attribute(kinds[1], socket.inet_pton(domain, destination[0])),
+            wire.attribute(kinds[0], socket.inet_pton(domain, source[0].partition("%")[0])),
+            wire.attribute(kinds[1], socket.inet_pton(domain, destination[0].partition("%")[0])),
         ),
         wire.nested(
             _TUPLE_PROTOCOL,
