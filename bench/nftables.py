@@ -63,11 +63,12 @@ def _compare(what: str, theirs: float, ours: float) -> None:
 
 
 def _show_first(services: int, count: int, found: Sequence["First"]) -> None:
-    total, kernel = (rig.median([getattr(f, name) for f in found]) for name in ("total", "kernel"))
+    total, kernel, processor = (rig.median(list(column)) for column in list(zip(*found, strict=True))[:3])
     rig.row(
         f"{services} Services x {count}, first byte of the lists to committed",
         f"{total:.2f} s",
         f"kernel {kernel:.2f} s",
+        f"cpu {processor:.2f} s",
     )
 
 
@@ -92,10 +93,11 @@ class Timed(Kernel):
 
 
 class First(NamedTuple):
-    """Seconds of a first sync, of the kernel in it, and of one more over the same table."""
+    """Seconds of a first sync, of the kernel's work in it, of processor time of both, and of one more over the same table."""
 
     total: float
     kernel: float
+    processor: float
     again: float
 
 
@@ -141,18 +143,18 @@ def _first(services: int, count: int) -> First:
 
 async def _first_sync(kernel: Timed, lines: list[tuple[str, bytes]]) -> First:
     daemon = Daemon(NFTables(kernel, NODE))
-    started = time.perf_counter()
+    started, before = time.perf_counter(), time.process_time()
     for kind, line in lines:
         daemon.hear(kind, line)
     task = asyncio.create_task(daemon.loop.run())
     total = await daemon.committed() - started
-    spent = kernel.seconds
+    spent, processor = kernel.seconds, time.process_time() - before
     gc.collect()
     started = time.perf_counter()
     daemon.loop.resync()
     again = await daemon.committed() - started
     task.cancel()
-    return First(total, spent, again)
+    return First(total, spent, processor, again)
 
 
 class Changes(NamedTuple):
