@@ -209,7 +209,10 @@ class Loop:
 
     async def run(self) -> None:
         """Syncs for ever; ends only by cancellation. Rules stay when it ends."""
-        self._backend.watch(self._disturbed)
+        try:
+            self._backend.watch(self._disturbed)
+        except OSError as e:
+            log.warning("%s: what others do to the rules will not be noticed at once: %s", self.family, e)
         try:
             while True:
                 await self._until_due()
