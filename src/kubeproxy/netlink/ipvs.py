@@ -148,10 +148,10 @@ class IPVS:
         return found
 
     def reals(self, virtual: Virtual) -> dict[Real, Load]:
-        """The real servers of one virtual server.
+        """The real servers of one virtual server; none if there is no such virtual server.
 
         Raises:
-            OSError: ESRCH when there is no such virtual server.
+            OSError: the kernel refused.
         """
         found = {}
         for attributes in self._dump(_GET_DEST, _service(virtual), _DEST):

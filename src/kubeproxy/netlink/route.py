@@ -64,6 +64,12 @@ def concerns(message: wire.Message, interface: int) -> bool:
     return bool(_IFADDRMSG.unpack_from(message.body)[4] == interface)
 
 
+def told(message: wire.Message) -> bytes:
+    """The address a monitor's message is about."""
+    found = wire.attributes(message.body[8:])
+    return bytes(found.get(_LOCAL, found.get(_ADDRESS, b"")))
+
+
 def interface(name: str) -> int:
     """The index of an interface; 0 if there is none of that name."""
     try:

@@ -1,17 +1,16 @@
 """Notices what others do to our rules, where they are rules of nf_tables.
 
-Others have rules in the same tables, some in the same chains, so not every change there is one of ours. And our own come
-from programs: they are told by their process numbers, by which the kernel's notifications name who sent a change.
+Others have rules in the same tables, some in the same chains, so not every change there is one of ours.
 """
 
 from collections.abc import Callable
 from typing import Final
 
-from kubeproxy.api.addresses import IPV4, Family
+from kubeproxy.api.addresses import Family
 from kubeproxy.backends.iptables import names
+from kubeproxy.backends.notice import notice
 from kubeproxy.backends.programs import TABLES
-from kubeproxy.netlink.nft.lookout import LOST, Lookout, words
-from kubeproxy.netlink.nft.messages import IP, IP6
+from kubeproxy.netlink.nft.lookout import Lookout
 from kubeproxy.netlink.nft.monitor import RULE_DELETED, TABLE_ADDED, Event
 
 _OURS: Final = frozenset(
@@ -40,15 +39,7 @@ def watch(family: Family, wrote: Callable[[int], bool], disturbed: Callable[[str
     Raises:
         OSError: the kernel refuses.
     """
-    number = IP if family == IPV4 else IP6
-
-    def heard(events: list[Event], program: str) -> None:
-        found = [e for e in events if e.family == number and concerns(e) and not wrote(e.port)]
-        if found:
-            where = ", ".join(sorted({event.table for event in found}))
-            disturbed(f"{program or 'somebody'} changed our rules in table {where}: {words(found)}")
-
-    return Lookout(heard, lambda: disturbed(LOST))
+    return notice(family, concerns, wrote, disturbed)
 
 
 def concerns(event: Event) -> bool:

@@ -24,6 +24,7 @@ from kubeproxy.backends.ipvs.frame import frame
 from kubeproxy.backends.ipvs.kernel import Kernel, ServerChange, Verb
 from kubeproxy.backends.ipvs.rules import Rules
 from kubeproxy.backends.ipvs.sets import SetKeeper
+from kubeproxy.backends.ipvs.watch import Watch
 from kubeproxy.backends.programs import RefusedError, Tables
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.model.plan import Key
@@ -52,12 +53,14 @@ class IPVS:
         self._sets = SetKeeper(kernel, node.family)
         self._rules = Rules(tables)
         self._desired = Desired()
+        self._used: frozenset[str] = frozenset()
         self._draining = Draining()
         self._excluded = (node.ipvs or IPVSSettings()).exclude_cidrs
         self._refused: dict[Item, OSError] = {}
         self._fingerprint: object = None
         self._lock = asyncio.Lock()
         self._drainer: asyncio.Task[None] | None = None
+        self._watch: Watch | None = None
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         """See `Backend`."""
@@ -76,13 +79,19 @@ class IPVS:
             return await asyncio.to_thread(self._is_intact)
 
     def watch(self, disturbed: Callable[[str], None]) -> None:
-        """See `Backend`. The kernel tells nobody what happens to virtual servers and sets: `intact` must do."""
+        """See `Backend`. Of virtual servers and sets the kernel tells nothing: there `intact` must do."""
+        self._watch = Watch(self._tables, self._is_wanted, disturbed)
 
     def close(self) -> None:
         """See `Backend`."""
         if self._drainer is not None:
             self._drainer.cancel()
+        if self._watch is not None:
+            self._watch.close()
         self._kernel.close()
+
+    def _is_wanted(self, address: bytes) -> bool:
+        return Element(address) in self._desired.entries[names.ADDRESSES]
 
     async def _drain(self) -> None:
         """Deletes real servers whose connections have ended, until there are none left to wait for."""
@@ -110,7 +119,7 @@ class IPVS:
         refused: dict[Item, OSError] = {}
         for name, elements in delta.came.items():
             refused.update(self._sets.add(name, elements, self._desired.entries[name]).items())
-        self._change_rules(node)
+        self._change_rules(node, delta.drops)
         coming, going = self._server_changes(delta)
         refused.update(self._change_servers(coming))
         refused.update(self._kernel.bind(_addresses(delta.came)).items())
@@ -123,13 +132,14 @@ class IPVS:
             raise StaleError(f"{_told(item)}: {error}")
         return {}
 
-    def _change_rules(self, node: NodeConfig) -> None:
+    def _change_rules(self, node: NodeConfig, drops: tuple[list[str], list[str]]) -> None:
         """Rules are others when a set gets its first element or loses its last, or with those of Services."""
-        wanted = frame(node, self._desired.used(), list(self._desired.drops))
-        if self._rules.holds(wanted):
+        used = self._desired.used()
+        if used == self._used and not any(drops):
             return
         intact = self._look() == self._fingerprint
-        self._rules.change(wanted)
+        self._rules.change(frame(node, used, list(self._desired.drops)))
+        self._used = used
         if intact:  # what somebody else changed before goes on to be seen
             self._fingerprint = self._look()
 
@@ -170,7 +180,10 @@ class IPVS:
         desired.settle()
         refused, leftovers = self._sets.adopt(desired.entries)
         self._refused = dict(refused.items())
-        self._rules.adopt(frame(node, desired.used(), list(desired.drops)))
+        self._used = desired.used()
+        if self._watch is not None:
+            self._watch.join()
+        self._rules.adopt(frame(node, self._used, list(desired.drops)))
         self._fingerprint = self._look()
         coming, going = self._mending()
         self._refused.update(self._change_servers(coming))

@@ -52,10 +52,6 @@ class Rules:
         """
         self._send(_difference(self._held, wanted), wanted)
 
-    def holds(self, wanted: Chains) -> bool:
-        """Whether these are the rules that are there."""
-        return not any(_difference(self._held, wanted).values())
-
     def _send(self, lines: dict[str, list[str]], wanted: Chains) -> None:
         self._held = {}
         for table, text in lines.items():
@@ -72,10 +68,15 @@ def _difference(held: Chains, wanted: Chains) -> dict[str, list[str]]:
         there = held.get(where)
         if there == rules:
             continue
-        if where == OUT and there is not None and set(there) == set(rules):
-            continue  # their order says nothing
+        table, chain = where
+        if where == OUT and there is not None:
+            # As long as there are Services, and in no order.
+            before, after = dict.fromkeys(there), dict.fromkeys(rules)
+            lines[table] += [f"-A {chain} {rule}\n" for rule in after if rule not in before]
+            lines[table] += [f"-D {chain} {rule}\n" for rule in before if rule not in after]
+            continue
         anew.append(where)
-        lines[where[0]].append(f":{where[1]} - [0:0]\n")
+        lines[table].append(f":{chain} - [0:0]\n")
     for where in anew:
         lines[where[0]] += [f"-A {where[1]} {rule}\n" for rule in wanted[where]]
     return lines

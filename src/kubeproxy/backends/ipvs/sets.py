@@ -103,7 +103,7 @@ class SetKeeper:
         headers = self._kernel.headers()
         for short, name in self._names.items():
             header = headers.get(name)
-            size = sum((short, element) not in refused for element in wanted[short])
+            size = len(wanted[short]) - sum(isinstance(r, tuple) and r[0] == short for r in refused)
             if header is None or (header.size >= 0 and header.size != size):
                 return False
         return True

@@ -85,6 +85,26 @@ def test_rules_change_only_with_the_first_and_the_last_of_a_kind() -> None:
     assert "KUBE-SERVICES" not in text
 
 
+def test_rules_of_services_come_and_go_one_by_one() -> None:
+    def limited(name: str, last: int) -> types.Service:
+        ranges = ("198.51.100.0/24",)
+        ip = f"203.0.113.{last}"
+        return service(
+            name, f"10.96.0.{last}", balancer=[ip], load_balancer_source_ranges=ranges, type="LoadBalancer"
+        )
+
+    rig = running(limited("a", 1))
+    rig.tell(limited("b", 2))
+    rig.partial()
+    ((table, text),) = rig.tables.inputs
+    rule = "-s 203.0.113.2/32 -m ipvs --vproto 6 --vaddr 203.0.113.2 --vport 80 -j DROP"
+    assert (table, text) == ("filter", f"-A KUBE-IPVS-OUT-FILTER {rule}\n")
+    rig.done()
+    rig.gone("Service", "b")
+    rig.partial()
+    assert rig.tables.inputs == [("filter", f"-D KUBE-IPVS-OUT-FILTER {rule}\n")]
+
+
 def test_a_shared_endpoint_needs_one_element_until_the_last_of_its_services_goes() -> None:
     near = endpoints("web", "10.244.1.11", local=["10.244.1.11"])
     rig = running(

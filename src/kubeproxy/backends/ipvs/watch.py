@@ -1,0 +1,96 @@
+"""Notices at once what others do to addresses of kube-ipvs0 and to our rules.
+
+Of virtual servers and sets the kernel tells nothing. Word of our own changes of addresses comes, too: it is no harm when an
+address goes that nobody wants, or that is back already.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from kubeproxy.api.addresses import unpack
+from kubeproxy.backends.ipvs import names
+from kubeproxy.backends.ipvs.frame import HOOKS
+from kubeproxy.backends.notice import notice
+from kubeproxy.backends.programs import FILTER, NAT, Tables
+from kubeproxy.netlink import route
+from kubeproxy.netlink.nft.lookout import Lookout
+from kubeproxy.netlink.nft.monitor import RULE_DELETED, TABLE_ADDED, Event
+
+_OURS = frozenset(
+    {
+        names.SERVICES,
+        names.POSTROUTING,
+        names.MARK_MASQ,
+        names.FORWARD,
+        names.PROXY_FIREWALL,
+        *names.OWN_CHAINS,
+    }
+)
+_HOOKED = frozenset(chain for (_, chain), _ in HOOKS)
+_JUMPS = tuple(f"{chain}\0".encode() for chain in sorted(_OURS))
+
+
+class Watch:
+    """Listens for one family, in the running event loop. Rules are not listened to before `join`."""
+
+    def __init__(
+        self, tables: Tables, wants: Callable[[bytes], bool], disturbed: Callable[[str], None]
+    ) -> None:
+        """Starts it.
+
+        Args:
+            tables: the tables our rules are in.
+            wants: whether kube-ipvs0 should have an address.
+            disturbed: told what was done.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
+        self._wants = wants
+        self._disturbed = disturbed
+        self._loop = asyncio.get_running_loop()
+        self._monitor = route.monitor()
+        self._loop.add_reader(self._monitor.fileno(), self._read)
+        self._rules: Lookout | None = None
+        if tables.variant == "nf_tables":
+            self._rules = notice(tables.family, concerns, tables.wrote, disturbed)
+
+    def join(self) -> None:
+        """From now on rules are listened to. May be called from any thread, and again."""
+        if self._rules is not None:
+            self._rules.join()
+
+    def close(self) -> None:
+        """Ends it."""
+        self._loop.remove_reader(self._monitor.fileno())
+        self._monitor.close()
+        if self._rules is not None:
+            self._rules.close()
+
+    def _read(self) -> None:
+        lost = set()
+        try:
+            while messages := list(self._monitor.receive(wait=False)):
+                deleted = (route.told(m) for m in messages if m.type == route.DELETE_ADDRESS)
+                lost.update(address for address in deleted if self._wants(address))
+            if lost:
+                interface = route.interface(names.INTERFACE)
+                lost -= {a.packed for a in route.addresses() if a.interface == interface}
+        except OSError:
+            self._disturbed("more addresses changed than could be told")
+            return
+        if lost:
+            some = ", ".join(sorted(map(unpack, lost))[:3])
+            more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+            self._disturbed(f"somebody took {some}{more} from {names.INTERFACE}")
+
+
+def concerns(event: Event) -> bool:
+    """Whether a rule or chain of ours was changed, of whatever family."""
+    if event.table not in {NAT, FILTER} or event.what == TABLE_ADDED:
+        return False
+    if not event.where or event.where in _OURS:
+        return True
+    return (
+        event.what == RULE_DELETED and event.where in _HOOKED and any(jump in event.body for jump in _JUMPS)
+    )
