@@ -80,7 +80,7 @@ class IPVS:
 
     def watch(self, disturbed: Callable[[str], None]) -> None:
         """See `Backend`. Of virtual servers and sets the kernel tells nothing: there `intact` must do."""
-        self._watch = Watch(self._tables, self._is_wanted, disturbed)
+        self._watch = Watch(self._tables, self._wants, self._missing, disturbed)
 
     def close(self) -> None:
         """See `Backend`."""
@@ -90,8 +90,19 @@ class IPVS:
             self._watch.close()
         self._kernel.close()
 
-    def _is_wanted(self, address: bytes) -> bool:
+    def _wants(self, address: bytes) -> bool:
         return Element(address) in self._desired.entries[names.ADDRESSES]
+
+    def _missing(self) -> set[bytes]:
+        """The addresses that somebody took; none while we are changing them ourselves."""
+        if self._lock.locked():
+            return set()
+        wanted = {element.address for element in self._desired.entries[names.ADDRESSES]}
+        try:
+            return wanted - self._refused.keys() - self._kernel.addresses()
+        except OSError as e:
+            log.warning("Cannot tell which addresses %s has: %s", names.INTERFACE, e)
+            return set()
 
     async def _drain(self) -> None:
         """Deletes real servers whose connections have ended, until there are none left to wait for."""

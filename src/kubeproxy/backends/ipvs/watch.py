@@ -34,19 +34,25 @@ class Watch:
     """Listens for one family, in the running event loop. Rules are not listened to before `join`."""
 
     def __init__(
-        self, tables: Tables, wants: Callable[[bytes], bool], disturbed: Callable[[str], None]
+        self,
+        tables: Tables,
+        wants: Callable[[bytes], bool],
+        missing: Callable[[], set[bytes]],
+        disturbed: Callable[[str], None],
     ) -> None:
         """Starts it.
 
         Args:
             tables: the tables our rules are in.
             wants: whether kube-ipvs0 should have an address.
+            missing: the addresses it should have and has not.
             disturbed: told what was done.
 
         Raises:
             OSError: the kernel refuses.
         """
         self._wants = wants
+        self._missing = missing
         self._disturbed = disturbed
         self._loop = asyncio.get_running_loop()
         self._monitor = route.monitor()
@@ -68,18 +74,14 @@ class Watch:
             self._rules.close()
 
     def _read(self) -> None:
-        lost = set()
+        suspicious = False
         try:
             while messages := list(self._monitor.receive(wait=False)):
                 deleted = (route.told(m) for m in messages if m.type == route.DELETE_ADDRESS)
-                lost.update(address for address in deleted if self._wants(address))
-            if lost:
-                interface = route.interface(names.INTERFACE)
-                lost -= {a.packed for a in route.addresses() if a.interface == interface}
-        except OSError:
-            self._disturbed("more addresses changed than could be told")
-            return
-        if lost:
+                suspicious = suspicious or any(self._wants(address) for address in deleted)
+        except OSError:  # more was done than could be told
+            suspicious = True
+        if suspicious and (lost := self._missing()):
             some = ", ".join(sorted(map(unpack, lost))[:3])
             more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
             self._disturbed(f"somebody took {some}{more} from {names.INTERFACE}")
