@@ -1,24 +1,28 @@
 """Who has a front that several Services want.
 
-An API server gives a ClusterIP and a node port to one Service only, but nothing keeps two from naming the same external IP. A
-map has one element for it. The Service whose namespace and name come first has it, so what the table holds does not
-depend on the order in which Services came; when it goes, the next one has it.
+An API server gives a ClusterIP and a node port to one Service only, but nothing keeps two from naming the same external IP, or
+the ClusterIP of another. A map has one element for it. Whose ClusterIP it is has it, whatever others name theirs
+(CVE-2020-8554); of several others the one whose namespace and name come first. So what the table holds does not depend on the
+order in which Services came; when the one that has it goes, the next one has it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 from kubeproxy.model.plan import Key
 
 _NONE: frozenset[bytes] = frozenset()
 
+Claim = tuple[bool, Key]
+"""Whether the front is something else than the Service's ClusterIP, and the Service. The least one has it."""
+
 
 class Claims:
     """The fronts of all Services, and which are contested."""
 
     def __init__(self) -> None:
-        self._owners: dict[bytes, Key] = {}
-        self._rivals: dict[bytes, set[Key]] = {}
+        self._winners: dict[bytes, Claim] = {}
+        self._rivals: dict[bytes, set[Claim]] = {}
         self._lost: dict[Key, frozenset[bytes]] = {}
         self._before: dict[Key, frozenset[bytes]] = {}
 
@@ -39,31 +43,36 @@ class Claims:
         """The same before `begin`."""
         return self._before.get(key, self.lost(key))
 
-    def change(self, key: Key, before: Iterable[bytes], after: Iterable[bytes]) -> None:
-        """A Service wants other fronts now."""
-        old, new = set(before), set(after)
-        for front in old - new:
+    def change(self, key: Key, before: Mapping[bytes, bool], after: Mapping[bytes, bool]) -> None:
+        """A Service wants other fronts now.
+
+        Args:
+            key: the Service.
+            before: the fronts it wanted, each with whether it is something else than its ClusterIP.
+            after: those it wants.
+        """
+        for front, other in before.items() - after.items():
             rivals = self._rivals.get(front)
             if rivals is None:
-                self._owners.pop(front, None)
+                self._winners.pop(front, None)
             else:
-                rivals.discard(key)
+                rivals.discard((other, key))
                 self._set_lost(key, self.lost(key) - {front})
                 self._decide(front, rivals)
-        for front in new - old:
-            owner = self._owners.setdefault(front, key)
-            if owner != key:
-                rivals = self._rivals.setdefault(front, {owner})
-                rivals.add(key)
+        for front, other in after.items() - before.items():
+            claim = other, key
+            winner = self._winners.setdefault(front, claim)
+            if winner != claim:
+                rivals = self._rivals.setdefault(front, {winner})
+                rivals.add(claim)
                 self._decide(front, rivals)
 
-    def _decide(self, front: bytes, rivals: set[Key]) -> None:
+    def _decide(self, front: bytes, rivals: set[Claim]) -> None:
         """Gives a contested front to the first of its rivals."""
-        winner = min(rivals)
-        self._owners[front] = winner
+        winner = self._winners[front] = min(rivals)
         for rival in rivals:
-            lost = self.lost(rival)
-            self._set_lost(rival, lost - {front} if rival == winner else lost | {front})
+            lost = self.lost(rival[1])
+            self._set_lost(rival[1], lost - {front} if rival == winner else lost | {front})
         if len(rivals) == 1:
             del self._rivals[front]
 

@@ -72,14 +72,15 @@ class Compiler:
                 _Port(port, self, out, lost).compile()
         return out
 
-    def fronts(self, plan: ServicePlan | None) -> list[bytes]:
-        """The fronts a Service wants to have, node ports among them."""
-        found: list[bytes] = []
+    def fronts(self, plan: ServicePlan | None) -> dict[bytes, bool]:
+        """The fronts a Service wants to have, each with whether it is something else than its ClusterIP."""
+        found: dict[bytes, bool] = {}
         for p in plan.ports if plan else ():
-            addresses = (p.cluster_ip, *p.external_ips, *p.load_balancer_ips)
-            found += [packing.front(address, p.protocol, p.port) for address in addresses]
+            for address in (*p.external_ips, *p.load_balancer_ips):
+                found.setdefault(packing.front(address, p.protocol, p.port), True)
             if p.node_port:
-                found.append(packing.node_port(p.protocol, p.node_port))
+                found[packing.node_port(p.protocol, p.node_port)] = True
+            found[packing.front(p.cluster_ip, p.protocol, p.port)] = False
         return found
 
     @property

@@ -38,7 +38,7 @@ class Content:
         for c in changes:
             if c.after is not None:
                 self.plans[c.key] = c.after
-                self.claims.change(c.key, (), self.compiler.fronts(c.after))
+                self.claims.change(c.key, {}, self.compiler.fronts(c.after))
 
     def set_node(self, node: NodeConfig, transaction: Transaction) -> None:
         """The node is another, but only as far as no Service's objects depend on it; puts the difference into a transaction."""

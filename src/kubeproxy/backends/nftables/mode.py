@@ -31,7 +31,9 @@ def open_backend(node: NodeConfig) -> Backend:
     except OSError as e:
         raise SyncError(f"nftables mode cannot run for {node.family}: {e}") from e
     if refused:
-        raise UnsupportedError(f"nftables mode cannot run for {node.family}, the kernel does not have: {refused}")
+        raise UnsupportedError(
+            f"nftables mode cannot run for {node.family}, the kernel does not have: {refused}"
+        )
     rules = NFTables(kernel, node)
     if not node.localhost_relay:
         return rules
