@@ -52,11 +52,16 @@ class Relay:
         return self._process.pid if self._process else None
 
     def open(self, sock: socket.socket, listener: Listener) -> int:
-        """Serves a socket of `sockets.bind`, which now belongs to the relay; returns the listener's number."""
+        """Serves a socket of `sockets.bind`, which now belongs to the relay; returns the listener's number.
+
+        A relay that was stopped closes it.
+        """
         with self._lock:
             self._next += 1
             self._listeners[self._next] = sock, listener
-            if self._control is None:
+            if self._stopped:
+                sock.close()
+            elif self._control is None:
                 self._start()
             else:
                 self._send(Open(self._next, listener), sock)
