@@ -222,9 +222,9 @@ def _drill(kernel: Kernel, family: Family) -> list[object]:
     kernel.swap_sets("KUBE-X", "KUBE-Y")
     told += [kernel.elements("KUBE-X"), kernel.elements("KUBE-Y"), kernel.headers()["KUBE-X"].limit]
     told += [kernel.delete_elements("KUBE-Y", [element, element]), kernel.elements("KUBE-Y")]
+    kernel.destroy_set("KUBE-Z")
     for work in (
         lambda: kernel.create_set("KUBE-X", ipset.HASH_IP, 8),
-        lambda: kernel.destroy_set("KUBE-Z"),
         lambda: kernel.elements("KUBE-Z"),
     ):
         with pytest.raises(OSError) as caught:

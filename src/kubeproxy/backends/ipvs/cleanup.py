@@ -5,7 +5,6 @@ Chains that iptables mode has, too, lose what is ours in them, and are for its c
 IPVS loaded is left as it is.
 """
 
-import errno
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -144,6 +143,5 @@ def _clean_sets(found: list[str]) -> int:
             try:
                 kernel.destroy(name)
             except OSError as e:
-                if e.errno != errno.ENOENT:
-                    raise OSError(e.errno, f"{name}: {e.strerror}") from e
+                raise OSError(e.errno, f"{name}: {e.strerror}") from e
     return len(found)

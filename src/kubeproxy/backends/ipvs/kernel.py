@@ -52,7 +52,7 @@ class Kernel(Protocol):
         """Makes a set."""
 
     def destroy_set(self, name: str) -> None:
-        """Deletes a set."""
+        """Deletes a set; there need not be one."""
 
     def swap_sets(self, one: str, other: str) -> None:
         """Two sets change places."""

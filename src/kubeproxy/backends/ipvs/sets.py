@@ -4,7 +4,6 @@ A set holds 65,536 elements at first, as the reference's do. One that needs more
 as large, and takes the place of the small one, without a moment in which rules look into an empty one.
 """
 
-import errno
 import logging
 from collections.abc import Collection, Mapping
 
@@ -126,5 +125,4 @@ class SetKeeper:
         try:
             self._kernel.destroy_set(self._spare)
         except OSError as e:
-            if e.errno != errno.ENOENT:
-                log.warning("Set %s stays: %s", self._spare, e)
+            log.warning("Set %s stays: %s", self._spare, e)
