@@ -322,6 +322,21 @@ def test_without_any_right(lab: Lab, tmp_path: Path) -> None:
         lab.run("node", "ip", "address", "del", f"{OTHER}/32", "dev", "lo")
 
 
+def test_one_right_is_enough(lab: Lab, tmp_path: Path) -> None:
+    here = station(lab, tmp_path)
+    here.folder.put(
+        *web(EP11, **node_port()),
+        service("dns", OTHER, ports=[types.ServicePort(53, protocol="UDP")]),
+        endpoints("dns", EP12, port=5353, protocol="UDP"),
+    )
+    command = ["setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all", *here.command()]
+    with Daemon(lab, command, timeout=PATIENCE):
+        for role in ("client", "node", "out"):
+            assert ask(lab, role, WEB) == EP11
+            assert asked_udp(lab, role, OTHER, 53) == EP12
+        assert ask(lab, "node", "127.0.0.1", NODE_PORT) == EP11
+
+
 def test_userspace_mode_without_rights_says_what_does_without(lab: Lab, tmp_path: Path) -> None:
     here = station(lab, tmp_path)
     here.folder.put(*web(EP11))
