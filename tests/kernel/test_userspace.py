@@ -348,13 +348,45 @@ def test_userspace_mode_without_rights_says_what_does_without(lab: Lab, tmp_path
         pass
 
 
-def test_taking_over_from_nftables_mode_and_back(lab: Lab, tmp_path: Path) -> None:
-    """The table is the same, so a switch is one transaction."""
+@pytest.mark.parametrize("other", ["nftables", "iptables"])
+def test_switching_modes_and_back(lab: Lab, tmp_path: Path, other: str) -> None:
+    """What another mode left is taken over, or removed when the new one works."""
     for name in ("direct", "relayed"):
         (tmp_path / name).mkdir()
-    direct, relayed = station(lab, tmp_path / "direct", "nftables"), station(lab, tmp_path / "relayed")
+    direct, relayed = station(lab, tmp_path / "direct", other), station(lab, tmp_path / "relayed")
     for here in (direct, relayed):
         here.folder.put(*web(EP11))
     for here in (direct, relayed, direct):
         with here.running():
-            assert ask(lab, "client", WEB) == EP11
+            # Rules of a relay that has ended lead nowhere until they are removed.
+            until(lambda: answers(lab, "client", WEB, EP11))
+            if here is relayed:
+                until(lambda: "KUBE-SERVICES" not in lab.run("node", "nft", "list", "ruleset"))
+                assert relay_port(lab)
+    if other == "iptables":
+        assert "kube-proxy" not in lab.run("node", "nft", "list", "tables")
+
+
+def test_udp_clients_are_served_on_after_a_restart(lab: Lab, tmp_path: Path) -> None:
+    """The relay listens elsewhere then: what connection tracking knows of the old place is deleted."""
+    here = station(lab, tmp_path)
+    here.folder.put(
+        service("dns", WEB, ports=[types.ServicePort(53, protocol="UDP")]),
+        endpoints("dns", EP11, port=5353, protocol="UDP"),
+    )
+    with lab.inside("out"):
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with client:
+        client.connect((WEB, 53))
+        client.settimeout(0.2)
+
+        def served() -> bool:
+            try:
+                client.send(b"?")
+                return client.recv(100).startswith(EP11.encode())
+            except OSError:
+                return False
+
+        for _ in range(2):
+            with here.running():
+                until(served)
