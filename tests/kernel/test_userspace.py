@@ -174,7 +174,7 @@ def asked_udp(lab: Lab, role: str, address: str, port: int, patience: float = 5.
 
 
 def test_a_port_range_holds(lab: Lab, tmp_path: Path) -> None:
-    here = station(lab, tmp_path, portRange="41000-41001")
+    here = station(lab, tmp_path, portRange="41000-41001", iptables={"syncPeriod": "500ms"})
     here.folder.put(*web(EP11), service("two", OTHER), endpoints("two", EP12))
     with here.running() as daemon:
         assert relay_port(lab) in {41000, 41001}
