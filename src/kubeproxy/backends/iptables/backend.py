@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.difference import Fragment, Held, between, fragment, unreferenced
+from kubeproxy.backends.iptables.difference import Fragment, Held, between, cut, fragment, unreferenced
 from kubeproxy.backends.iptables.rules import NOTHING, Compiled, Dialect, compile_service
 from kubeproxy.backends.iptables.static import frame
 from kubeproxy.backends.iptables.watch import watch
@@ -181,7 +181,7 @@ class IPTables:
             self._write(table, lines)
         failures: dict[Key, str] = {}
         for part in self._parts(changes) if held.cold else [changes]:
-            if not (held.cold and self._stream(part, dialect)):
+            if not (held.cold and self._is_digestible(part) and self._stream(part, dialect)):
                 found = (held.towards(c.key, self._counted(c, dialect, self._rules)) for c in part)
                 for piece in self._pieces(f for f in found if f):
                     self._isolate(piece, failures)
@@ -220,21 +220,30 @@ class IPTables:
             return
         start = size = 0
         for end, change in enumerate(changes, 1):
-            size += _LINES_PER_ENDPOINT * (_endpoints(change.after) + 1)
+            size += _lines(change)
             if size >= _NF_TABLES_LINES or end == len(changes):
                 yield changes[start:end]
                 start, size = end, 0
 
+    def _is_digestible(self, changes: Sequence[Change]) -> bool:
+        """Whether all that comes of some Services can be sent at once."""
+        return self._tables.variant == "legacy" or sum(map(_lines, changes)) < 2 * _NF_TABLES_LINES
+
     def _pieces(self, fragments: Iterable[Fragment]) -> Iterator[list[Fragment]]:
-        """As many fragments at a time as the programs can digest."""
+        """As many fragments at a time as the programs can digest; one that is too much by itself comes in parts."""
+        if self._tables.variant == "legacy":
+            yield list(fragments)
+            return
         piece: list[Fragment] = []
         size = 0
-        for f in fragments:
-            piece.append(f)
-            size += sum(lines.count("\n") for lines in f.nat)
-            if size >= _NF_TABLES_LINES and self._tables.variant == "nf_tables":
-                yield piece
-                piece, size = [], 0
+        for whole in fragments:
+            lines = sum(each.count("\n") for each in whole.nat)
+            for f in cut(whole, _NF_TABLES_LINES) if lines >= 2 * _NF_TABLES_LINES else (whole,):
+                piece.append(f)
+                size += min(lines, _NF_TABLES_LINES)
+                if size >= _NF_TABLES_LINES:
+                    yield piece
+                    piece, size = [], 0
         if piece:
             yield piece
 
@@ -326,6 +335,12 @@ def _suspect(piece: list[Fragment], part: Callable[[Fragment], list[str]], line:
         if 0 < line <= count:
             return i
     return len(piece) // 2
+
+
+def _lines(change: Change) -> int:
+    """About how many lines a new Service comes to."""
+    ports = len(change.after.ports) if change.after else 0
+    return _LINES_PER_ENDPOINT * (_endpoints(change.after) + ports)
 
 
 def _endpoints(plan: ServicePlan | None) -> int:

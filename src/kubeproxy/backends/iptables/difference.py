@@ -5,7 +5,7 @@ order, together or apart. That is what lets a first sync be sent in pieces and a
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
@@ -65,6 +65,27 @@ def fragment(
     nat += [f":{chain} - [0:0]\n" for chain in gone]
     nat += [f"-X {chain}\n" for chain in gone]
     return out
+
+
+def cut(whole: Fragment, lines: int) -> Iterator[Fragment]:
+    """Cuts a fragment into some of about so many lines, to be sent in their order; each leaves what works working.
+
+    A chain is emptied and filled in one of them, and before those that lead to it.
+    """
+    count = next((i for i, line in enumerate(whole.nat) if line[0] != ":"), 0)
+    units = [
+        declared + filled for declared, filled in zip(whole.nat[:count], whole.nat[count:], strict=False)
+    ]
+    units += whole.nat[2 * count :]
+    part, size = Fragment(whole.key, whole.refusals, [], []), 0
+    for unit in units:
+        part.nat.append(unit)
+        size += unit.count("\n")
+        if size >= lines:
+            yield part
+            part, size = Fragment(whole.key, [], [], []), 0
+    part.welcome = whole.welcome
+    yield part
 
 
 def between(key: Key, before: Compiled, after: Compiled) -> Fragment:

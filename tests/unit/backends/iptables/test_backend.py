@@ -131,6 +131,22 @@ def test_inputs_are_kept_short_for_the_nf_tables_programs(rig: Rig, monkeypatch:
     assert rig.sent() == []
 
 
+def test_a_service_of_many_ports_comes_in_parts(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_NF_TABLES_LINES", 100)
+    ports = [types.ServicePort(port, f"p{port}") for port in range(1, 301)]
+    targets = tuple(types.EndpointPort(port.name, port.port, "TCP") for port in ports)
+    slice_ = structs.replace(endpoints("big", "10.244.1.11"), ports=targets)
+    rig.tell(service("big", "10.96.1.1", ports=ports), slice_)
+    rig.partial()
+    assert rig.rules() == rig.fresh().rules()
+    inputs = rig.sent()
+    rig.tell(service("big", "10.96.1.1", ports=ports[:2]))
+    rig.partial()
+    assert rig.rules() == rig.fresh().rules()
+    if rig.tables.variant == "nf_tables":
+        assert max(len(lines) for _, lines in [*inputs, *rig.sent()]) < 2 * 100
+
+
 @pytest.mark.parametrize("node", [NODE, NODE6], ids=lambda node: node.family)
 def test_a_full_sync_of_what_is_right_sends_nothing(tables: FakeTables, node: NodeConfig) -> None:
     rig = Rig(tables, node)
