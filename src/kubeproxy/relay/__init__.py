@@ -13,7 +13,9 @@ worker     the process' side: takes orders
 loop       waits for sockets and times
 balancer   which target a client gets
 slots      how many descriptors are left
-tcp, pipes connections, carried by splice(2)
+tcp        clients taken in and connected
+connection what is connected: bytes carried by splice(2)
+pipes      what they are in meanwhile
 udp        flows
 origin     where a client wanted to go, as connection tracking knows
 header     PROXY protocol

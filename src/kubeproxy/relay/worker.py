@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from kubeproxy.relay import tcp, udp
+from kubeproxy.relay.connection import Connection
 from kubeproxy.relay.loop import IN, Loop
 from kubeproxy.relay.shared import Shared
 from kubeproxy.relay.sockets import raise_limit
@@ -56,7 +57,7 @@ class Worker:
         """Serves until the daemon's end of the socket is closed."""
         self._loop.run()
         for handler in self._loop.handlers:
-            if isinstance(handler, tcp.Connection | tcp.Dialing):
+            if isinstance(handler, Connection | tcp.Dialing):
                 handler.reset()
         self._loop.turn(0)
 

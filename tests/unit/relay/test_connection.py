@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubeproxy.relay import pipes
+from kubeproxy.relay.connection import DESCRIPTORS, Connection
 from kubeproxy.relay.loop import OUT, Loop
 from kubeproxy.relay.shared import Shared
-from kubeproxy.relay.tcp import DESCRIPTORS, Connection
 
 PATTERN = bytes(range(251)) * 8000
 
