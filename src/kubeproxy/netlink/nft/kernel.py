@@ -76,17 +76,18 @@ class Kernel:
         if not messages:
             return
         sequences = [self._socket.next_sequence() for _ in range(len(messages) + 2)]
-        first, last = sequences[0], sequences[-1]
+        # The acknowledgement of the last message, or any error, says that all is done; of the end, kernels before 6.10
+        # give none.
+        first, last = sequences[0], sequences[-2]
         parts = [wire.message(_BEGIN, wire.REQUEST, header(0, 10), first)]
         for message, sequence in zip(messages, sequences[1:-1], strict=True):
-            flags = wire.REQUEST | message.flags
+            flags = wire.REQUEST | message.flags | (wire.ACK if sequence == last else 0)
             parts.append(
                 wire.message(
                     _SUBSYSTEM | message.kind, flags, header(message.family) + message.body, sequence
                 )
             )
-        # The last message's acknowledgement, or any error, says that all is done.
-        parts.append(wire.message(_END, wire.REQUEST | wire.ACK, header(0, 10), last))
+        parts.append(wire.message(_END, wire.REQUEST, header(0, 10), sequences[-1]))
         self._socket.send(b"".join(parts))
         self._answer(messages, first, last)
 
