@@ -30,6 +30,7 @@ _SERVICE, _DEST, _TCP_TIMEOUT, _FIN_TIMEOUT, _UDP_TIMEOUT = 1, 2, 4, 5, 6
 _VERSION = 1
 _MASQUERADE = 0
 
+_TABLE: Final = Path("/proc/thread-self/net/ip_vs")
 _PROTOCOLS: Final = {b"TCP": TCP, b"UDP": UDP, b"SCTP": SCTP}
 
 
@@ -198,13 +199,28 @@ class IPVS:
                 yield wire.attributes(attributes[kind])
 
 
+def fingerprint() -> int:
+    """A number that changes with any virtual server, real server or weight, and not with connections.
+
+    Raises:
+        OSError: the kernel has no IPVS, or its module is not loaded.
+    """
+    return hash_table(_TABLE.read_bytes())
+
+
+def hash_table(text: bytes) -> int:
+    """The number for the text of /proc/net/ip_vs, without taking it apart: the last two columns are 10 wide each."""
+    lines = text.split(b"\n")
+    return hash(b"".join([line[:-22] if line.startswith(b"  -> ") else line for line in lines]))
+
+
 def table() -> dict[Virtual, dict[Real, Load]]:
     """Every virtual server and its real servers, as of now; those for firewall marks are passed over.
 
     Raises:
         OSError: the kernel has no IPVS, or its module is not loaded.
     """
-    return read_table(Path("/proc/thread-self/net/ip_vs").read_bytes())
+    return read_table(_TABLE.read_bytes())
 
 
 def read_table(text: bytes) -> dict[Virtual, dict[Real, Load]]:

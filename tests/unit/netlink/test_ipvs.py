@@ -93,6 +93,21 @@ TCP  0A600001:0050 rr\x20\x20
     }
 
 
+def test_its_fingerprint_changes_with_all_but_connections() -> None:
+    line = b"  -> [fd00:0010:0244:0001:0000:0000:0000:000b]:20FB      Masq    0      7          2         \n"
+    text = b"IP Virtual Server\nProt\n  -> RemoteAddress\nTCP  0A600001:0050 rr  \n" + line
+    number = ipvs.hash_table(text)
+    busy = line.replace(b"7          2   ", b"12345678   1234")
+    assert ipvs.hash_table(text.replace(line, busy)) == number
+    for before, after in (
+        (b"Masq    0", b"Masq    1"),
+        (b"20FB", b"20FC"),
+        (b"0050 rr", b"0050 lc"),
+        (line, b""),
+    ):
+        assert ipvs.hash_table(text.replace(before, after)) != number
+
+
 def test_an_empty_table() -> None:
     assert ipvs.read_table(b"IP Virtual Server\nProt\n  -> RemoteAddress\n") == {}
 

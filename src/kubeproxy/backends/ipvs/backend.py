@@ -58,9 +58,11 @@ class IPVS:
         self._excluded = (node.ipvs or IPVSSettings()).exclude_cidrs
         self._refused: dict[Item, OSError] = {}
         self._fingerprint: object = None
+        self._seen: int | None = None
         self._lock = asyncio.Lock()
         self._drainer: asyncio.Task[None] | None = None
         self._watch: Watch | None = None
+        self._doubtful = False
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         """See `Backend`."""
@@ -94,8 +96,9 @@ class IPVS:
         return Element(address) in self._desired.entries[names.ADDRESSES]
 
     def _missing(self) -> set[bytes]:
-        """The addresses that somebody took; none while we are changing them ourselves."""
+        """The addresses that somebody took; while we are changing them ourselves, that is left for `intact` to tell."""
         if self._lock.locked():
+            self._doubtful = True
             return set()
         wanted = {element.address for element in self._desired.entries[names.ADDRESSES]}
         try:
@@ -121,6 +124,7 @@ class IPVS:
         self._kernel.change_servers(done)
 
     def _partial(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+        self._seen = None
         dialect = Dialect(node)
         for c in changes:
             self._desired.replace(
@@ -184,6 +188,7 @@ class IPVS:
     def _full(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
         dialect = Dialect(node)
         self._excluded = (node.ipvs or IPVSSettings()).exclude_cidrs
+        self._seen = None
         self._draining = Draining()
         self._desired = desired = Desired()
         for c in changes:
@@ -277,16 +282,26 @@ class IPVS:
                 self._desired.entries, self._refused
             ):
                 return False
-            wanted = {e.address for e in self._desired.entries[names.ADDRESSES]}
-            wanted -= {a for a in self._refused if isinstance(a, bytes)}
-            if {a for a in self._kernel.addresses() if a in wanted or not self._is_excluded(a)} != wanted:
-                return False
-            return self._are_servers_intact()
+            return self._are_addresses_intact() and self._are_servers_intact()
         except OSError as e:
             log.warning("Cannot tell whether anything changed: %s", e)
             return False
 
+    def _are_addresses_intact(self) -> bool:
+        if self._watch is not None and not self._doubtful:
+            return True  # it would have been told
+        self._doubtful = False
+        wanted = {e.address for e in self._desired.entries[names.ADDRESSES]} - self._refused.keys()
+        return {a for a in self._kernel.addresses() if a in wanted or not self._is_excluded(a)} == wanted
+
     def _are_servers_intact(self) -> bool:
+        """Whether virtual servers are as they should be: the same as when they last were, or looked at one by one."""
+        seen = self._kernel.fingerprint()
+        if seen != self._seen and self._is_each_server_intact():
+            self._seen = seen
+        return seen == self._seen
+
+    def _is_each_server_intact(self) -> bool:
         servers = self._kernel.servers()
         for virtual, target in self._desired.virtuals():
             reals = servers.pop(virtual, None)

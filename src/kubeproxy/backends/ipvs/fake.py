@@ -37,6 +37,13 @@ class FakeKernel:
         """See `Kernel`."""
         return {virtual: dict(reals) for virtual, (_, reals) in self.virtuals.items()}
 
+    def fingerprint(self) -> int:
+        """See `Kernel`."""
+        weights = {
+            v: (s, [(r, load.weight) for r, load in reals.items()]) for v, (s, reals) in self.virtuals.items()
+        }
+        return hash(repr(weights))
+
     def settings(self) -> dict[Virtual, Settings]:
         """See `Kernel`."""
         return {virtual: settings for virtual, (settings, _) in self.virtuals.items()}

@@ -33,6 +33,9 @@ class Kernel(Protocol):
     def servers(self) -> dict[Virtual, dict[Real, Load]]:
         """All virtual servers of the family with their real servers."""
 
+    def fingerprint(self) -> int:
+        """A number that changes with any virtual server, real server or weight, of any family."""
+
     def settings(self) -> dict[Virtual, Settings]:
         """All virtual servers of the family with their settings."""
 
@@ -94,6 +97,10 @@ class Linux:
     def servers(self) -> dict[Virtual, dict[Real, Load]]:
         """See `Kernel`."""
         return {v: reals for v, reals in ipvs.table().items() if len(v.address) == self._size}
+
+    def fingerprint(self) -> int:
+        """See `Kernel`."""
+        return ipvs.fingerprint()
 
     def settings(self) -> dict[Virtual, Settings]:
         """See `Kernel`."""
