@@ -21,6 +21,7 @@ from kubeproxy.events import Events
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
 from kubeproxy.linux import capabilities, oom
+from kubeproxy.linux import run as programs
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.nodewatch import NodeWatch
 from kubeproxy.notify import notify
@@ -128,6 +129,7 @@ class App:
             notify("STOPPING=1")
             for task in tasks:
                 task.cancel()
+            programs.stop()  # each has done its work wholly or not at all
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _end(self, code: int) -> None:

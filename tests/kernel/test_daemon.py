@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import PATIENCE, Bare, Station, answers, ask, asked, until
 from tests.kernel.spaces import VARIANTS, Real
 from tests.lab import kernel, netns
+from tests.lab.daemon import Daemon
 from tests.lab.topology import NODE_NAME, ROOT, Lab
 
 both = pytest.mark.parametrize("variant", VARIANTS)
@@ -267,6 +269,36 @@ def test_without_ip6tables_it_serves_ipv4(space: str, tmp_path: Path) -> None:
     with station.running(path=programs) as daemon:
         assert any(WEB in rule for rule in station.rules()["nat"][names.SERVICES])
         assert "Only IPv4 is served: program ip6tables is not in PATH" in daemon.log()
+
+
+def test_its_end_waits_for_no_program(space: str, tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("iptables", "iptables-save", "cat", "sleep", "printf"):
+        found = shutil.which(name, path="/usr/sbin:/usr/bin:/bin")
+        assert found
+        (programs / name).symlink_to(found)
+    slow = programs / "iptables-restore"
+    slow.write_text(
+        "#!/bin/sh\ninput=$(cat)\n"
+        'case "$input" in *KUBE-SVC-*) exec sleep 1000;; esac\n'
+        'printf "%s\\n" "$input" | exec /usr/sbin/iptables-restore "$@"\n'
+    )
+    slow.chmod(0o755)
+    station = Station(Bare(space), tmp_path)
+    station.folder.put(service("web", WEB))
+    with station.running(path=programs) as daemon:
+        station.folder.put(web(EP11))
+        until(lambda: "sleep\n" in children(daemon))
+
+
+def children(daemon: Daemon) -> set[str]:
+    """The names of the programs a daemon runs."""
+    mine = Path(f"/proc/{daemon.process.pid}/task").glob("*/children")
+    numbers = {number for task in mine for number in task.read_text().split()}
+    return {
+        Path(f"/proc/{number}/comm").read_text() for number in numbers if Path(f"/proc/{number}").exists()
+    }
 
 
 FOREIGN = """

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 LIMIT_SECONDS = 300.0
+_running_now: set[subprocess.Popen[bytes]] = set()
 _PIPE_BYTES = 1 << 20
 _SAID_BYTES = 4000
 """How much of the end of a program's complaints is told."""
@@ -80,6 +81,12 @@ def output(argv: Sequence[str]) -> str:
     return "\n".join(lines(argv))
 
 
+def stop() -> None:
+    """Ends the programs that are running, and with that the waiting of the threads that run them."""
+    for process in list(_running_now):
+        process.kill()
+
+
 @contextlib.contextmanager
 def _running(argv: Sequence[str], **pipes: int) -> Generator[subprocess.Popen[bytes], None, None]:
     """A program that is running; at the end of the block it must have succeeded."""
@@ -93,6 +100,7 @@ def _running(argv: Sequence[str], **pipes: int) -> Generator[subprocess.Popen[by
         watchdog = threading.Timer(LIMIT_SECONDS, process.kill)
         watchdog.daemon = True
         watchdog.start()
+        _running_now.add(process)
         try:
             yield process
             code = process.wait()
@@ -100,6 +108,7 @@ def _running(argv: Sequence[str], **pipes: int) -> Generator[subprocess.Popen[by
             process.kill()
             raise
         finally:
+            _running_now.discard(process)
             watchdog.cancel()
         if code:
             complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - _SAID_BYTES))
