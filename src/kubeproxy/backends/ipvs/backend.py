@@ -4,7 +4,8 @@ A change of a Service is compiled as it was and as it is to be, and only the dif
 what the kernel holds and mends it: what is right stays, with its connections.
 
 There are no transactions here, so the order matters. What comes: sets and rules, then virtual servers, then their
-addresses; what goes, the other way round. A packet meets a Service that is whole, or one that is not there.
+addresses; what goes, the other way round. A packet meets a Service that is whole, or one that is not there. In a full sync
+rules come after addresses, so that those of another mode serve until then.
 
 What the kernel refuses of a Service is reported; the rest of that Service is in place.
 """
@@ -197,15 +198,16 @@ class IPVS:
         refused, leftovers = self._sets.adopt(desired.entries)
         self._refused = dict(refused.items())
         self._used = desired.used()
-        if self._watch is not None:
-            self._watch.join()
-        self._rules.adopt(frame(node, self._used, list(desired.drops)))
-        self._fingerprint = self._look()
         coming, going = self._mending()
         self._refused.update(self._change_servers(coming))
         bound = self._kernel.addresses()
         wanted = {element.address for element in desired.entries[names.ADDRESSES]}
         self._refused.update(self._kernel.bind(wanted - bound).items())
+        # Another mode's rules may lead packets until ours replace them: by then there must be somebody to receive them.
+        if self._watch is not None:
+            self._watch.join()
+        self._rules.adopt(frame(node, self._used, list(desired.drops)))
+        self._fingerprint = self._look()
         self._tell_bound(self._kernel.unbind([a for a in bound - wanted if not self._is_excluded(a)]))
         self._change_servers(going)
         for name, elements in leftovers.items():
