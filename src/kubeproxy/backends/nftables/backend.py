@@ -66,6 +66,7 @@ class NFTables:
         self._kernel.close()
 
     def _commit(self, transaction: Transaction) -> None:
+        self._kernel.commit(transaction.beforehand())
         self._kernel.commit(transaction.messages())
         self._kernel.commit(transaction.afterwards())
 
@@ -124,7 +125,7 @@ class NFTables:
                     (name, client) for client in objects.elements(self._kernel, self._table, name)
                 )
         try:
-            self._kernel.commit([*self._anew(there=True), *transaction.messages()])
+            self._kernel.commit([*self._anew(there=True), *transaction.beforehand(), *transaction.messages()])
         except RefusedError as e:
             log.warning("Table %s cannot be replaced in one go, packets may be lost: %s", self._table, e)
             self._content.ledger.clear()

@@ -23,7 +23,7 @@ def table(name: Table, node: NodeConfig) -> list[Message]:
     out += [messages.add_chain(name, chain, hook) for chain, hook in layout.BASE_CHAINS.items()]
     rest = Transaction(name)
     for chain, wanted in rules(node).items():
-        rest.chain(chain, wanted)
+        rest.chain(chain, wanted, exists=True)
     for set_name, found in elements(node).items():
         rest.add((set_name, element) for element in found)
     return [*out, *rest.messages()]
@@ -48,7 +48,8 @@ def rules(node: NodeConfig) -> dict[str, list[Rule]]:
         "nat-prerouting": [Rule((to[layout.SERVICES],))],
         "nat-output": [*_of_relay(node, s), Rule((to[layout.SERVICES],))],
         "nat-postrouting": [Rule((to[layout.MASQUERADING],))],
-        layout.SERVICES: _services(node, s),
+        layout.SERVICES: _services(node, s, to[layout.FIND_ENDPOINT]),
+        layout.FIND_ENDPOINT: _find_endpoint(node, s),
         layout.MASQUERADING: [
             Rule((*s.unmark(), x.masquerade())),
             Rule(
@@ -113,8 +114,12 @@ def _of_relay(node: NodeConfig, s: Steps) -> list[Rule]:
     return [rule] if node.relayed else []
 
 
-def _services(node: NodeConfig, s: Steps) -> list[Rule]:
-    """Finds where a packet is to be sent. What is not sent anywhere comes back from here."""
+def _services(node: NodeConfig, s: Steps, find: bytes) -> list[Rule]:
+    """Where packets to Services are told from others.
+
+    While a transaction takes effect, a packet may look into one map before it and into the next one after it, and find a Service
+    that moves between them in neither. So it is sent through a second time.
+    """
     rules = []
     outside = () if node.masquerade_all else s.not_from_local_pod()
     if outside is not None:
@@ -122,11 +127,16 @@ def _services(node: NodeConfig, s: Steps) -> list[Rule]:
             "masquerade all" if node.masquerade_all else "masquerade clusterIP traffic from outside cluster"
         )
         rules.append(Rule((s.destination(0), x.lookup(layout.CLUSTER_IPS, 0), *outside, *s.mark()), said))
-    rules.append(Rule((*s.front(), x.lookup_verdict(layout.SERVICE_IPS, 0))))
-    rules.append(Rule((*_to_node_ports(node, s), *s.port(0), x.lookup_verdict(layout.SERVICE_NODEPORTS, 0))))
-    rules.append(
-        Rule((s.destination(0), x.lookup(layout.CLUSTER_IPS, 0, inverted=True), x.verdict(verdict(RETURN))))
-    )
+    return [*rules, Rule((find,)), Rule((find,), "again, if it was changed meanwhile")]
+
+
+def _find_endpoint(node: NodeConfig, s: Steps) -> list[Rule]:
+    """Finds where a packet is to be sent. What is not sent anywhere comes back from here."""
+    rules = [
+        Rule((*s.front(), x.lookup_verdict(layout.SERVICE_IPS, 0))),
+        Rule((*_to_node_ports(node, s), *s.port(0), x.lookup_verdict(layout.SERVICE_NODEPORTS, 0))),
+        Rule((s.destination(0), x.lookup(layout.CLUSTER_IPS, 0, inverted=True), x.verdict(verdict(RETURN)))),
+    ]
     rules += [Rule(s.pick(layout.endpoints(s.family, n).name, n)) for n in range(1, layout.DIRECT + 1)]
     return rules
 

@@ -13,7 +13,7 @@ protocol and port. "Slot" numbers the endpoints of a front from 0.
     firewall-fronts, firewall-sources     fronts with source ranges, and who is let in
     cluster-ips, service-cidrs, nodeport-ips, hairpin-connections
 
-For ClusterIPs with few endpoints, which is nearly all there are, chain `services` asks each `endpoints-N` up to 16 itself. Why
+For ClusterIPs with few endpoints, which is nearly all there are, chain `find-endpoint` asks each `endpoints-N` up to 16 itself. Why
 they are not in the verdict map, too: whenever an element with a `goto` comes, the kernel checks all elements with one again,
 6 ms at 50,000, but a Service that grows from one `endpoints-N` to the next is plain data, 60 us. And why there is a map for each
 N, not one for all: a rule in a new chain makes the kernel walk the maps it names, 56 ms at 250,000 elements.
@@ -75,12 +75,14 @@ BASE_CHAINS: Final = {
 """The base chains. Their names and priorities are a public contract: others hook in before and after them."""
 
 SERVICES: Final = "services"
+FIND_ENDPOINT: Final = "find-endpoint"
 MASQUERADING: Final = "masquerading"
 FIREWALL_CHECK: Final = "firewall-check"
 SERVICE_CHECK: Final = "service-endpoints-check"
 NODEPORT_CHECK: Final = "nodeport-endpoints-check"
 CLUSTER_IPS_CHECK: Final = "cluster-ips-check"
 FIXED_CHAINS: Final = (
+    FIND_ENDPOINT,
     SERVICES,
     MASQUERADING,
     FIREWALL_CHECK,

@@ -30,7 +30,7 @@ def missing(kernel: Kernel, node: NodeConfig) -> str:
     table = Table(IP if node.family == IPV4 else IP6, TABLE)
     content = Content(table, node)
     services = content.difference([Change(plan.key, None, plan) for plan in _services(node)])
-    wanted = [*frame.table(table, node), *services.messages()]
+    wanted = [*frame.table(table, node), *services.beforehand(), *services.messages()]
     try:
         _try(kernel, table, wanted)
     except RefusedError as e:

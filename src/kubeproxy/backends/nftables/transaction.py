@@ -1,7 +1,11 @@
 """Collects changes of the table and puts them in the one order in which the kernel takes them.
 
 Rules go before the sets they name, chains come before the elements that lead to them, old elements go before new ones of
-the same key. Chains are deleted by a second transaction: kernels before 6.2 find them still in use in the first.
+the same key.
+
+There are three transactions. A packet that is on its way while one takes effect sees the old rules to its end, but each
+map as it is when it gets there: an element must not lead it to a chain that was made in the same transaction, which it would
+find empty. And chains are deleted last: kernels before 6.2 find them still in use.
 """
 
 from collections.abc import Iterable
@@ -78,31 +82,57 @@ class Transaction:
         for name, element in elements:
             self._added.setdefault(name, []).append(element)
 
+    def beforehand(self) -> list[Message]:
+        """The first transaction: what nothing leads to yet."""
+        if self._remakes:
+            return []
+        new = [name for name in self._chains if name not in self._flushed]
+        return self._objects() + self._fill(new)
+
     def messages(self) -> list[Message]:
-        """The first transaction."""
+        """The second one: what packets meet."""
         t = self._table
-        address = layout.ADDRESSES[t.family]
         out = [messages.flush_chain(t, name) for name in self._flushed]
         out += [messages.delete_set(t, name) for name in self._dropped_sets]
-        out += [
-            messages.add_set(t, name, (address,), flags=TIMEOUT | EVAL, timeout=timeout, size=CLIENTS)
-            for name, timeout in self._made_sets.items()
-        ]
-        out += [messages.add_set(t, s.name, s.key, s.data) for s in self._made_maps]
-        for name, rules in self._chains.items():
-            if name not in self._flushed:
-                out.append(messages.add_chain(t, name))
-            out += [
-                messages.add_rule(t, name, *rule.expressions, comment=rule.comment, digest=rule.digest)
-                for rule in rules
-            ]
+        if self._remakes:
+            out += self._objects() + self._fill(self._chains)
+        else:
+            out += self._fill([name for name in self._chains if name in self._flushed])
         for name, elements in self._deleted.items():
             out += messages.delete_elements(t, name, elements)
         for name, elements in self._added.items():
             out += messages.add_elements(t, name, elements)
         return out
 
+    @property
+    def _remakes(self) -> bool:
+        """Whether a set is made anew: it must go first, and nothing may name it meanwhile."""
+        return not self._made_sets.keys().isdisjoint(self._dropped_sets)
+
+    def _objects(self) -> list[Message]:
+        """Makes sets and maps."""
+        t = self._table
+        address = layout.ADDRESSES[t.family]
+        out = [
+            messages.add_set(t, name, (address,), flags=TIMEOUT | EVAL, timeout=timeout, size=CLIENTS)
+            for name, timeout in self._made_sets.items()
+        ]
+        return out + [messages.add_set(t, s.name, s.key, s.data) for s in self._made_maps]
+
+    def _fill(self, names: Iterable[str]) -> list[Message]:
+        """Makes chains and their rules. One that is not there is emptied, too: it may be from a try that failed."""
+        t = self._table
+        out: list[Message] = []
+        for name in names:
+            if name not in self._flushed:
+                out += [messages.add_chain(t, name), messages.flush_chain(t, name)]
+            out += [
+                messages.add_rule(t, name, *rule.expressions, comment=rule.comment, digest=rule.digest)
+                for rule in self._chains[name]
+            ]
+        return out
+
     def afterwards(self) -> list[Message]:
-        """The second transaction."""
+        """The third one: what nothing leads to any more."""
         chains = [messages.delete_chain(self._table, name) for name in self._dropped]
         return chains + [messages.delete_set(self._table, name) for name in self._dropped_maps]

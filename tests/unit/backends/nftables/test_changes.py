@@ -73,7 +73,8 @@ def test_beyond_what_is_asked_directly_a_chain_comes_and_goes() -> None:
     rig.tell(endpoints("web", *pods(17)))
     rig.partial()
     assert sent(rig) == {
-        ("add set", "endpoints-17"): 1, ("add chain", "pick-17"): 1, ("add rule", "pick-17"): 1,
+        ("add set", "endpoints-17"): 1,
+        ("add chain", "pick-17"): 1, ("flush", "pick-17"): 1, ("add rule", "pick-17"): 1,
         ("delete", "endpoints-16"): 16, ("add", "endpoints-17"): 17, ("add", layout.SERVICE_IPS): 1,
     }  # fmt: skip
     rig.tell(service("other", "10.96.0.2"), endpoints("other", *pods(17)))
