@@ -6,6 +6,7 @@ complete, the loops run. On SIGTERM everything stops and the rules stay.
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
@@ -34,6 +35,9 @@ log = logging.getLogger(__name__)
 
 _GC_THRESHOLD = (50_000, 20, 100)
 """Rows and plans hold no cycles and are not tracked: looking for garbage as often as Python does is a waste."""
+
+_FIRST_SYNC_SECONDS = 60.0
+"""So long the rules of one family go unwatched while those of another are loaded, which goes faster when nobody listens."""
 
 _UNABLE = ("ermission denied", "not permitted", "unable to initialize table")
 """What the kernel and the iptables programs say to those who lack a right."""
@@ -248,6 +252,12 @@ class App:
 
     async def _all_synced(self, loops: Sequence[Loop]) -> None:
         """When all rules are in place: says so, and removes what another mode left."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_SYNC_SECONDS):
+                for loop in loops:
+                    await loop.synced.wait()
+        for loop in loops:
+            loop.watch()
         for loop in loops:
             await loop.synced.wait()
         count = sum(len(loop.applied) for loop in loops)

@@ -207,12 +207,16 @@ class Loop:
             self._queued = self.last_queued
         self._wake.set()
 
-    async def run(self) -> None:
-        """Syncs for ever; ends only by cancellation. Rules stay when it ends."""
+    def watch(self) -> None:
+        """From now on what others do to the rules is noticed when they do it, where the kernel tells."""
         try:
-            self._backend.watch(self._disturbed)
+            if self._backend.watch(self._disturbed):
+                self.resync()
         except OSError as e:
             log.warning("%s: what others do to the rules will not be noticed at once: %s", self.family, e)
+
+    async def run(self) -> None:
+        """Syncs for ever; ends only by cancellation. Rules stay when it ends."""
         try:
             while True:
                 await self._until_due()

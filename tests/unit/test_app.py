@@ -36,8 +36,9 @@ class Recorder:
         self._nodes.append(node)
         return {}
 
-    def watch(self, disturbed: Callable[[str], None]) -> None:
+    def watch(self, disturbed: Callable[[str], None]) -> bool:
         self.disturbed = disturbed
+        return False
 
     def close(self) -> None:
         self.closed = True

@@ -48,8 +48,9 @@ class Kernel:
     async def intact(self) -> bool:
         return True
 
-    def watch(self, disturbed: Callable[[str], None]) -> None:
+    def watch(self, disturbed: Callable[[str], None]) -> bool:
         """Nobody disturbs it."""
+        return False
 
     def close(self) -> None:
         """Holds nothing."""

@@ -74,8 +74,9 @@ class Kernel:
                 self.plans[c.key] = c.after
         return {}
 
-    def watch(self, disturbed: Callable[[str], None]) -> None:
+    def watch(self, disturbed: Callable[[str], None]) -> bool:
         self.disturbed = disturbed
+        return False
 
     def close(self) -> None:
         self.closed = True
@@ -124,6 +125,7 @@ class Rig:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
+        self.loop.watch()
         task = asyncio.create_task(self.loop.run())
         try:
             yield

@@ -61,11 +61,20 @@ class Backend(Protocol):
     async def intact(self) -> bool:
         """Whether the kernel still holds what the last sync left there, as far as a cheap look can tell."""
 
-    def watch(self, disturbed: Callable[[str], None]) -> None:
-        """Looks out, in the running event loop, for others that change what we put into the kernel.
+    def watch(self, disturbed: Callable[[str], None]) -> bool:
+        """From now on looks out, in the running event loop, for others that change what we put into the kernel.
+
+        Called once, after the first full sync of all families: a great load takes the kernel twice the time when somebody
+        listens.
 
         Args:
             disturbed: told what was done and by whom, as soon as the kernel tells; where it does not, `intact` must do.
+
+        Returns:
+            Whether somebody may have changed something since the last full sync.
+
+        Raises:
+            OSError: the kernel refuses.
         """
 
     def close(self) -> None:

@@ -69,9 +69,9 @@ class Localhost:
             self._open(front, listener)
         return await self._inner.intact()
 
-    def watch(self, disturbed: Callable[[str], None]) -> None:
+    def watch(self, disturbed: Callable[[str], None]) -> bool:
         """See `Backend`."""
-        self._inner.watch(disturbed)
+        return self._inner.watch(disturbed)
 
     def close(self) -> None:
         """See `Backend`."""

@@ -57,8 +57,9 @@ class Rules:
     async def intact(self) -> bool:
         return True
 
-    def watch(self, disturbed: Callable[[str], None]) -> None:
+    def watch(self, disturbed: Callable[[str], None]) -> bool:
         disturbed("watched")
+        return False
 
     def close(self) -> None:
         pass

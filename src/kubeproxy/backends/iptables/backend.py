@@ -82,6 +82,7 @@ class IPTables:
         self._drop_invalid = drop_invalid
         self._endpoints = 0
         self._fingerprint: object = None
+        self._before: object = None
         self._lookout: Lookout | None = None
         self._rules: Counter[str] = Counter()
         self._written: Counter[str] = Counter()
@@ -94,10 +95,13 @@ class IPTables:
         """See `Backend`."""
         return await asyncio.to_thread(self._is_intact)
 
-    def watch(self, disturbed: Callable[[str], None]) -> None:
-        """See `Backend`. Legacy tables tell nothing; nothing is heard before the first full sync."""
-        if self._tables.variant == "nf_tables":
-            self._lookout = watch(self._tables.family, self._tables.wrote, disturbed)
+    def watch(self, disturbed: Callable[[str], None]) -> bool:
+        """See `Backend`. Legacy tables tell nothing."""
+        if self._tables.variant == "legacy":
+            return False
+        self._lookout = watch(self._tables.family, self._tables.wrote, disturbed)
+        self._lookout.join()
+        return self._look() != self._before
 
     def figures(self) -> Iterable[Figure]:
         """See `Measured`."""
@@ -121,25 +125,17 @@ class IPTables:
     def _sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         # What somebody changed before a partial sync goes on to be seen: that one mends nothing.
         intact = full or self._is_intact()
+        if full:
+            self._before = self._look()
         self._written.clear()
         try:
-            failures = self._whole(node, changes) if full else self._partial(node, changes)
+            failures = self._full(node, changes) if full else self._partial(node, changes)
         except RefusedError as e:
             # Perhaps a Service is at fault, perhaps somebody changed our rules: only a full look can tell.
             raise (SyncError if full else StaleError)(str(e)) from e
         if intact:
             self._fingerprint = self._look()
         return failures
-
-    def _whole(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
-        """A full sync, after which it is heard what others do."""
-        if self._lookout is None or self._lookout.joined:
-            return self._full(node, changes)
-        # A great load takes the kernel longer when somebody listens. What others do meanwhile is seen afterwards.
-        before = self._look()
-        failures = self._full(node, changes)
-        self._lookout.join()
-        return failures if self._look() == before else self._full(node, changes)
 
     def _is_intact(self) -> bool:
         return self._lookout is not None or self._look() == self._fingerprint

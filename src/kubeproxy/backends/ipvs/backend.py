@@ -81,9 +81,11 @@ class IPVS:
         async with self._lock:
             return await asyncio.to_thread(self._is_intact)
 
-    def watch(self, disturbed: Callable[[str], None]) -> None:
+    def watch(self, disturbed: Callable[[str], None]) -> bool:
         """See `Backend`. Of virtual servers and sets the kernel tells nothing: there `intact` must do."""
         self._watch = Watch(self._tables, self._wants, self._missing, disturbed)
+        self._watch.join()
+        return self._look() != self._fingerprint
 
     def close(self) -> None:
         """See `Backend`."""

@@ -36,6 +36,7 @@ class NFTables:
         self._table = Table(IP if node.family == IPV4 else IP6, layout.TABLE)
         self._content = Content(self._table, node)
         self._lookout: Lookout | None = None
+        self._others = 0
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         """See `Backend`."""
@@ -55,9 +56,11 @@ class NFTables:
         """See `Backend`. The watch tells what happens when it happens."""
         return True
 
-    def watch(self, disturbed: Callable[[str], None]) -> None:
-        """See `Backend`. Nothing is heard before the first full sync."""
+    def watch(self, disturbed: Callable[[str], None]) -> bool:
+        """See `Backend`."""
         self._lookout = watch(self._table, disturbed)
+        self._lookout.join()
+        return self._kernel.others() != self._others
 
     def close(self) -> None:
         """See `Backend`."""
@@ -73,7 +76,7 @@ class NFTables:
     def _full(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
         while True:
             self._listen(on=True)
-            others = self._kernel.others()
+            self._others = self._kernel.others()
             self._content = Content(self._table, node)
             self._content.fill(changes)
             comment = objects.table_comment(self._kernel, self._table)
@@ -85,7 +88,7 @@ class NFTables:
             self._listen(on=False)
             failures = self._load(there=comment is not None)
             self._listen(on=True)
-            if self._kernel.others() == others:
+            if self._lookout is None or self._kernel.others() == self._others:
                 return failures
 
     def _listen(self, *, on: bool) -> None:

@@ -79,9 +79,9 @@ class Led:
         """See `Backend`."""
         return await self._rules.intact()
 
-    def watch(self, disturbed: Callable[[str], None]) -> None:
+    def watch(self, disturbed: Callable[[str], None]) -> bool:
         """See `Backend`."""
-        self._rules.watch(disturbed)
+        return self._rules.watch(disturbed)
 
     def close(self) -> None:
         """See `Backend`."""

@@ -72,8 +72,9 @@ class Listening:
         """See `Backend`. Addresses that came or went are something to follow, too."""
         return frozenset(self._local_addresses()) == self._local
 
-    def watch(self, disturbed: Callable[[str], None]) -> None:
+    def watch(self, disturbed: Callable[[str], None]) -> bool:  # noqa: ARG002
         """See `Backend`. Nobody can disturb a socket."""
+        return False
 
     def close(self) -> None:
         """See `Backend`."""
