@@ -98,6 +98,14 @@ def write_sysctls(name: str, values: Mapping[str, str]) -> None:
                 Path("/proc/sys", key).write_text(value)
 
 
+def ask_neighbours_longer(name: str) -> None:
+    """A neighbour that does not answer for three seconds is no less there: the machine is busy."""
+    with inside(name):
+        for version in ("ipv4", "ipv6"):
+            for path in Path("/proc/sys/net", version, "neigh").glob("*/mcast_solicit"):
+                path.write_text("30")
+
+
 def read_sysctls(name: str, keys: Iterable[str]) -> dict[str, str]:
     """Reads those of the sysctls that this kernel has in the namespace."""
     with inside(name):

@@ -244,6 +244,8 @@ class Lab:
             for a, near, b, far in _links()
         )
         netns.finish(netns.ip_batch(bridge, *cables))
+        for role in ROLES:
+            netns.ask_neighbours_longer(self.name(role))
         netns.finish(
             *(
                 netns.ip_batch("link set lo up", *lines, namespace=self.name(role), family=family)
