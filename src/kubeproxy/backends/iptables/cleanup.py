@@ -13,16 +13,6 @@ from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables, targe
 
 log = logging.getLogger(__name__)
 
-_CHAINS = {
-    names.SERVICES,
-    names.EXTERNAL_SERVICES,
-    names.NODE_PORTS,
-    names.POSTROUTING,
-    names.MARK_MASQ,
-    names.FORWARD,
-    names.PROXY_FIREWALL,
-    names.CANARY,
-}
 _IPVS_HAS = {
     NAT: {names.SERVICES, names.POSTROUTING, names.MARK_MASQ},
     FILTER: {names.FORWARD, names.PROXY_FIREWALL},
@@ -62,7 +52,7 @@ def clean(tables: Tables) -> int:
     shared = _IPVS_HAS if programs.are_of_ipvs(found) else {}
     for table, (chains, rules) in found.items():
         stay = shared.get(table, set())
-        ours = {c for c in chains if c in _CHAINS - stay or (table == NAT and names.is_owned(c))}
+        ours = {c for c in chains if c in names.STATIC - stay or (table == NAT and names.is_owned(c))}
         hooks = [
             (c, rule)
             for c, rule in rules

@@ -17,6 +17,11 @@ PROXY_FIREWALL: Final = "KUBE-PROXY-FIREWALL"
 KUBELET_FIREWALL: Final = "KUBE-FIREWALL"
 CANARY: Final = "KUBE-PROXY-CANARY"
 
+STATIC: Final = frozenset(
+    {SERVICES, EXTERNAL_SERVICES, NODE_PORTS, POSTROUTING, MARK_MASQ, FORWARD, PROXY_FIREWALL, CANARY}
+)
+"""The chains that are ours and belong to no Service."""
+
 OWNED_PREFIXES: Final = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-")
 """Chains that belong to Services; KUBE-XLB- is what very old releases of the reference called KUBE-EXT-."""
 

@@ -13,19 +13,7 @@ from kubeproxy.backends.programs import TABLES
 from kubeproxy.netlink.nft.lookout import Lookout
 from kubeproxy.netlink.nft.monitor import RULE_DELETED, TABLE_ADDED, Event
 
-_OURS: Final = frozenset(
-    {
-        names.SERVICES,
-        names.EXTERNAL_SERVICES,
-        names.NODE_PORTS,
-        names.POSTROUTING,
-        names.MARK_MASQ,
-        names.FORWARD,
-        names.PROXY_FIREWALL,
-        names.CANARY,
-    }
-)
-_JUMPS: Final = tuple(f"{chain}\0".encode() for chain in sorted(_OURS))
+_JUMPS: Final = tuple(f"{chain}\0".encode() for chain in sorted(names.STATIC))
 
 
 def watch(family: Family, wrote: Callable[[int], bool], disturbed: Callable[[str], None]) -> Lookout:
@@ -46,7 +34,7 @@ def concerns(event: Event) -> bool:
     """Whether a rule or chain of ours was changed, of whatever family."""
     if event.table not in TABLES or event.what == TABLE_ADDED:
         return False
-    if not event.where or event.where in _OURS or names.is_owned(event.where):
+    if not event.where or event.where in names.STATIC or names.is_owned(event.where):
         return True
     if event.what != RULE_DELETED:
         return False
