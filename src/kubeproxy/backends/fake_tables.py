@@ -5,7 +5,7 @@ Tested against the real programs: the same input must give the same output. It u
 chain is deleted, and applies an input whole or not at all. It knows nothing of what a rule means.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from kubeproxy.api.addresses import IPV4, Family
 from kubeproxy.backends.programs import FILTER, MANGLE, NAT, RefusedError, Variant, target
@@ -43,6 +43,14 @@ class FakeTables:
     def fingerprint(self) -> object:
         """See `Tables`."""
         return [len(rules) for chains in self.tables.values() for rules in chains.values()]
+
+    def entries(self) -> Mapping[str, int]:
+        """See `Tables`."""
+        if self.variant == "nf_tables":
+            return {}
+        return {
+            table: 2 * len(chains) + sum(map(len, chains.values())) for table, chains in self.tables.items()
+        }
 
     def save(self) -> Iterator[str]:
         """See `Tables`."""

@@ -76,6 +76,13 @@ class Tables(Protocol):
             OSError: it cannot tell.
         """
 
+    def entries(self) -> Mapping[str, int]:
+        """How many rules each table has, a chain counted for two; nothing where the kernel does not tell.
+
+        Raises:
+            OSError: it cannot tell.
+        """
+
     def save(self) -> Iterator[str]:
         """The lines `iptables-save` prints: all tables (to read one, the nf_tables variant reads them all).
 
@@ -131,6 +138,13 @@ class Programs:
                 return generation() - _WE.transactions
         domain = socket.AF_INET if self.family == IPV4 else socket.AF_INET6
         return [xtables.table_size(domain, table) for table in TABLES]
+
+    def entries(self) -> Mapping[str, int]:
+        """See `Tables`."""
+        if self.variant == "nf_tables":
+            return {}
+        domain = socket.AF_INET if self.family == IPV4 else socket.AF_INET6
+        return {table: xtables.table_size(domain, table)[0] for table in TABLES}
 
     def wrote(self, process: int) -> bool:
         """See `Tables`."""

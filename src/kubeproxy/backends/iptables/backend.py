@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
@@ -83,6 +83,7 @@ class IPTables:
         self._endpoints = 0
         self._fingerprint: object = None
         self._before: object = None
+        self._grown: Counter[str] = Counter()
         self._lookout: Lookout | None = None
         self._rules: Counter[str] = Counter()
         self._written: Counter[str] = Counter()
@@ -123,8 +124,9 @@ class IPTables:
             self._lookout.close()
 
     def _sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
-        # What somebody changed before a partial sync goes on to be seen: that one mends nothing.
+        # What somebody changed before or during a partial sync goes on to be seen: that one mends nothing.
         intact = full or self._is_intact()
+        entries = {} if full else self._entries()
         if full:
             self._before = self._look()
         self._written.clear()
@@ -133,9 +135,21 @@ class IPTables:
         except RefusedError as e:
             # Perhaps a Service is at fault, perhaps somebody changed our rules: only a full look can tell.
             raise (SyncError if full else StaleError)(str(e)) from e
-        if intact:
-            self._fingerprint = self._look()
+        now = self._look()
+        if intact and (full or self._grew_from(entries)):
+            self._fingerprint = now
         return failures
+
+    def _entries(self) -> Mapping[str, int]:
+        try:
+            return self._tables.entries()
+        except OSError:
+            return {}  # `_look` says it
+
+    def _grew_from(self, before: Mapping[str, int]) -> bool:
+        """Whether the tables are larger by just what the last partial sync put there."""
+        after = self._entries()
+        return all(after.get(table) == count + self._grown[table] for table, count in before.items())
 
     def _is_intact(self) -> bool:
         return self._lookout is not None or self._look() == self._fingerprint
@@ -153,16 +167,22 @@ class IPTables:
             raise StaleError(f"with {endpoints} endpoints the comments of all endpoints' rules change")
         dialect = self._dialect(node)
         rules = Counter(self._rules)
+        chains = 0
 
         def fragments() -> Iterator[Fragment]:
+            nonlocal chains
             for c in changes:
                 before, after = compile_service(c.before, dialect), compile_service(c.after, dialect)
+                chains += len(after.chains) - len(before.chains)
                 rules.subtract(before.rules())
                 rules.update(after.rules())
                 yield between(c.key, before, after)
 
         for piece in self._pieces(fragments()):
             self._send(piece)
+        self._grown = Counter(rules)
+        self._grown.subtract(self._rules)
+        self._grown[NAT] += 2 * chains
         self._endpoints = endpoints
         self._rules = rules
         return {}

@@ -1,7 +1,7 @@
 """The backend on tables in memory: what it sends for a change, and what it makes of what it finds."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 from msgspec import structs
@@ -334,6 +334,29 @@ def test_what_somebody_changed_is_noticed_though_others_change_meanwhile(rig: Ri
     rig.tell(service("new", "10.96.0.12"))
     rig.partial()
     assert rig.intact()
+
+
+def test_what_somebody_changed_during_a_sync_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(FakeTables("legacy"))
+    rig.tell(service("web", "10.96.0.10"), endpoints("web", "10.244.1.1"))
+    rig.full()
+    rig.tell(endpoints("web", "10.244.1.1", "10.244.1.2"))
+    rig.partial()
+    assert rig.intact()
+    restore = rig.tables.restore
+
+    def disturbed(table: str, lines: Iterable[str]) -> None:
+        restore(table, lines)
+        rig.tables.tables["nat"]["PREROUTING"].clear()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.tables, "restore", disturbed)
+        rig.tell(endpoints("web", "10.244.1.1"))
+        rig.partial()
+    assert not rig.intact()
+    rig.full()
+    assert rig.intact()
+    assert rig.rules() == rig.fresh().rules()
 
 
 def test_what_cannot_be_looked_at_is_no_reason_to_repair(tables: FakeTables) -> None:
