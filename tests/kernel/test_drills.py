@@ -173,7 +173,8 @@ def test_the_api_server_goes_and_comes_back_with_everything_changed(
         for round_ in range(2):
             api.do(api.server.stop)
             traffic.wait()
-            assert answers(lab, "client", "10.96.2.29", EP12) or round_
+            if not round_:
+                until(lambda: answers(lab, "client", "10.96.2.29", EP12))
             for i in range(30):
                 api.delete("Service", f"old-{i}" if not round_ else f"new-{i}")
                 api.delete("EndpointSlice", f"old-{i}-1" if not round_ else f"new-{i}-1")

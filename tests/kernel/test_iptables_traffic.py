@@ -118,7 +118,7 @@ def test_taking_over_what_is_out_of_date(lab: Lab, tmp_path: Path, variant: Vari
         assert owned == ["KUBE-SEP", "KUBE-SEP", "KUBE-SVC", "KUBE-SVC"]
         assert station.rules()["filter"]["KUBE-PROXY-FIREWALL"] == []
         assert station.rules()["nat"]["KUBE-NODEPORTS"] == []
-        assert answers(lab, "client", WEB, EP11)
+        until(lambda: answers(lab, "client", WEB, EP11))
 
 
 def talking(*addresses: str) -> types.EndpointSlice:
