@@ -79,7 +79,7 @@ def test_without_a_living_endpoint_clients_are_reset(lab: Lab, tmp_path: Path) -
     here.folder.put(*web(EP11, EP12, port=CLOSED))
     with here.running() as daemon:
         assert ask(lab, "client", WEB) == "ConnectionResetError"
-        assert "no endpoint can be connected, clients are reset" in daemon.log()
+        until(lambda: "no endpoint can be connected, clients are reset" in daemon.log())
 
 
 def test_endpoints_change_without_a_word_to_the_kernel(lab: Lab, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_port_range_holds(lab: Lab, tmp_path: Path) -> None:
         assert ask(lab, "client", OTHER) == EP12
         here.folder.put(service("three", "10.96.0.12"), endpoints("three", EP12))
         until(lambda: "no port of 41000-41001 is free" in daemon.log())
-        assert "Service default/three" in daemon.log()
+        until(lambda: "Service default/three" in daemon.log())
         assert ask(lab, "client", WEB) == EP11
         here.folder.path.joinpath("Service.default.two.json").unlink()
         until(lambda: answers(lab, "client", "10.96.0.12", EP12))
