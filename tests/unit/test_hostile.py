@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kubeproxy import backends, host
@@ -290,6 +290,8 @@ def _is_named(obj: hostile.Wire, name: str) -> bool:
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(changed=hostile.mutations(WHOLE))
+@example(changed={"kind": "ServiceCIDR", "metadata": {}, "spec": {"cidrs": ["10.96.0.0/16"]}})
+@example(changed={"kind": "Node", "metadata": {"name": ""}, "spec": {"podCIDR": "10.244.0.0/24"}})
 def test_files_say_the_same(tmp_path: Path, changed: hostile.Wire) -> None:
     """A file of whatever objects brings the rules an API server brings that tells them, or is left out whole."""
     objects = [*hostile.GOOD, *(obj for obj in WHOLE if obj["kind"] != changed["kind"]), changed]

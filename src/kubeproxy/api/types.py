@@ -261,11 +261,6 @@ class UndecodableError(Exception):
         self.reason = reason
 
 
-def nameless(kind: str) -> UndecodableError:
-    """The refusal of an object that decodes but says no name, which no source can keep track of."""
-    return UndecodableError(kind, "(unnamed)", "metadata.name: is not set")
-
-
 class _Named(Struct, gc=False):
     """Just enough of an undecodable object to name it."""
 
@@ -280,10 +275,11 @@ def decode(kind: str, data: bytes | msgspec.Raw) -> Object:
     """Decodes one object of a kind from JSON.
 
     Raises:
-        UndecodableError: the JSON is broken or a field has the wrong type. The name is told when it can be read.
+        UndecodableError: the JSON is broken, a field has the wrong type or there is no name. The name is told when
+            it can be read.
     """
     try:
-        return _decoders[kind].decode(data)
+        return _with_name(kind, _decoders[kind].decode(data))
     except _DECODE_ERRORS as e:
         error = e
     try:
@@ -296,13 +292,20 @@ def convert(kind: str, data: object) -> Object:
     """Takes one object of a kind from decoded YAML or JSON.
 
     Raises:
-        UndecodableError: a field has the wrong type.
+        UndecodableError: a field has the wrong type or there is no name.
     """
     try:
-        return msgspec.convert(_without_nulls(data, {}), KINDS[kind])
+        return _with_name(kind, msgspec.convert(_without_nulls(data, {}), KINDS[kind]))
     except (msgspec.ValidationError, RecursionError) as e:
         metadata = data.get("metadata") if isinstance(data, dict) else None
         raise UndecodableError(kind, _join(metadata), _reason(e)) from None
+
+
+def _with_name(kind: str, obj: Object) -> Object:
+    """Refuses an object without a name, which no source could keep track of."""
+    if not obj.metadata.name:
+        raise UndecodableError(kind, "(unnamed)", "metadata.name: is not set")
+    return obj
 
 
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

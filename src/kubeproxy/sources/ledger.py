@@ -7,7 +7,7 @@ each of its versions; if it was known before, what was known stands.
 
 from msgspec import Raw
 
-from kubeproxy.api.types import UndecodableError, decode, nameless
+from kubeproxy.api.types import UndecodableError, decode
 from kubeproxy.sources.base import Sink
 from kubeproxy.sources.events import BROKEN, Head, decode_head
 
@@ -41,8 +41,6 @@ class Ledger:
             obj = decode(self._kind, raw)
         except UndecodableError as e:
             return self._refuse(raw, e)
-        if not obj.metadata.name:
-            return self._refuse(raw, nameless(self._kind))
         key = f"{obj.metadata.namespace}/{obj.metadata.name}"
         self._known[key] = self._list
         self._sink.set(obj)
