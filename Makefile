@@ -4,17 +4,21 @@
 PYTHON ?= python3
 PROGRAMS = ip iptables iptables-legacy nft conntrack setpriv
 PACKAGES = iproute2 iptables nftables conntrack util-linux
+TEST_PROGRAMS = systemd-analyze
+TEST_PACKAGES = systemd
 VM_PROGRAMS = qemu-system-x86_64 busybox cpio depmod ipset ipvsadm
 VM_PACKAGES = qemu-system-x86 busybox-static cpio kmod ipset ipvsadm
 WORKERS ?= 4
+ROUNDS ?= 10
 
-.PHONY: help install demo test lint format bench clean system haproxy vm vm-programs
+.PHONY: help install demo test fuzz lint format bench clean system test-programs haproxy vm vm-programs
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make install   .venv/bin/kube-proxy"
 	@echo "make demo      a small node in network namespaces, with real traffic (MODE=iptables)"
 	@echo "make test      all tests"
+	@echo "make fuzz      the tests of properties with new random examples, ROUNDS=10 times"
 	@echo "make lint      style, types, import contracts"
 	@echo "make format    rewrites the sources in the house style"
 	@echo "make bench     measures speed and memory"
@@ -25,8 +29,13 @@ install: .venv/.run
 demo: system .venv/.run
 	@PYTHONPATH=. .venv/bin/python -m examples.demo.demo --mode $(or $(MODE),iptables)
 
-test: system vm .venv/.dev
+test: system test-programs vm .venv/.dev
 	.venv/bin/pytest -n $(WORKERS) --dist worksteal $(TESTS)
+
+fuzz: system vm .venv/.dev
+	for round in $$(seq $(ROUNDS)); do \
+	  .venv/bin/pytest -q -n $(WORKERS) --dist worksteal -m hypothesis --hypothesis-profile=fuzz $(TESTS) || exit; \
+	done
 
 lint: .venv/.dev
 	.venv/bin/ruff check
@@ -58,6 +67,9 @@ endef
 
 system:
 	$(call install,$(PROGRAMS),$(PACKAGES))
+
+test-programs:
+	$(call install,$(TEST_PROGRAMS),$(TEST_PACKAGES))
 
 haproxy:
 	$(call install,haproxy,haproxy)

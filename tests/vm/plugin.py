@@ -78,7 +78,7 @@ class Remote(pytest.Item):
         for title, text in result["sections"]:
             self.add_report_section("call", title, text)
         if result["outcome"] == "skipped":
-            pytest.skip(result["text"])
+            raise RemoteError(f"skipped in the virtual machine: {result['text']}")
         if result["outcome"] == "failed":
             raise RemoteError(result["text"])
 
