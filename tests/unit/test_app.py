@@ -109,7 +109,9 @@ async def test_nothing_is_written_before_services_and_endpoints_are_complete(
     rig.listed.set()
     await _until(lambda: len(rig.cleaned) == 2)
     assert sorted(rig.syncs) == [(IPV4, [("default", "a")]), (IPV6, [])]
-    assert rig.cleaned == ["nftables", "ipvs"], "after its rules are in place it removes what other modes left"
+    assert rig.cleaned == ["nftables", "ipvs"], (
+        "after its rules are in place it removes what other modes left"
+    )
     rig.app._end(0)
     assert await task == 0
 

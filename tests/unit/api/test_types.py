@@ -262,9 +262,18 @@ def test_null_in_lists_of_an_endpoint(read):
 
 @pytest.mark.parametrize("kind", types.KINDS)
 def test_the_least_object(read, kind):
-    obj = read(kind, {"metadata": {}})
+    obj = read(kind, {"metadata": {"name": "a"}})
     assert type(obj).__name__ == kind
-    assert obj.metadata == types.ObjectMeta()
+    assert obj.metadata == types.ObjectMeta("a")
+
+
+@pytest.mark.parametrize("metadata", [{}, {"name": ""}, {"namespace": "shop", "uid": "1"}])
+@pytest.mark.parametrize("kind", types.KINDS)
+def test_an_object_without_a_name_is_refused(read, kind, metadata):
+    with pytest.raises(types.UndecodableError) as caught:
+        read(kind, {"metadata": metadata})
+    assert (caught.value.kind, caught.value.name) == (kind, "(unnamed)")
+    assert caught.value.reason == "metadata.name: is not set"
 
 
 class TestUndecodable:
