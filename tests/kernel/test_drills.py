@@ -21,12 +21,10 @@ from tests.kernel.daemons import PATIENCE, Station, answers, ask, until
 from tests.kernel.traffic import Front, Traffic
 from tests.lab import netns
 from tests.lab.daemon import Daemon
-from tests.lab.topology import NODE_NAME, Lab
+from tests.lab.topology import EP12, EP13, EP14, LOCAL, NODE_NAME, REMOTE, REMOTE2, Lab
 
 modes = pytest.mark.parametrize("mode", ["iptables", "nftables"])
-EP11, EP12, EP13, EP14 = "10.244.1.11", "10.244.1.12", "10.244.1.13", "10.244.1.14"
-LOCAL = (EP11, EP12, EP13, EP14)
-ALIVE = (*LOCAL, "10.244.2.21", "10.244.2.22")
+ALIVE = (*LOCAL, REMOTE, REMOTE2)
 WEB, NEAR = "10.96.0.10", "10.96.0.20"
 NODE_PORT = 30080
 CLIENTS: list[Front] = [("client", WEB, 80), ("node", WEB, 80), ("ep11", WEB, 80)]

@@ -22,10 +22,8 @@ from tests.kernel.traffic import TALK_PORT, Talk, talkers
 from tests.lab import flows, netns
 from tests.lab.daemon import Daemon
 from tests.lab.flows import Entry
-from tests.lab.topology import NODE_NAME, PODS, Lab
+from tests.lab.topology import EP11, EP11_6, EP12, EP12_6, NODE_NAME, PODS, REMOTE, Lab
 
-EP11, EP12, REMOTE = "10.244.1.11", "10.244.1.12", "10.244.2.21"
-EP11_6, EP12_6 = "fd00:10:244:1::b", "fd00:10:244:1::c"
 VIP, VIP6, EXTERNAL, BALANCER = "10.96.0.10", "fd00:10:96::a", "203.0.113.10", "203.0.113.20"
 NODE_PORT = 30053
 LOCAL = (EP11, EP12, EP11_6, EP12_6)

@@ -12,10 +12,9 @@ import pytest
 from kubeproxy.backends.programs import Variant
 from tests import hostile
 from tests.kernel.daemons import Station, answers, ask, until
-from tests.lab.topology import Lab
+from tests.lab.topology import EP11, EP12, Lab
 
 GOOD, FRONT = "10.96.8.1", "10.96.7.1"
-EP11, EP12 = "10.244.1.11", "10.244.1.12"
 CASES = [case for case in hostile.CASES if case.name != "many-ports"]  # a minute, in iptables mode
 
 

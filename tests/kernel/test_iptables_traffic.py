@@ -14,27 +14,13 @@ from kubeproxy.backends.programs import Variant
 from tests.fakes.cluster import Folder, Proxy, endpoints, service
 from tests.kernel.daemons import NODE, PATIENCE, Station, answers, until
 from tests.kernel.spaces import VARIANTS, Real, use_variant
-from tests.kernel.traffic import TALK_PORT, Front, Talk, Traffic, talkers
+from tests.kernel.traffic import TALK_PORT, Front, Talk, Traffic, answered, asking, talkers, talking
 from tests.lab import cases, netns, rules
 from tests.lab.daemon import Daemon, kube_proxy
-from tests.lab.probe import CLIENTS
-from tests.lab.topology import NODE_NAME, Lab
+from tests.lab.topology import EP11, EP12, EP13, LOCAL, NODE_NAME, REMOTE, REMOTE2, Lab
 
 both = pytest.mark.parametrize("variant", VARIANTS)
-EP11, EP12, EP13, REMOTE = "10.244.1.11", "10.244.1.12", "10.244.1.13", "10.244.2.21"
-LOCAL = (EP11, EP12, EP13, "10.244.1.14")
 WEB, OLD = "10.96.0.10", "10.96.0.11"
-
-
-def fronts(name: str) -> list[Front]:
-    """Every front of a case where each TCP connection is answered, for each client."""
-    return [
-        (CLIENTS[client], address, int(port))
-        for client, outcomes in cases.expected("iptables", name).items()
-        for front, outcome in outcomes.items()
-        if isinstance(outcome, list) and "and no answer" not in outcome and front.endswith("/tcp")
-        for address, _, port in [front.split(" ")[1].removesuffix("/tcp").rpartition(":")]
-    ]
 
 
 def given_back(recorded: str, family: str) -> str:
@@ -75,7 +61,7 @@ def test_taking_over_from_the_reference_and_handing_back(
         return re.sub(r"packets \d+ bytes \d+", "", text)
 
     before = held()
-    with talkers(lab, "ep11"), Traffic(lab, fronts(name)) as traffic:
+    with talkers(lab, "ep11"), Traffic(lab, answered("iptables", name)) as traffic:
         talk = Talk(lab, [("client", OLD, 81), ("node", OLD, 81), ("rpod", OLD, 81)])
         talk.say()
         with monkeypatch.context() as path:
@@ -121,16 +107,6 @@ def test_taking_over_what_is_out_of_date(lab: Lab, tmp_path: Path, variant: Vari
         until(lambda: answers(lab, "client", WEB, EP11))
 
 
-def talking(*addresses: str) -> types.EndpointSlice:
-    return endpoints(
-        "web", *addresses, port=TALK_PORT, port_name="talk", name="web-talk", local=LOCAL, node=NODE_NAME
-    )
-
-
-def asking(*addresses: str) -> types.EndpointSlice:
-    return endpoints("web", *addresses, port_name="ask", name="web-ask", local=LOCAL, node=NODE_NAME)
-
-
 @both
 def test_while_a_service_and_its_neighbours_change(lab: Lab, tmp_path: Path, variant: Variant) -> None:
     """EP11 always serves; what else serves changes all the time, but is alive as long as it may be asked."""
@@ -148,7 +124,7 @@ def test_while_a_service_and_its_neighbours_change(lab: Lab, tmp_path: Path, var
         talk = Talk(lab, [("client", WEB, 81), ("node", WEB, 81)])
         with Traffic(lab, clients) as traffic:
             for i in range(20):
-                others = chance.sample([EP12, EP13, REMOTE, "10.244.2.22"], chance.randint(0, 4))
+                others = chance.sample([EP12, EP13, REMOTE, REMOTE2], chance.randint(0, 4))
                 station.folder.put(asking(EP11, *others))
                 if i % 2:
                     station.folder.put(service("near", OLD), endpoints("near", chance.choice(LOCAL)))

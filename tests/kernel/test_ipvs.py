@@ -14,12 +14,11 @@ from tests.kernel.test_daemon import run
 from tests.kernel.traffic import TALK_PORT, Talk, Traffic, talkers
 from tests.lab import cases, ipvs, rules
 from tests.lab.daemon import Daemon, kube_proxy
-from tests.lab.topology import NODE_NAME, Lab
+from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
 
 pytestmark = pytest.mark.vm
 
 WEB = "10.96.0.10"
-EP11, EP12 = "10.244.1.11", "10.244.1.12"
 
 
 @pytest.fixture
@@ -84,7 +83,7 @@ def test_harm_is_mended_under_traffic(lab: Lab, station: Station) -> None:
         ):
             lab.run("node", *harm.split())
             until(lambda: ipvs.state(lab) == whole, harm)
-        assert "somebody changed the rules" in daemon.log()
+        daemon.says("somebody changed the rules")
         assert ask(lab, "client", WEB) in {EP11, EP12}
 
 
@@ -102,7 +101,7 @@ def test_what_the_kernel_tells_of_is_mended_at_once(lab: Lab, tmp_path: Path) ->
         ):
             lab.run("node", *harm.split())
             until(lambda: ipvs.state(lab) == whole, harm)
-            assert words in daemon.log()
+            daemon.says(words)
         before = daemon.log().count("full sync")
         fill(station, EP12)  # our own changes disturb nobody
         until(lambda: reals(lab) == {EP12: 1})

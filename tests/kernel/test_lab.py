@@ -221,7 +221,7 @@ def fake(code: int) -> list[str]:
 def test_a_daemon_runs_on_the_node_and_is_stopped(lab: Lab) -> None:
     with Daemon(lab, fake(0)) as daemon:
         assert daemon.notifications() == ["STATUS=first sync", "READY=1"]
-        assert "'cni0'" in daemon.log()
+        daemon.says("'cni0'")
         daemon.stop()
         assert daemon.process.returncode == 0
 

@@ -12,10 +12,9 @@ from tests.kernel.daemons import Station, ask, until
 from tests.kernel.spaces import VARIANTS
 from tests.kernel.test_daemon import complaints, run
 from tests.kernel.traffic import Talk, Traffic, talkers
-from tests.lab.topology import NODE_NAME, Lab
+from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
 
 WEB = "10.96.0.10"
-EP11, EP12 = "10.244.1.11", "10.244.1.12"
 FRONTS = [("client", WEB, 80), ("node", WEB, 80), ("out", "192.0.2.1", 30080)]
 
 

@@ -14,14 +14,11 @@ from kubeproxy.backends.nftables.backend import NFTables
 from kubeproxy.netlink.nft.kernel import Kernel
 from tests.fakes.cluster import NODE, Folder, Proxy, endpoints, service
 from tests.kernel.daemons import PATIENCE, Station, answers, ask, until
-from tests.kernel.traffic import TALK_PORT, Front, Talk, Traffic, talkers
+from tests.kernel.traffic import Front, Talk, Traffic, answered, asking, talkers, talking
 from tests.lab import cases, rules
 from tests.lab.daemon import Daemon, kube_proxy
-from tests.lab.probe import CLIENTS
-from tests.lab.topology import NODE_NAME, Lab
+from tests.lab.topology import EP11, EP12, EP13, LOCAL, REMOTE, REMOTE2, Lab
 
-EP11, EP12, EP13, REMOTE = "10.244.1.11", "10.244.1.12", "10.244.1.13", "10.244.2.21"
-LOCAL = (EP11, EP12, EP13, "10.244.1.14")
 WEB, STICKY, OLD, NONE = "10.96.0.10", "10.96.0.12", "10.96.0.11", "10.96.0.13"
 MANY = [f"10.244.3.{i}" for i in range(1, 21)]
 
@@ -117,14 +114,19 @@ DISTURBANCES = {
 }
 
 
+def repairs(daemon: Daemon) -> list[str]:
+    """What it wrote of IPv4."""
+    return [line for line in daemon.log().splitlines() if "restored" in line and "IPv4" in line]
+
+
 @pytest.mark.parametrize("disturbance", DISTURBANCES)
 def test_what_others_change_is_put_right(lab: Lab, running: Daemon, disturbance: str) -> None:
     before = snapshot(lab)
     lab.run("node", "nft", "-f", "-", given="\n".join(DISTURBANCES[disturbance]))
-    until(lambda: "restored" in running.log())
+    until(lambda: repairs(running))
     until(lambda: "ip kube-proxy" in tables(lab) and snapshot(lab) == before)
     assert ask(lab, "client", WEB) == EP11
-    (told,) = [line for line in running.log().splitlines() if "restored" in line and "IPv4" in line]
+    (told,) = repairs(running)
     assert "nft (process " in told
 
 
@@ -136,9 +138,9 @@ def test_one_element_that_is_deleted_comes_back(lab: Lab, running: Daemon, name:
     if not before[f"map {name}"][0].get("elem"):
         pytest.fail(f"{name} is empty, nothing can be deleted")
     lab.run("node", "nft", "delete", "element", "ip", "kube-proxy", name, "{", element(lab, name), "}")
-    until(lambda: "restored" in running.log())
+    running.says("restored")
     until(lambda: snapshot(lab) == before)
-    assert f"element deleted in {name}" in running.log()
+    running.says(f"element deleted in {name}")
 
 
 def test_an_element_that_was_changed_is_changed_back(lab: Lab, running: Daemon) -> None:
@@ -149,7 +151,7 @@ def test_an_element_that_was_changed_is_changed_back(lab: Lab, running: Daemon) 
         given=f"delete element ip kube-proxy endpoints-1 {{ {key} }}\n"
         f"add element ip kube-proxy endpoints-1 {{ {key} : {EP13} . 8080 }}",
     )  # fmt: skip
-    until(lambda: "restored" in running.log())
+    running.says("restored")
     until(lambda: snapshot(lab) == before)
 
 
@@ -205,17 +207,6 @@ def test_service_cidrs_take_effect_at_once(lab: Lab, station: Station, running: 
     assert "full sync: " not in running.log()
 
 
-def fronts(name: str) -> list[Front]:
-    """Every front of a case where each TCP connection is answered, for each client."""
-    return [
-        (CLIENTS[client], address, int(port))
-        for client, outcomes in cases.expected("nftables", name).items()
-        for front, outcome in outcomes.items()
-        if isinstance(outcome, list) and "and no answer" not in outcome and front.endswith("/tcp")
-        for address, _, port in [front.split(" ")[1].removesuffix("/tcp").rpartition(":")]
-    ]
-
-
 def given_back(recorded: str) -> str:
     """The recorded table as the reference starts with it: its chains and maps emptied and filled, others left."""
     emptied = []
@@ -240,7 +231,7 @@ def test_taking_over_from_the_reference_and_handing_back(lab: Lab, tmp_path: Pat
     recorded = cases.rules("nftables", name)
     rules.load_nftables(lab, recorded)
     config, manifests = cases.write(name, "nftables", tmp_path)
-    with Traffic(lab, fronts(name)) as traffic:
+    with Traffic(lab, answered("nftables", name)) as traffic:
         for _ in range(2):
             with Daemon(lab, kube_proxy(config, manifests), timeout=PATIENCE):
                 traffic.wait()
@@ -291,16 +282,6 @@ def test_connections_stay_while_it_takes_over_starts_again_and_is_killed(lab: La
         talk.close()
 
 
-def talking(*addresses: str) -> types.EndpointSlice:
-    return endpoints(
-        "web", *addresses, port=TALK_PORT, port_name="talk", name="web-talk", local=LOCAL, node=NODE_NAME
-    )
-
-
-def asking(*addresses: str, service: str = "web") -> types.EndpointSlice:
-    return endpoints(service, *addresses, port_name="ask", name=f"{service}-ask", local=LOCAL, node=NODE_NAME)
-
-
 def test_no_connection_is_lost_while_services_change(lab: Lab, tmp_path: Path) -> None:
     """EP11 always serves; what else serves is alive. Slots move, chains come and go, a Service changes its kind."""
     station = Station(lab, tmp_path, mode="nftables")
@@ -318,7 +299,7 @@ def test_no_connection_is_lost_while_services_change(lab: Lab, tmp_path: Path) -
         talk = Talk(lab, [("client", WEB, 81), ("node", WEB, 81)])
         with Traffic(lab, clients) as traffic:
             for i in range(60):
-                others = chance.sample([EP12, EP13, REMOTE, "10.244.2.22"], chance.randint(0, 4))
+                others = chance.sample([EP12, EP13, REMOTE, REMOTE2], chance.randint(0, 4))
                 kind: dict[str, Any] = chance.choice(
                     [
                         {"type": "NodePort"},

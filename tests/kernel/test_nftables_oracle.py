@@ -1,7 +1,6 @@
-"""iptables mode against what the reference was seen to do: the same rules, line for line, and the same packets' fates.
+"""nftables mode against what the reference was seen to do: the same packets' fates, through rules of our own.
 
-The daemon runs as an operator would start it, on a folder of manifests. A case's rules are looked at with both kinds
-of iptables programs; packets are sent through those of the nf_tables kind.
+The daemon runs as an operator would start it, on a folder of manifests.
 """
 
 from pathlib import Path
@@ -16,7 +15,7 @@ MODE = "nftables"
 
 
 @pytest.mark.parametrize("name", cases.NAMES)
-def test_rules_and_outcomes_are_the_reference_s(lab: Lab, tmp_path: Path, name: str) -> None:
+def test_outcomes_are_the_reference_s(lab: Lab, tmp_path: Path, name: str) -> None:
     config, manifests = cases.write(name, MODE, tmp_path)
     with Daemon(lab, kube_proxy(config, manifests)):
         expected = cases.expected(MODE, name)

@@ -17,10 +17,9 @@ from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import Station, answers, ask, until
 from tests.kernel.test_daemon import complaints, run
 from tests.lab import netns
-from tests.lab.topology import NODE_NAME, Lab
+from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
 
 WEB, DNS = "10.96.0.10", "10.96.0.53"
-EP11, EP12 = "10.244.1.11", "10.244.1.12"
 SETTINGS = {"maxPerCore": 0, "tcpEstablishedTimeout": "4h", "tcpCloseWaitTimeout": "30m"}
 """The number of connections is the whole machine's: not to be set from a namespace."""
 

@@ -19,11 +19,9 @@ from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import PATIENCE, Station, until
 from tests.lab import netns
 from tests.lab.daemon import Daemon
-from tests.lab.topology import NODE_NAME, ROOT, Lab
+from tests.lab.topology import EP11, EP11_6, EP12, NODE_NAME, REMOTE, ROOT, Lab
 
 modes = pytest.mark.parametrize("mode", ["iptables", "nftables"])
-EP11, EP12, REMOTE = "10.244.1.11", "10.244.1.12", "10.244.2.21"
-EP11_6 = "fd00:10:244:1::b"
 NODE, NODE6, BRIDGE = "192.0.2.1", "2001:db8:2::1", "10.244.1.1"
 CHECK = 30900
 
@@ -137,11 +135,11 @@ def test_a_health_port_that_is_taken_is_named_and_opened_when_it_is_free(lab: La
         other = socket.create_server(("0.0.0.0", CHECK))
     station.folder.put(balanced("10.96.0.10"), web(EP11))
     with other, station.running() as daemon:
-        until(lambda: "cannot be opened" in daemon.log())
+        daemon.says("cannot be opened")
         name = (
             f"Service default/web: health check node port {CHECK} cannot be opened on {NODE}: Address already"
         )
-        assert name in daemon.log()
+        daemon.says(name)
         other.close()
         until(lambda: status(lab, "out", NODE, CHECK) == 200)
 

@@ -16,14 +16,40 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-from tests.lab import netns
-from tests.lab.topology import Lab
+from kubeproxy.api import types
+from tests.fakes.cluster import endpoints
+from tests.lab import cases, netns
+from tests.lab.probe import CLIENTS
+from tests.lab.topology import LOCAL, NODE_NAME, Lab
 
 LIMIT = 5.0
 TALK_PORT = 7777
 
 Front = tuple[str, str, int]
 """Client (a role of the lab), address, port."""
+
+
+def answered(mode: str, case: str) -> list[Front]:
+    """Every front of a case where each TCP connection is answered in a mode, for each client."""
+    return [
+        (CLIENTS[client], address, int(port))
+        for client, outcomes in cases.expected(mode, case).items()
+        for front, outcome in outcomes.items()
+        if isinstance(outcome, list) and "and no answer" not in outcome and front.endswith("/tcp")
+        for address, _, port in [front.split(" ")[1].removesuffix("/tcp").rpartition(":")]
+    ]
+
+
+def asking(*addresses: str, service: str = "web") -> types.EndpointSlice:
+    """Who answers a Service's port "ask", for `Traffic`."""
+    return endpoints(service, *addresses, port_name="ask", name=f"{service}-ask", local=LOCAL, node=NODE_NAME)
+
+
+def talking(*addresses: str) -> types.EndpointSlice:
+    """Who listens on port "talk" of the Service web, for `Talk`."""
+    return endpoints(
+        "web", *addresses, port=TALK_PORT, port_name="talk", name="web-talk", local=LOCAL, node=NODE_NAME
+    )
 
 
 class Traffic:

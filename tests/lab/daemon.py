@@ -92,6 +92,21 @@ class Daemon:
         """What it wrote to standard error and standard output so far."""
         return Path(self._folder.name, "stderr").read_text(errors="replace")
 
+    def says(self, words: str) -> None:
+        """Waits until it has written that: what it does may be seen before it is told.
+
+        Raises:
+            AssertionError: it does not, or it ended; with what it wrote.
+        """
+        deadline = time.monotonic() + self._timeout
+        while True:
+            ended = self.process.poll() is not None
+            if words in self.log():
+                return
+            if ended or time.monotonic() > deadline:
+                raise AssertionError(self._complaint(f"does not say {words!r}"))
+            time.sleep(0.02)
+
     def notifications(self) -> list[str]:
         """The assignments it sent so far, in order: ["STATUS=...", "READY=1"]."""
         try:

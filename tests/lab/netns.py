@@ -102,7 +102,7 @@ def ask_neighbours_longer(name: str) -> None:
     """A neighbour that does not answer for three seconds is no less there: the machine is busy."""
     with inside(name):
         for version in ("ipv4", "ipv6"):
-            for path in Path("/proc/sys/net", version, "neigh").glob("*/mcast_solicit"):
+            for path in Path("/proc/sys/net", version, "neigh").glob("*/[mu]cast_solicit"):
                 path.write_text("30")
 
 

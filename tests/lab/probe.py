@@ -1,10 +1,10 @@
 """The lab's clients: who is reached through each front address, from each client, in the oracle's words.
 
 All tries of all clients run in one loop over non-blocking sockets, each opened in its client's namespace. A front is asked
-more often than it has backends, but a rarely chosen one may still be missed and a busy machine may lose a packet: what
-disagrees with the expectation is asked again before it counts. A backend that must not be reached counts at once. With
-session affinity the fronts of a client are asked one after the other, the first try of each alone, because every answer
-decides about the next.
+more often than it has backends, but a rarely chosen one may still be missed, and a busy machine may lose a packet or take
+a neighbour for gone: what disagrees with the expectation is asked again before it counts. A backend that must not be
+reached counts at once. With session affinity the fronts of a client are asked one after the other, the first try of each
+alone, because every answer decides about the next.
 
 Silence is told from slowness by the rest: as long as an expected answer is missing we wait (long enough for a
 retransmitted SYN); once all are there and nothing more arrives for a while, what is silent is "no answer".
@@ -36,6 +36,7 @@ CLIENT_ADDRESSES = {
     "outside": BEHIND_WAN["out"][0],
 }
 NO_ANSWER = "no answer"
+_LOST = {NO_ANSWER, "EHOSTUNREACH"}  # no rule says the latter: a neighbour did not answer in time
 TRIES, TRIES_PER_ENDPOINT = 24, 16
 ROUNDS = 3
 LIMIT = 2.5  # seconds; a lost SYN is sent again after 1 s
@@ -84,13 +85,14 @@ class _Front:
         """Something came that must not: a backend, a rejection. Asking again would not undo it."""
         allowed = {self.expected} if isinstance(self.expected, str) else set(self.expected)
         came = set() if self.affinity else set(self.seen)
-        for error in self.errors.keys() - {NO_ANSWER}:
+        for error in self.errors.keys() - _LOST:
             came.add(error if isinstance(self.expected, str) else f"and {error}")
         return not came <= allowed
 
     def again(self) -> None:
         """Forgets what the next round may mend: lost packets, and with affinity the backend."""
-        self.errors.pop(NO_ANSWER, None)
+        for error in _LOST:
+            self.errors.pop(error, None)
         if self.affinity:
             self.seen.clear()
 

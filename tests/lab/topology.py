@@ -34,6 +34,9 @@ BEHIND_WAN = {  # addresses of the namespace, and what the router sends there
     "out": (("198.51.100.7", "2001:db8:198::7"), ("198.51.100.7/32", "2001:db8:198::7/128")),
     "other": ((), ("10.244.2.0/24", "fd00:10:244:2::/64")),
 }
+EP11, EP12, EP13, EP14 = LOCAL = tuple(PODS[f"ep1{i}"][0] for i in range(1, 5))
+EP11_6, EP12_6 = (PODS[f"ep1{i}"][1] for i in (1, 2))
+REMOTE, REMOTE2 = "10.244.2.21", "10.244.2.22"  # two of the backends that "other" plays
 ROLES = ("node", *PODS, "wan", *BEHIND_WAN)
 VIA_NODE = ("10.244.1.0/24", "10.96.0.0/15", "203.0.113.0/24")
 VIA_NODE6 = ("fd00:10:244:1::/64", "fd00:10:96::/112", "2001:db8:203::/64")
