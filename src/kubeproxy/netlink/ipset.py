@@ -10,7 +10,7 @@ import errno
 import struct
 from collections.abc import Collection, Iterable, Iterator
 from socket import AF_INET, AF_UNSPEC
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from kubeproxy.netlink import wire
 
@@ -85,7 +85,7 @@ class Header(NamedTuple):
     references: int
 
 
-class Sets:
+class Sets(wire.Closing):
     """The kernel's IP sets, in the network namespace it was opened in."""
 
     def __init__(self) -> None:
@@ -94,17 +94,7 @@ class Sets:
         Raises:
             OSError: the kernel has no nfnetlink.
         """
-        self._socket = wire.Socket(wire.NETFILTER)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the socket."""
-        self._socket.close()
+        self._socket: wire.Socket = wire.Socket(wire.NETFILTER)
 
     def revision(self, kind: str, family: int) -> int:
         """The latest revision of a type of sets that the kernel knows.

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from socket import AF_INET, AF_INET6, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from kubeproxy.netlink import generic, wire
 
@@ -79,7 +79,7 @@ class Timeouts(NamedTuple):
     udp: int = 0
 
 
-class IPVS:
+class IPVS(wire.Closing):
     """The kernel's IPVS, in the network namespace it was opened in."""
 
     def __init__(self) -> None:
@@ -88,22 +88,12 @@ class IPVS:
         Raises:
             OSError: the kernel has no IPVS.
         """
-        self._socket = wire.Socket(wire.GENERIC)
+        self._socket: wire.Socket = wire.Socket(wire.GENERIC)
         try:
             self._family = generic.family(self._socket, "IPVS")
         except OSError:
             self._socket.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the socket."""
-        self._socket.close()
 
     def add(self, virtual: Virtual, settings: Settings) -> wire.Request:
         """The request for a new virtual server; EEXIST if there is one."""

@@ -143,7 +143,23 @@ def message(kind: int, flags: int, body: bytes, sequence: int = 0) -> bytes:
     return HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body
 
 
-class Socket:
+class Closing:
+    """What holds a socket until its `close`, or for a `with` block."""
+
+    _socket: "socket.socket | Socket"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self._socket.close()
+
+
+class Socket(Closing):
     """A netlink socket.
 
     Requests are answered at once, inside `send`: the kernel has done the work when it returns, and what it has to say
@@ -166,7 +182,9 @@ class Socket:
             receive_buffer: bytes kept for us while we do not read.
             numbered: its port is to tell that it is one of this process.
         """
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        self._socket: socket.socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
+        )
         if numbered:
             self._bind_numbered()
         else:
@@ -178,16 +196,6 @@ class Socket:
         self._grow(_SO_RCVBUFFORCE, socket.SO_RCVBUF, receive_buffer)
         for group in groups:
             self.join(group)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the socket."""
-        self._socket.close()
 
     def join(self, group: int) -> None:
         """Subscribes to a multicast group."""

@@ -8,7 +8,7 @@ can be sent from a thread.
 import errno
 import struct
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Final
 
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft.messages import GETGEN, Message, Table, delete_table
@@ -40,7 +40,7 @@ class RefusedError(OSError):
         self.index = index
 
 
-class Kernel:
+class Kernel(wire.Closing):
     """The kernel's nf_tables, in the network namespace it was opened in.
 
     Attributes:
@@ -55,17 +55,7 @@ class Kernel:
         Raises:
             OSError: the kernel has no nfnetlink.
         """
-        self._socket = wire.Socket(wire.NETFILTER, receive_buffer=8 << 20, numbered=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the socket."""
-        self._socket.close()
+        self._socket: wire.Socket = wire.Socket(wire.NETFILTER, receive_buffer=8 << 20, numbered=True)
 
     def commit(self, messages: Sequence[Message]) -> None:
         """Applies messages together.

@@ -9,7 +9,7 @@ import ctypes
 import os
 import socket
 import struct
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft.messages import (
@@ -68,7 +68,7 @@ class Event(NamedTuple):
     body: bytes
 
 
-class Monitor:
+class Monitor(wire.Closing):
     """A subscription, to be waited on by `fileno`. It hears nothing before `join`."""
 
     def __init__(self) -> None:
@@ -77,20 +77,10 @@ class Monitor:
         Raises:
             OSError: the kernel refuses.
         """
-        self._socket = wire.Socket(wire.NETFILTER, receive_buffer=8 << 20)
+        self._socket: wire.Socket = wire.Socket(wire.NETFILTER, receive_buffer=8 << 20)
         program = ctypes.create_string_buffer(_not_of_this_process())
         steps = len(program.raw) // _STEP.size
         self._socket.set_filter(struct.pack("HL", steps, ctypes.addressof(program)))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def close(self) -> None:
-        """Ends the subscription."""
-        self._socket.close()
 
     def join(self) -> None:
         """From now on it hears. While anybody does, a large transaction takes the kernel twice the time."""
