@@ -6,6 +6,7 @@ makes (KEP-3178) tell which that is. `fake_tables.FakeTables` stands in for them
 """
 
 import itertools
+import logging
 import re
 import shutil
 import socket
@@ -18,6 +19,8 @@ from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.backends.base import SyncError, UnsupportedError
 from kubeproxy.linux import run, xtables
 from kubeproxy.netlink.nft.kernel import generation
+
+log = logging.getLogger(__name__)
 
 MANGLE: Final = "mangle"
 NAT: Final = "nat"
@@ -70,18 +73,11 @@ class Tables(Protocol):
     def fingerprint(self) -> object:
         """What changes whenever somebody else changes the tables, as far as the kernel can tell without reading them.
 
-        Our own changes may change it, too.
-
-        Raises:
-            OSError: it cannot tell.
+        Our own changes may change it, too. None if the kernel does not tell.
         """
 
     def entries(self) -> Mapping[str, int]:
-        """How many rules each table has, a chain counted for two; nothing where the kernel does not tell.
-
-        Raises:
-            OSError: it cannot tell.
-        """
+        """How many rules each table has, a chain counted for two; nothing where the kernel does not tell."""
 
     def save(self) -> Iterator[str]:
         """The lines `iptables-save` prints: all tables (to read one, the nf_tables variant reads them all).
@@ -132,19 +128,29 @@ class Programs:
 
     def fingerprint(self) -> object:
         """See `Tables`."""
-        if self.variant == "nf_tables":
+        if self.variant == "legacy":
+            return self._sizes()
+        try:
             # All families and tables have one generation; what we ourselves did to it is no news.
             with _WE.lock:
                 return generation() - _WE.transactions
-        domain = socket.AF_INET if self.family == IPV4 else socket.AF_INET6
-        return [xtables.table_size(domain, table) for table in TABLES]
+        except OSError as e:
+            log.debug("Cannot tell whether the tables changed: %s", e)
+            return None
 
     def entries(self) -> Mapping[str, int]:
         """See `Tables`."""
-        if self.variant == "nf_tables":
-            return {}
+        sizes = self._sizes() if self.variant == "legacy" else None
+        return {table: entries for table, (entries, _) in sizes.items()} if sizes else {}
+
+    def _sizes(self) -> dict[str, tuple[int, int]] | None:
+        """Entries and bytes of each table, if the kernel tells."""
         domain = socket.AF_INET if self.family == IPV4 else socket.AF_INET6
-        return {table: xtables.table_size(domain, table)[0] for table in TABLES}
+        try:
+            return {table: xtables.table_size(domain, table) for table in TABLES}
+        except OSError as e:
+            log.debug("Cannot tell whether the tables changed: %s", e)
+            return None
 
     def wrote(self, process: int) -> bool:
         """See `Tables`."""

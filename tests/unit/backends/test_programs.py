@@ -1,5 +1,6 @@
 """Which programs are used, and how their answers are understood; with scripts in their place."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 from kubeproxy.api.addresses import IPV4, IPV6
 from kubeproxy.backends import programs
 from kubeproxy.backends.base import SyncError, UnsupportedError
-from kubeproxy.backends.programs import Programs, RefusedError
+from kubeproxy.backends.programs import Programs, RefusedError, Variant
+from kubeproxy.linux import xtables
 
 Install = Callable[..., None]
 LEGACY, NFT = "iptables v1.8.9 (legacy)", "iptables v1.8.9 (nf_tables)"
@@ -193,3 +195,17 @@ def test_tables_that_cannot_be_read(folder: Path) -> None:
     assert next(lines) == "*nat"
     with pytest.raises(SyncError, match="cannot read the tables: s: no memory"):
         next(lines)
+
+
+@pytest.mark.parametrize("variant", ["legacy", "nf_tables"])
+def test_a_kernel_that_does_not_tell_whether_tables_changed(
+    monkeypatch: pytest.MonkeyPatch, variant: Variant
+) -> None:
+    def cannot(*_: object) -> object:
+        raise OSError(errno.ENOPROTOOPT, "not here")
+
+    monkeypatch.setattr(programs, "generation", cannot)
+    monkeypatch.setattr(xtables, "table_size", cannot)
+    tables = Programs(IPV4, "save", "restore", variant)
+    assert tables.fingerprint() is None
+    assert tables.entries() == {}

@@ -102,7 +102,7 @@ class IPTables:
             return False
         self._lookout = watch(self._tables.family, self._tables.wrote, disturbed)
         self._lookout.join()
-        return self._look() != self._before
+        return self._tables.fingerprint() != self._before
 
     def figures(self) -> Iterable[Figure]:
         """See `Measured`."""
@@ -126,40 +126,27 @@ class IPTables:
     def _sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         # What somebody changed before or during a partial sync goes on to be seen: that one mends nothing.
         intact = full or self._is_intact()
-        entries = {} if full else self._entries()
+        entries = {} if full else self._tables.entries()
         if full:
-            self._before = self._look()
+            self._before = self._tables.fingerprint()
         self._written.clear()
         try:
             failures = self._full(node, changes) if full else self._partial(node, changes)
         except RefusedError as e:
             # Perhaps a Service is at fault, perhaps somebody changed our rules: only a full look can tell.
             raise (SyncError if full else StaleError)(str(e)) from e
-        now = self._look()
+        now = self._tables.fingerprint()
         if intact and (full or self._grew_from(entries)):
             self._fingerprint = now
         return failures
 
-    def _entries(self) -> Mapping[str, int]:
-        try:
-            return self._tables.entries()
-        except OSError:
-            return {}  # `_look` says it
-
     def _grew_from(self, before: Mapping[str, int]) -> bool:
         """Whether the tables are larger by just what the last partial sync put there."""
-        after = self._entries()
+        after = self._tables.entries()
         return all(after.get(table) == count + self._grown[table] for table, count in before.items())
 
     def _is_intact(self) -> bool:
-        return self._lookout is not None or self._look() == self._fingerprint
-
-    def _look(self) -> object:
-        try:
-            return self._tables.fingerprint()
-        except OSError as e:
-            log.debug("Cannot tell whether the tables changed: %s", e)
-            return None
+        return self._lookout is not None or self._tables.fingerprint() == self._fingerprint
 
     def _partial(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
         endpoints = self._endpoints + sum(_endpoints(c.after) - _endpoints(c.before) for c in changes)

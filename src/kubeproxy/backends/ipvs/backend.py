@@ -85,7 +85,7 @@ class IPVS:
         """See `Backend`. Of virtual servers and sets the kernel tells nothing: there `intact` must do."""
         self._watch = Watch(self._tables, self._wants, self._missing, disturbed)
         self._watch.join()
-        return self._look() != self._fingerprint
+        return self._tables.fingerprint() != self._fingerprint
 
     def close(self) -> None:
         """See `Backend`."""
@@ -155,11 +155,11 @@ class IPVS:
         used = self._desired.used()
         if used == self._used and not any(drops):
             return
-        intact = self._look() == self._fingerprint
+        intact = self._tables.fingerprint() == self._fingerprint
         self._rules.change(frame(node, used, list(self._desired.drops)))
         self._used = used
         if intact:  # what somebody else changed before goes on to be seen
-            self._fingerprint = self._look()
+            self._fingerprint = self._tables.fingerprint()
 
     def _server_changes(self, delta: Delta) -> tuple[list[ServerChange], list[ServerChange]]:
         """What comes and what goes of the virtual servers."""
@@ -209,7 +209,7 @@ class IPVS:
         if self._watch is not None:
             self._watch.join()
         self._rules.adopt(frame(node, self._used, list(desired.drops)))
-        self._fingerprint = self._look()
+        self._fingerprint = self._tables.fingerprint()
         self._tell_bound(self._kernel.unbind([a for a in bound - wanted if not self._is_excluded(a)]))
         self._change_servers(going)
         for name, elements in leftovers.items():
@@ -282,7 +282,7 @@ class IPVS:
     def _is_intact(self) -> bool:
         """Rules, sets, addresses and servers, the cheapest look first."""
         try:
-            if self._look() != self._fingerprint or not self._sets.intact(
+            if self._tables.fingerprint() != self._fingerprint or not self._sets.intact(
                 self._desired.entries, self._refused
             ):
                 return False
@@ -320,13 +320,6 @@ class IPVS:
             if weights != dict.fromkeys(target.reals, 1):
                 return False
         return all(self._is_excluded(virtual.address) for virtual in servers)
-
-    def _look(self) -> object:
-        try:
-            return self._tables.fingerprint()
-        except OSError as e:
-            log.debug("Cannot tell whether the tables changed: %s", e)
-            return None
 
 
 def _whole(virtual: Virtual, target: Target) -> Iterator[ServerChange]:

@@ -360,10 +360,7 @@ def test_what_somebody_changed_during_a_sync_is_noticed(monkeypatch: pytest.Monk
 
 
 def test_what_cannot_be_looked_at_is_no_reason_to_repair(tables: FakeTables) -> None:
-    def cannot() -> object:
-        raise OSError(95, "not supported")
-
-    tables.fingerprint = cannot  # type: ignore[method-assign]
+    tables.fingerprint = lambda: None  # type: ignore[method-assign]
     rig = Rig(tables)
     rig.full()
     assert rig.intact()
