@@ -1,6 +1,7 @@
 """A relay that starts no process and carries nothing: it says what it was told."""
 
 import socket
+from collections.abc import Mapping
 
 from kubeproxy.relay.control import Relay
 from kubeproxy.relay.values import Listener
@@ -13,8 +14,8 @@ class FakeRelay(Relay):
         open_now: what listens now, by address, port and whether it is UDP.
     """
 
-    def __init__(self) -> None:
-        super().__init__("fake")
+    def __init__(self, labels: Mapping[str, str] | None = None) -> None:
+        super().__init__("fake", labels=labels)
         self._held: dict[int, tuple[socket.socket, Listener]] = {}
         self._number = 0
 

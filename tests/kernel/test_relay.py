@@ -390,3 +390,46 @@ def test_affinity_survives_a_change_of_targets(relay: Relay) -> None:
         assert {reached() for _ in range(8)} == {kept}
         relay.change(number, serving(*(a for a in addresses if a != kept), affinity=100))
         assert kept not in {reached() for _ in range(5)}
+
+
+def test_it_tells_what_it_did_also_in_processes_that_are_gone(relay: Relay) -> None:
+    def told() -> dict[str, float]:
+        return {
+            "".join([f.name.removeprefix("kubeproxy_relay_"), *f.labels.values()]): float(str(f.value))
+            for f in relay.figures()
+        }
+
+    with socket.create_server((HOST, 0)) as one, udp_server() as two, contextlib.ExitStack() as stack:
+        front, _ = opened(relay, (HOST, 9), one.getsockname())
+        nobody, _ = opened(relay, (HOST, 9))
+        datagrams, _ = opened(relay, two.getsockname(), udp=True)
+        for _ in range(4):
+            client = stack.enter_context(socket.create_connection(front, PATIENCE))
+            server = stack.enter_context(one.accept()[0])
+        refused = stack.enter_context(socket.create_connection(nobody, PATIENCE))
+        with pytest.raises(ConnectionResetError):
+            refused.recv(1)
+        with udp_server() as asker:
+            asker.sendto(b"?", datagrams)
+            assert two.recv(1) == b"?"
+        client.close()
+        server.close()
+        until(lambda: told()["connectionsTCP"] == 3)
+        assert told() == {
+            "connections_totalTCP": 4,
+            "connections_totalUDP": 1,
+            "connectionsTCP": 3,
+            "connectionsUDP": 1,
+            "refused_clients_total": 1,
+            "endpoint_failures_total": told()["endpoint_failures_total"],
+            "listeners": 3,
+            "lost_processes_total": 0,
+        }
+        assert told()["endpoint_failures_total"] >= 2
+        assert relay.pid is not None
+        os.kill(relay.pid, signal.SIGKILL)
+        until(lambda: told()["lost_processes_total"] == 1)
+        assert told()["connections_totalTCP"] == 4
+        assert told()["connectionsTCP"] == told()["connectionsUDP"] == 0
+        stack.enter_context(socket.create_connection(front, PATIENCE))
+        until(lambda: told()["connections_totalTCP"] == 5)

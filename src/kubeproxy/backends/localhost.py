@@ -27,17 +27,19 @@ _Front = tuple[Key, str, int, bool]
 class Localhost:
     """A backend, and beside it a relay for node ports on localhost. See `backends.base.Backend`."""
 
-    def __init__(self, inner: Backend, relay: Relay, *, header: bool = False) -> None:
+    def __init__(self, inner: Backend, relay: Relay, *, shared: bool = False) -> None:
         """Makes it.
 
         Args:
             inner: what does all the rest.
             relay: serves localhost.
-            header: PROXY protocol headers are sent to backends of Services that ask for them.
+            shared: the relay is the inner backend's, which tells of it, and sends PROXY protocol headers to
+                endpoints of Services that ask for them.
         """
         self._inner = inner
         self._doors: Doors[_Front] = Doors(relay)
-        self._header = header
+        self._relay = relay
+        self._shared = shared
         self._missing: dict[_Front, tuple[Listener, str]] = {}
         self._failed = 0
 
@@ -82,17 +84,21 @@ class Localhost:
         """See `Measured`."""
         if isinstance(self._inner, Measured):
             yield from self._inner.figures()
+        if not self._shared:
+            yield from self._relay.figures()
         yield Figure(
             "kubeproxy_nftables_localhost_nodeport_listeners",
             "gauge",
-            "Sockets that serve NodePorts on localhost",
+            "Sockets that serve node ports on localhost.",
             len(self._doors),
+            self._relay.labels,
         )
         yield Figure(
             "kubeproxy_nftables_localhost_nodeport_listener_creation_failures_total",
             "counter",
-            "Sockets for NodePorts on localhost that could not be opened",
+            "Sockets for node ports on localhost that could not be opened.",
             self._failed,
+            self._relay.labels,
         )
 
     def _fronts(self, key: Key, plan: ServicePlan | None, node: NodeConfig) -> dict[_Front, Listener]:
@@ -100,7 +106,7 @@ class Localhost:
         addresses = addresses_of(node)
         return {
             (key, address, port.node_port, port.protocol == "UDP"): relayed.listener(
-                plan, port, relayed.anybody(port.cluster), header=self._header
+                plan, port, relayed.anybody(port.cluster), header=self._shared
             )
             for port in (plan.ports if plan else ())
             if port.node_port and port.cluster and port.protocol in relayed.RELAYED

@@ -99,6 +99,8 @@ class Connection:
         self._up = Stream(client.fileno(), server)
         self._down = Stream(server.fileno(), client)
         self._client_mask = self._server_mask = IN
+        shared.counts.connections += 1
+        shared.counts.open_connections += 1
         shared.loop.hand_over(server.fileno(), IN, self)
         shared.loop.add(client.fileno(), IN, self)
 
@@ -135,6 +137,7 @@ class Connection:
         shared.loop.close(self._client)
         shared.loop.close(self._server)
         shared.slots.give_back(DESCRIPTORS)
+        shared.counts.open_connections -= 1
 
     def _wait(self, hung_up: int) -> None:
         """Waits for what each side can do next: a sender whose bytes are not taken is not read from.

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable, Mapping
 
+from kubeproxy.figures import Figure, Kind
 from kubeproxy.relay.sockets import raise_limit
-from kubeproxy.relay.values import Change, Close, Decoder, Listener, Message, Open, Said, encode
+from kubeproxy.relay.values import Change, Close, Counts, Decoder, Listener, Message, Open, Said, encode
 
 log = logging.getLogger(__name__)
 
@@ -27,17 +29,25 @@ _STOP_SECONDS = 5.0
 
 
 class Relay:
-    """Listeners and the process that serves them. All methods may be called from any thread."""
+    """Listeners and the process that serves them. All methods may be called from any thread.
 
-    def __init__(self, name: str, *, mark: int = 0, limit: int = 0) -> None:
+    Attributes:
+        labels: of the figures that concern it.
+    """
+
+    def __init__(
+        self, name: str, *, mark: int = 0, limit: int = 0, labels: Mapping[str, str] | None = None
+    ) -> None:
         """Makes a relay that does nothing yet.
 
         Args:
             name: what it is for, for messages.
             mark: the mark of packets to targets; 0 for none.
             limit: how many descriptors connections may take; 0 for as many as the system gives.
+            labels: of the figures that concern it.
         """
         self._name = name
+        self.labels = labels or {}
         self._arguments = [str(mark), str(limit)]
         self._lock = threading.RLock()
         self._listeners: dict[int, tuple[socket.socket, Listener]] = {}
@@ -45,6 +55,8 @@ class Relay:
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
+        self._counts = self._before = Counts()  # of the process, and of those before it
+        self._lost = 0
 
     @property
     def pid(self) -> int | None:
@@ -98,6 +110,37 @@ class Relay:
                 process.kill()
                 process.wait()
 
+    def figures(self) -> Iterable[Figure]:
+        """What the relay did and does, as of some seconds ago."""
+
+        def figure(name: str, kind: Kind, text: str, value: float, **labels: str) -> Figure:
+            return Figure(f"kubeproxy_relay_{name}", kind, text, value, {**self.labels, **labels})
+
+        done = self._all()
+        text = "Clients that were connected to an endpoint."
+        yield figure("connections_total", "counter", text, done.connections, protocol="TCP")
+        yield figure("connections_total", "counter", text, done.flows, protocol="UDP")
+        text = "Clients that are connected to an endpoint."
+        yield figure("connections", "gauge", text, self._counts.open_connections, protocol="TCP")
+        yield figure("connections", "gauge", text, self._counts.open_flows, protocol="UDP")
+        text = "Clients that nobody serves, or no endpoint answered."
+        yield figure("refused_clients_total", "counter", text, done.refused)
+        text = "Tries to reach an endpoint that failed."
+        yield figure("endpoint_failures_total", "counter", text, done.failures)
+        yield figure("listeners", "gauge", "Sockets it listens on.", len(self._listeners))
+        text = "How often the process ended, with its connections."
+        yield figure("lost_processes_total", "counter", text, self._lost)
+
+    def _all(self) -> Counts:
+        """What all processes together did."""
+        ours, theirs = self._counts, self._before
+        return Counts(
+            connections=ours.connections + theirs.connections,
+            flows=ours.flows + theirs.flows,
+            refused=ours.refused + theirs.refused,
+            failures=ours.failures + theirs.failures,
+        )
+
     def _start(self) -> None:
         raise_limit()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -143,6 +186,8 @@ class Relay:
                 for message in decoder.feed(data):
                     if isinstance(message, Said):
                         log.log(message.level, "%s: %s", self._name, message.text)
+                    elif isinstance(message, Counts):
+                        self._counts = message
         with self._lock:
             if self._stopped:
                 return
@@ -150,6 +195,8 @@ class Relay:
                 self._hang_up()
         process.kill()  # it may be stuck
         code = process.wait()
+        self._lost += 1
+        self._before, self._counts = self._all(), Counts()
         log.error(
             "%s: the process ended (%d), its connections are lost, starting another one", self._name, code
         )

@@ -9,6 +9,7 @@ from kubeproxy.relay.balancer import Clients
 from kubeproxy.relay.loop import Loop
 from kubeproxy.relay.pipes import Pool
 from kubeproxy.relay.slots import Slots, is_shortage
+from kubeproxy.relay.values import Counts
 
 QUIET_SECONDS: Final = 60.0
 """A message about the same thing is not repeated sooner."""
@@ -27,6 +28,7 @@ class Shared:
         loop: the events.
         pool: pipes.
         slots: descriptors.
+        counts: what is done.
         mark: the mark of packets to targets; 0 for none.
     """
 
@@ -34,6 +36,7 @@ class Shared:
         self.loop = loop
         self.slots = Slots(limit)
         self.pool = Pool(self.slots)
+        self.counts = Counts()
         self.mark = mark
         self._speak = speak
         self._said: dict[Hashable, float] = {}

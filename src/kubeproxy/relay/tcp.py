@@ -193,6 +193,7 @@ class Dialing:
         self._shared.loop.close(self._server)
         self._server = None
         self._balancer.failed(self._address, self._target)
+        self._shared.counts.failures += 1
         address, port = self._target
         self._shared.say(
             logging.INFO,
@@ -203,6 +204,7 @@ class Dialing:
 
 def _refuse(shared: Shared, client: socket.socket) -> None:
     """Resets a client that has no connection yet."""
+    shared.counts.refused += 1
     will_reset(client)
     shared.loop.close(client)
     shared.slots.give_back(DESCRIPTORS)

@@ -89,10 +89,12 @@ class Entrance:
     def _open(self, client: Client) -> "Flow | None":
         """A new flow, unless the client is to be refused or there is no descriptor left."""
         peer, _ = client
-        if self.listener.translated and not self._translated(peer):
+        served = not self.listener.translated or self._translated(peer)
+        candidates = self.balancer.candidates(peer[0]) if served else ()
+        if not candidates:
+            self.shared.counts.refused += 1
             return None
-        candidates = self.balancer.candidates(peer[0])
-        if not candidates or not self.shared.admit(1):
+        if not self.shared.admit(1):
             return None
         try:
             flow = Flow(self, client, list(candidates))
@@ -101,6 +103,8 @@ class Entrance:
             self.shared.short(e)
             return None
         self.flows[client] = flow
+        self.shared.counts.flows += 1
+        self.shared.counts.open_flows += 1
         return flow
 
     def _translated(self, peer: Target) -> bool:
@@ -198,6 +202,7 @@ class Flow:
         if self._entrance.flows.get(self._client) is self:
             del self._entrance.flows[self._client]
             self._entrance.shared.slots.give_back(1)
+            self._entrance.shared.counts.open_flows -= 1
         self._disconnect()
 
     def _disconnect(self) -> None:
@@ -207,6 +212,7 @@ class Flow:
 
     def _refused(self, why: str) -> None:
         self._entrance.balancer.failed(self._client[0][0], self.target)
+        self._entrance.shared.counts.failures += 1
         name, (address, port) = self._entrance.listener.name, self.target
         self._entrance.shared.say(
             logging.INFO, f"{name}: {address} port {port} takes no packets: {why}", (name, self.target)

@@ -74,7 +74,27 @@ class Said(Struct, frozen=True, gc=False, array_like=True, tag=3):
     text: str
 
 
-Message = Open | Change | Close | Said
+class Counts(Struct, gc=False, array_like=True, tag=4):
+    """What the process has done since it started, and what it does now.
+
+    Attributes:
+        connections: TCP clients that were connected to a target.
+        flows: UDP clients whose packets went to a target.
+        open_connections: those of them that still are.
+        open_flows: likewise.
+        refused: clients nobody serves, and those for whom no target answered.
+        failures: tries to reach a target that failed.
+    """
+
+    connections: int = 0
+    flows: int = 0
+    open_connections: int = 0
+    open_flows: int = 0
+    refused: int = 0
+    failures: int = 0
+
+
+Message = Open | Change | Close | Said | Counts
 
 _LENGTH = struct.Struct("<I")
 

@@ -13,17 +13,20 @@ import traceback
 from collections import deque
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from kubeproxy.relay import tcp, udp
 from kubeproxy.relay.connection import Connection
 from kubeproxy.relay.loop import IN, Loop
 from kubeproxy.relay.shared import Shared
 from kubeproxy.relay.sockets import raise_limit
-from kubeproxy.relay.values import Change, Close, Decoder, Open, Said, encode
+from kubeproxy.relay.values import Change, Close, Counts, Decoder, Message, Open, Said, encode
 
 _SPARE = 64
 """Descriptors for everything but listeners and connections."""
 
 _TIDY_SECONDS = 60.0
+_TELL_SECONDS = 5.0
 _RECEIVED_BYTES = 1 << 16
 _RECEIVED_SOCKETS = 250  # SCM_MAX_FD is 253
 _DESCRIPTOR = 4
@@ -48,10 +51,12 @@ class Worker:
         self._sockets: deque[socket.socket] = deque()
         self._entrances: dict[int, tcp.Entrance | udp.Entrance] = {}
         self._groups: dict[int, tuple[str, int]] = {}
+        self._told = Counts()
         control.setblocking(False)
         self._loop.add(control.fileno(), IN, self)
         self._loop.urgent = control.fileno()  # a target that is gone gets nobody who comes after that
         self._loop.after(_TIDY_SECONDS, self._tidy)
+        self._loop.after(_TELL_SECONDS, self._tell)
 
     def run(self) -> None:
         """Serves until the daemon's end of the socket is closed."""
@@ -109,10 +114,20 @@ class Worker:
             self._shared.clients(group).forget_old(seconds)
         self._loop.after(_TIDY_SECONDS, self._tidy)
 
+    def _tell(self) -> None:
+        """Says what was done, if anything was."""
+        if self._shared.counts != self._told:
+            self._told = replace(self._shared.counts)
+            self._send(self._told)
+        self._loop.after(_TELL_SECONDS, self._tell)
+
     def _speak(self, level: int, text: str) -> None:
+        self._send(Said(level, text))
+
+    def _send(self, message: Message) -> None:
         # A daemon that does not listen is busy; it must not stop the traffic.
         with contextlib.suppress(OSError):
-            self._control.send(encode(Said(level, text)))
+            self._control.send(encode(message))
 
     def _failed(self) -> None:
         self._speak(logging.ERROR, f"a connection failed in an unforeseen way: {traceback.format_exc()}")

@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
 from kubeproxy.backends.localhost import Localhost
 from kubeproxy.backends.userspace.led import Led
 from kubeproxy.backends.userspace.listening import Listening
+from kubeproxy.figures import Histogram
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.model.select import Backend
@@ -307,18 +309,35 @@ def test_localhost_beside_another_mode(relay: FakeRelay, caplog: pytest.LogCaptu
     assert relay.open_now[HERE, one, False].choices[0].targets == ((E1.address, 8080), (FAR.address, 8080))
     sync(backend, (before, after), node=node)
     assert relay.open_now.keys() == {(HERE, two, False)}
-    assert [f.value for f in backend.figures()] == [1, 0]
+    assert sockets_told(backend) == [1, 0]
     with socket.create_server((HERE, 0)) as taken:
         third = plan(E1, node_port=taken.getsockname()[1])
         sync(backend, (after, third), node=node)
         assert asyncio.run(backend.intact())
         assert relay.open_now == {}
         assert caplog.text.count("is not served on localhost: Address already in use") == 1
-        assert [f.value for f in backend.figures()] == [0, 2]
+        assert sockets_told(backend) == [0, 2]
     asyncio.run(backend.intact())
     assert len(relay.open_now) == 1
     sync(backend, (third, plan(node_port=one)), node=node)
     assert relay.open_now == {}
+
+
+def sockets_told(backend: Localhost) -> list[float | Histogram]:
+    return [f.value for f in backend.figures() if "localhost_nodeport" in f.name]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_each_figure_is_told_once(shared: bool) -> None:
+    relays = [FakeRelay(labels={"ip_family": family}) for family in FAMILIES]
+    told = [
+        (figure.name, *figure.labels.items())
+        for relay in relays
+        for figure in Localhost(
+            Led(Rules(), relay, lambda node: node.address) if shared else Rules(), relay, shared=shared
+        ).figures()
+    ]
+    assert len(told) == len(set(told)) == 2 * 10
 
 
 def test_localhost_is_where_the_ranges_have_it(relay: FakeRelay) -> None:

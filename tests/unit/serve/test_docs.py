@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables.backend import IPTables
+from kubeproxy.backends.localhost import Localhost
 from kubeproxy.figures import Figure
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
@@ -14,6 +15,7 @@ from kubeproxy.serve.http import Door
 from kubeproxy.serve.metrics import FlowMetrics, LoopMetrics
 from kubeproxy.serve.nodehealth import NodeHealth
 from kubeproxy.sources.base import Status
+from tests.fakes.relay import FakeRelay
 from tests.unit.serve.stage import Stage, ask
 
 DOCS = Path(__file__).parents[3] / "docs/metrics.md"
@@ -33,7 +35,7 @@ async def served() -> dict[str, str]:
         *metrics.of_changes(Hub("here")),
         *metrics.of_sources([Status("Service", heard=1)], 2),
         *FlowMetrics(FlowCleaner(Stage().loop)).figures(),
-        *IPTables(FakeTables(), counters=False, drop_invalid=True).figures(),
+        *Localhost(IPTables(FakeTables(), counters=False, drop_invalid=True), FakeRelay()).figures(),
         *NodeHealth(Stage().loop, Door(), lambda: True, lambda *_: None).figures(),
     ]
     for mode in ("iptables", "nftables", "ipvs", "userspace"):

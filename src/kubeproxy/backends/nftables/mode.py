@@ -40,4 +40,4 @@ def open_backend(node: NodeConfig) -> Backend:
     from kubeproxy.backends.localhost import Localhost
     from kubeproxy.relay.control import Relay
 
-    return Localhost(rules, Relay(f"{node.family} relay for localhost"))
+    return Localhost(rules, Relay(f"{node.family} relay for localhost", labels={"ip_family": node.family}))

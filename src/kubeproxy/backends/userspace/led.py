@@ -12,12 +12,13 @@ the address of a front. SCTP is left to the kernel, as in nftables mode.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from msgspec.structs import replace
 
 from kubeproxy.backends import relayed
-from kubeproxy.backends.base import Backend, Change, Failures, StaleError
+from kubeproxy.backends.base import Backend, Change, Failures, Measured, StaleError
+from kubeproxy.figures import Figure
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.model.select import Backend as Endpoint
@@ -43,6 +44,7 @@ class Led:
             own_address: finds the address of the node that the relay is to listen on.
         """
         self._rules = rules
+        self._relay = relay
         self._doors: Doors[_Door] = Doors(relay)
         self._own_address = own_address
         self._address = ""
@@ -82,6 +84,12 @@ class Led:
     def watch(self, disturbed: Callable[[str], None]) -> bool:
         """See `Backend`."""
         return self._rules.watch(disturbed)
+
+    def figures(self) -> Iterable[Figure]:
+        """See `Measured`."""
+        if isinstance(self._rules, Measured):
+            yield from self._rules.figures()
+        yield from self._relay.figures()
 
     def close(self) -> None:
         """See `Backend`."""

@@ -10,11 +10,12 @@ where another mode would drop their packets.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from kubeproxy.api.addresses import IPV4, join
 from kubeproxy.backends import relayed
 from kubeproxy.backends.base import Change, Failures, StaleError
+from kubeproxy.figures import Figure
 from kubeproxy.log import V2
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
@@ -38,6 +39,7 @@ class Listening:
             relay: carries the traffic.
             local_addresses: this host's addresses of the family.
         """
+        self._relay = relay
         self._doors: Doors[_Front] = Doors(relay)
         self._local_addresses = local_addresses
         self._local: frozenset[str] = frozenset()
@@ -75,6 +77,10 @@ class Listening:
     def watch(self, disturbed: Callable[[str], None]) -> bool:  # noqa: ARG002
         """See `Backend`. Nobody can disturb a socket."""
         return False
+
+    def figures(self) -> Iterable[Figure]:
+        """See `Measured`."""
+        return self._relay.figures()
 
     def close(self) -> None:
         """See `Backend`."""

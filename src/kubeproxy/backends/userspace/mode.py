@@ -24,6 +24,6 @@ def open_backend(node: NodeConfig) -> Backend:
         raise UnsupportedError(
             f"userspace mode leads traffic to itself by nftables rules; --userspace-listen does without: {e}"
         ) from e
-    relay = Relay(f"{node.family} relay", mark=node.masquerade_mark)
+    relay = Relay(f"{node.family} relay", mark=node.masquerade_mark, labels={"ip_family": node.family})
     led = Led(rules, relay, here.reachable)
-    return Localhost(led, relay, header=True) if node.localhost_relay else led
+    return Localhost(led, relay, shared=True) if node.localhost_relay else led

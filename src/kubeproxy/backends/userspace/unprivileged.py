@@ -11,4 +11,6 @@ from kubeproxy.relay.control import Relay
 
 def open_backend(node: NodeConfig) -> Backend:
     """Makes the backend of a node's family."""
-    return Listening(Relay(f"{node.family} relay"), partial(here.addresses, node.family))
+    return Listening(
+        Relay(f"{node.family} relay", labels={"ip_family": node.family}), partial(here.addresses, node.family)
+    )
