@@ -18,6 +18,7 @@ from kubeproxy.netlink import nfacct
 from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import PATIENCE, Bare, Station, answers, ask, asked, until
 from tests.kernel.spaces import VARIANTS, Real
+from tests.kernel.traffic import Traffic
 from tests.lab import kernel, netns
 from tests.lab.daemon import Daemon
 from tests.lab.topology import EP11, EP12, NODE_NAME, REMOTE, REMOTE2, ROOT, Lab
@@ -167,6 +168,28 @@ def test_a_service_the_kernel_refuses_is_named_and_holds_up_nobody(
         station.folder.put(endpoints("bad", EP11))
         until(lambda: answers(lab, "client", "10.96.0.66", EP11))
         daemon.says("Service default/bad: IPv4 rules are in place now")
+
+
+def test_a_table_that_cannot_be_read(lab: Lab, tmp_path: Path) -> None:
+    """Somebody put a native rule of nf_tables into it."""
+    native = "tcp dport { 9, 10 } dnat to 192.0.2.9"
+    lab.run("node", "nft", f"add table ip nat; add chain ip nat theirs; add rule ip nat theirs {native}")
+    station = Station(lab, tmp_path, "nf_tables", nodePortAddresses=["primary"])
+    none = service("none", "10.96.0.77")
+    station.folder.put(service("web", WEB), web(EP11), none)
+    with station.running():
+        assert ask(lab, "client", WEB, 80) == EP11
+    with Traffic(lab, [("client", WEB, 80), ("node", WEB, 80)]) as traffic:
+        for backend in (EP12, EP11, EP12):
+            station.folder.put(web(backend))
+            with station.running() as daemon:
+                daemon.says("IPv4: somebody put into table nat what the iptables programs cannot read")
+                assert ask(lab, "client", WEB, 80) == backend
+                traffic.wait()
+    hooks = lab.run("node", "nft", "list", "chain", "ip", "nat", "PREROUTING")
+    assert hooks.count("jump KUBE-SERVICES") == 1
+    assert lab.run("node", "nft", "list", "chain", "ip", "filter", "KUBE-SERVICES").count("reject") == 1
+    assert native in lab.run("node", "nft", "list", "chain", "ip", "nat", "theirs")
 
 
 def test_node_ports_follow_the_node_s_addresses(lab: Lab, tmp_path: Path) -> None:

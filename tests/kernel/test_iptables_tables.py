@@ -74,6 +74,7 @@ def test_whatever_was_there_the_kernel_ends_as_after_a_fresh_start(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backends, "LARGE_CLUSTER_ENDPOINTS", 6)
         patch.setattr(backends, "_NF_TABLES_LINES", 8)
+        patch.setattr(backends, "_NF_TABLES_FIRST_LINES", 20)
         proxy = Proxy(IPTables(tables, counters=True, drop_invalid=True), node)
         for number, batch in enumerate(history):
             for event in batch:

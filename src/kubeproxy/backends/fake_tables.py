@@ -63,6 +63,10 @@ class FakeTables:
                     yield f"-A {chain} {rule}".rstrip()
             yield "COMMIT"
 
+    def has(self, table: str, chain: str, rule: str) -> bool:
+        """See `Tables`."""
+        return rule in self.tables[table].get(chain, ())
+
     def restore(self, table: str, lines: Iterable[str]) -> None:
         """See `Tables`."""
         text = "".join(lines)
@@ -81,6 +85,8 @@ class FakeTables:
 def _apply(chains: dict[str, list[str]], line: str) -> None:
     if line.startswith(":"):
         chains[line[1:].split(" ", maxsplit=1)[0]] = []
+        return
+    if line == "-S":
         return
     verb, chain, *rest = line.split(" ", 2)
     if verb == "-X":

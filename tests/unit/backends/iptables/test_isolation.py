@@ -238,6 +238,7 @@ def test_many_refused_in_one_place_do_not_count_in_another(
 ) -> None:
     """Inputs are sent in pieces and stages: what was refused before says nothing of the next."""
     monkeypatch.setattr(backends, "_NF_TABLES_LINES", 50)
+    monkeypatch.setattr(backends, "_NF_TABLES_FIRST_LINES", 50)
     rig = Rig(Refusing("nf_tables", told))
     assert isinstance(rig.tables, Refusing)
     bad = set(range(0, 60, 3))

@@ -34,7 +34,7 @@ def small_world() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backends, "LARGE_CLUSTER_ENDPOINTS", 6)
         patch.setattr(backends, "_NF_TABLES_LINES", 8)
-        patch.setattr(backends, "_STREAM_STEP", 2)
+        patch.setattr(backends, "_NF_TABLES_FIRST_LINES", 20)
         patch.setattr(asyncio, "to_thread", at_once)
         yield
 

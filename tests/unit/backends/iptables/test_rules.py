@@ -12,6 +12,7 @@ from kubeproxy.backends.iptables import names
 from kubeproxy.backends.iptables.rules import (
     NOTHING,
     Dialect,
+    chains_of,
     compile_service,
     probability,
 )
@@ -237,9 +238,9 @@ def test_chains_stand_before_those_that_jump_to_them(data: st.DataObject) -> Non
     for event in data.draw(st.lists(st.one_of(strategies.services(), strategies.slices()), max_size=12)):
         strategies.tell(state, event)
     for key in state.services:
-        compiled = compile_service(
-            state.plan(key, node), Dialect(node, counters=True, comments=data.draw(st.booleans()))
-        )
+        plan = state.plan(key, node)
+        compiled = compile_service(plan, Dialect(node, counters=True, comments=data.draw(st.booleans())))
+        assert set(chains_of(plan)) == compiled.chains.keys()
         known = {names.MARK_MASQ}
         for chain, text in compiled.chains.items():
             assert names.is_owned(chain)
