@@ -31,10 +31,11 @@ def notice(
     """
     number = IP if family == IPV4 else IP6
 
-    def heard(events: list[Event], program: str) -> None:
+    def heard(events: list[Event], program: str) -> bool:
         found = [e for e in events if e.family == number and concerns(e) and not wrote(e.port)]
         if found:
             where = ", ".join(sorted({event.table for event in found}))
             disturbed(f"{program or 'somebody'} changed our rules in table {where}: {words(found)}")
+        return bool(found)
 
     return Lookout(heard, lambda: disturbed(LOST))

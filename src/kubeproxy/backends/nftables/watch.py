@@ -18,9 +18,10 @@ def watch(table: Table, disturbed: Callable[[str], None]) -> Lookout:
         OSError: the kernel refuses.
     """
 
-    def heard(events: list[Event], program: str) -> None:
+    def heard(events: list[Event], program: str) -> bool:
         found = [event for event in events if (event.family, event.table) == table]
         if found:
             disturbed(f"{program or 'somebody'} changed table {table}: {words(found)}")
+        return bool(found)
 
     return Lookout(heard, lambda: disturbed(LOST))

@@ -14,13 +14,14 @@ class Lookout:
 
     Attributes:
         joined: whether it hears.
+        looked: a generation of the rule set that is being looked at, or was: what led to it is no news. None for none.
     """
 
-    def __init__(self, heard: Callable[[list[Event], str], None], lost: Callable[[], None]) -> None:
+    def __init__(self, heard: Callable[[list[Event], str], bool], lost: Callable[[], None]) -> None:
         """Starts it, in the running event loop.
 
         Args:
-            heard: told what was done and which program did it last, "" if that is not known.
+            heard: told what was done and which program did it, "" if that is not known; says whether it matters.
             lost: told when more was done than could be told.
 
         Raises:
@@ -29,6 +30,7 @@ class Lookout:
         self._heard, self._lost = heard, lost
         self._monitor = Monitor()
         self.joined = False
+        self.looked: int | None = None
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._monitor.fileno(), self._read)
 
@@ -49,14 +51,32 @@ class Lookout:
             self._monitor.leave()
             self.joined = False
 
+    def catch_up(self, quiet: Callable[[], bool]) -> None:
+        """Hears what there is to be heard, and makes an end of it.
+
+        Args:
+            quiet: whether nobody has done anything since `looked`.
+        """
+        self._read()
+        if quiet():
+            self._monitor.forget()
+
     def _read(self) -> None:
         try:
-            events, program = self._monitor.read()
+            done = self._monitor.read()
         except OSError:
             self._lost()
             return
-        if events:
-            self._heard(events, program)
+        for events, whole, program, generation in done:
+            if self.looked is not None and not _is_later(generation, self.looked):
+                continue
+            if not self._heard(events, program) and not whole:
+                self._lost()
+
+
+def _is_later(generation: int, than: int) -> bool:
+    """Whether a generation comes after another one; their numbers begin anew after 32 bits."""
+    return 0 < (generation - than) % (1 << 32) < 1 << 31
 
 
 LOST = "more was done to the rules of this host than could be told"

@@ -2,7 +2,8 @@
 
 The kernel tells all changes of all tables, our own among them, and a first sync alone makes 100,000 messages. So those of
 this process are left out by a filter in the kernel (classic BPF on the sender's port number in the message header). What
-is left is looked at here: the messages of one transaction come together, whatever tables they are about.
+is left is looked at here: the messages of one transaction come together, whatever tables they are about, and last the
+number of the rule set that it led to.
 """
 
 import ctypes
@@ -45,7 +46,11 @@ _VERBS: Final = {
 _OF = {NEWCHAIN: 3, DELCHAIN: 3, NEWRULE: 2, DELRULE: 2, NEWSET: 2, DELSET: 2, NEWSETELEM: 2, DELSETELEM: 2}
 """The attribute that names the chain or set a message is about."""
 
-_GEN_PROCESS, _GEN_NAME = 2, 3
+_GEN_NUMBER, _GEN_PROCESS, _GEN_NAME = 1, 2, 3
+
+
+_ENOUGH = 500
+"""Where not all is told anyway, no more than this is listened to: to understand it takes longer than to look."""
 
 
 class Event(NamedTuple):
@@ -68,6 +73,22 @@ class Event(NamedTuple):
     body: bytes
 
 
+class Done(NamedTuple):
+    """A transaction of another process.
+
+    Attributes:
+        events: what it did.
+        whole: whether that is all, and of this transaction alone: it is not after more was done than could be told.
+        program: the program that did it; "" if that is not told.
+        generation: the number of the rule set it led to, see `kernel.Kernel.generation`.
+    """
+
+    events: list[Event]
+    whole: bool
+    program: str
+    generation: int
+
+
 class Monitor(wire.Closing):
     """A subscription, to be waited on by `fileno`. It hears nothing before `join`."""
 
@@ -81,6 +102,8 @@ class Monitor(wire.Closing):
         program = ctypes.create_string_buffer(_not_of_this_process())
         steps = len(program.raw) // _STEP.size
         self._socket.set_filter(struct.pack("HL", steps, ctypes.addressof(program)))
+        self._events: list[Event] = []
+        self._whole = True
 
     def join(self) -> None:
         """From now on it hears. While anybody does, a large transaction takes the kernel twice the time."""
@@ -94,25 +117,33 @@ class Monitor(wire.Closing):
         """The descriptor, for an event loop to wait on."""
         return self._socket.fileno()
 
-    def read(self) -> tuple[list[Event], str]:
-        """What others did since the last call, and which program did it last.
+    def forget(self) -> None:
+        """What was heard of a transaction whose end is missing is of one that is over: the end may be what was lost."""
+        self._events, self._whole = [], True
+
+    def read(self) -> list[Done]:
+        """What others did since the last call, and have done with.
 
         Raises:
             OSError: ENOBUFS when more was done than could be told: anything may have happened.
         """
-        events: list[Event] = []
-        program = ""
+        done: list[Done] = []
         while True:
             seen = False
-            for message in self._socket.receive(wait=False):
-                seen = True
-                kind = message.type & 0xFF
-                if kind == NEWGEN:
-                    program = _program(message.body) or program
-                elif kind in _VERBS:
-                    events.append(_event(kind, message))
+            try:
+                for message in self._socket.receive(wait=False):
+                    seen = True
+                    kind = message.type & 0xFF
+                    if kind == NEWGEN:
+                        done.append(Done(self._events, self._whole, *_generation(message.body)))
+                        self._events, self._whole = [], True
+                    elif kind in _VERBS and (self._whole or len(self._events) < _ENOUGH):
+                        self._events.append(_event(kind, message))
+            except OSError:
+                self._events, self._whole = [], False
+                raise
             if not seen:
-                return events, program
+                return done
 
 
 _STEP = struct.Struct("HBBI")  # struct sock_filter
@@ -144,10 +175,10 @@ def _event(kind: int, message: wire.Message) -> Event:
     return Event(message.body[0], wire.string(found[1]), _VERBS[kind], where, message.port, body)
 
 
-def _program(body: memoryview) -> str:
-    """The name and number of the process a generation is of."""
+def _generation(body: memoryview) -> tuple[str, int]:
+    """The name and number of the process a generation is of, and the generation's number."""
     found = wire.attributes(body[4:])
     name = wire.string(found[_GEN_NAME]) if _GEN_NAME in found else ""
-    return (
-        f"{name} (process {int.from_bytes(found[_GEN_PROCESS])})" if name and _GEN_PROCESS in found else name
-    )
+    if name and _GEN_PROCESS in found:
+        name = f"{name} (process {int.from_bytes(found[_GEN_PROCESS])})"
+    return name, int.from_bytes(found[_GEN_NUMBER])

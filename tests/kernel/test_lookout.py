@@ -1,0 +1,90 @@
+"""Word of what other programs do to the rules of nf_tables: by transaction, after a flood, and not of what is known."""
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from kubeproxy.netlink.nft.kernel import generation
+from kubeproxy.netlink.nft.lookout import Lookout, words
+from kubeproxy.netlink.nft.monitor import Event, Monitor
+from tests.lab import netns
+
+FLOOD = 150_000
+
+
+@pytest.fixture
+def inside(space: str) -> Iterator[None]:
+    with netns.inside(space):
+        nft("add table ip t; add set ip t s { type ipv4_addr; }")
+        yield
+
+
+def nft(text: str) -> None:
+    subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True)
+
+
+def flood() -> None:
+    elements = ",".join(f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}" for i in range(FLOOD))
+    nft(f"add element ip t s {{ {elements} }}")
+
+
+def did(events: list[Event]) -> list[tuple[str, str]]:
+    return [(event.what, event.where) for event in events]
+
+
+@pytest.mark.usefixtures("inside")
+def test_transactions_are_told_one_by_one() -> None:
+    with Monitor() as monitor:
+        nft("add chain ip t before")
+        monitor.join()
+        nft("add chain ip t a; add rule ip t a accept")
+        nft("add element ip t s { 10.0.0.1 }")
+        first, second = monitor.read()
+        assert did(first.events) == [("chain added", "a"), ("rule added", "a")]
+        assert did(second.events) == [("element added", "s")]
+        assert first.whole
+        assert first.program.startswith("nft (process ")
+        assert (first.generation, second.generation) == (generation() - 1, generation())
+        assert monitor.read() == []
+
+
+@pytest.mark.usefixtures("inside")
+def test_after_a_flood_all_is_told_again() -> None:
+    with Monitor() as monitor:
+        monitor.join()
+        flood()
+        with pytest.raises(OSError, match="No buffer space"):
+            monitor.read()
+        assert all(not done.whole for done in monitor.read())
+        monitor.forget()
+        nft("delete set ip t s")
+        (done,) = monitor.read()
+        assert done.whole
+        assert done.events[-1][2:4] == ("set deleted", "s")
+
+
+@pytest.mark.usefixtures("inside")
+async def test_what_led_to_what_was_looked_at_is_no_news() -> None:
+    told: list[str] = []
+
+    def heard(events: list[Event], program: str) -> bool:
+        told.append(words(events))
+        return True
+
+    lookout = Lookout(heard, lambda: told.append("lost"))
+    lookout.join()
+    nft("add chain ip t b")
+    lookout.looked = generation()
+    nft("add chain ip t c")
+    lookout.catch_up(lambda: True)
+    assert told == ["chain added in c"]
+    flood()
+    lookout.looked = generation()
+    lookout.catch_up(lambda: True)
+    lookout.catch_up(lambda: True)
+    assert told[1:] == ["lost"]
+    nft("add chain ip t d")
+    lookout.catch_up(lambda: True)
+    assert told[-1] == "chain added in d"
+    lookout.close()
