@@ -210,7 +210,11 @@ def test_an_endpoint_that_still_serves_keeps_its_clients_until_it_is_gone(statio
             ports=(types.EndpointPort("dns", 5353, "UDP"),),
         )
 
-    station.folder.put(dns(), behind(EP11))
+    def tell(*slices: types.EndpointSlice) -> None:
+        """In one file, so that the endpoint is never gone from one slice and not yet in the other."""
+        station.folder.write("dns.json", [dns(), *slices])
+
+    tell(behind(EP11))
 
     def newcomer() -> str:
         with Client(station.lab, "rpod", VIP) as client:
@@ -218,10 +222,10 @@ def test_an_endpoint_that_still_serves_keeps_its_clients_until_it_is_gone(statio
 
     with station.running(), Client(station.lab, "client", VIP) as client:
         client.reaches(EP11)
-        station.folder.put(leaving(serving=True), behind(EP12))
+        tell(leaving(serving=True), behind(EP12))
         until(lambda: newcomer() == EP12)
         client.stays(EP11)
-        station.folder.put(leaving(serving=False))
+        tell(leaving(serving=False), behind(EP12))
         client.reaches(EP12)
 
 

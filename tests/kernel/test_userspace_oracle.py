@@ -35,7 +35,7 @@ SOURCES = (
 def expected(name: str) -> Outcomes:
     """The recorded outcomes of nftables mode with this mode's differences."""
     recorded = cases.expected("nftables", name)
-    world = World(name, "nftables")
+    world = World.of_case(name, "nftables")
     books = {family: world.book(family, NFTABLES) for family in FAMILIES if family in world.nodes}
     wanted: Outcomes = {}
     for client, fronts in recorded.items():

@@ -7,7 +7,7 @@ ServiceCIDR the reference saw. It knew no IPv6 address of its node.
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,13 @@ def write(name: str, mode: str, folder: Path) -> tuple[Path, Path]:
         The configuration file, with the mode set, and the folder of manifests.
     """
     config, *objects = documents(name)
+    return lay_out(config, objects, mode, folder)
+
+
+def lay_out(
+    config: Mapping[str, Any], objects: Sequence[Mapping[str, Any]], mode: str, folder: Path
+) -> tuple[Path, Path]:
+    """Writes a configuration and objects for a proxy, as `write` does a case's."""
     manifests = folder / "manifests"
     manifests.mkdir(parents=True)
     file = folder / "config.yaml"

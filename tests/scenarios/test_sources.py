@@ -50,7 +50,7 @@ async def from_server(found: list[dict[str, Any]]) -> Hub:
 
 @pytest.mark.parametrize("name", cases.NAMES)
 async def test_plans_are_the_same(name: str) -> None:
-    world = World(name, "iptables")
+    world = World.of_case(name, "iptables")
     hub = await from_server(objects(name))
     nodes = {n.family: n for n in host.host(world.config, "bench-node", hub.node, supported=FAMILIES).nodes}
     assert hub.state.services.keys() == world.hub.state.services.keys()

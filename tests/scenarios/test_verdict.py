@@ -11,7 +11,7 @@ from tests.scenarios.world import World, outcome, packet, parse_front
 @pytest.mark.parametrize("name", cases.NAMES)
 @pytest.mark.parametrize(("mode", "manners"), [("iptables", IPTABLES), ("nftables", NFTABLES)])
 def test_verdicts_are_the_recorded_outcomes(mode: str, manners: Manners, name: str) -> None:
-    world = World(name, mode)
+    world = World.of_case(name, mode)
     books = {family: world.book(family, manners) for family in FAMILIES}
     expected = cases.expected(mode, name)
     judged: dict[str, dict[str, str | list[str]]] = {}

@@ -1,4 +1,4 @@
-"""A case of the oracle without a kernel: its plans for the lab's node, and where packets in the lab would go."""
+"""A cluster without a kernel: its plans for the lab's node, and where packets in the lab would go."""
 
 import tempfile
 from collections.abc import Mapping
@@ -30,15 +30,19 @@ CLIENTS: Mapping[str, tuple[Mapping[Family, str], str]] = {
 
 
 class World:
-    """A case, planned for the lab's node in a mode."""
+    """A configuration file and a folder of manifests, planned for the lab's node."""
 
-    def __init__(self, name: str, mode: str) -> None:
+    @classmethod
+    def of_case(cls, name: str, mode: str) -> "World":
+        """A case of the oracle, in a mode."""
         with tempfile.TemporaryDirectory() as folder:
-            config, manifests = cases.write(name, mode, Path(folder))
-            self.config = load({"config": str(config)}, "linux").config
-            self.hub = Hub("bench-node")
-            for file in manifests.iterdir():
-                self.hear(file)
+            return cls(*cases.write(name, mode, Path(folder)))
+
+    def __init__(self, config: Path, manifests: Path) -> None:
+        self.config = load({"config": str(config)}, "linux").config
+        self.hub = Hub("bench-node")
+        for file in manifests.iterdir():
+            self.hear(file)
         self.nodes: dict[Family, NodeConfig] = {
             node.family: node.with_addresses(LOCAL_ADDRESSES[node.family])
             for node in host.host(self.config, "bench-node", self.hub.node, supported=FAMILIES).nodes
@@ -90,16 +94,15 @@ def outcome(client: str, sent: Packet, verdict: Verdict) -> str | list[str]:
     """What the client of the lab sees, in the oracle's words."""
     family = family_of(sent.destination)
     if verdict.action != FORWARD:
+        own = sent.destination in LOCAL_ADDRESSES[family]
+        if client == "node" and not own and verdict.action != "pass" and sent.protocol == "UDP":
+            return "EPERM"  # it is stopped on its way out, and the sender is told
         if verdict.action == "reject":
             # Over IPv6 a TCP client takes the second rejection for one, a second later: longer than was recorded.
             return "no answer" if family == IPV6 and sent.protocol == "TCP" else "ECONNREFUSED"
-        if verdict.action == "pass" and sent.destination in LOCAL_ADDRESSES[family]:
+        if verdict.action == "pass" and own:
             return "ECONNREFUSED"  # nobody listens there
-        return (
-            "EPERM"
-            if client == "node" and verdict.action == "drop" and sent.protocol == "UDP"
-            else "no answer"
-        )
+        return "no answer"
     seen: set[str] = set()
     sources: set[str] = set()
     lost = False

@@ -17,7 +17,7 @@ NAMES = tuple(sorted(path.stem for path in (cases.ORACLE / "expected/ipvs").glob
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_in_the_kernel_is_what_the_reference_put_there(name: str) -> None:
-    world = World(name, "ipvs")
+    world = World.of_case(name, "ipvs")
     proxies = []
     for family in FAMILIES:
         proxy = rig.Rig(world.nodes[family])

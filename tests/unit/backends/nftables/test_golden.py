@@ -46,7 +46,7 @@ def _sections(text: str) -> list[str]:
 
 def frame() -> str:
     """The tables of a node without Services."""
-    return listing(World("dual-stack", "nftables"), empty=True)
+    return listing(World.of_case("dual-stack", "nftables"), empty=True)
 
 
 def test_the_frame() -> None:
@@ -55,7 +55,7 @@ def test_the_frame() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_case(name: str) -> None:
-    assert parts(World(name, "nftables")) == (FOLDER / f"{name}.nft").read_text()
+    assert parts(World.of_case(name, "nftables")) == (FOLDER / f"{name}.nft").read_text()
 
 
 def test_every_file_is_looked_at() -> None:
@@ -65,4 +65,4 @@ def test_every_file_is_looked_at() -> None:
 if __name__ == "__main__":
     (FOLDER / "frame.nft").write_text(frame())
     for each in CASES:
-        (FOLDER / f"{each}.nft").write_text(parts(World(each, "nftables")))
+        (FOLDER / f"{each}.nft").write_text(parts(World.of_case(each, "nftables")))
