@@ -193,7 +193,7 @@ class Socket(Closing):
         self._sequence = 0
         for option in (_CAP_ACK, _EXT_ACK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
-        self._grow(_SO_RCVBUFFORCE, socket.SO_RCVBUF, receive_buffer)
+        enlarge_receive_buffer(self._socket, receive_buffer)
         for group in groups:
             self.join(group)
 
@@ -229,7 +229,7 @@ class Socket(Closing):
         except OSError as e:
             if e.errno != errno.EMSGSIZE:
                 raise
-            self._grow(_SO_SNDBUFFORCE, socket.SO_SNDBUF, 2 * len(data))
+            _enlarge(self._socket, _SO_SNDBUFFORCE, socket.SO_SNDBUF, 2 * len(data))
             self._socket.send(data)
 
     def receive(self, *, wait: bool = True) -> Iterator[Message]:
@@ -337,12 +337,17 @@ class Socket(Closing):
             else:
                 return
 
-    def _grow(self, force: int, plain: int, size: int) -> None:
-        """Makes a buffer larger: beyond the system's limit if we may."""
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, force, size)
-        except PermissionError:
-            self._socket.setsockopt(socket.SOL_SOCKET, plain, size)
+
+def enlarge_receive_buffer(sock: socket.socket, size: int) -> None:
+    """Lets a socket of any kind keep so many bytes for us: beyond the system's limit if we may."""
+    _enlarge(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, size)
+
+
+def _enlarge(sock: socket.socket, force: int, plain: int, size: int) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, force, size)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, plain, size)
 
 
 def check(reply: Message) -> None:

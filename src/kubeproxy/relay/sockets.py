@@ -11,7 +11,12 @@ import resource
 import socket
 from collections.abc import Iterable
 
+from kubeproxy.netlink import wire
+
 BACKLOG = 4096
+UDP_BUFFER_BYTES = 4 << 20
+"""A new flow takes some time, and clients come in bursts: so much may wait, about 5,000 small packets."""
+
 IP_PKTINFO = 8
 KEEPALIVE_IDLE_SECONDS = 120
 
@@ -31,6 +36,7 @@ def bind(address: str, ports: Span, *, udp: bool) -> socket.socket:
         if domain == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if udp:
+            wire.enlarge_receive_buffer(sock, UDP_BUFFER_BYTES)
             if domain == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             else:
