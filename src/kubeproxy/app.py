@@ -39,6 +39,10 @@ _GC_THRESHOLD = (50_000, 20, 100)
 _FIRST_SYNC_SECONDS = 60.0
 """So long the rules of one family go unwatched while those of another are loaded, which goes faster when nobody listens."""
 
+_HANDSHAKE_SECONDS = 2.0
+"""What another mode left is not removed sooner: IPVS drops packets of connections whose virtual server is gone, also of those
+that came in just before our rules were there."""
+
 _UNABLE = ("ermission denied", "not permitted", "unable to initialize table")
 """What the kernel and the iptables programs say to those who lack a right."""
 
@@ -265,6 +269,7 @@ class App:
         notify("READY=1")
         gc.collect()
         gc.freeze()
+        await asyncio.sleep(_HANDSHAKE_SECONDS)
         for mode in backends.replaced_by(self._mode):
             try:
                 await asyncio.to_thread(backends.cleanup, mode)

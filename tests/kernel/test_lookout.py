@@ -75,12 +75,12 @@ async def test_what_led_to_what_was_looked_at_is_no_news() -> None:
     lookout = Lookout(heard, lambda: told.append("lost"))
     lookout.join()
     nft("add chain ip t b")
-    lookout.looked = generation()
+    lookout.look()
     nft("add chain ip t c")
     lookout.catch_up(lambda: True)
     assert told == ["chain added in c"]
     flood()
-    lookout.looked = generation()
+    lookout.look()
     lookout.catch_up(lambda: True)
     lookout.catch_up(lambda: True)
     assert told[1:] == ["lost"]

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import pytest
 
-from kubeproxy import backends, host, sysctls
+from kubeproxy import app, backends, host, sysctls
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.app import App
@@ -61,6 +61,7 @@ class Rig:
         monkeypatch.setattr(host, "supported_families", lambda: [IPV4, IPV6])
         monkeypatch.setattr(backends, "load", lambda _: self)
         monkeypatch.setattr(backends, "cleanup", self.cleaned.append)
+        monkeypatch.setattr(app, "_HANDSHAKE_SECONDS", 0)
         monkeypatch.setattr(sysctls, "apply", self.settings.append)
         monkeypatch.setattr(App, "_source", lambda _: self)
         silent = {"healthz-port": 0, "metrics-port": 0}

@@ -90,7 +90,10 @@ class IPTables:
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         """See `Backend`. Runs in a thread: the programs take their time."""
-        return await asyncio.to_thread(self._sync, node, changes, full=full)
+        failures = await asyncio.to_thread(self._sync, node, changes, full=full)
+        if full and self._lookout is not None:
+            self._lookout.catch_up(lambda: self._tables.fingerprint() == self._before)
+        return failures
 
     async def intact(self) -> bool:
         """See `Backend`."""
@@ -129,6 +132,8 @@ class IPTables:
         entries = {} if full else self._tables.entries()
         if full:
             self._before = self._tables.fingerprint()
+            if self._lookout is not None:
+                self._lookout.look()
         self._written.clear()
         try:
             failures = self._full(node, changes) if full else self._partial(node, changes)

@@ -62,9 +62,10 @@ class Watch:
             self._rules = notice(tables.family, concerns, tables.wrote, disturbed)
 
     def join(self) -> None:
-        """From now on rules are listened to. May be called from any thread, and again."""
+        """From now on rules are listened to, and read. May be called from any thread, and again."""
         if self._rules is not None:
             self._rules.join()
+            self._rules.look()
 
     def close(self) -> None:
         """Ends it."""

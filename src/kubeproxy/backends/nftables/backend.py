@@ -79,7 +79,9 @@ class NFTables:
     def _full(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
         while True:
             self._listen(on=True)
-            self._look()
+            self._others = self._kernel.others()
+            if self._lookout is not None:
+                self._lookout.look()
             self._content = Content(self._table, node)
             self._content.fill(changes)
             comment = objects.table_comment(self._kernel, self._table)
@@ -93,12 +95,6 @@ class NFTables:
             self._listen(on=True)
             if self._lookout is None or self._kernel.others() == self._others:
                 return failures
-
-    def _look(self) -> None:
-        """The table is read from now on: what was done before need not be heard of."""
-        self._others = self._kernel.others()
-        if self._lookout is not None:
-            self._lookout.looked = self._kernel.generation()
 
     def _listen(self, *, on: bool) -> None:
         if self._lookout is not None:

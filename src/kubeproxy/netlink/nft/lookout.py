@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from kubeproxy.netlink.nft.kernel import generation
 from kubeproxy.netlink.nft.monitor import Event, Monitor
 
 _MOST_TOLD = 5
@@ -14,7 +15,6 @@ class Lookout:
 
     Attributes:
         joined: whether it hears.
-        looked: a generation of the rule set that is being looked at, or was: what led to it is no news. None for none.
     """
 
     def __init__(self, heard: Callable[[list[Event], str], bool], lost: Callable[[], None]) -> None:
@@ -30,7 +30,7 @@ class Lookout:
         self._heard, self._lost = heard, lost
         self._monitor = Monitor()
         self.joined = False
-        self.looked: int | None = None
+        self._looked: int | None = None
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._monitor.fileno(), self._read)
 
@@ -51,11 +51,19 @@ class Lookout:
             self._monitor.leave()
             self.joined = False
 
+    def look(self) -> None:
+        """The rules are read from now on: what was done before is no news. May be called from any thread.
+
+        Raises:
+            OSError: the kernel does not tell the number of its rule set.
+        """
+        self._looked = generation()
+
     def catch_up(self, quiet: Callable[[], bool]) -> None:
         """Hears what there is to be heard, and makes an end of it.
 
         Args:
-            quiet: whether nobody has done anything since `looked`.
+            quiet: whether nobody has done anything since `look`.
         """
         self._read()
         if quiet():
@@ -67,8 +75,8 @@ class Lookout:
         except OSError:
             self._lost()
             return
-        for events, whole, program, generation in done:
-            if self.looked is not None and not _is_later(generation, self.looked):
+        for events, whole, program, number in done:
+            if self._looked is not None and not _is_later(number, self._looked):
                 continue
             if not self._heard(events, program) and not whole:
                 self._lost()
