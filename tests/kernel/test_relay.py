@@ -318,6 +318,15 @@ def udp_server() -> Iterator[socket.socket]:
         yield server
 
 
+def arrives(client: socket.socket, said: bytes, server: socket.socket) -> bool:
+    """Whether a server hears soon what a client says."""
+    client.send(said)
+    server.settimeout(0.05)
+    with contextlib.suppress(TimeoutError):
+        return server.recv(10) == said
+    return False
+
+
 def test_udp_flows_keep_their_target_until_it_is_gone(relay: Relay) -> None:
     with udp_server() as one, udp_server() as two, udp_server() as client:
         front, number = opened(relay, one.getsockname(), udp=True)
@@ -331,14 +340,7 @@ def test_udp_flows_keep_their_target_until_it_is_gone(relay: Relay) -> None:
             assert one.recv(10) == b"b"
         relay.change(number, serving(two.getsockname(), udp=True))
 
-        def arrives() -> bool:
-            client.send(b"c")
-            two.settimeout(0.05)
-            with contextlib.suppress(TimeoutError):
-                return two.recv(10) == b"c"
-            return False
-
-        until(arrives)
+        until(lambda: arrives(client, b"c", two))
 
 
 def test_udp_answers_of_many_clients_are_not_mixed_up(relay: Relay) -> None:
@@ -360,14 +362,7 @@ def test_a_udp_target_that_refuses_is_passed_over(relay: Relay) -> None:
         front, _ = opened(relay, (HOST, 9), server.getsockname(), udp=True)
         client.connect(front)
 
-        def arrives() -> bool:
-            client.send(b"?")
-            server.settimeout(0.05)
-            with contextlib.suppress(TimeoutError):
-                return server.recv(10) == b"?"
-            return False
-
-        until(arrives)
+        until(lambda: arrives(client, b"?", server))
 
 
 def test_affinity_survives_a_change_of_targets(relay: Relay) -> None:

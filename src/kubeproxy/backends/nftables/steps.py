@@ -85,8 +85,7 @@ class Steps:
         """Takes the mark away again; goes on only if the packet has it."""
         return (
             x.meta(0, x.META_MARK),
-            x.bitwise(0, _word(self._mark), _word(0)),
-            x.compare(0, _word(0), x.NOT_EQUAL),
+            *_has(self._mark),
             x.meta(0, x.META_MARK),
             x.bitwise(0, _word(~0), _word(self._mark)),
             x.set_meta(0, x.META_MARK),
@@ -94,19 +93,11 @@ class Steps:
 
     def new_connection(self) -> tuple[bytes, ...]:
         """Goes on only for the first packets of a connection."""
-        return (
-            x.ct(0, x.CT_STATE),
-            x.bitwise(0, _word(x.CT_NEW), _word(0)),
-            x.compare(0, _word(0), x.NOT_EQUAL),
-        )
+        return x.ct(0, x.CT_STATE), *_has(x.CT_NEW)
 
     def translated(self) -> tuple[bytes, ...]:
         """Goes on only if the connection's destination was changed."""
-        return (
-            x.ct(0, x.CT_STATUS),
-            x.bitwise(0, _word(x.CT_DNAT), _word(0)),
-            x.compare(0, _word(0), x.NOT_EQUAL),
-        )
+        return x.ct(0, x.CT_STATUS), *_has(x.CT_DNAT)
 
     def from_this_host(self) -> tuple[bytes, ...]:
         """Goes on only if the source is an address of this host."""
@@ -145,6 +136,11 @@ class Steps:
         if int(length) == bits:
             return (compare,)
         return x.bitwise(0, mask, bytes(self._length)), compare
+
+
+def _has(bits: int) -> tuple[bytes, ...]:
+    """Goes on only if one of some bits is set in register 0."""
+    return x.bitwise(0, _word(bits), _word(0)), x.compare(0, _word(0), x.NOT_EQUAL)
 
 
 def _word(value: int) -> bytes:
