@@ -217,7 +217,7 @@ class IPTables:
             self._tables.family,
             NAT,
         )
-        if sum(len(f.nat) for f in fragments) < _NF_TABLES_FIRST_LINES:
+        if sum(map(_nat_lines, fragments)) < _NF_TABLES_FIRST_LINES:
             try:
                 self._send([Fragment(None, [], anew, []), *fragments])
             except RefusedError as e:
@@ -286,7 +286,7 @@ class IPTables:
         piece: list[Fragment] = []
         size = 0
         for whole in fragments:
-            lines = sum(each.count("\n") for each in whole.nat)
+            lines = _nat_lines(whole)
             for f in cut(whole, _NF_TABLES_LINES) if lines >= 2 * _NF_TABLES_LINES else (whole,):
                 piece.append(f)
                 size += min(lines, _NF_TABLES_LINES)
@@ -384,6 +384,11 @@ def _suspect(piece: list[Fragment], part: Callable[[Fragment], list[str]], line:
         if 0 < line <= count:
             return i
     return len(piece) // 2
+
+
+def _nat_lines(f: Fragment) -> int:
+    """How many lines a fragment has for table nat: each of its texts may be several."""
+    return sum(text.count("\n") for text in f.nat)
 
 
 def _lines(change: Change) -> int:

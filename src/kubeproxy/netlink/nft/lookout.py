@@ -82,9 +82,9 @@ class Lookout:
                 self._lost()
 
 
-def _is_later(generation: int, than: int) -> bool:
+def _is_later(number: int, than: int) -> bool:
     """Whether a generation comes after another one; their numbers begin anew after 32 bits."""
-    return 0 < (generation - than) % (1 << 32) < 1 << 31
+    return 0 < (number - than) % (1 << 32) < 1 << 31
 
 
 LOST = "more was done to the rules of this host than could be told"

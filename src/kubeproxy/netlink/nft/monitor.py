@@ -48,7 +48,6 @@ _OF = {NEWCHAIN: 3, DELCHAIN: 3, NEWRULE: 2, DELRULE: 2, NEWSET: 2, DELSET: 2, N
 
 _GEN_NUMBER, _GEN_PROCESS, _GEN_NAME = 1, 2, 3
 
-
 _ENOUGH = 500
 """Where not all is told anyway, no more than this is listened to: to understand it takes longer than to look."""
 
