@@ -1,10 +1,10 @@
 """The lab's clients: who is reached through each front address, from each client, in the oracle's words.
 
-All tries of all clients run in one loop over non-blocking sockets, each opened in its client's namespace. A front is asked
-more often than it has backends, but a rarely chosen one may still be missed, and a busy machine may lose a packet or take
-a neighbour for gone: what disagrees with the expectation is asked again before it counts. A backend that must not be
-reached counts at once. With session affinity the fronts of a client are asked one after the other, the first try of each
-alone, because every answer decides about the next.
+All tries of all clients run in one loop over non-blocking sockets, each opened in its client's namespace; while many wait
+for an answer that should come, no more are made. A front is asked more often than it has backends, but a rarely chosen one
+may still be missed, and a busy machine may lose a packet or take a neighbour for gone: what disagrees with the expectation
+is asked again before it counts. A backend that must not be reached counts at once. With session affinity the fronts of a
+client are asked one after the other, the first try of each alone, because every answer decides about the next.
 
 Silence is told from slowness by the rest: as long as an expected answer is missing we wait (long enough for a
 retransmitted SYN); once all are there and nothing more arrives for a while, what is silent is "no answer".
@@ -37,8 +37,9 @@ CLIENT_ADDRESSES = {
 }
 NO_ANSWER = "no answer"
 _LOST = {NO_ANSWER, "EHOSTUNREACH"}  # no rule says the latter: a neighbour did not answer in time
-TRIES, TRIES_PER_ENDPOINT = 24, 16
+TRIES, TRIES_PER_BACKEND = 24, 16
 ROUNDS = 3
+IN_FLIGHT = 256  # more at once are a test of the machine, and not of the rules
 LIMIT = 2.5  # seconds; a lost SYN is sent again after 1 s
 POLL, QUIET_POLLS = 0.05, 6  # seconds, and how many silent ones in a row mean that nothing more will come
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST, leave no TIME_WAIT behind
@@ -60,6 +61,7 @@ class _Front:
         self.family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
         self.affinity = isinstance(self.expected, list) and self.expected[0].startswith("*")
+        self.answers = isinstance(self.expected, list) and f"and {NO_ANSWER}" not in self.expected
 
     def outcome(self) -> Outcome:
         errors = self.errors + Counter({NO_ANSWER: self.pending})
@@ -119,7 +121,8 @@ class _Prober:
                         for number in range(tries):
                             self._start(front)
                             if number % 16 == 15:
-                                self._collect(0)
+                                while self._collect(POLL if self._crowded() else 0):
+                                    pass
         quiet = 0
         deadline = time.monotonic() + LIMIT
         while self.open and time.monotonic() < deadline:
@@ -134,6 +137,9 @@ class _Prober:
             front.errors[NO_ANSWER] += 1
             sock.close()
         self.open.clear()
+
+    def _crowded(self) -> bool:
+        return sum(front.answers for _, front in self.open.values()) > IN_FLIGHT
 
     def _start(self, front: _Front) -> None:
         sock = socket.socket(front.family, front.kind | socket.SOCK_NONBLOCK)
@@ -176,7 +182,8 @@ def outcomes(lab: Lab, expected: Mapping[str, Mapping[str, Outcome]], endpoints:
         lab: a lab whose node has the rules to be measured.
         expected: client -> front address -> outcome, as in the oracle's JSON. Its keys say what to try, its outcomes
             what is asked again before it counts, and which fronts have session affinity.
-        endpoints: how many endpoints the case has; 16 tries are made for each, and at least 24.
+        endpoints: how many endpoints the case has. 16 tries are made for each backend of a front, and at least 24; where
+            some are silent it is not known how many there are, and 16 are made for each endpoint.
 
     Returns:
         What was measured, in the same shape: equal to `expected` if the rules are right.
@@ -184,13 +191,12 @@ def outcomes(lab: Lab, expected: Mapping[str, Mapping[str, Outcome]], endpoints:
     fronts = [
         _Front(client, key, outcome) for client, keys in expected.items() for key, outcome in keys.items()
     ]
-    tries = max(TRIES, TRIES_PER_ENDPOINT * endpoints)
     with _many_descriptors(), _Prober(lab) as prober:
         todo = fronts
-        for number in range(ROUNDS):
+        for _ in range(ROUNDS):
             for front in todo:
                 front.again()
-            _one_round(prober, todo, tries << number)
+            _one_round(prober, todo, endpoints)
             todo = [front for front in todo if not front.settled() and not front.hopeless()]
             if not todo:
                 break
@@ -200,14 +206,19 @@ def outcomes(lab: Lab, expected: Mapping[str, Mapping[str, Outcome]], endpoints:
     return result
 
 
-def _one_round(prober: _Prober, fronts: Sequence[_Front], tries: int) -> None:
-    # A front nobody should answer at gets no more tries for having many endpoints.
-    prober.run({f: tries if isinstance(f.expected, list) else TRIES for f in fronts if not f.affinity})
+def _one_round(prober: _Prober, fronts: Sequence[_Front], endpoints: int) -> None:
+    prober.run({front: _tries(front, endpoints) for front in fronts if not front.affinity})
     queues = {client: [f for f in fronts if f.affinity and f.client == client] for client in CLIENTS}
     for number in range(max(map(len, queues.values()))):
         turn = [queue[number] for queue in queues.values() if number < len(queue)]
         prober.run(dict.fromkeys(turn, 1))
-        prober.run(dict.fromkeys(turn, tries - 1))
+        prober.run({front: _tries(front, endpoints) - 1 for front in turn})
+
+
+def _tries(front: _Front, endpoints: int) -> int:
+    if isinstance(front.expected, str):
+        return TRIES
+    return max(TRIES, TRIES_PER_BACKEND * (len(front.expected) if front.answers else endpoints))
 
 
 def differences(
