@@ -15,8 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from kubeproxy.relay import sockets
+from kubeproxy.relay import sockets, tcp
+from kubeproxy.relay.connection import Connection
 from kubeproxy.relay.control import Relay
+from kubeproxy.relay.loop import Loop
+from kubeproxy.relay.shared import Shared
 from kubeproxy.relay.values import Choice, Listener, Target
 from tests.kernel.daemons import PATIENCE, until
 from tests.lab import netns
@@ -308,6 +311,27 @@ def relay_processes() -> list[int]:
         for child in children
         if b"kubeproxy.relay" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
     ]
+
+
+def test_a_target_whose_answer_waits_to_be_heard_is_not_taken_for_silent(
+    space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcp, "PATIENCE", (0.0,) * 4)  # the time is over before anything can be heard
+    with netns.inside(space), socket.create_server((HOST, 0)) as server, contextlib.ExitStack() as stack:
+        loop = Loop()
+        shared = Shared(loop, lambda *_: None, limit=100)
+        front = sockets.bind(HOST, (0, 0), udp=False)
+        entrance = tcp.Entrance(front, serving(server.getsockname()), shared)
+        for _ in range(5):
+            stack.enter_context(socket.create_connection(front.getsockname(), PATIENCE))
+        while shared.counts.connections + shared.counts.failures < 5:
+            loop.turn(PATIENCE)
+        assert (shared.counts.connections, shared.counts.failures) == (5, 0)
+        entrance.close()
+        for handler in loop.handlers:
+            assert isinstance(handler, Connection)
+            handler.reset()
+        loop.turn(0)
 
 
 @contextlib.contextmanager

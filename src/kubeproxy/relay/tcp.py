@@ -25,6 +25,9 @@ from kubeproxy.relay.values import Listener, Target
 PATIENCE: Final = (0.25, 0.5, 1.0, 2.0)
 """Seconds to wait for a target's answer, for each one that gave none."""
 
+_SYN_SENT: Final = 2
+"""TCP_SYN_SENT of linux/tcp_states.h: nothing was heard of the other side yet."""
+
 
 class Entrance:
     """A listening socket."""
@@ -175,6 +178,10 @@ class Dialing:
 
     def _timeout(self) -> None:
         """The target is silent. It may be asked again, after the others."""
+        assert self._server is not None
+        # struct tcp_info begins with the state.
+        if self._server.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _SYN_SENT:
+            return  # it answered, and we were too busy to hear of it
         seconds = PATIENCE[self._silent]
         self._silent += 1
         if self._silent < len(PATIENCE):
