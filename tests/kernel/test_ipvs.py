@@ -1,6 +1,7 @@
 """ipvs mode on a node with traffic: connections that drain, harm that is mended, take-over, clean-up, other modes."""
 
 import re
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from kubeproxy.api import types
+from kubeproxy.backends.ipvs.hold import TABLE, hold
+from kubeproxy.netlink.ipvs import remembers, table
 from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import Station, ask, until
 from tests.kernel.test_daemon import run
-from tests.kernel.traffic import TALK_PORT, Talk, Traffic, talkers
+from tests.kernel.traffic import LIMIT, TALK_PORT, Talk, Traffic, talkers
 from tests.lab import cases, ipvs, rules
 from tests.lab.daemon import Daemon, kube_proxy
 from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
@@ -148,6 +151,37 @@ def test_clean_up_leaves_what_is_others_and_finds_nothing_the_second_time(lab: L
         assert left.count("\n-A -t") == 1
         assert "--match-set OTHERS dst -j DROP" in left
         assert "kube-ipvs0" not in lab.run("node", "ip", "-o", "link")
+
+
+def test_nobody_begins_a_connection_while_virtual_servers_go(lab: Lab, station: Station) -> None:
+    """What is tracked of a client's port goes with what IPVS remembers of it."""
+    fill(station, EP11)
+    with station.running(), lab.inside("client"):
+        before = socket.create_connection((WEB, 80), LIMIT)
+    with before:
+        assert before.recv(256).startswith(EP11.encode())
+        port = before.getsockname()[1]
+        before.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+        )  # the port is free at once
+    another_mode = f"-d {WEB} -p tcp --dport 80 -j DNAT --to-destination {EP12}:8080"
+    lab.run("node", *f"iptables -t nat -I PREROUTING {another_mode}".split())
+    with lab.inside("client"):
+        client = socket.socket()
+    with client, lab.inside("node"):
+        servers = set(table())
+        assert remembers(servers)
+        with hold(servers):
+            client.bind(("", port))
+            client.setblocking(False)
+            client.connect_ex((WEB, 80))
+            assert ask(lab, "client", EP11, 8080) == EP11
+            assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\2"  # TCP_SYN_SENT
+            lab.run("node", "ipvsadm", "-C")
+        until(lambda: not remembers(servers))
+        client.settimeout(LIMIT)
+        assert client.recv(256).startswith(EP12.encode())
+    assert TABLE not in lab.run("node", "nft", "list", "tables")
 
 
 def test_an_unknown_scheduler_is_told(lab: Lab, tmp_path: Path) -> None:

@@ -64,6 +64,16 @@ def test_a_table(kernel: Kernel) -> None:
     assert objects.table_comment(kernel, T6) is None
 
 
+def test_a_table_of_a_socket_goes_with_it(kernel: Kernel) -> None:
+    with Kernel() as owner:
+        owner.commit([m.add_table(T4, flags=m.OWNER)])
+        with pytest.raises(RefusedError) as refused:
+            kernel.commit([m.delete_table(T4)])
+        assert refused.value.errno == errno.EPERM
+        assert objects.table_comment(kernel, T4) == ""
+    assert objects.table_comment(kernel, T4) is None
+
+
 @pytest.mark.parametrize(
     ("hook", "name"),
     [

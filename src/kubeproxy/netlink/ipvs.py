@@ -7,7 +7,7 @@ Source: linux/ip_vs.h, net/netfilter/ipvs/ip_vs_ctl.c.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from socket import AF_INET, AF_INET6, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
 from typing import Final, NamedTuple
@@ -31,6 +31,7 @@ _VERSION = 1
 _MASQUERADE = 0
 
 _TABLE: Final = Path("/proc/thread-self/net/ip_vs")
+_CONNECTIONS: Final = Path("/proc/thread-self/net/ip_vs_conn")
 _PROTOCOLS: Final = {b"TCP": TCP, b"UDP": UDP, b"SCTP": SCTP}
 
 
@@ -227,6 +228,22 @@ def read_table(text: bytes) -> dict[Virtual, dict[Real, Load]]:
         if protocol in _PROTOCOLS:
             found[Virtual(_PROTOCOLS[protocol], *_endpoint(at))] = reals
     return found
+
+
+def remembers(virtuals: Collection[Virtual]) -> bool:
+    """Whether IPVS still knows of any connection to one of these, also of one that is over.
+
+    Raises:
+        OSError: the kernel has no IPVS, or its module is not loaded.
+    """
+    with _CONNECTIONS.open("rb") as file:
+        next(file)
+        for line in file:
+            protocol, _, _, address, port, *_ = line.split()
+            to = bytes.fromhex(address.replace(b":", b"").decode()), int(port, 16)
+            if protocol in _PROTOCOLS and Virtual(_PROTOCOLS[protocol], *to) in virtuals:
+                return True
+    return False
 
 
 def _endpoint(text: bytes) -> tuple[bytes, int]:

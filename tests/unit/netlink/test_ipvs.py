@@ -1,6 +1,7 @@
 """IPVS' messages as an independent decoder reads them, and the table the kernel prints."""
 
 import struct
+from pathlib import Path
 from socket import AF_INET, AF_INET6
 from typing import Any
 
@@ -106,6 +107,22 @@ def test_its_fingerprint_changes_with_all_but_connections() -> None:
         (line, b""),
     ):
         assert ipvs.hash_table(text.replace(before, after)) != number
+
+
+def test_what_it_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "ip_vs_conn"
+    monkeypatch.setattr(ipvs, "_CONNECTIONS", file)
+    head = "Pro FromIP   FPrt ToIP     TPrt DestIP   DPrt State       Expires PEName PEData\n"
+    other = "UDP 0AF40102 9C40 0A600001 0050 0AF4010B 1F90 UDP             299\n"
+    six = "fd00:0010:0244:0001:0000:0000:0000:000b"
+    front = "fd00:0010:0096:0000:0000:0000:0000:0001"
+    file.write_text(f"{head}{other}SCTP {six} 9C40 {front} 01BB {six} 20FB ESTABLISHED     899\n")
+    assert ipvs.remembers({V4[0], V6[0]})
+    assert not ipvs.remembers({V4[0]})
+    file.write_text(head + other.replace("UDP ", "TCP ", 1))
+    assert ipvs.remembers({V4[0]})
+    file.write_text(head)
+    assert not ipvs.remembers({V4[0]})
 
 
 def test_an_empty_table() -> None:

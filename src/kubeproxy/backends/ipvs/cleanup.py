@@ -5,6 +5,7 @@ Chains that iptables mode has, too, lose what is ours in them, and are for its c
 IPVS loaded is left as it is.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from kubeproxy.api.addresses import FAMILIES, Family
 from kubeproxy.backends import programs
 from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.ipvs import names
+from kubeproxy.backends.ipvs.hold import hold
 from kubeproxy.backends.ipvs.kernel import Kernel, Linux, ServerChange
 from kubeproxy.backends.programs import RefusedError, Tables, target
 from kubeproxy.netlink import ipset, ipvs, route
@@ -46,8 +48,7 @@ def cleanup() -> None:
             log.info("Removed %d %s of ipvs mode", count, what)
 
     if Path("/proc/net/ip_vs").exists():
-        for family in FAMILIES:
-            attempt(f"{family} virtual servers", lambda: _clean_servers(Linux(family)))  # noqa: B023 called at once
+        attempt("virtual servers", _clean_servers)
     for name, tables in programs.installed():
         attempt(f"rules through {name}", lambda: clean(tables))  # noqa: B023
     if sets:
@@ -115,15 +116,19 @@ def _node_port_sets(family: Family) -> dict[str, str]:
     return {names.set_name(short, family): protocol for protocol, short in names.NODE_PORTS.items()}
 
 
-def _clean_servers(kernel: Linux) -> int:
-    try:
-        found = own_servers(kernel, _node_port_sets(kernel.family))
-        refused = kernel.change_servers([ServerChange("delete", v) for v in found])
-        for error in refused.values():
-            raise error
-        return len(found)
-    finally:
-        kernel.close()
+def _clean_servers() -> int:
+    with contextlib.ExitStack() as stack:
+        kernels = [stack.enter_context(contextlib.closing(Linux(family))) for family in FAMILIES]
+        found = {kernel: own_servers(kernel, _node_port_sets(kernel.family)) for kernel in kernels}
+        servers = {server for each in found.values() for server in each}
+        if servers:
+            stack.enter_context(hold(servers))
+        refused: list[OSError] = []
+        for kernel, each in found.items():
+            refused += kernel.change_servers([ServerChange("delete", v) for v in each]).values()
+    for error in refused:
+        raise error
+    return len(servers)
 
 
 def _sets_there() -> list[str]:

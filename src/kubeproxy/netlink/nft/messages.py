@@ -30,6 +30,9 @@ DROP, ACCEPT = 0, 1
 
 ANONYMOUS, CONSTANT, INTERVAL, MAP, TIMEOUT, EVAL, CONCAT = 0x1, 0x2, 0x4, 0x8, 0x10, 0x20, 0x80
 
+OWNER: Final = 0x2
+"""Of a table."""
+
 RULE_DIGEST: Final = 0x70
 """Where in a rule's userdata we keep what we recognise it by; nft passes it over."""
 
@@ -72,9 +75,15 @@ class Hook(NamedTuple):
     priority: int
 
 
-def add_table(table: Table, comment: str = "") -> Message:
-    """Makes a table if it is not there."""
-    body = text(1, table.name) + be32(2, 0) + _userdata(6, COMMENT, comment)
+def add_table(table: Table, comment: str = "", *, flags: int = 0) -> Message:
+    """Makes a table if it is not there.
+
+    Args:
+        table: its name.
+        comment: printed by nft.
+        flags: OWNER: it is the socket's alone, and goes when that is closed. Kernels have that since 5.12.
+    """
+    body = text(1, table.name) + be32(2, flags) + _userdata(6, COMMENT, comment)
     return Message(NEWTABLE, CREATE, table.family, body, f"add table {table}")
 
 

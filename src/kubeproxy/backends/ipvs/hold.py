@@ -1,0 +1,99 @@
+"""Lets new TCP connections to virtual servers wait while these are deleted.
+
+When IPVS forgets a connection, it deletes the tracked connection of that client port and front, whoever made it. IPVS
+remembers a connection for two minutes after its end, a client uses its port again after one: what was opened through the
+rules of another mode meanwhile would be cut off. So virtual servers are deleted while no young connection is there. Clients
+who begin just then send their SYN again after a second.
+
+The rules are a table of nf_tables that belongs to our socket: it goes with it, however this process ends.
+
+Source: ip_vs_conn_drop_conntrack of net/netfilter/ipvs/ip_vs_nfct.c.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Collection, Iterator
+from typing import Final
+
+from kubeproxy.netlink import ipvs
+from kubeproxy.netlink.ipvs import Virtual
+from kubeproxy.netlink.nft import expressions as x
+from kubeproxy.netlink.nft import messages as m
+from kubeproxy.netlink.nft.kernel import Kernel
+from kubeproxy.netlink.nft.types import ADDRESS4, ADDRESS6, SERVICE
+from kubeproxy.netlink.wire import attribute, nested
+
+log = logging.getLogger(__name__)
+
+TABLE: Final = "kube-proxy-hold"
+
+_YOUNG_SECONDS = 0.5
+"""Most connections that are young are over by then."""
+
+_FORGET_SECONDS = 1.0
+"""The kernel forgets connections by and by, and some not at all: longer than this nobody waits for it."""
+
+_POLL_SECONDS = 0.02
+_SET = "virtual-servers"
+_RAW = -300
+_TCP = bytes((ipvs.TCP,))
+_FLAGS_OFFSET, _SYN, _SYN_FIN_RST_ACK = 13, b"\x02", b"\x17"
+_DESTINATIONS = {4: (m.IP, ADDRESS4, 16), 16: (m.IP6, ADDRESS6, 24)}
+"""By the length of addresses: family, type, offset in the header."""
+
+
+@contextlib.contextmanager
+def hold(servers: Collection[Virtual]) -> Iterator[None]:
+    """Nobody begins a TCP connection to these virtual servers until they have been deleted and forgotten.
+
+    A kernel that cannot do that is left as it is: what is young may be cut off.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            kernel = stack.enter_context(Kernel())
+            kernel.commit([message for size in _DESTINATIONS for message in _table(servers, size)])
+        except OSError as e:
+            log.debug("Nobody is kept from beginning connections while virtual servers go: %s", e)
+            yield
+            return
+        time.sleep(_YOUNG_SECONDS)
+        yield
+        deadline = time.monotonic() + _FORGET_SECONDS
+        while ipvs.remembers(servers) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+
+
+def _table(servers: Collection[Virtual], size: int) -> list[m.Message]:
+    """The rules for the virtual servers whose addresses have this length."""
+    family, kind, offset = _DESTINATIONS[size]
+    keys = [
+        server.address + server.port.to_bytes(2) + bytes(2)
+        for server in servers
+        if server.protocol == ipvs.TCP and len(server.address) == size
+    ]
+    if not keys:
+        return []
+    table = m.Table(family, TABLE)
+    rule = (
+        x.meta(0, x.META_L4PROTO),
+        x.compare(0, _TCP),
+        x.payload(0, x.TRANSPORT_HEADER, _FLAGS_OFFSET, 1),
+        x.bitwise(0, _SYN_FIN_RST_ACK, b"\0"),
+        x.compare(0, _SYN),
+        x.payload(0, x.NETWORK_HEADER, offset, size),
+        x.payload(size // 4, x.TRANSPORT_HEADER, 2, 2),
+        x.lookup(_SET, 0),
+        x.verdict(m.verdict(m.DROP)),
+    )
+    found = [
+        m.add_table(table, "new connections wait while virtual servers are deleted", flags=m.OWNER),
+        m.add_set(table, _SET, (kind, SERVICE)),
+        *m.add_elements(table, _SET, [nested(1, nested(1, attribute(1, key))) for key in keys]),
+    ]
+    for name, hook in (("prerouting", m.PREROUTING), ("output", m.OUTPUT)):
+        found += [
+            m.add_chain(table, name, m.Hook("filter", hook, _RAW)),
+            m.add_rule(table, name, *rule),
+        ]
+    return found
