@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from kubeproxy.api.addresses import FAMILIES, family_of
 from kubeproxy.model.verdict import IPTABLES, NFTABLES, Manners
 from tests.lab import cases, probe, random_case
 from tests.lab.daemon import Daemon, kube_proxy
@@ -14,24 +13,19 @@ from tests.lab.probe import Outcomes
 from tests.lab.random_case import Document
 from tests.lab.topology import Lab
 from tests.scenarios.carried import carried, forgive
-from tests.scenarios.world import World, outcome, packet, parse_front
+from tests.scenarios.world import World, outcome
 
 MANNERS: dict[str, Manners] = {"iptables": IPTABLES, "nftables": NFTABLES}
 
 
 def expected(world: World, manners: Manners, fronts: random_case.Fronts) -> Outcomes:
     """What each client should get at each front."""
-    books = {family: world.book(family, manners) for family in FAMILIES}
-    wanted: Outcomes = {}
-    for client, asked in fronts.items():
-        wanted[client] = {}
-        for front in asked:
-            sent = packet(client, front)
-            verdict = books[family_of(parse_front(front)[0])].verdict(sent)
-            told = outcome(client, sent, verdict)
-            # Who stays with a backend may stay with one that answers past the node: chance decides for all tries.
-            if not (verdict.port and verdict.port.affinity and "and no answer" in told):
-                wanted[client][front] = told
+    wanted: Outcomes = {client: {} for client in fronts}
+    for client, front, sent, verdict in world.verdicts(manners, fronts):
+        told = outcome(client, sent, verdict)
+        # Who stays with a backend may stay with one that answers past the node: chance decides for all tries.
+        if not (verdict.port and verdict.port.affinity and "and no answer" in told):
+            wanted[client][front] = told
     return wanted
 
 

@@ -7,11 +7,11 @@
 Who is served by whom, and who is dropped or rejected, is the same.
 """
 
-from kubeproxy.api.addresses import FAMILIES, IPV6, family_of
+from kubeproxy.api.addresses import IPV6, family_of
 from kubeproxy.model.plan import FORWARD
 from kubeproxy.model.verdict import NFTABLES
 from tests.lab.probe import NO_ANSWER, Outcome, Outcomes
-from tests.scenarios.world import BRIDGE, World, packet, parse_front
+from tests.scenarios.world import BRIDGE, World, parse_front
 
 LOST = f"and {NO_ANSWER}"
 # The address this node speaks from, by where the backend is. The first that fits counts.
@@ -31,14 +31,10 @@ def carried(world: World, outcomes: Outcomes) -> Outcomes:
         world: the cluster they are of.
         outcomes: those of nftables mode.
     """
-    books = {family: world.book(family, NFTABLES) for family in FAMILIES if family in world.nodes}
-    wanted: Outcomes = {}
-    for client, fronts in outcomes.items():
-        wanted[client] = {}
-        for front, outcome in fronts.items():
-            verdict = books[family_of(parse_front(front)[0])].verdict(packet(client, front))
-            reached = verdict.backends if verdict.action == FORWARD else ()
-            wanted[client][front] = _carried(outcome, [backend.address for backend in reached])
+    wanted: Outcomes = {client: {} for client in outcomes}
+    for client, front, _, verdict in world.verdicts(NFTABLES, outcomes):
+        reached = verdict.backends if verdict.action == FORWARD else ()
+        wanted[client][front] = _carried(outcomes[client][front], [backend.address for backend in reached])
     for front in wanted["node"]:
         address, port, protocol = parse_front(front)
         family = family_of(address)

@@ -1,7 +1,7 @@
 """A cluster without a kernel: its plans for the lab's node, and where packets in the lab would go."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,16 @@ class World:
             manners=manners,
             service_cidrs=self.hub.service_cidrs,
         )
+
+    def verdicts(
+        self, manners: Manners, fronts: Mapping[str, Iterable[str]]
+    ) -> Iterator[tuple[str, str, Packet, Verdict]]:
+        """Each client and each of its fronts, the packet one sends to the other, and where that goes."""
+        books = {family: self.book(family, manners) for family in self.nodes}
+        for client, asked in fronts.items():
+            for front in asked:
+                sent = packet(client, front)
+                yield client, front, sent, books[family_of(sent.destination)].verdict(sent)
 
 
 def parse_front(front: str) -> tuple[str, int, Any]:
