@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 from kubeproxy.api import types
+from kubeproxy.api.addresses import pack
 from kubeproxy.backends.ipvs.hold import TABLE, hold
-from kubeproxy.netlink.ipvs import remembers, table
+from kubeproxy.netlink.ipvs import TCP, Virtual, remembers, table
 from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import Station, ask, until
 from tests.kernel.test_daemon import run
 from tests.kernel.traffic import LIMIT, TALK_PORT, Talk, Traffic, talkers
 from tests.lab import cases, ipvs, rules
 from tests.lab.daemon import Daemon, kube_proxy
-from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
+from tests.lab.topology import EP11, EP11_6, EP12, NODE_NAME, Lab
 
 pytestmark = pytest.mark.vm
 
@@ -158,26 +159,25 @@ def test_nobody_begins_a_connection_while_virtual_servers_go(lab: Lab, station: 
     fill(station, EP11)
     with station.running(), lab.inside("client"):
         before = socket.create_connection((WEB, 80), LIMIT)
+        client = socket.socket()
+    another_mode = f"-d {WEB} -p tcp --dport 80 -j DNAT --to-destination {EP12}:8080"
+    lab.run("node", *f"iptables -t nat -I PREROUTING {another_mode}".split())
     with before:
         assert before.recv(256).startswith(EP11.encode())
         port = before.getsockname()[1]
-        before.setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
-        )  # the port is free at once
-    another_mode = f"-d {WEB} -p tcp --dport 80 -j DNAT --to-destination {EP12}:8080"
-    lab.run("node", *f"iptables -t nat -I PREROUTING {another_mode}".split())
-    with lab.inside("client"):
-        client = socket.socket()
+        before.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # frees it at once
     with client, lab.inside("node"):
         servers = set(table())
         assert remembers(servers)
-        with hold(servers):
+        with hold(servers | {Virtual(TCP, pack(EP11_6), 8080)}):
             client.bind(("", port))
             client.setblocking(False)
             client.connect_ex((WEB, 80))
-            assert ask(lab, "client", EP11, 8080) == EP11
+            assert ask(lab, "client", EP11, 8080, LIMIT) == EP11
+            assert ask(lab, "client", EP11_6, 8080, 0.3) == "TimeoutError"
             assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\2"  # TCP_SYN_SENT
             lab.run("node", "ipvsadm", "-C")
+        assert ask(lab, "client", EP11_6, 8080, LIMIT) == EP11_6
         until(lambda: not remembers(servers))
         client.settimeout(LIMIT)
         assert client.recv(256).startswith(EP12.encode())
