@@ -240,9 +240,10 @@ def remembers(virtuals: Collection[Virtual]) -> bool:
         next(file)
         for line in file:
             protocol, _, _, address, port, *_ = line.split()
-            to = bytes.fromhex(address.replace(b":", b"").decode()), int(port, 16)
-            if protocol in _PROTOCOLS and Virtual(_PROTOCOLS[protocol], *to) in virtuals:
-                return True
+            if protocol in _PROTOCOLS:
+                virtual = Virtual(_PROTOCOLS[protocol], *_endpoint(address + b":" + port))
+                if virtual in virtuals:
+                    return True
     return False
 
 

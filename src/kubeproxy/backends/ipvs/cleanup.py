@@ -5,7 +5,6 @@ Chains that iptables mode has, too, lose what is ours in them, and are for its c
 IPVS loaded is left as it is.
 """
 
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,7 +47,8 @@ def cleanup() -> None:
             log.info("Removed %d %s of ipvs mode", count, what)
 
     if Path("/proc/net/ip_vs").exists():
-        attempt("virtual servers", _clean_servers)
+        for family in FAMILIES:
+            attempt(f"{family} virtual servers", lambda: _clean_servers(Linux(family)))  # noqa: B023 called at once
     for name, tables in programs.installed():
         attempt(f"rules through {name}", lambda: clean(tables))  # noqa: B023
     if sets:
@@ -116,19 +116,16 @@ def _node_port_sets(family: Family) -> dict[str, str]:
     return {names.set_name(short, family): protocol for protocol, short in names.NODE_PORTS.items()}
 
 
-def _clean_servers() -> int:
-    with contextlib.ExitStack() as stack:
-        kernels = [stack.enter_context(contextlib.closing(Linux(family))) for family in FAMILIES]
-        found = {kernel: own_servers(kernel, _node_port_sets(kernel.family)) for kernel in kernels}
-        servers = {server for each in found.values() for server in each}
-        if servers:
-            stack.enter_context(hold(servers))
-        refused: list[OSError] = []
-        for kernel, each in found.items():
-            refused += kernel.change_servers([ServerChange("delete", v) for v in each]).values()
-    for error in refused:
-        raise error
-    return len(servers)
+def _clean_servers(kernel: Linux) -> int:
+    try:
+        found = own_servers(kernel, _node_port_sets(kernel.family))
+        with hold(found):
+            refused = kernel.change_servers([ServerChange("delete", v) for v in found])
+        for error in refused.values():
+            raise error
+        return len(found)
+    finally:
+        kernel.close()
 
 
 def _sets_there() -> list[str]:

@@ -48,20 +48,30 @@ def hold(servers: Collection[Virtual]) -> Iterator[None]:
     """Nobody begins a TCP connection to these virtual servers until they have been deleted and forgotten.
 
     A kernel that cannot do that is left as it is: what is young may be cut off.
+
+    Raises:
+        OSError: the kernel has no nfnetlink, which IP sets need, too.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            kernel = stack.enter_context(Kernel())
-            kernel.commit([message for size in _DESTINATIONS for message in _table(servers, size)])
-        except OSError as e:
-            log.debug("Nobody is kept from beginning connections while virtual servers go: %s", e)
-            yield
-            return
-        time.sleep(_YOUNG_SECONDS)
+    with Kernel() as kernel:
+        known = frozenset(servers)
+        held = _begin(kernel, known)
+        if held:
+            time.sleep(_YOUNG_SECONDS)
         yield
         deadline = time.monotonic() + _FORGET_SECONDS
-        while ipvs.remembers(servers) and time.monotonic() < deadline:
+        while held and time.monotonic() < deadline and ipvs.remembers(known):
             time.sleep(_POLL_SECONDS)
+
+
+def _begin(kernel: Kernel, servers: Collection[Virtual]) -> bool:
+    """Puts the rules there; returns whether anybody waits."""
+    messages = [message for size in _DESTINATIONS for message in _table(servers, size)]
+    try:
+        kernel.commit(messages)
+    except OSError as e:
+        log.debug("Nobody is kept from beginning connections while virtual servers go: %s", e)
+        return False
+    return bool(messages)
 
 
 def _table(servers: Collection[Virtual], size: int) -> list[m.Message]:
