@@ -12,6 +12,7 @@ from kubeproxy.api import types
 from kubeproxy.api.addresses import pack
 from kubeproxy.backends.ipvs.hold import TABLE, hold
 from kubeproxy.netlink.ipvs import TCP, Virtual, remembers, table
+from kubeproxy.relay.connection import will_reset
 from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import Station, ask, until
 from tests.kernel.test_daemon import run
@@ -165,7 +166,7 @@ def test_nobody_begins_a_connection_while_virtual_servers_go(lab: Lab, station: 
     with before:
         assert before.recv(256).startswith(EP11.encode())
         port = before.getsockname()[1]
-        before.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # frees it at once
+        will_reset(before)  # which frees the port at once
     with client, lab.inside("node"):
         servers = set(table())
         assert remembers(servers)

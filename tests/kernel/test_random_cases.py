@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from kubeproxy.model.verdict import IPTABLES, NFTABLES, Manners
 from tests.lab import cases, probe, random_case
 from tests.lab.daemon import Daemon, kube_proxy
-from tests.lab.probe import Outcomes
+from tests.lab.probe import SOME_LOST, Outcomes
 from tests.lab.random_case import Document
 from tests.lab.topology import Lab
 from tests.scenarios.carried import carried, forgive
@@ -24,7 +24,7 @@ def expected(world: World, manners: Manners, fronts: random_case.Fronts) -> Outc
     for client, front, sent, verdict in world.verdicts(manners, fronts):
         told = outcome(client, sent, verdict)
         # Who stays with a backend may stay with one that answers past the node: chance decides for all tries.
-        if not (verdict.port and verdict.port.affinity and "and no answer" in told):
+        if not (verdict.port and verdict.port.affinity and SOME_LOST in told):
             wanted[client][front] = told
     return wanted
 

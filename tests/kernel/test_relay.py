@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from kubeproxy.relay import sockets, tcp
-from kubeproxy.relay.connection import Connection
+from kubeproxy.relay.connection import Connection, will_reset
 from kubeproxy.relay.control import Relay
 from kubeproxy.relay.loop import Loop
 from kubeproxy.relay.shared import Shared
@@ -156,7 +156,7 @@ def test_a_reset_is_passed_on_both_ways(relay: Relay) -> None:
             first.send(b"x")
             second.settimeout(PATIENCE)
             assert second.recv(1) == b"x"
-            first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            will_reset(first)
             first.close()
             with second, pytest.raises(ConnectionResetError):
                 second.recv(1)

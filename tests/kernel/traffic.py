@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import select
 import socket
-import struct
 import threading
 import time
 from collections import Counter
@@ -17,9 +16,10 @@ from types import TracebackType
 from typing import Self
 
 from kubeproxy.api import types
+from kubeproxy.relay.connection import will_reset
 from tests.fakes.cluster import endpoints
 from tests.lab import cases, netns
-from tests.lab.probe import CLIENTS
+from tests.lab.probe import CLIENTS, SOME_LOST
 from tests.lab.topology import LOCAL, NODE_NAME, Lab
 from tests.vm.machine import inside
 
@@ -36,7 +36,7 @@ def answered(mode: str, case: str) -> list[Front]:
         (CLIENTS[client], address, int(port))
         for client, outcomes in cases.expected(mode, case).items()
         for front, outcome in outcomes.items()
-        if isinstance(outcome, list) and "and no answer" not in outcome and front.endswith("/tcp")
+        if isinstance(outcome, list) and SOME_LOST not in outcome and front.endswith("/tcp")
         for address, _, port in [front.split(" ")[1].removesuffix("/tcp").rpartition(":")]
     ]
 
@@ -147,7 +147,7 @@ class Talk:
     def reset(self) -> None:
         """Hangs up at once: nobody waits for what may still come."""
         for _, sock in self._connections:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            will_reset(sock)
         self.close()
 
     def close(self) -> None:

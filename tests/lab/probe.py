@@ -36,6 +36,7 @@ CLIENT_ADDRESSES = {
     "outside": BEHIND_WAN["out"][0],
 }
 NO_ANSWER = "no answer"
+SOME_LOST = f"and {NO_ANSWER}"
 _LOST = {NO_ANSWER, "EHOSTUNREACH"}  # no rule says the latter: a neighbour did not answer in time
 TRIES, TRIES_PER_BACKEND = 24, 16
 ROUNDS = 3
@@ -61,7 +62,7 @@ class _Front:
         self.family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
         self.affinity = isinstance(self.expected, list) and self.expected[0].startswith("*")
-        self.answers = isinstance(self.expected, list) and f"and {NO_ANSWER}" not in self.expected
+        self.answers = isinstance(self.expected, list) and SOME_LOST not in self.expected
 
     def outcome(self) -> Outcome:
         errors = self.errors + Counter({NO_ANSWER: self.pending})
@@ -121,8 +122,7 @@ class _Prober:
                         for number in range(tries):
                             self._start(front)
                             if number % 16 == 15:
-                                while self._collect(POLL if self._crowded() else 0):
-                                    pass
+                                self._catch_up()
         quiet = 0
         deadline = time.monotonic() + LIMIT
         while self.open and time.monotonic() < deadline:
@@ -138,7 +138,12 @@ class _Prober:
             sock.close()
         self.open.clear()
 
-    def _crowded(self) -> bool:
+    def _catch_up(self) -> None:
+        """Collects what has come; while too many wait, also what comes soon."""
+        while self._collect(POLL if self._is_crowded() else 0):
+            pass
+
+    def _is_crowded(self) -> bool:
         return sum(front.answers for _, front in self.open.values()) > IN_FLIGHT
 
     def _start(self, front: _Front) -> None:

@@ -10,10 +10,9 @@ Who is served by whom, and who is dropped or rejected, is the same.
 from kubeproxy.api.addresses import IPV6, family_of
 from kubeproxy.model.plan import FORWARD
 from kubeproxy.model.verdict import NFTABLES
-from tests.lab.probe import NO_ANSWER, Outcome, Outcomes
+from tests.lab.probe import NO_ANSWER, SOME_LOST, Outcome, Outcomes
 from tests.scenarios.world import BRIDGE, World, parse_front
 
-LOST = f"and {NO_ANSWER}"
 # The address this node speaks from, by where the backend is. The first that fits counts.
 SOURCES = (
     ("10.244.1.", "10.244.1.1"),
@@ -50,8 +49,8 @@ def _carried(outcome: Outcome, backends: list[str]) -> Outcome:
         return sorted(map(_seen, backends)) if outcome == NO_ANSWER and backends else outcome
     if outcome[0].startswith("*"):
         return ["*<-node" if outcome == ["*<-client"] else outcome[0]]
-    served = {each.partition("<-")[0] for each in outcome} - {LOST}
-    if LOST in outcome:
+    served = {each.partition("<-")[0] for each in outcome} - {SOME_LOST}
+    if SOME_LOST in outcome:
         served |= set(backends)
     return sorted(map(_seen, served))
 

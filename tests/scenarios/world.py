@@ -13,6 +13,7 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import FORWARD, ServicePlan
 from kubeproxy.model.verdict import Book, Manners, Packet, Verdict
 from tests.lab import cases
+from tests.lab.probe import SOME_LOST
 
 LOCAL_ADDRESSES: Mapping[Family, tuple[str, ...]] = {
     IPV4: ("127.0.0.1", "192.0.2.1", "10.244.1.1"),
@@ -132,4 +133,4 @@ def outcome(client: str, sent: Packet, verdict: Verdict) -> str | list[str]:
         return ["*"] if depends else [f"*<-{sources.pop()}"]
     if not seen:
         return "no answer"
-    return sorted(seen | ({"and no answer"} if lost else set()))
+    return sorted(seen | ({SOME_LOST} if lost else set()))
