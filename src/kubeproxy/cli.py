@@ -59,6 +59,8 @@ def _main(argv: Sequence[str]) -> int:
     log.setup(_log_options(options.config.logging))
     for warning in options.warnings:
         logger.warning("%s", warning)
+    for message in options.unknown_fields:
+        logger.error("%s", message)
     if logger.isEnabledFor(log.V2):
         for name, text in options.flags.items():
             logger.log(log.V2, 'FLAG: --%s="%s"', name, text)

@@ -165,13 +165,14 @@ class TestCommand:
         assert command(f"--config={path}", f"--write-config-to={again}").returncode == 0
         assert again.read_text() == text
 
-    def test_a_lenient_file_works_with_a_warning_in_the_chosen_format(self, tmp_path):
+    def test_a_lenient_file_works_with_an_error_in_the_chosen_format(self, tmp_path):
         path = tmp_path / "c.yaml"
-        path.write_text(HEADER + "masqueradeAll: true\nlogging: {format: json}\n")
+        path.write_text(HEADER + "clusterCidr: 10.0.0.0/8\nlogging: {format: json}\n")
         done = command(f"--config={path}", f"--write-config-to={tmp_path}/out")
         assert done.returncode == 0
         first, second = done.stderr.splitlines()
-        assert 'unknown field \\"masqueradeAll\\"' in first
+        assert 'unknown field \\"clusterCidr\\"; did you mean \\"clusterCIDR\\"?' in first
+        assert '"v":' not in first, "an error, which has no verbosity"
         assert first.startswith('{"ts":')
         assert '"msg":"Wrote configuration' in second
 

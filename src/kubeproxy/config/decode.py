@@ -1,15 +1,15 @@
 """The text of a configuration file becomes a KubeProxyConfiguration.
 
 As in the reference, the file is judged strictly first: fields nobody knows and keys given twice are found. Because old
-files must go on working, they are no errors but a warning that names every one of them; the last of equal keys counts.
+files must go on working, they do not end the program, but every one of them is named; the last of equal keys counts.
 What has the wrong type is an error. A null is the same as not being there.
 
 YAML is read as Kubernetes reads it: `30:15` and `2024-01-01` are text, not a number to the base of 60 and a date.
 Only the first document of a file counts.
 """
 
-from collections.abc import Iterator
-from typing import Any, get_args
+from functools import cache
+from typing import Any, Final, get_args
 
 import msgspec
 from msgspec.structs import fields
@@ -17,6 +17,10 @@ from msgspec.structs import fields
 from kubeproxy.config import ConfigError
 from kubeproxy.config.durations import Duration, Quantity, parse_duration, parse_quantity
 from kubeproxy.config.types import API_VERSION, KIND, KubeProxyConfiguration, NanosecondDuration
+from kubeproxy.fields import Schema, unknown
+
+UNKNOWN_FIELD: Final = "unknown field"
+"""How a doubt about a field that nobody knows begins."""
 
 _TAG = "tag:yaml.org,2002:"
 
@@ -54,7 +58,7 @@ def _decode(text: str, name: str) -> tuple[KubeProxyConfiguration, tuple[str, ..
         raise ConfigError(
             f'{name}: no kind "{kind}" in version "{version}": expected {KIND} of {API_VERSION}'
         )
-    doubts += [f'unknown field "{path}"' for path in _unknown(raw, KubeProxyConfiguration, "")]
+    doubts += [f'{UNKNOWN_FIELD} "{field.path}"{field.hint}' for field in unknown(raw, schema())]
     try:
         config = msgspec.convert(_without_nulls(raw), KubeProxyConfiguration, dec_hook=_convert)
     except msgspec.ValidationError as e:
@@ -72,7 +76,7 @@ def _json(text: str) -> tuple[Any, list[str]] | None:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                doubts.append(f'key "{key}" is given twice')
+                doubts.append(f'key "{key}" is given twice; the last counts')
             found[key] = value
         return found
 
@@ -122,25 +126,23 @@ def _prepare(node: Any, path: str, doubts: list[str], seen: set[int]) -> None:
         for key, value in node.value:
             here = f"{path}.{key.value}" if path else str(key.value)
             if key.value in keys:
-                doubts.append(f'key "{here}" is given twice')
+                doubts.append(f'key "{here}" is given twice; the last counts')
             keys.add(str(key.value))
             _prepare(key, here, doubts, seen)
             _prepare(value, here, doubts, seen)
 
 
-def _unknown(raw: Any, type_: Any, path: str) -> Iterator[str]:
-    """Yields the paths of the fields a Struct does not have."""
-    if isinstance(raw, list):
-        for i, item in enumerate(raw):
-            yield from _unknown(item, next(iter(get_args(type_)), None), f"{path}[{i}]")
-    elif isinstance(raw, dict) and isinstance(type_, type) and issubclass(type_, msgspec.Struct):
-        known = {field.encode_name: field.type for field in fields(type_)}
-        for key, value in raw.items():
-            here = f"{path}.{key}" if path else str(key)
-            if key in known:
-                yield from _unknown(value, known[key], here)
-            else:
-                yield here
+@cache
+def schema() -> Schema:
+    """The fields of a configuration file, without `kind` and `apiVersion`."""
+    return _schema(KubeProxyConfiguration) or {}
+
+
+def _schema(type_: Any) -> Schema | None:
+    """The fields of a Struct, or of the Structs in a tuple; None for any other type."""
+    if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
+        return {field.encode_name: _schema(field.type) for field in fields(type_)}
+    return next((found for inner in get_args(type_) if (found := _schema(inner)) is not None), None)
 
 
 def _without_nulls(raw: Any) -> Any:

@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from kubeproxy.config import ConfigError
-from kubeproxy.config.decode import decode
+from kubeproxy.config.decode import UNKNOWN_FIELD, decode
 from kubeproxy.config.defaults import (
     HEALTHZ_PORT,
     METRICS_PORT,
@@ -40,6 +40,7 @@ class Options(Struct, gc=False, frozen=True):
         userspace_listen: userspace mode listens on the Services' own addresses.
         flags: every flag's name and value as text, as /flagz shows them.
         warnings: what the operator should know; logged once logging works.
+        unknown_fields: the fields of the file that nobody knows, each as a message; logged as errors.
     """
 
     config: KubeProxyConfiguration
@@ -53,6 +54,7 @@ class Options(Struct, gc=False, frozen=True):
     userspace_listen: bool = False
     flags: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
+    unknown_fields: tuple[str, ...] = ()
 
 
 def load(values: Mapping[str, Any], platform: str) -> Options:
@@ -71,14 +73,15 @@ def load(values: Mapping[str, Any], platform: str) -> Options:
     warnings = [
         f"--{name} is deprecated: {flags[name].deprecated}" for name in values if flags[name].deprecated
     ]
+    unknown: list[str] = []
     path = values.get("config", "")
     data = b""
     if path:
         data = read(path)
         config, doubts = decode(data, path)
         config = with_defaults(config)
-        if doubts:
-            warnings.append(f"{path}: read leniently, a strict reader would refuse: {', '.join(doubts)}")
+        unknown = [f"{path}: ignored {doubt}" for doubt in doubts if doubt.startswith(UNKNOWN_FIELD)]
+        warnings += [f"{path}: {doubt}" for doubt in doubts if not doubt.startswith(UNKNOWN_FIELD)]
         config = _with_logging(config, values, platform)
         ignored = [f"--{name}" for name in values if not flags[name].always]
         if ignored:
@@ -108,6 +111,7 @@ def load(values: Mapping[str, Any], platform: str) -> Options:
             for name, flag in flags.items()
         },
         warnings=(*warnings, *remarks(config.feature_gates)),
+        unknown_fields=tuple(unknown),
     )
 
 

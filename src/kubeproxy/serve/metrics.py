@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from kubeproxy.clock import Clock, SystemClock
+from kubeproxy.config.load import Options
 from kubeproxy.figures import DURATIONS, Figure, Histogram, Kind
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
@@ -189,6 +190,12 @@ def of_changes(hub: Hub) -> Iterable[Figure]:
         )
         text = f"Changes of {name}s that concern a Service."
         yield Figure(f"{_SYNC}{name}_changes_total", "counter", text, hub.changes[kind])
+
+
+def of_options(options: Options) -> Iterable[Figure]:
+    """What is wrong with the options though the program runs with them."""
+    text = "Fields of the configuration file that are unknown and therefore ignored."
+    yield Figure("kubeproxy_config_unknown_fields", "gauge", text, len(options.unknown_fields))
 
 
 def of_sources(statuses: Sequence[Status], now: float) -> Iterable[Figure]:

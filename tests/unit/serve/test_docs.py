@@ -6,6 +6,7 @@ from pathlib import Path
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables.backend import IPTables
 from kubeproxy.backends.localhost import Localhost
+from kubeproxy.config.load import load
 from kubeproxy.figures import Figure
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
@@ -33,6 +34,7 @@ async def served() -> dict[str, str]:
     found: list[Figure] = [
         *health.figures(),
         *metrics.of_changes(Hub("here")),
+        *metrics.of_options(load({}, "linux")),
         *metrics.of_sources([Status("Service", heard=1)], 2),
         *FlowMetrics(FlowCleaner(Stage().loop)).figures(),
         *Localhost(IPTables(FakeTables(), counters=False, drop_invalid=True), FakeRelay()).figures(),
