@@ -1,9 +1,9 @@
 """The control loop of one IP family: brings the kernel to the plans, and keeps it there.
 
 Changes are collected while a sync runs or rests, and the next sync plans each touched Service once, as it stands then;
-what came back to what it was costs nothing. The first change after a quiet time goes at once. After a sync the loop
-rests: as long as the operator says (minSyncPeriod), else three times what the sync took, so that syncing never takes
-more than about a quarter of a processor, and a cheap sync is never kept waiting.
+what came back to what it was costs nothing. When a sync may begin is decided by `pacer`, which states what it
+guarantees: in short, the first change after a quiet time or after a full sync goes at once, and changes that follow
+each other rest as long as a partial sync takes, one second at most.
 
 A sync that fails is done again, in full, with growing delays. A Service that the kernel refuses is left as it was,
 reported, and tried again when it changes and from time to time; it holds up nobody. Now and then the loop looks
@@ -12,8 +12,6 @@ whether the kernel still holds what was put there, and mends it.
 
 import asyncio
 import logging
-import math
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from msgspec import Struct, structs
@@ -26,19 +24,13 @@ from kubeproxy.log import V2
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.model.state import State
+from kubeproxy.pacer import Kind, Pacer
 
 log = logging.getLogger(__name__)
-
-REST_FACTOR = 3.0
-"""A sync is followed by a rest of so many times its duration, where nobody set minSyncPeriod."""
 
 FULL_SYNC_SECONDS = 3600.0
 """How often everything is compared with the kernel although nothing seems wrong."""
 
-_HURRIES, _HURRY_SECONDS = 5, 60.0
-"""So many repairs in so long a time may cut the rest after the last sync short; who fights us must wait."""
-
-_FIRST_RETRY_SECONDS = 0.25
 _YIELD_EVERY = 500
 _LONGEST_REFUSAL_SECONDS = 300.0
 
@@ -97,25 +89,23 @@ class Loop:
             backend: what brings it to the kernel.
             node: the node under this family.
             sync_period: seconds between looks at the kernel, and the longest delay before a failed sync is retried.
-            min_sync_period: least seconds between the end of a sync and the next; None: adapt to what a sync costs.
+            min_sync_period: least seconds between the end of a sync and the next; None: adapt to what partial syncs cost.
             clock: the time.
         """
         self._state = state
         self._backend = backend
         self.node = node
         self._sync_period = sync_period
-        self._min_sync_period = min_sync_period
         self._clock = clock or SystemClock()
+        self._pacer = Pacer(min_sync_period, sync_period)
         self._wake = asyncio.Event()
         self._pending: dict[Key, tuple[float, ...]] = {}
+        self._retried: dict[Key, tuple[float, ...]] = {}  # those of them that the kernel refused before
         self._queued: float | None = None
         self._syncing: float | None = None
         self._full = True
         self._node_changed = False
         self._repairing = False
-        self._hurries = deque([-math.inf] * _HURRIES, _HURRIES)
-        self._hurry = asyncio.Event()
-        self._not_before = 0.0
         self._next_look = 0.0
         self._next_full = 0.0
         self._next_refused = 0.0
@@ -138,7 +128,7 @@ class Loop:
     @property
     def pending(self) -> int:
         """How many Services wait for a sync."""
-        return len(self._pending)
+        return len(self._pending) + len(self._retried)
 
     @property
     def queued_since(self) -> float | None:
@@ -167,8 +157,9 @@ class Loop:
         if not keys:
             return
         for key in keys:
-            before = self._pending.get(key, ())
-            self._pending[key] = before if triggered is None else (*before, triggered)
+            pending = self._retried if key in self.refused else self._pending
+            before = pending.get(key, ())
+            pending[key] = before if triggered is None else (*before, triggered)
         self._queue()
 
     def set_node(self, node: NodeConfig) -> None:
@@ -195,10 +186,6 @@ class Loop:
         self._repairing = True
         self.repairs += 1
         log.warning("%s: %s; all rules are compared and restored", self.family, what)
-        now = self._clock.now()
-        if now - self._hurries[0] > _HURRY_SECONDS:
-            self._hurries.append(now)
-            self._hurry.set()
         self.resync()
 
     def _queue(self) -> None:
@@ -219,21 +206,21 @@ class Loop:
         """Syncs for ever; ends only by cancellation. Rules stay when it ends."""
         try:
             while True:
-                await self._until_due()
-                await self._sync()
+                await self._sync(await self._until_due())
         finally:
             self._backend.close()
 
-    async def _until_due(self) -> None:
-        """Waits until there is something to do and the last sync has rested."""
+    async def _until_due(self) -> Kind:
+        """Waits until there is something to do and it may begin; returns what kind of sync does it."""
         while True:
+            self._wake.clear()
             now = self._clock.now()
-            if self._full or self._pending or self._node_changed:
-                if now >= self._not_before or self._hurry.is_set():
-                    return
-                await self._clock.wait(self._hurry, self._not_before - now)
-                continue
-            if self.refused and now >= self._next_refused:
+            if due := self._due(now):
+                start, kind = due
+                if now >= start:
+                    return kind
+                await self._clock.wait(self._wake, start - now)
+            elif self.refused and now >= self._next_refused:
                 log.log(V2, "%s: trying refused Services again", self.family)
                 self.resync()
             elif now >= self._next_full:
@@ -244,20 +231,34 @@ class Loop:
                     self._disturbed("somebody changed the rules in the kernel")
             else:
                 timers = [self._next_look, self._next_full, *([self._next_refused] if self.refused else [])]
-                self._wake.clear()
                 await self._clock.wait(self._wake, min(timers) - now)
 
-    async def _sync(self) -> None:
+    def _due(self, now: float) -> tuple[float, Kind] | None:
+        """When the next sync may begin, and its kind; None if there is nothing to do."""
+
+        def at(kind: Kind) -> tuple[float, Kind]:
+            return max(now, self._pacer.start(kind)), kind
+
+        if self._full:
+            return at("repair" if self._repairing else "full")
+        found = [at("full")] if self._retried else []
+        if self._pending or self._node_changed:
+            found.append(at("partial"))
+        return min(found, key=lambda due: due[0], default=None)
+
+    async def _sync(self, kind: Kind) -> None:
         """Does one sync of what is due."""
         started = self._clock.now()
+        self._pacer.began(kind, started)
+        full = kind != "partial"
         pending, self._pending = self._pending, {}
-        full = self._full or not self.refused.keys().isdisjoint(pending)
-        self._full = False
+        if full:
+            pending |= self._retried
+            self._retried = {}
+            self._full = self._repairing = False
         node, node_changed, self._node_changed = self.node, self._node_changed, False
-        self._repairing = False
-        self._hurry.clear()
         self._syncing = started if self._queued is None else self._queued
-        self._queued = None
+        self._queued = self._syncing if self._retried else None
         try:
             changes = await self._all(node) if full else self._differences(pending)
             if not full and not changes and not node_changed:
@@ -272,6 +273,7 @@ class Loop:
         finally:
             self._syncing = None
         ended = self._clock.now()
+        self._pacer.succeeded(kind, ended, ended - started)
         triggered = [at for c in changes for at in pending.get(c.key, ())] if pending else ()
         self._succeeded(Synced(full, changes, failures, started, ended - started, ended - planned, triggered))
 
@@ -296,8 +298,7 @@ class Loop:
             log.info("%s: full sync: %s", self.family, error)
             return
         self.failures_in_row += 1
-        delay = min(_FIRST_RETRY_SECONDS * 2 ** min(self.failures_in_row - 1, 30), self._sync_period)
-        self._not_before = self._clock.now() + delay
+        delay = self._pacer.failed(self._clock.now(), self.failures_in_row)
         foreseen = isinstance(error, SyncError)
         log.error(
             "%s: sync failed, trying again in %.3g s: %s", self.family, delay, error, exc_info=not foreseen
@@ -318,8 +319,6 @@ class Loop:
                     self.applied.pop(change.key, None)
                 else:
                     self.applied[change.key] = change.after
-        rest = REST_FACTOR * done.seconds if self._min_sync_period is None else self._min_sync_period
-        self._not_before = now + rest
         self.last_success = now
         self.failures_in_row = 0
         self.synced.set()
@@ -353,3 +352,6 @@ class Loop:
         else:
             self._refused_delay = 0.0
         self.refused = dict(failures)
+        touched = self._pending | self._retried
+        self._retried = {key: touched.pop(key) for key in failures if key in touched}
+        self._pending = touched

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeproxy import sync
+from kubeproxy import pacer, sync
 from kubeproxy.api import types
 from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
 from kubeproxy.model.node import NodeConfig
@@ -249,13 +249,13 @@ async def test_a_change_that_is_none_here_makes_no_later_one_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    ("period", "rest"),
-    [(None, 6.0), (0.5, 0.5), (10.0, 10.0)],
-    ids=["three times what it took", "less, as told", "more, as told"],
+    ("period", "cost", "rest"),
+    [(None, 2.0, 1.0), (None, 0.25, 0.25), (0.5, 2.0, 0.5), (10.0, 2.0, 10.0)],
+    ids=["one second at most", "what it took", "less, as configured", "more, as configured"],
 )
-async def test_the_rest_after_a_sync(period: float | None, rest: float) -> None:
+async def test_the_rest_after_a_partial_sync(period: float | None, cost: float, rest: float) -> None:
     rig = Rig(min_sync_period=period)
-    rig.kernel.cost = 2.0
+    rig.kernel.cost = cost
     async with rig.running():
         await rig.clock.advance(100)
         for port in (80, 81, 82):
@@ -264,10 +264,141 @@ async def test_the_rest_after_a_sync(period: float | None, rest: float) -> None:
         await rig.clock.advance(100)
     first, second = rig.kernel.times[1:]
     assert first == 1100.0
-    assert second == first + 2.0 + rest
+    assert second == first + cost + rest
 
 
-async def test_syncing_takes_no_more_than_a_quarter_of_the_time() -> None:
+async def test_the_first_change_after_the_start_goes_at_once_and_what_follows_too() -> None:
+    rig = Rig()
+    rig.set(A)
+    rig.kernel.cost = 4.0
+    async with rig.running():
+        await rig.clock.settle()
+        assert rig.loop.last_success == 1004.0
+        rig.kernel.cost = 0.25
+        for port in (81, 82, 83):
+            await rig.clock.advance(0.25)
+            rig.set(A, port)
+            await rig.clock.settle()
+    assert rig.kernel.times == [1000.0, 1004.25, 1004.75, 1005.25]
+    assert rig.kernel.plans == rig.wanted()
+
+
+async def test_changes_that_follow_each_other_take_twice_the_work_of_a_sync() -> None:
+    rig = Rig()
+    rig.kernel.cost = 0.25
+    waits = []
+    async with rig.running():
+        await rig.clock.advance(10)
+        for port in range(1, 20):
+            changed = rig.clock.time
+            rig.set(A, port)
+            while rig.kernel.plans != rig.wanted():
+                await rig.clock.advance(0.01)
+            waits.append(rig.clock.time - changed)
+    assert waits[0] == pytest.approx(0.25)
+    assert max(waits) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("noticed", ["at once", "by a look"])
+async def test_the_first_change_after_a_repair_goes_at_once(noticed: str) -> None:
+    rig = Rig()
+    rig.set(A)
+    async with rig.running():
+        await rig.clock.advance(25)
+        rig.kernel.cost = 4.0
+        if noticed == "at once":
+            rig.kernel.disturbed("nft flushed the ruleset")
+            await rig.clock.settle()
+        else:
+            rig.kernel.whole = False
+            await rig.clock.advance(5)
+        repaired = rig.clock.time
+        assert [full for _, full, _ in rig.kernel.syncs] == [True, True]
+        rig.set(A, 81)
+        await rig.clock.settle()
+        assert rig.kernel.syncs[2:] == [(repaired, False, [A])]
+
+
+async def test_where_a_period_is_set_it_holds_after_full_syncs_too() -> None:
+    rig = Rig(min_sync_period=10.0)
+    rig.set(A)
+    rig.kernel.cost = 4.0
+    async with rig.running():
+        await rig.clock.settle()
+        rig.set(A, 81)
+        await rig.clock.advance(100)
+    assert rig.kernel.times == [1000.0, 1014.0]
+
+
+async def test_a_node_that_changes_all_the_time_takes_no_more_than_a_quarter_of_the_time() -> None:
+    rig = Rig()
+    rig.kernel.cost = 1.0
+    async with rig.running():
+        for number in range(3000):
+            rig.loop.set_node(NodeConfig(name="here", zone=f"z{number}"))
+            await rig.clock.advance(0.1)
+    seconds = rig.clock.time - 1000
+    at_once = pacer.AT_ONCE * (seconds // pacer.AT_ONCE_SECONDS + 1)
+    assert seconds / 4 - 2 <= len(rig.kernel.syncs) <= seconds / 4 + 2 + at_once
+    assert all(full for _, full, _ in rig.kernel.syncs)
+
+
+async def test_a_refused_service_that_changes_all_the_time_holds_up_nobody() -> None:
+    rig = Rig()
+    for key in (A, B):
+        rig.set(key)
+    rig.kernel.refused = {B: "no"}
+    rig.kernel.cost = 4.0
+    waits = []
+    async with rig.running():
+        await rig.clock.settle()
+        for port in range(1, 100):
+            rig.set(B, port)
+            await rig.clock.advance(1)
+            changed = rig.clock.time
+            rig.set(A, port)
+            while rig.kernel.plans != rig.loop.applied or rig.kernel.plans != {A: rig.wanted()[A]}:
+                await rig.clock.advance(0.25)
+            waits.append(rig.clock.time - changed)
+        await rig.clock.advance(20)
+        assert rig.loop.queued_since is None
+        assert rig.loop.pending == 0
+    seconds = rig.clock.time - 1000
+    at_once = pacer.AT_ONCE * (seconds // pacer.AT_ONCE_SECONDS + 1)
+    assert sum(full for _, full, _ in rig.kernel.syncs) <= seconds / 16 + 2 + at_once
+    assert max(waits) <= 4 + 1 + 4 + 0.25, "one sync that runs, its rest, and its own"
+
+
+async def test_a_refused_service_that_changed_during_the_sync_that_refused_it_is_tried_again() -> None:
+    rig = Rig()
+    busy = asyncio.Event()
+    rig.set(A)
+    rig.kernel.answers = [busy]
+    rig.kernel.refused = {A: "no"}
+    async with rig.running():
+        await rig.clock.settle()
+        rig.set(A, 81)
+        rig.set(B)
+        rig.kernel.refused = {}
+        busy.set()
+        await rig.clock.settle()
+    assert rig.kernel.plans == rig.wanted() == rig.loop.applied
+    assert rig.loop.pending == 0
+
+
+async def test_a_repair_waits_for_no_rest() -> None:
+    rig = Rig(min_sync_period=30.0)
+    rig.set(A)
+    async with rig.running():
+        await rig.clock.advance(35)
+        rig.set(A, 81)
+        await rig.clock.settle()
+        rig.kernel.disturbed("nft did this")
+        await rig.clock.settle()
+    assert [(at, full) for at, full, _ in rig.kernel.syncs] == [(1000, True), (1035, False), (1035, True)]
+
+
+async def test_syncing_takes_no_more_than_half_of_the_time() -> None:
     rig = Rig()
     rig.kernel.cost = 0.3
     async with rig.running():
@@ -275,7 +406,7 @@ async def test_syncing_takes_no_more_than_a_quarter_of_the_time() -> None:
             rig.set(A, 1 + i)
             await rig.clock.advance(0.1)
     busy = rig.kernel.cost * len(rig.kernel.syncs)
-    assert busy == pytest.approx((rig.clock.time - 1000.0) / 4, rel=0.05)
+    assert busy == pytest.approx((rig.clock.time - 1000.0) / 2, rel=0.05)
 
 
 async def test_a_change_waits_from_when_it_came_until_the_kernel_has_it() -> None:
@@ -567,7 +698,7 @@ async def test_who_goes_on_disturbing_gets_no_more_than_a_share_of_the_time() ->
             await rig.clock.advance(0.1)
             rig.kernel.disturbed("somebody fights us")
     seconds = rig.clock.time - 1000
-    hurried = sync._HURRIES * (seconds // sync._HURRY_SECONDS + 1)
+    hurried = pacer.AT_ONCE * (seconds // pacer.AT_ONCE_SECONDS + 1)
     assert len(rig.kernel.syncs) <= seconds / 4 + 2 + hurried
     assert rig.loop.repairs >= seconds / 4 - 2
 
