@@ -21,7 +21,7 @@ from kubeproxy.config.load import Options
 from kubeproxy.events import Events
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
-from kubeproxy.linux import capabilities, oom
+from kubeproxy.linux import capabilities, instance, oom
 from kubeproxy.linux import run as programs
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.nodewatch import NodeWatch
@@ -43,6 +43,9 @@ _HANDSHAKE_SECONDS = 2.0
 """What another mode left is not removed sooner: IPVS drops packets of connections whose virtual server is gone, also of those
 that came in just before our rules were there."""
 
+_PATIENCE_SECONDS = 10.0
+"""So long another kube-proxy on this node is waited for: in an upgrade the old one may still be ending."""
+
 _UNABLE = ("ermission denied", "not permitted", "unable to initialize table")
 """What the kernel and the iptables programs say to those who lack a right."""
 
@@ -57,12 +60,13 @@ def run(options: Options) -> int:
     gc.set_threshold(*_GC_THRESHOLD)
     try:
         if options.cleanup:
-            _clean_up()
+            _clean_up(force=options.cleanup_force)
             return 0
+        alone = _alone()
         if options.init_only:
             return asyncio.run(App(options).prepare())
         _spare(options.config.oom_score_adj)
-        return asyncio.run(App(options).run())
+        return asyncio.run(App(options).run(alone))
     except (FatalError, UnsupportedError, SyncError, hosts.NodeError, OSError) as e:
         log.error("%s%s", e, _lacking(e))  # noqa: TRY400 the message says it all
         return 1
@@ -76,12 +80,45 @@ def _lacking(error: Exception) -> str:
     return f"; this process has no {' and no '.join(lacking)}" if lacking else ""
 
 
-def _clean_up() -> None:
+def _alone() -> instance.Instance:
+    """Makes sure that no other kube-proxy programs this network namespace, as long as the returned value is kept.
+
+    Raises:
+        FatalError: another one does, and does not end in time.
+    """
+
+    def waiting(holder: instance.Holder) -> None:
+        log.warning(
+            "Another kube-proxy (%s) runs in this network namespace: waiting %g s for it to end",
+            holder, _PATIENCE_SECONDS,
+        )  # fmt: skip
+
+    try:
+        return instance.acquire(_PATIENCE_SECONDS, waiting=waiting)
+    except instance.HeldError as e:
+        raise FatalError(f"{e}: nothing was changed; stop it first") from e
+
+
+def _clean_up(*, force: bool) -> None:
     if capabilities.missing(("CAP_NET_ADMIN",)):
         raise FatalError(
             "--cleanup needs CAP_NET_ADMIN, and CAP_NET_RAW for legacy iptables: nothing was removed"
         )
-    backends.cleanup()
+    try:
+        alone = instance.acquire(0)
+    except instance.HeldError as e:
+        if not force:
+            raise FatalError(
+                f"{e} and would restore what --cleanup removes: nothing was removed;"
+                " stop it first, or add --cleanup-force"
+            ) from e
+        log.warning("Cleaning up although %s: it will restore its rules", e)
+        backends.cleanup()
+        return
+    try:
+        backends.cleanup()
+    finally:
+        alone.release()
 
 
 def _spare(score: int) -> None:
@@ -109,8 +146,14 @@ class App:
         self._mode = "userspace-listen" if listens else self._config.mode
         self._has_rules = not listens
 
-    async def run(self) -> int:
-        """Runs until a signal or an error ends it; returns the exit status."""
+    async def run(self, alone: instance.Instance | None = None) -> int:
+        """Runs until a signal or an error ends it; returns the exit status.
+
+        Args:
+            alone: the lock that keeps other instances out.
+        """
+        if alone is not None and alone.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(alone.fileno(), alone.answer)
         self._stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._hub = Hub(self._name)
         self._events = Events(self._name, None)

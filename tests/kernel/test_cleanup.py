@@ -6,6 +6,7 @@ The cases are those of the oracle; all modes' rules are there at once, as nobody
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from kubeproxy.api.addresses import FAMILIES
 from tests.kernel.daemons import PATIENCE, Bare
 from tests.kernel.spaces import VARIANTS, Real
 from tests.lab.rules import load_iptables, load_nftables
-from tests.lab.topology import ROOT
+from tests.lab.topology import ROOT, Lab
 
 RECORDED = ROOT / "tests/oracle/expected"
 CASES = (
@@ -62,11 +63,11 @@ table inet kube-proxy {
 """
 
 
-def clean_up(lab: Bare, *prefix: str) -> subprocess.CompletedProcess[str]:
+def clean_up(lab: Lab, *prefix: str, flags: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """Runs it: no configuration, no kubeconfig, no home."""
     with lab.inside("node"):
         return subprocess.run(
-            [*prefix, sys.executable, "-m", "kubeproxy", "--cleanup"],
+            [*prefix, sys.executable, "-m", "kubeproxy", "--cleanup", *flags],
             check=False, capture_output=True, text=True, timeout=PATIENCE,
             env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src")},
         )  # fmt: skip
@@ -79,7 +80,7 @@ def add_others(lab: Bare) -> None:
 
 
 def held(lab: Bare) -> dict[str, list[str]]:
-    """All rules of the node, but those of the kubelet's firewall: the reference writes them, too, and lets them be."""
+    """All rules of the node, but those of the kubelet's firewall, which stay where there was a kubelet."""
     found = {"nftables": sorted(lab.run("node", "nft", "list", "tables").splitlines())}
     with lab.inside("node"):
         for variant in VARIANTS:

@@ -349,7 +349,8 @@ def test_cleanup_removes_all_of_ours_and_nothing_else(lab: Lab, tmp_path: Path) 
     lab.run("node", "nft", "add", "table", "ip", "kube-proxy")
     for _ in range(2):
         done = run(station, flags=("--cleanup",))
-        assert (done.returncode, complaints(done)) == (0, [])
+        assert done.returncode == 0
+        assert all("route_localnet is 1" in line for line in complaints(done))
         for variant in VARIANTS:
             for family in FAMILIES:
                 with lab.inside("node"):
@@ -363,10 +364,6 @@ def test_cleanup_removes_all_of_ours_and_nothing_else(lab: Lab, tmp_path: Path) 
                     "CNI-MASQ",
                     "KUBE-MARK-MASQ",
                     ":KUBE-MARK-MASQ",
-                    "INPUT",
-                    "OUTPUT",
-                    "KUBE-FIREWALL",
-                    ":KUBE-FIREWALL",
                 }
                 if family == IPV4:
                     assert {"-A CNI-MASQ -j KUBE-MARK-MASQ", "-A FORWARD -i cni0 -j ACCEPT"} <= left

@@ -40,7 +40,7 @@ _VERSION = re.compile(r"v(\d+)\.(\d+)\.?(\d+)?(?:.*\((legacy|nf_tables)\))?")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _TARGET = re.compile(r"(?:^| )-[jg] (\S+)")
 _LINE = re.compile(r"\bline:? (\d+)\b")
-_KUBELET_CHAINS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
+_KUBELET_CHAINS = frozenset({"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"})
 
 
 class RefusedError(Exception):
@@ -212,7 +212,11 @@ def installed(which: Callable[[str], str | None] = shutil.which) -> Iterator[tup
             yield name, Programs(family, f"{name}-save", f"{name}-restore", variant)
 
 
-def by_table(lines: Iterable[str]) -> dict[str, tuple[list[str], list[tuple[str, str]]]]:
+Held = Mapping[str, tuple[list[str], list[tuple[str, str]]]]
+"""Of each table the chains, and the rules with the chain they are in."""
+
+
+def by_table(lines: Iterable[str]) -> Held:
     """What `save` printed: of each table the chains, and the rules with the chain they are in."""
     found: dict[str, tuple[list[str], list[tuple[str, str]]]] = {}
     table = ""
@@ -231,7 +235,12 @@ def by_table(lines: Iterable[str]) -> dict[str, tuple[list[str], list[tuple[str,
     return found
 
 
-def are_of_ipvs(tables: Mapping[str, tuple[list[str], list[tuple[str, str]]]]) -> bool:
+def are_of_kubelet(tables: Held) -> bool:
+    """Whether a kubelet has written to the tables."""
+    return any(chain in _KUBELET_CHAINS for chains, _ in tables.values() for chain in chains)
+
+
+def are_of_ipvs(tables: Held) -> bool:
     """Whether the chains that iptables and ipvs mode both have are ipvs mode's now."""
     _, rules = tables.get(NAT, ([], []))
     return any(chain == "KUBE-SERVICES" and target(rule) == "KUBE-NODE-PORT" for chain, rule in rules)
@@ -284,7 +293,7 @@ def _kubelet_uses(name: str) -> bool:
     # Asked for a table by its name the legacy program would make it, and leave a trace of legacy tables on the node.
     argv = [f"{name}-save", *([] if name.endswith("-legacy") else ["-t", "mangle"])]
     try:
-        return any(line.startswith(_KUBELET_CHAINS) for line in run.lines(argv))
+        return are_of_kubelet(by_table(run.lines(argv)))
     except (run.ProgramError, OSError):
         return False
 

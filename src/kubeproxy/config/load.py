@@ -34,6 +34,7 @@ class Options(Struct, gc=False, frozen=True):
         config_data: what that file held.
         write_config_to: where to write the configuration instead of running.
         cleanup: remove what any mode left in the kernel instead of running.
+        cleanup_force: do so although another instance runs.
         init_only: do only what needs full privileges.
         master: the API server's address, before the kubeconfig's.
         manifests: files and folders to read instead of asking an API server.
@@ -48,6 +49,7 @@ class Options(Struct, gc=False, frozen=True):
     config_data: bytes = b""
     write_config_to: str = ""
     cleanup: bool = False
+    cleanup_force: bool = False
     init_only: bool = False
     master: str = ""
     manifests: tuple[str, ...] = ()
@@ -102,6 +104,7 @@ def load(values: Mapping[str, Any], platform: str) -> Options:
         config_data=data,
         write_config_to=values.get("write-config-to", ""),
         cleanup=values.get("cleanup", False),
+        cleanup_force=values.get("cleanup-force", False),
         init_only=values.get("init-only", False),
         master=values.get("master", ""),
         manifests=values.get("manifests", ()),

@@ -65,6 +65,7 @@ def test_every_flag_lands_in_its_field_and_nowhere_else(flag, section):
     [
         ("--write-config-to=f", "write_config_to", "f"),
         ("--cleanup", "cleanup", True),
+        ("--cleanup-force", "cleanup_force", True),
         ("--init-only", "init_only", True),
         ("--master=http://a", "master", "http://a"),
         ("--userspace-listen", "userspace_listen", True),
@@ -81,7 +82,7 @@ def test_every_flag_has_a_purpose():
     without_field = {f.name for f in FLAGS if not f.paths}
     assert without_field == {
         "config", "write-config-to", "cleanup", "init-only", "version", "help", "master", "healthz-port",
-        "metrics-port", "manifests", "userspace-listen", "boot-id-file", "machine-id-file",
+        "metrics-port", "manifests", "userspace-listen", "cleanup-force", "boot-id-file", "machine-id-file",
     }  # fmt: skip
 
 

@@ -1,15 +1,18 @@
 """Removes iptables mode's rules and chains, of both kinds of programs, whoever wrote them.
 
 What others have put into the same tables stays, and so do chains of ours that their rules lead to: KUBE-MARK-MASQ is
-used by network plugins. KUBE-FIREWALL is the kubelet's. Some chains ipvs mode has, too: they stay when they are its.
+used by network plugins. KUBE-FIREWALL is the kubelet's where a kubelet has ever written to the tables; elsewhere it goes, too.
+Some chains ipvs mode has, too: they stay when they are its.
 """
 
+import contextlib
 import logging
 
 from kubeproxy.backends import programs
 from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables, target
+from kubeproxy.backends.programs import FILTER, NAT, Held, RefusedError, Tables, target
+from kubeproxy.linux import sysctl
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +22,10 @@ _IPVS_HAS = {
 }
 _ONLY_OURS = '--comment "kubernetes load balancer firewall"'
 """A rule of ours, and not of ipvs mode, that leads to a chain both have."""
+
+_FIREWALL_JUMPS = {(chain, f"-j {names.KUBELET_FIREWALL}") for chain in ("INPUT", "OUTPUT")}
+_GUARD = '--comment "block incoming localnet connections"'
+_ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
 
 
 def cleanup() -> None:
@@ -50,9 +57,12 @@ def clean(tables: Tables) -> int:
     count = 0
     found = programs.by_table(tables.save())
     shared = _IPVS_HAS if programs.are_of_ipvs(found) else {}
+    firewall = _own_firewall(found)
     for table, (chains, rules) in found.items():
         stay = shared.get(table, set())
         ours = {c for c in chains if c in names.STATIC - stay or (table == NAT and names.is_owned(c))}
+        if table == FILTER:
+            ours |= firewall
         hooks = [
             (c, rule)
             for c, rule in rules
@@ -72,4 +82,31 @@ def clean(tables: Tables) -> int:
                 ],
             )
             count += len(ours)
+    if firewall:
+        _warn_of_localnet()
     return count
+
+
+def _own_firewall(found: Held) -> set[str]:
+    """KUBE-FIREWALL, if no kubelet needs it: nobody but us has rules in it, or rules that lead to it.
+
+    The reference, too, removes the jumps to it.
+    """
+    chains, rules = found.get(FILTER, ([], []))
+    if names.KUBELET_FIREWALL not in chains or programs.are_of_kubelet(found):
+        return set()
+    inside = (rule for chain, rule in rules if chain == names.KUBELET_FIREWALL)
+    jumps = {(chain, rule) for chain, rule in rules if target(rule) == names.KUBELET_FIREWALL}
+    own = all(_GUARD in rule for rule in inside) and jumps <= _FIREWALL_JUMPS
+    return {names.KUBELET_FIREWALL} if own else set()
+
+
+def _warn_of_localnet() -> None:
+    """What KUBE-FIREWALL protected from stays possible as long as the setting stays; it may be somebody else's."""
+    with contextlib.suppress(OSError):
+        if sysctl.read(_ROUTE_LOCALNET) == "1":
+            log.warning(
+                "%s is 1, and the rule is gone that drops packets to 127.0.0.0/8 from other hosts:"
+                " set it to 0 unless something else needs it",
+                _ROUTE_LOCALNET,
+            )

@@ -9,20 +9,19 @@ from hypothesis import strategies as st
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.iptables.cleanup import clean
+from kubeproxy.linux import sysctl
 from kubeproxy.model.node import NodeConfig
 from tests.fakes.cluster import NODE, NODE6
 from tests.unit.backends.iptables.rig import Rig, rich
 
-STAYS = {names.KUBELET_FIREWALL}
 
-
-def without_ours(tables: FakeTables) -> dict[str, dict[str, list[str]]]:
+def without_ours(tables: FakeTables, *stay: str) -> dict[str, dict[str, list[str]]]:
     """What must be left: everything but our chains, and the rules that lead to them."""
     return {
         table: {
-            chain: [rule for rule in held if "KUBE-" not in rule or rule.endswith(names.KUBELET_FIREWALL)]
+            chain: [rule for rule in held if "KUBE-" not in rule or rule.endswith(stay or " ")]
             for chain, held in chains.items()
-            if not chain.startswith("KUBE-") or chain in STAYS
+            if not chain.startswith("KUBE-") or chain in stay
         }
         for table, chains in tables.tables.items()
     }
@@ -42,6 +41,51 @@ def test_everything_of_ours_goes_and_stays_gone(node: NodeConfig) -> None:
     assert rig.sent() == []
     rig.full()
     assert rig.rules() == rig.fresh().rules()
+
+
+@pytest.mark.parametrize("table", ["mangle", "nat", "filter"])
+@pytest.mark.parametrize("chain", ["KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT"])
+def test_a_kubelet_keeps_its_firewall(table: str, chain: str) -> None:
+    rig = Rig()
+    rig.tell(*rich())
+    rig.tables.tables[table][chain] = []
+    rig.full()
+    expected = without_ours(rig.tables, names.KUBELET_FIREWALL, chain)
+    clean(rig.tables)
+    assert rig.tables.tables == expected
+    assert len(expected["filter"][names.KUBELET_FIREWALL]) == 1
+
+
+@pytest.mark.parametrize(
+    ("chain", "rule"),
+    [
+        (names.KUBELET_FIREWALL, "-m mark --mark 0x8000/0x8000 -j DROP"),
+        ("FORWARD", "-j KUBE-FIREWALL"),
+        ("INPUT", "-i eth0 -j KUBE-FIREWALL"),
+    ],
+)
+def test_a_firewall_that_others_use_stays_as_it_is(chain: str, rule: str) -> None:
+    """A kubelet of before 1.17 has no chain that tells of it."""
+    rig = Rig()
+    rig.tell(*rich())
+    rig.full()
+    rig.tables.tables["filter"][chain].append(rule)
+    expected = without_ours(rig.tables, names.KUBELET_FIREWALL)
+    clean(rig.tables)
+    assert rig.tables.tables == expected
+
+
+def test_a_setting_that_the_firewall_guarded_is_pointed_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sysctl, "read", {"net/ipv4/conf/all/route_localnet": "1"}.__getitem__)
+    rig = Rig()
+    rig.full()
+    clean(rig.tables)
+    assert "route_localnet is 1, and the rule is gone that drops packets to 127.0.0.0/8" in caplog.text
+    caplog.clear()
+    clean(rig.tables)
+    assert caplog.text == ""
 
 
 def test_nothing_is_left_where_nothing_was() -> None:
@@ -92,7 +136,6 @@ def test_ruins_are_cleaned_too(lost: set[int]) -> None:
         for table, chains in rig.tables.tables.items()
         for chain, held in chains.items()
         for i in reversed(range(len(held)))
-        if chain not in STAYS and "KUBE-FIREWALL" not in held[i]
     ]
     for n, (table, chain, i) in enumerate(spots):
         if n in lost:
