@@ -26,7 +26,18 @@ CLUSTER_IPS = {
     IPV6: [f"fd00:10:96::{i:x}" for i in range(10, 18)],
 }
 EXTERNAL_IPS = ("203.0.113.1", "203.0.113.2", "192.0.2.1", "2001:db8:203::1", "2001:db8:2::1")
-RANGES = ("10.0.0.0/8", "198.51.100.7/32", "192.0.2.0/24", "2001:db8::/32", "0.0.0.0/0", "::/0")
+RANGES = (
+    "10.0.0.0/8",
+    "10.244.0.0/16",
+    "10.0.0.0/9",
+    "10.128.0.0/9",
+    "198.51.100.7/32",
+    "192.0.2.0/24",
+    "2001:db8::/32",
+    "2001:db8::/33",
+    "0.0.0.0/0",
+    "::/0",
+)
 ENDPOINTS = {
     IPV4: [f"10.244.{net}.{host}" for net in (1, 2) for host in (11, 12, 13)],
     IPV6: [f"fd00:10:244:{net}::{host:x}" for net in (1, 2) for host in (11, 12, 13)],
@@ -95,7 +106,7 @@ def services(draw: st.DrawFn, keys: Sequence[Key] = KEYS) -> types.Service:
             cluster_ip=ips[0],
             cluster_ips=ips,
             external_ips=draw(st.one_of(st.just(()), _some(EXTERNAL_IPS))),
-            load_balancer_source_ranges=draw(st.one_of(st.just(()), _some(RANGES))) if balanced else None,
+            load_balancer_source_ranges=draw(st.one_of(st.just(()), _some(RANGES, 4))) if balanced else None,
             session_affinity="ClientIP" if affinity else "None",
             session_affinity_config=types.SessionAffinityConfig(types.ClientIPConfig(affinity))
             if affinity

@@ -29,6 +29,13 @@ RANGES = (
     "2001:db8:198::/48",
     "0.0.0.0/0",
     "::/0",
+    # nested in others, or adjacent
+    "198.51.100.0/29",
+    "198.51.100.8/29",
+    "128.0.0.0/1",
+    "10.244.1.0/24",
+    "2001:db8::/32",
+    "fd00:10:244:1::/64",
 )
 PORTS: tuple[Mapping[str, Any], ...] = (
     {"name": "http", "port": 80, "protocol": "TCP"},
@@ -70,7 +77,7 @@ def configurations(draw: st.DrawFn) -> Document:
 
 @st.composite
 def _services(draw: st.DrawFn, i: int, families: list[str]) -> Document:
-    kind = draw(st.sampled_from(["ClusterIP", "NodePort", "LoadBalancer"]))
+    kind = draw(st.sampled_from(["ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer"]))
     outward = kind != "ClusterIP"
     ports = [dict(port) for port in draw(st.sampled_from([PORTS, PORTS[:1], PORTS[1:]]))]
     for number, port in enumerate(ports):
@@ -92,9 +99,11 @@ def _services(draw: st.DrawFn, i: int, families: list[str]) -> Document:
         spec["externalTrafficPolicy"] = draw(st.sampled_from(["Cluster", "Local"]))
     status: Document = {}
     if kind == "LoadBalancer":
-        spec["loadBalancerSourceRanges"] = draw(st.lists(st.sampled_from(RANGES), max_size=2, unique=True))
+        spec["loadBalancerSourceRanges"] = draw(st.lists(st.sampled_from(RANGES), max_size=4))
         mode = draw(st.sampled_from([{}, {"ipMode": "VIP"}, {"ipMode": "Proxy"}]))
         status = {"loadBalancer": {"ingress": [{"ip": BALANCER_IPS[f].format(i), **mode} for f in families]}}
+        if "externalIPs" in spec and draw(st.integers(0, 3)) == 0:
+            spec["externalIPs"] += [BALANCER_IPS[f].format(i) for f in families]
     label = draw(st.sampled_from([None] * 9 + [PROXY_NAME_LABEL, "service.kubernetes.io/headless"]))
     metadata = {"name": f"s{i}", "namespace": "default", "labels": {label: "x"} if label else {}}
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec, "status": status}

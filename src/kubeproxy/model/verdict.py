@@ -29,15 +29,18 @@ class Manners(Struct, frozen=True, gc=False):
             those that do not serve node ports.
         lets_own_out: what a process of this node sends to an external or load balancer IP elsewhere is not refused
             when there are no usable endpoints; routing decides.
+        firewall_first: source ranges are checked before the Service is looked up. So they also apply if there are no
+            endpoints, and if the load balancer IP is one of the Service's external IPs, too; otherwise neither.
     """
 
     closed_cluster_ips: bool = False
     refuses_everywhere: bool = False
     lets_own_out: bool = False
+    firewall_first: bool = False
 
 
 IPTABLES: Final = Manners(refuses_everywhere=True, lets_own_out=True)
-NFTABLES: Final = Manners(closed_cluster_ips=True)
+NFTABLES: Final = Manners(closed_cluster_ips=True, firewall_first=True)
 
 
 class Packet(Struct, frozen=True, gc=False):
@@ -126,7 +129,7 @@ class Book:
             kind, port = front
             if kind == "ClusterIP":
                 return self._internal(packet, port)
-            if kind == "load balancer IP" and port.any and not self._admitted(packet, port):
+            if self._is_firewalled(packet, port, kind) and not self._admitted(packet, port):
                 return Verdict(DROP, f"{packet.source} is not in the loadBalancerSourceRanges", port)
             return self._external(packet, port, kind)
         if packet.destination in self._local_addresses:
@@ -182,6 +185,12 @@ class Book:
     def _is_of_local_pod(self, packet: Packet) -> bool:
         by = self._node.local_traffic
         return by is not None and by.matches(packet.source, packet.interface)
+
+    def _is_firewalled(self, packet: Packet, port: PortPlan, kind: str) -> bool:
+        """Whether the source ranges apply to a packet to an external address."""
+        if self._manners.firewall_first:
+            return packet.destination in port.load_balancer_ips
+        return kind == "load balancer IP" and port.any
 
     def _admitted(self, packet: Packet, port: PortPlan) -> bool:
         """Whether a client may use the load balancer; a node that may, may also from the load balancer's address."""

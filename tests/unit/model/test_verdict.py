@@ -116,9 +116,14 @@ class TestSourceRanges:
     def test_ranges_of_the_other_family_do_not_limit(self):
         assert self.verdict(("192.0.2.200", "eth0"), ranges=("2001:db8::/32",)).action == "forward"
 
-    def test_without_endpoints_all_are_rejected(self):
+    @pytest.mark.parametrize(
+        ("manners", "source", "action"),
+        [(IPTABLES, POD, "reject"), (IPTABLES, CLIENT, "reject"), (NFTABLES, POD, "drop"), (NFTABLES, CLIENT, "reject")],
+    )  # fmt: skip
+    def test_without_endpoints_nftables_mode_checks_the_ranges_first(self, manners, source, action):
         made = planned(reachable(source_ranges=self.ranges))
-        assert book(made).verdict(send(POD, "198.51.100.1")).action == "reject"
+        assert book(made, manners=manners).verdict(send(source, "198.51.100.1")).action == action
+        assert book(made, manners=manners).verdict(send(source, "192.0.2.10")).action == "reject"
 
 
 class TestHairpin:
@@ -204,6 +209,10 @@ class TestFronts:
         pages = book(planned(both, piece("1 local", "2")))
         assert numbers(pages.verdict(send(CLIENT, "10.96.0.10")).backends) == [1]
         assert pages.verdict(send(("192.0.2.200", "eth0"), "192.0.2.1")).action == "forward"
+        pages = book(planned(both, piece("1 local", "2")), manners=NFTABLES)
+        assert pages.verdict(send(("192.0.2.200", "eth0"), "192.0.2.1")).action == "drop", (
+            "the firewall is first"
+        )
 
     def test_an_address_of_two_services_is_that_of_the_first(self):
         first, second = (planned(service(name=name), piece("1", service=name)) for name in ("a", "b"))

@@ -15,9 +15,10 @@ before; one endpoint replaced changes at most the slots between its old place an
 from collections.abc import Collection
 from typing import NamedTuple
 
-from kubeproxy.api.addresses import BITS, contains, pack
+from kubeproxy.api.addresses import BITS, pack
 from kubeproxy.backends.nftables import layout, packing
 from kubeproxy.backends.nftables.chains import SharedChain
+from kubeproxy.backends.nftables.firewall import Firewall
 from kubeproxy.backends.nftables.steps import Rule, Steps
 from kubeproxy.backends.nftables.sticky import Own, own_objects
 from kubeproxy.model.node import NodeConfig
@@ -32,21 +33,23 @@ class Compiled(NamedTuple):
     """What a Service needs in the table.
 
     Attributes:
-        elements: its elements, each once.
+        elements: its elements, each once, but for those of its firewalls.
         chains: shared chains that its elements lead to.
         own_chains: chains of its own, with their rules.
         own_sets: sets of its own, with the milliseconds their elements stay.
+        firewalls: the clients of each front that has source ranges; their elements are made when a difference needs them.
     """
 
     elements: dict[Element, None]
     chains: set[SharedChain]
     own_chains: dict[str, list[Rule]]
     own_sets: dict[str, int]
+    firewalls: dict[bytes, Firewall]
 
     @classmethod
     def nothing(cls) -> "Compiled":
         """What no Service needs."""
-        return cls({}, set(), {}, {})
+        return cls({}, set(), {}, {}, {})
 
 
 class Compiler:
@@ -68,9 +71,18 @@ class Compiler:
         """
         out = Compiled.nothing()
         if plan is not None:
+            firewall: Firewall | None = None
             for port in plan.ports:
-                _Port(port, self, out, lost).compile()
+                firewall = self._firewall(port, firewall)
+                _Port(port, self, out, lost, firewall).compile()
         return out
+
+    def _firewall(self, port: PortPlan, shared: Firewall | None) -> Firewall | None:
+        """The firewall of a port: the one of the port before, if it is equal, so that its intervals are computed once."""
+        if not port.source_ranges:
+            return None
+        mine = Firewall(port.source_ranges, port.load_balancer_ips, self._node.address)
+        return shared if mine == shared else mine
 
     def fronts(self, plan: ServicePlan | None) -> dict[bytes, bool]:
         """The fronts a Service wants to have, each with whether it is something else than its ClusterIP."""
@@ -101,11 +113,19 @@ class Compiler:
 class _Port:
     """Compiles one Service port."""
 
-    def __init__(self, port: PortPlan, compiler: Compiler, out: Compiled, lost: Collection[bytes]) -> None:
+    def __init__(
+        self,
+        port: PortPlan,
+        compiler: Compiler,
+        out: Compiled,
+        lost: Collection[bytes],
+        firewall: Firewall | None,
+    ) -> None:
         self._port = port
         self._compiler = compiler
         self._out = out
         self._lost = lost
+        self._firewall = firewall
         self._own = own_objects(port, compiler.steps) if port.affinity and port.any else Own("", "", {}, {})
 
     def compile(self) -> None:
@@ -122,8 +142,10 @@ class _Port:
                 continue
             key = packing.front(ip, p.protocol, p.port)
             self._external(key)
-            if p.source_ranges and p.any and key not in self._lost:
-                self._firewall(key)
+            # Also without endpoints: packets from other clients are dropped, not rejected.
+            if self._firewall is not None and key not in self._lost:
+                self._put(layout.FIREWALL_IPS, packing.member(key, p.name))
+                self._out.firewalls[key] = self._firewall
         if p.node_port:
             self._external(packing.node_port(p.protocol, p.node_port), node_port=True)
         for b in p.backends:
@@ -166,18 +188,6 @@ class _Port:
             self._shared(key, SharedChain("external", node_port, count))
         self._slots(key, p.external_backends, node_port=node_port)
 
-    def _firewall(self, key: bytes) -> None:
-        """Lets the clients in. A node that is among them may also speak from the load balancer's address, if it has it."""
-        p = self._port
-        ranges = [r for r in p.source_ranges if not any(o != r and _covers(o, r) for o in p.source_ranges)]
-        sources = [_ends(cidr) for cidr in ranges]
-        if any(contains(cidr, self._compiler.node.address) for cidr in ranges):
-            own = (ip for ip in p.load_balancer_ips if not any(contains(cidr, ip) for cidr in ranges))
-            sources += [(pack(ip), pack(ip)) for ip in own]
-        self._put(layout.FIREWALL_IPS, packing.member(key, p.name))
-        for first, last in sources:
-            self._put(layout.FIREWALL_SOURCES, packing.between(key + first, key + last))
-
     def _refuse(self, key: bytes, action: Action, *, node_port: bool = False) -> None:
         if node_port:
             name = layout.DROP_NODEPORTS if action == DROP else layout.REJECT_NODEPORTS
@@ -204,18 +214,3 @@ class _Port:
 
     def _put(self, name: str, element: bytes) -> None:
         self._out.elements[name, element] = None
-
-
-def _covers(wide: str, narrow: str) -> bool:
-    """Whether one canonical range holds another one."""
-    network, _, length = narrow.partition("/")
-    return int(wide.rpartition("/")[2]) <= int(length) and contains(wide, network)
-
-
-def _ends(cidr: str) -> tuple[bytes, bytes]:
-    """The first and the last address of a range."""
-    network, _, length = cidr.partition("/")
-    first = pack(network)
-    bits = 8 * len(first)
-    last = int.from_bytes(first) | ((1 << (bits - int(length))) - 1)
-    return first, last.to_bytes(len(first))

@@ -1,5 +1,6 @@
 """What the kernel holds of our table, taken apart piece by piece as it is found to be right."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
@@ -8,6 +9,9 @@ from kubeproxy.backends.nftables.steps import Rule
 from kubeproxy.netlink.nft import objects, types
 from kubeproxy.netlink.nft.kernel import Kernel
 from kubeproxy.netlink.nft.messages import ANONYMOUS, Table
+
+KEY_AT = 12
+"""Where in an element its key begins."""
 
 
 class Held:
@@ -47,6 +51,7 @@ class Held:
         self._unread = dict.fromkeys(wanted)
         self._elements: dict[str, set[bytes]] = {}
         self._by_key: dict[str, dict[bytes, bytes]] = {}
+        self._by_front: dict[str, dict[bytes, list[bytes]]] = {}
 
     def has_rules(self, chain: str, rules: Iterable[Rule]) -> bool:
         """Whether a chain is there and has just these rules."""
@@ -70,6 +75,23 @@ class Held:
             by_key = self._by_key[name] = {objects.key_of(each): each for each in held}
         found = by_key.get(objects.key_of(element))
         return found if found in held else None
+
+    def take_rest(self, name: str, front: bytes) -> list[bytes]:
+        """What an interval set still has for a front, besides what was taken; it counts as found.
+
+        The kernel refuses an interval that overlaps another one. So the other one has to go in the same transaction.
+        """
+        if name in self._unread:
+            self._read(name)
+        by_front = self._by_front.get(name)
+        if by_front is None:
+            by_front = self._by_front[name] = defaultdict(list)
+            for element in self._elements[name]:
+                by_front[element[KEY_AT : KEY_AT + len(front)]].append(element)
+        held = self._elements[name]
+        rest = sorted(held.intersection(by_front.get(front, ())))
+        held.difference_update(rest)
+        return rest
 
     def _read(self, name: str) -> set[bytes]:
         """Reads a set only now: rules can be mended before 100,000 elements are read."""

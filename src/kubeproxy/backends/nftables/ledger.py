@@ -1,11 +1,12 @@
 """What several Services need together: elements and chains that stay as long as one of them does."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from kubeproxy.backends.nftables import layout
 from kubeproxy.backends.nftables.chains import SharedChain
 from kubeproxy.backends.nftables.compile import Compiled, Element
+from kubeproxy.backends.nftables.firewall import Firewall
 
 _SHARED_SETS = (layout.CLUSTER_IPS, layout.HAIRPIN)
 
@@ -31,10 +32,15 @@ class Ledger:
         """The elements to delete and those to add when a Service needs something else; both are counted."""
         gone = [e for e in before.elements if e not in after.elements]
         come = [e for e in after.elements if e not in before.elements]
-        return (
-            [e for e in gone if e[0] not in _SHARED_SETS or self._less(e)],
-            [e for e in come if e[0] not in _SHARED_SETS or self._more(e)],
-        )
+        delete = [e for e in gone if e[0] not in _SHARED_SETS or self._less(e)]
+        add = [e for e in come if e[0] not in _SHARED_SETS or self._more(e)]
+        old, new = before.firewalls, after.firewalls
+        for front in {**old, **new}:
+            was, will = old.get(front), new.get(front)
+            if was != will:
+                delete += _sources(front, was, will)
+                add += _sources(front, will, was)
+        return delete, add
 
     def acquire(self, chains: Iterable[SharedChain]) -> list[SharedChain]:
         """Counts chains, and those they lead to; returns the ones to make, in one order, each behind those it leads to."""
@@ -65,3 +71,9 @@ class Ledger:
             return False
         del self._elements[element]
         return True
+
+
+def _sources(front: bytes, firewall: Firewall | None, other: Firewall | None) -> Iterator[Element]:
+    """The elements of one firewall that another one has not."""
+    for element in firewall.elements(front, other) if firewall is not None else ():
+        yield layout.FIREWALL_SOURCES, element

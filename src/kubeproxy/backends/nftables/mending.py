@@ -12,7 +12,7 @@ from kubeproxy.backends.nftables import frame, layout
 from kubeproxy.backends.nftables.chains import SharedChain
 from kubeproxy.backends.nftables.compile import Compiled, Element
 from kubeproxy.backends.nftables.content import NOTHING, Content, own_objects
-from kubeproxy.backends.nftables.held import Held
+from kubeproxy.backends.nftables.held import KEY_AT, Held
 from kubeproxy.backends.nftables.transaction import Transaction
 from kubeproxy.model.plan import Key
 from kubeproxy.netlink.nft.kernel import RefusedError
@@ -22,9 +22,6 @@ _PIECE = 5_000
 
 _HOPELESS = 16
 """So many refusals without one success are not the Services' fault."""
-
-_FRONT_AT = 12
-"""Where in an element its key begins."""
 
 
 class _Part(NamedTuple):
@@ -115,6 +112,11 @@ class Mending:
             compiled = self._content.compile(key)
             self._make(ledger.acquire(compiled.chains))
             delete, add = self._towards(ledger.difference(NOTHING, compiled)[1])
+            for front in compiled.firewalls:
+                delete += [
+                    (layout.FIREWALL_SOURCES, element)
+                    for element in self._held.take_rest(layout.FIREWALL_SOURCES, front)
+                ]
             part = _Part(key, compiled, self._held_of(compiled), delete, add)
             if not part.idle:
                 piece.append(part)
@@ -142,7 +144,7 @@ class Mending:
             if name in self._held.chains
         }
         sets = {name: self._held.sets[name] for name in wanted.own_sets if name in self._held.sets}
-        return Compiled({}, set(), chains, sets)
+        return Compiled({}, set(), chains, sets, {})
 
     def _send(self, piece: list[_Part]) -> None:
         """Sends parts together; when the kernel refuses them, in halves."""
@@ -177,8 +179,9 @@ class Mending:
         content = self._content
         chains = {chain.name: chain.slots(content.table.family) for chain in content.ledger.chains}
         maps = self._held.maps - {slots.name for slots in chains.values() if slots is not None}
-        kept = tuple(front for key in self._failures for front in content.compiler.fronts(content.plans[key]))
-        left = [e for e in self._held.leftovers(maps) if not e[1].startswith(kept, _FRONT_AT)]
+        kept = {front for key in self._failures for front in content.compiler.fronts(content.plans[key])}
+        ends = {KEY_AT + len(front) for front in kept}
+        left = [e for e in self._held.leftovers(maps) if not any(e[1][KEY_AT:end] in kept for end in ends)]
         for start in range(0, len(left), _PIECE):
             transaction = Transaction(content.table)
             transaction.delete(left[start : start + _PIECE])

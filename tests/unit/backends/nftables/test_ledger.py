@@ -20,7 +20,7 @@ NOWHERE = SharedChain("local", node_port=True, endpoints=3, local=0)
 
 
 def needs(*elements: Element) -> Compiled:
-    return Compiled(dict.fromkeys(elements), set(), {}, {})
+    return Compiled(dict.fromkeys(elements), set(), {}, {}, {})
 
 
 def test_an_element_that_two_need_comes_and_goes_once() -> None:

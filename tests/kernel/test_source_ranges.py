@@ -1,0 +1,127 @@
+"""Which clients reach a load balancer address, by the source ranges of its Service: with packets, in the modes that have rules."""
+
+from collections.abc import Sequence
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from kubeproxy.backends.nftables.backend import NFTables
+from kubeproxy.netlink.nft.kernel import Kernel
+from tests.fakes.cluster import Proxy, endpoints, service
+from tests.kernel.daemons import Station, ask, until
+from tests.lab import netns
+from tests.lab.topology import EP11, EP11_6, Lab
+from tests.unit.backends.nftables.rig import NODES, content
+
+BALANCER, BALANCER6 = "203.0.113.5", "2001:db8:203::5"
+CLIENTS = {
+    ("out", BALANCER): "198.51.100.7",
+    ("client", BALANCER): "10.244.1.100",
+    ("node", BALANCER): "192.0.2.1",
+    ("out", BALANCER6): "2001:db8:198::7",
+    ("client", BALANCER6): "fd00:10:244:1::64",
+}
+LISTS: Sequence[tuple[str, ...]] = (
+    ("198.51.100.0/24", "2001:db8:198::/48"),
+    ("198.51.100.0/24", "198.51.100.7/32", "198.51.0.0/16", "198.51.100.0/24", "2001:db8::/32"),  # nested, twice
+    ("198.51.100.0/30", "198.51.100.4/30", "198.51.100.8/30", "fd00:10:244:1::/120"),  # adjacent
+    ("198.51.100.0/30", "198.51.100.8/30", "10.244.0.0/16", "fd00:10:244::/48"),  # a gap
+    ("10.0.0.0/8", "192.0.2.0/24", "2001:db8:198::7/128", "2001:db8:198::/64"),
+    ("10.0.0.0/9", "10.128.0.0/9", "::/0"),
+    ("0.0.0.0/1", "10.244.1.100/32", "2001:db8:199::/48"),
+    ("0.0.0.0/0", "10.1.0.0/16", "2001:db8:198::6/127"),
+    ("203.0.113.0/24",),  # no range of IPv6: open to all
+    tuple(f"198.{i >> 8}.{i & 255}.0/24" for i in range(2, 1500)),
+)  # fmt: skip
+
+
+def admitted(client: str, ranges: Sequence[str]) -> bool:
+    """Whether a client may use the address; without ranges of its family, or with all of it, everybody may."""
+    address = ip_address(client)
+    mine = [net for net in map(ip_network, ranges) if net.version == address.version]
+    return not mine or any(not net.prefixlen or address in net for net in mine)
+
+
+@pytest.mark.parametrize("mode", ["nftables", "userspace", "iptables"])
+def test_ranges_admit_who_is_in_them_and_nobody_else(lab: Lab, tmp_path: Path, mode: str) -> None:
+    """Lists follow one another, in a running daemon and from one run to the next."""
+    station = Station(lab, tmp_path, mode=mode)
+    station.folder.put(endpoints("web", EP11), endpoints("web", EP11_6, name="web-6"))
+
+    def put(ranges: Sequence[str]) -> None:
+        station.folder.put(
+            service(
+                "web",
+                "10.96.0.10",
+                "fd00:10:96::a",
+                type="LoadBalancer",
+                balancer=[BALANCER, BALANCER6],
+                load_balancer_source_ranges=tuple(ranges),
+            )
+        )
+
+    def check(ranges: Sequence[str]) -> None:
+        wanted = {front: admitted(client, ranges) for front, client in CLIENTS.items()}
+
+        def is_right() -> bool:
+            found = {front: ask(lab, *front, patience=0.4) for front in CLIENTS}
+            return all(
+                (found[front] in {EP11, EP11_6}) == let_in for front, let_in in wanted.items()
+            ) and all(found[front] == "TimeoutError" for front, let_in in wanted.items() if not let_in)
+
+        until(is_right, f"{ranges[:8]}: {wanted}")
+
+    put(LISTS[0])
+    with station.running() as daemon:
+        for ranges in LISTS:
+            put(ranges)
+            check(ranges)
+        assert "rules refused" not in daemon.log()
+    for ranges in LISTS[:7]:
+        put(ranges)
+        with station.running() as daemon:
+            check(ranges)
+            assert "rules refused" not in daemon.log()
+
+
+@pytest.mark.parametrize(
+    ("mode", "stranger"), [("nftables", "TimeoutError"), ("userspace", "TimeoutError"), ("iptables", "ConnectionRefusedError")]
+)  # fmt: skip
+def test_without_endpoints_ranges_come_first_in_nftables_mode(
+    lab: Lab, tmp_path: Path, mode: str, stranger: str
+) -> None:
+    """As in the reference: there, the firewall map is looked at before the map of fronts without endpoints."""
+    station = Station(lab, tmp_path, mode=mode)
+    ranges = ("198.51.100.0/24",)
+    station.folder.put(
+        service("web", "10.96.0.10", type="LoadBalancer", balancer=[BALANCER], load_balancer_source_ranges=ranges)
+    )  # fmt: skip
+    with station.running():
+        assert ask(lab, "out", BALANCER) == "ConnectionRefusedError"
+        assert ask(lab, "client", BALANCER, patience=1.5) == stranger
+
+
+@pytest.mark.parametrize("ipv6", [False, True])
+def test_a_full_sync_replaces_ranges_that_overlap(space: str, ipv6: bool) -> None:
+    """The kernel refuses an interval that overlaps another one: the old one has to go in the same transaction."""
+    node = NODES[ipv6]
+    lists = (
+        ("10.0.0.0/8", "2001:db8::/32"),
+        ("10.0.0.0/9", "2001:db8::/33"),
+        ("10.0.0.0/8", "2001:db8::/32"),
+        ("10.0.0.0/9", "10.128.0.0/9", "2001:db8::/33", "2001:db8:8000::/33"),
+        ("0.0.0.0/1", "2000::/3"),
+        ("10.0.0.0/10", "10.1.0.0/16", "2001:db8:8000::/34"),
+    )
+    with netns.inside(space), Kernel() as kernel:
+        for ranges in lists:
+            proxy = Proxy(NFTables(kernel, node), node)
+            proxy.tell(
+                service("web", "10.96.0.10", "fd00:10:96::a", type="LoadBalancer", balancer=[BALANCER, BALANCER6], load_balancer_source_ranges=ranges),
+                endpoints("web", EP11),
+                endpoints("web", EP11_6, name="web-6"),
+            )  # fmt: skip
+            assert not proxy.full()
+            found = content(kernel, node.family)["elements", "firewall-sources"]
+            assert len(found) == 2 if len(ranges) == 4 else 1
