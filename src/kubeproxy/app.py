@@ -10,7 +10,7 @@ import contextlib
 import gc
 import logging
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,10 +158,13 @@ class App:
         self._hub = Hub(self._name)
         self._events = Events(self._name, None)
         self._statuses: Mapping[str, Status] = {}
-        self._requests: Provider = tuple
+        self._told: Provider = tuple
+        self._missing: Callable[[], Iterable[str]] = tuple
         source = self._source()
-        self._serving = Serving(self._options, self._hub, self._events, statuses=self._statuses)
-        self._serving.tell(self._requests)
+        self._serving = Serving(
+            self._options, self._hub, self._events, statuses=self._statuses, missing=self._missing
+        )
+        self._serving.tell(self._told)
         for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
             asyncio.get_running_loop().add_signal_handler(number, self._end, code)
         tasks: list[asyncio.Future[Any]] = [
@@ -197,7 +200,14 @@ class App:
             if self._options.manifests:
                 from kubeproxy.sources.manifests import Manifests
 
-                return Manifests([Path(path) for path in self._options.manifests], self._hub)
+                manifests = Manifests(
+                    [Path(path) for path in self._options.manifests],
+                    self._hub,
+                    serves=lambda: backends.serves(self._mode),
+                )
+                self._missing = manifests.unusable.unknown
+                self._told = manifests.unusable.figures
+                return manifests
             from kubeproxy.sources.apiserver import ApiServer
 
             connection = self._config.client_connection
@@ -208,7 +218,7 @@ class App:
             raise FatalError(str(e)) from e
         self._events = Events(self._name, source.client)
         self._statuses = source.statuses
-        self._requests = source.client.figures
+        self._told = source.client.figures
         return source
 
     async def _watch_config(self) -> None:

@@ -102,9 +102,10 @@ class Hub:
             self.node_complete = True
             self.on_node(self.node)
 
-    def refused(self, kind: str, name: str, reason: str) -> None:
+    def refused(self, kind: str, name: str, reason: str, *, kept: bool) -> None:
         """See `Sink`."""
-        log.error("%s %s is left out, its last good state stays: %s", kind, name, reason)
+        consequence = ", its last good state stays" if kept else " and is left out"
+        log.error("%s %s cannot be decoded%s: %s", kind, name, consequence, reason)
 
     def _triggered(self, annotations: types.Annotations | None) -> float | None:
         """When, in Unix time, what changed endpoints happened; None if that is not told, or was before our time."""

@@ -33,8 +33,8 @@ class Recorder:
     def complete(self, kind: str) -> None:
         self._say("complete", kind)
 
-    def refused(self, kind: str, name: str, reason: str) -> None:
-        self._say("refused", kind, name, reason)
+    def refused(self, kind: str, name: str, reason: str, *, kept: bool) -> None:
+        self._say("refused", kind, name, reason, "kept" if kept else "unknown")
 
     def said(self, what: str, kind: str = "") -> list[tuple[str, ...]]:
         """The calls of one sort."""

@@ -63,15 +63,18 @@ class Station:
         return kube_proxy(self.config, self.folder.path, *flags)
 
     @contextlib.contextmanager
-    def running(self, *flags: str, path: Path | None = None, prefix: Sequence[str] = ()) -> Iterator[Daemon]:
+    def running(
+        self, *flags: str, path: Path | None = None, prefix: Sequence[str] = (), words: str = ""
+    ) -> Iterator[Daemon]:
         """The daemon, from its being ready to its end by SIGTERM.
 
         Args:
             flags: more flags.
             path: another folder as its PATH.
             prefix: a program that runs it.
+            words: what it writes at the beginning, in place of its being ready.
         """
-        daemon = Daemon(self.lab, [*prefix, *self.command(*flags)], timeout=PATIENCE)
+        daemon = Daemon(self.lab, [*prefix, *self.command(*flags)], timeout=PATIENCE, words=words)
         with contextlib.ExitStack() as stack:
             with pytest.MonkeyPatch.context() as patch:
                 use_variant(patch, self._path, self._variant)

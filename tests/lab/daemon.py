@@ -38,16 +38,26 @@ class Daemon:
         command: its command line.
         role: the namespace it runs in.
         timeout: seconds it has to become ready, and to stop.
+        words: what it writes when the block starts, in place of being ready.
 
     Raises:
         AssertionError: if it exits early, does not become ready or does not stop well; with what it wrote.
     """
 
-    def __init__(self, lab: Lab, command: Sequence[str], role: str = "node", timeout: float = 20.0) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        command: Sequence[str],
+        role: str = "node",
+        timeout: float = 20.0,
+        *,
+        words: str = "",
+    ) -> None:
         self._lab = lab
         self._command = command
         self._role = role
         self._timeout = timeout
+        self._words = words
         self._notes: list[str] = []
         self._ended = False  # by `stop` or `kill`
 
@@ -73,7 +83,10 @@ class Daemon:
                 start_new_session=True,
             )
         try:
-            self._wait_until_ready()
+            if self._words:
+                self.says(self._words)
+            else:
+                self.ready()
         except BaseException:
             self._clean_up()
             raise
@@ -115,7 +128,12 @@ class Daemon:
         except BlockingIOError:
             return list(self._notes)
 
-    def _wait_until_ready(self) -> None:
+    def ready(self) -> None:
+        """Waits until it is ready.
+
+        Raises:
+            AssertionError: it does not become so, or it ended; with what it wrote.
+        """
         ended = os.pidfd_open(self.process.pid)
         try:
             deadline = time.monotonic() + self._timeout

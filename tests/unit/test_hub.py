@@ -153,9 +153,11 @@ class TestServices:
 
     def test_refused_objects_are_told_to_the_operator(self, hub, caplog):
         hub.set(service())
-        hub.refused("Service", "default/web", "spec.ports: Expected `array`, got `str`")
+        hub.refused("Service", "default/web", "spec.ports: Expected `array`, got `str`", kept=True)
+        hub.refused("Service", "default/new", "metadata: Expected `object`, got `int`", kept=False)
         assert caplog.messages == [
-            "Service default/web is left out, its last good state stays: spec.ports: Expected `array`, got `str`"
+            "Service default/web cannot be decoded, its last good state stays: spec.ports: Expected `array`, got `str`",
+            "Service default/new cannot be decoded and is left out: metadata: Expected `object`, got `int`",
         ]
         assert WEB in hub.state.services
 

@@ -1,10 +1,13 @@
 """How a plan is made real: one package a proxy mode, each imported only when it is chosen."""
 
+import logging
 from importlib import import_module
 from typing import Protocol
 
 from kubeproxy.backends.base import Backend, SyncError, UnsupportedError
 from kubeproxy.model.node import NodeConfig
+
+log = logging.getLogger(__name__)
 
 _MODES = {
     "iptables": "kubeproxy.backends.iptables.mode",
@@ -24,6 +27,9 @@ _REPLACES = {
     "ipvs": ("nftables", "iptables"),
     "userspace": ("ipvs", "iptables"),
 }
+
+_END_WITH_THE_PROCESS = {"userspace", "userspace-listen"}
+"""Modes that carry connections themselves: what they left in the kernel serves nobody."""
 
 
 class Mode(Protocol):
@@ -63,6 +69,25 @@ def cleanup(*modes: str) -> None:
             troubles.append(f"rules of {mode} mode stay: {e}")
     if troubles:
         raise SyncError("; ".join(troubles))
+
+
+def serves(mode: str) -> bool:
+    """Whether the kernel serves Services by what an earlier run left, of this mode or of those it replaces.
+
+    If the kernel does not tell, it does.
+    """
+    if mode in _END_WITH_THE_PROCESS:
+        return False
+    for name in (mode, *replaced_by(mode)):
+        try:
+            if import_module(_CLEANUPS[name]).serves():
+                return True
+        except (OSError, SyncError) as e:
+            log.warning(
+                "Cannot read whether rules of %s mode are in the kernel, assuming that they are: %s", name, e
+            )
+            return True
+    return False
 
 
 def replaced_by(mode: str) -> tuple[str, ...]:

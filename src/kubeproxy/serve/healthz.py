@@ -38,6 +38,7 @@ class Health:
         timeout: float,
         eligible: Callable[[], bool],
         statuses: Callable[[], Iterable[Status]] = tuple,
+        missing: Callable[[], Iterable[str]] = tuple,
         clock: Clock | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -47,12 +48,14 @@ class Health:
             timeout: how long a change may wait for its sync, in seconds.
             eligible: whether the node stays.
             statuses: what the source knows of its connections.
+            missing: what the source cannot read and has never read, with the reasons.
             clock: the loops' clock.
             wall: the time of day, in seconds since 1970.
         """
         self._timeout = timeout
         self._eligible = eligible
         self._statuses = statuses
+        self._missing = missing
         self._clock = clock or SystemClock()
         self._wall = wall
         self._loops: Sequence[Loop] = ()
@@ -76,6 +79,7 @@ class Health:
     def troubles(self) -> list[str]:
         """Why we are not ready; nothing if we are."""
         found = [] if self._loops else ["not all Services and endpoints are known yet"]
+        found += self._missing()
         for loop in self._loops:
             if loop.last_success is None:
                 found.append(f"{loop.family}: nothing is in the kernel yet")

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from kubeproxy.config.load import Options
@@ -42,6 +42,7 @@ class Serving:
         events: Events,
         *,
         statuses: Mapping[str, Status] | None = None,
+        missing: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         """Nothing is served before `run`, and nothing is told of loops before `attach`.
 
@@ -50,6 +51,7 @@ class Serving:
             hub: what is known of the cluster.
             events: where to report ports that cannot be opened.
             statuses: what the source knows of its connections, by kind.
+            missing: what the source cannot read and has never read, with the reasons.
         """
         self._options = options
         self._hub = hub
@@ -59,6 +61,7 @@ class Serving:
             timeout=LATE * options.config.sync_period,
             eligible=self._eligible,
             statuses=self._statuses.values,
+            missing=missing,
         )
         self._exposition = Exposition()
         self.tell(

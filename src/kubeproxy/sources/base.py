@@ -23,8 +23,15 @@ class Sink(Protocol):
     def complete(self, kind: str) -> None:
         """The first list of a kind has been told whole. Said once for each kind."""
 
-    def refused(self, kind: str, name: str, reason: str) -> None:
-        """An object was left out because it does not decode; what was known of it stays."""
+    def refused(self, kind: str, name: str, reason: str, *, kept: bool) -> None:
+        """An object was left out because it does not decode.
+
+        Args:
+            kind: its kind.
+            name: its name, as far as it is known.
+            reason: what is wrong, and at which field.
+            kept: an earlier state of the object was set, and stays.
+        """
 
 
 class Source(Protocol):

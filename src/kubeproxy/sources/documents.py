@@ -54,7 +54,7 @@ def documents(path: Path) -> Iterator[tuple[str, Decode]]:
             yield from _json(data, _Piece())
         except (msgspec.DecodeError, RecursionError) as e:
             if path.suffix == ".json":
-                raise ValueError(str(e)) from None
+                raise ValueError(_of_json(data, str(e))) from None
         else:
             return
     for number, document in enumerate(_yaml(data), 1):
@@ -136,7 +136,35 @@ def _yaml(data: bytes) -> Iterator[Any]:
     try:
         yield from yaml.load_all(data, type("Loader", (base,), changes))
     except Exception as e:  # a wrong value for a tag, as in `!!int x`, fails in many ways
-        raise ValueError(" ".join(str(e).split()) or type(e).__name__) from None
+        raise ValueError(_of_yaml(data, e)) from None
+
+
+def _of_json(data: bytes, words: str) -> str:
+    """What is wrong with a JSON file, with the line and column where msgspec gives the byte."""
+    found = _BYTE.search(words)
+    return _at(data, int(found[1]), words[: found.start()].strip()) if found else words
+
+
+def _of_yaml(data: bytes, error: Exception) -> str:
+    """What is wrong with a YAML file, with line and column where the parser gives them."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is not None:
+        parts = (getattr(error, "context", None), getattr(error, "problem", None))
+        words = ": ".join(part for part in parts if part)
+        return f"line {mark.line + 1}, column {mark.column + 1}: {words}"
+    position, reason = getattr(error, "position", None), getattr(error, "reason", "")
+    if isinstance(position, int):
+        return _at(data, position, reason)
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _at(data: bytes, position: int, words: str) -> str:
+    """What is wrong at a byte, with its line and column."""
+    before = data[:position]
+    return f"line {before.count(10) + 1}, column {position - before.rfind(10)}: {words}"
+
+
+_BYTE = re.compile(r"\(byte (\d+)\)")
 
 
 _INTEGER = re.compile(r"[-+]?(?:0b[01_]+|0[0-7_]*|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")

@@ -72,5 +72,5 @@ class Ledger:
         version, _ = self._refused.get(head.key, (None, 0))
         self._refused[head.key] = head.version, self._list
         if version != head.version:
-            self._sink.refused(error.kind, error.name, error.reason)
+            self._sink.refused(error.kind, error.name, error.reason, kept=head.key in self._known)
         return head.version

@@ -6,15 +6,19 @@ inode, time of change and size, so nothing unchanged is read twice. A file that 
 good state; so does an empty one, which is about to be written, and a folder that is suddenly not there. Of an object
 that stands in several files the first that told it counts. An object is gone only when all that changed was read and no
 file holds it: a file may be renamed, and an object moved to another file, without a moment in between.
+
+At the start there is no last good state in memory, but the kernel may have one: the rules of an earlier run. So the
+first list is not complete while a file or object cannot be used, and nothing is written. If the kernel serves nothing,
+as after a boot, nothing can be lost: the list is then complete without what cannot be used.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISREG
 from typing import Final
 
 from msgspec import structs
@@ -24,6 +28,7 @@ from kubeproxy.api.flatten import DEFAULT_NAMESPACE
 from kubeproxy.linux import inotify
 from kubeproxy.sources.base import Sink
 from kubeproxy.sources.documents import Decode, documents
+from kubeproxy.sources.unusable import Unusable
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +42,9 @@ _MOST_ROUNDS = 10
 Name = tuple[str, str, str]
 Signature = tuple[int, int, int]
 
+_UNSEEN: Final[Signature] = (0, 0, -1)
+"""The signature of a file that cannot be looked at."""
+
 _WITHOUT_NAMESPACE: Final = {"Node", "ServiceCIDR"}
 
 
@@ -45,15 +53,25 @@ class Manifests:
 
     Attributes:
         look_seconds: how often we look although nothing was notified.
+        unusable: the files and objects that cannot be used now.
     """
 
-    def __init__(self, paths: Sequence[Path], sink: Sink, *, look_seconds: float = LOOK_SECONDS) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        sink: Sink,
+        *,
+        look_seconds: float = LOOK_SECONDS,
+        serves: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Names the files.
 
         Args:
             paths: files and folders.
             sink: whom to tell.
             look_seconds: see the attribute; linked files and some file systems tell nothing.
+            serves: whether the kernel serves Services of an earlier run, which must not be removed because their
+                manifests cannot be read. Called in a thread, and only if something cannot be used at the start.
 
         Raises:
             FileNotFoundError: a path does not exist.
@@ -72,7 +90,13 @@ class Manifests:
         self._left_out: dict[Path, dict[Name, types.Object]] = {}
         self._owner: dict[Name, Path] = {}
         self._released: dict[Name, None] = {}
-        self._unlisted: set[Path] = set()
+        self._folders = {path for path in self._paths if path.is_dir()}
+        self._listed: set[Path] = set()
+        self._again: set[Path] = set()
+        self._complete = False
+        self._waits = False
+        self.unusable = Unusable()
+        self._serves = serves
 
     async def run(self) -> None:
         """See `Source`."""
@@ -84,27 +108,53 @@ class Manifests:
             except OSError as e:
                 log.warning("No notifications of changed files, looking every %g s: %s", self.look_seconds, e)
                 watch_again = _nothing
-            await self._look()
-            for kind in types.KINDS:
-                self._sink.complete(kind)
             while True:
+                await self._look()
+                if not self._complete and await self._may_complete():
+                    self._complete = True
+                    for kind in types.KINDS:
+                        self._sink.complete(kind)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self.look_seconds):
                         await changed.wait()
                     await asyncio.sleep(_SETTLE_SECONDS)
                 changed.clear()
                 watch_again()
-                await self._look()
+
+    async def _may_complete(self) -> bool:
+        """Whether the first list is complete, or may pass for complete because nothing can be lost."""
+        unknown = self.unusable.unknown()
+        if not unknown:
+            if self._waits:
+                log.info("All manifests can be used now")
+            return True
+        if self._waits:
+            return False
+        self._waits = await asyncio.to_thread(self._serves)
+        if self._waits:
+            log.error(
+                "Waiting until every manifest can be used, or is removed: the kernel serves Services of an earlier run,"
+                " and its rules stay as they are",
+            )
+        else:
+            log.warning(
+                "The kernel serves no Services of an earlier run: starting without what cannot be used"
+            )
+        return not self._waits
 
     async def _look(self) -> None:
         """Reads what changed, until nothing does, and settles then whose the objects are that changed places."""
         before = {(path, name) for path, names in self._left_out.items() for name in names}
+        for path in self._again & self._signatures.keys():
+            self._signatures[path] = _UNSEEN
+        self._again.clear()
         for _ in range(_MOST_ROUNDS):  # a file may change all the time
             found = {file: signature for file in self._files() if (signature := self._signature(file))}
             for path in sorted(self._signatures.keys() - found.keys()):
                 log.info("%s is gone", path)
                 del self._signatures[path]
                 self._left_out.pop(path, None)
+                self.unusable.forget(path)
                 self._release(self._objects.pop(path, set()))
             changed = [(p, s) for p, s in found.items() if self._signatures.get(p) != s]
             if not changed:
@@ -127,41 +177,50 @@ class Manifests:
             except NotADirectoryError:
                 yield path
             except OSError as e:
-                yield path
-                known = [file for file in self._signatures if file.parent == path]
-                if known and path not in self._unlisted:
-                    self._unlisted.add(path)
-                    log.warning("%s cannot be listed, its last state stays: %s", path, e)
-                yield from known
+                if path in self._folders:
+                    self.unusable.add(path, f"it cannot be listed: {e}", kept=path in self._listed)
+                    yield from [file for file in self._signatures if file.parent == path]
+                else:
+                    yield path
             else:
-                self._unlisted.discard(path)
+                self._listed.add(path)
+                if path in self._folders:
+                    self.unusable.usable(path)
                 yield from (f for f in inside if f.suffix in SUFFIXES and not f.name.startswith("."))
 
     def _signature(self, file: Path) -> Signature | None:
-        """How a file looks now; None if there is none.
-
-        Only its folder can say that. If that is not there, or the file cannot be looked at, it is as it was.
-        """
+        """How a file looks now, be it usable or not; None if there is none, which only its folder can say."""
         try:
-            status = file.stat()
+            try:
+                status = file.stat()
+            except OSError:
+                status = file.lstat()  # a link that leads nowhere
         except FileNotFoundError:
             folder_is_there = os.path.isdir(file.parent)  # noqa: PTH112 Path.is_dir may raise
-            return None if folder_is_there else self._signatures.get(file)
+            return None if folder_is_there else _UNSEEN
         except OSError:
-            return self._signatures.get(file)
-        return (status.st_ino, status.st_ctime_ns, status.st_size) if S_ISREG(status.st_mode) else None
+            return _UNSEEN
+        return status.st_ino, status.st_ctime_ns, status.st_size
+
+    async def _documents(self, path: Path) -> list[tuple[str, Decode]] | None:
+        """What stands in a file; None if that cannot be used."""
+        had_objects = bool(self._objects.get(path)) or not self._complete
+        try:
+            given = await asyncio.to_thread(_given, path, may_be_empty=not had_objects)
+        except (OSError, ValueError) as e:
+            if isinstance(e, OSError):
+                if _was_removed(path):
+                    return None
+                self._again.add(path)
+            self.unusable.add(path, str(e), kept=path in self._objects)
+            return None
+        self.unusable.usable(path)
+        return given
 
     async def _read(self, path: Path) -> None:
         """Tells what a file holds now."""
-        if self._signatures[path][2] == 0 and self._objects.get(path):
-            log.warning("%s is empty, its last good state stays; remove it if its objects are to go", path)
-            return
-        try:
-            given = await asyncio.to_thread(lambda: list(documents(path)))
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError) as e:
-            log.error("%s cannot be used, its last good state stays: %s", path, e)  # noqa: TRY400
+        given = await self._documents(path)
+        if given is None:
             return
         refused: list[types.UndecodableError] = []
         mine: set[Name] = set()
@@ -178,14 +237,16 @@ class Manifests:
                     self._sink.set(obj)
                 else:
                     left_out[name] = obj
-        for error in refused:
-            self._sink.refused(error.kind, f"{error.name} in {path.name}", error.reason)
         before = self._objects.get(path, set())
         stays = {_named(error) for error in refused} & before
+        for error in refused:
+            kept = _named(error) in stays
+            self._sink.refused(error.kind, f"{error.name} in {path.name}", error.reason, kept=kept)
+        self.unusable.objects(path, [str(error) for error in refused if _named(error) not in stays])
         self._objects[path] = mine | stays
         self._left_out[path] = left_out
         self._release(before - mine - stays)
-        log.info("%s: %d objects", path, len(mine))
+        log.info("%s: %d %s", path, len(mine), "object" if len(mine) == 1 else "objects")
 
     def _release(self, names: set[Name]) -> None:
         """A file holds these objects no more; whether another does is seen when all is read."""
@@ -202,6 +263,27 @@ class Manifests:
                 self._sink.set(left_out.pop(name))
                 return
         self._sink.gone(*name)
+
+
+def _was_removed(path: Path) -> bool:
+    """Whether a file is not there any more, which is no trouble; a link that leads nowhere is."""
+    return path.parent.is_dir() and not os.path.lexists(path)
+
+
+def _given(path: Path, *, may_be_empty: bool) -> list[tuple[str, Decode]]:
+    """What stands in a file. A pipe, which would make us wait, is not opened.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it cannot be understood.
+    """
+    status = path.stat()
+    if not S_ISREG(status.st_mode):
+        raise ValueError("it is a folder" if S_ISDIR(status.st_mode) else "it is no regular file")
+    found = list(documents(path))
+    if not (found or status.st_size or may_be_empty):
+        raise ValueError("it is empty; remove it if its objects are to go")
+    return found
 
 
 def _decode(

@@ -16,6 +16,7 @@ from kubeproxy.serve.http import Door
 from kubeproxy.serve.metrics import FlowMetrics, LoopMetrics
 from kubeproxy.serve.nodehealth import NodeHealth
 from kubeproxy.sources.base import Status
+from kubeproxy.sources.unusable import Unusable
 from tests.fakes.relay import FakeRelay
 from tests.unit.serve.stage import Stage, ask
 
@@ -35,6 +36,7 @@ async def served() -> dict[str, str]:
         *health.figures(),
         *metrics.of_changes(Hub("here")),
         *metrics.of_options(load({}, "linux")),
+        *Unusable().figures(),
         *metrics.of_sources([Status("Service", heard=1)], 2),
         *FlowMetrics(FlowCleaner(Stage().loop)).figures(),
         *Localhost(IPTables(FakeTables(), counters=False, drop_invalid=True), FakeRelay()).figures(),

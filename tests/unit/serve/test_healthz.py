@@ -23,10 +23,12 @@ class Rig:
         self.v4, self.v6 = Stage(IPV4, self.clock), Stage(IPV6, self.clock)
         self.eligible = True
         self.statuses: list[Status] = []
+        self.missing: list[str] = []
         self.health = Health(
             timeout=60.0,
             eligible=lambda: self.eligible,
             statuses=lambda: self.statuses,
+            missing=lambda: self.missing,
             clock=self.clock,
             wall=lambda: WALL + self.clock.time - START,
         )
@@ -192,3 +194,12 @@ async def test_answers_are_counted(rig: Rig) -> None:
         ("kubeproxy_proxy_healthz_total", "503"): 1,
         ("kubeproxy_ready", ""): True,
     }
+
+
+async def test_what_the_source_cannot_read_is_told(rig: Rig) -> None:
+    rig.missing = ["/etc/services.d/a.yaml cannot be used: line 3, column 1: no"]
+    assert await rig.troubles() == ["not all Services and endpoints are known yet", *rig.missing]
+    rig.begin()
+    assert await rig.troubles() == rig.missing
+    rig.missing = []
+    assert await rig.troubles() == []

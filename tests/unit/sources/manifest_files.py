@@ -29,6 +29,7 @@ class Ear(Recorder):
     """Hears, and can wait until all that was changed so far has been seen."""
 
     source: Manifests
+    asked: list[bool]
     marks = 0
 
     def port(self, name, namespace="shop"):

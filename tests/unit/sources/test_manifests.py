@@ -82,8 +82,11 @@ class TestStart:
         (tmp_path / "c.yaml").symlink_to("/proc/self/mem")  # a file that cannot be read
         async with follow(tmp_path) as ear:
             assert ear.names("Service") == {"b"}
-            assert "a.yaml cannot be used, its last good state stays: while parsing" in caplog.text
-            assert "c.yaml cannot be used, its last good state stays: [Errno" in caplog.text
+            assert (
+                "a.yaml cannot be used, none of its objects is known: line 3, column 1: while parsing"
+                in caplog.text
+            )
+            assert "c.yaml cannot be used, none of its objects is known: [Errno" in caplog.text
 
 
 class TestNamespaces:

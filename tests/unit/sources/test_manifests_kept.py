@@ -61,7 +61,7 @@ class TestLastGoodState:
             await ear.has_seen_all(tmp_path)
             replace(file, "")
             assert await ear.has_seen_all(tmp_path) == []
-            assert "a.yaml is empty, its last good state stays" in caplog.text
+            assert "a.yaml cannot be used, its last good state stays: it is empty" in caplog.text
             replace(file, "# nothing\n")
             await ear.names_are("mark")
 
@@ -86,13 +86,15 @@ class TestLastGoodState:
             folder.rename(tmp_path / "away")
             await ear.has_seen_all(other)
             assert await ear.has_seen_all(other) == []
-            assert caplog.text.count("here cannot be listed, its last state stays") == 1
+            assert (
+                caplog.text.count("here cannot be used, its last good state stays: it cannot be listed") == 1
+            )
             folder.mkdir()
             (folder / "a.yaml").write_text(service("a", 81))
             await ear.names_are("a", "mark")
             assert ear.port("a") == 81
             shutil.rmtree(folder)
-            await ear.until(lambda: caplog.text.count("here cannot be listed") == 2)
+            await ear.until(lambda: caplog.text.count("here cannot be used") == 2)
             assert ear.port("a") == 81
 
     async def test_a_folder_that_came_back_is_watched(self, tmp_path):
@@ -122,7 +124,11 @@ class TestLastGoodState:
 
         async with follow(tmp_path, look_seconds=0.02) as ear:
             monkeypatch.setattr(Path, "iterdir", iterdir)
-            await ear.until(lambda: "cannot be listed, its last state stays: [Errno 5]" in caplog.text)
+            await ear.until(
+                lambda: (
+                    "cannot be used, its last good state stays: it cannot be listed: [Errno 5]" in caplog.text
+                )
+            )
             file.write_text(service("a", 81))  # what we know of can still be read
             await ear.until(lambda: ear.port("a") == 81)
             assert not ear.said("gone")

@@ -537,7 +537,8 @@ class TestBrokenObjects:
             async with watching(server) as it:
                 await it.listed()
                 await it.see("a", "c")
-                refusal = ("refused", "Service", "default/b", "spec.ports[0].port: Expected `int`, got `str`")
+                reason = "spec.ports[0].port: Expected `int`, got `str`"
+                refusal = ("refused", "Service", "default/b", reason, "unknown")
                 assert it.sink.said("refused") == [refusal]
                 server.next(Fault(status=410), verb="watch")
                 server.drop()
@@ -555,6 +556,7 @@ class TestBrokenObjects:
                 await it.listed()
                 server.store.put(service("a", port="http"))
                 await it.sink.until(lambda: bool(it.sink.said("refused")))
+                assert it.sink.said("refused")[0][-1] == "kept"
                 server.next(Fault(status=410), verb="watch")
                 server.drop()
                 await it.listed(2)

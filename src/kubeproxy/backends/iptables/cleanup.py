@@ -1,4 +1,4 @@
-"""Removes iptables mode's rules and chains, of both kinds of programs, whoever wrote them.
+"""Removes iptables mode's rules and chains, of both kinds of programs, whoever wrote them; looks whether they serve Services.
 
 What others have put into the same tables stays, and so do chains of ours that their rules lead to: KUBE-MARK-MASQ is
 used by network plugins. KUBE-FIREWALL is the kubelet's where a kubelet has ever written to the tables; elsewhere it goes, too.
@@ -26,6 +26,20 @@ _ONLY_OURS = '--comment "kubernetes load balancer firewall"'
 _FIREWALL_JUMPS = {(chain, f"-j {names.KUBELET_FIREWALL}") for chain in ("INPUT", "OUTPUT")}
 _GUARD = '--comment "block incoming localnet connections"'
 _ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
+
+
+def serves() -> bool:
+    """Whether some iptables program finds a Service's chain.
+
+    Raises:
+        SyncError: the tables could not be read.
+    """
+    return any(
+        names.is_owned(line[1:].partition(" ")[0])
+        for _, tables in programs.installed()
+        for line in tables.save()
+        if line.startswith(":")
+    )
 
 
 def cleanup() -> None:

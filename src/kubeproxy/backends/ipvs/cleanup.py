@@ -26,6 +26,16 @@ _OWN_HOOK = '--comment "kube-proxy firewall rules"'
 """A rule of ours, and not of iptables mode, that leads to a chain both have."""
 
 
+def serves() -> bool:
+    """Whether the virtual interface has the address of a Service.
+
+    Raises:
+        OSError: the kernel does not tell.
+    """
+    index = route.interface(names.INTERFACE)
+    return bool(index) and any(address.interface == index for address in route.addresses())
+
+
 def cleanup() -> None:
     """Cleans up; a second time finds nothing to do.
 

@@ -1,17 +1,39 @@
-"""Removes nftables mode's tables."""
+"""Removes nftables mode's tables, and looks whether they serve Services."""
 
 import errno
 import logging
 from typing import Final
 
 from kubeproxy.backends.nftables import layout
-from kubeproxy.netlink.nft.kernel import drop_table
+from kubeproxy.netlink.nft import objects
+from kubeproxy.netlink.nft.kernel import Kernel, drop_table
 from kubeproxy.netlink.nft.messages import IP, IP6, Table
 
 log = logging.getLogger(__name__)
 
 _NO_NF_TABLES: Final = {errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL, errno.EAFNOSUPPORT}
 """What a kernel without nf_tables, or without a family, says. It has no table of ours."""
+
+_TABLES: Final = (Table(IP, layout.TABLE), Table(IP6, layout.TABLE))
+
+
+def serves() -> bool:
+    """Whether a table, of ours or of the reference, has the ClusterIP of a Service.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    try:
+        with Kernel() as kernel:
+            return any(
+                layout.CLUSTER_IPS in objects.sets(kernel, table)
+                and any(objects.elements(kernel, table, layout.CLUSTER_IPS))
+                for table in _TABLES
+            )
+    except OSError as e:
+        if e.errno not in {*_NO_NF_TABLES, errno.ENOENT}:
+            raise
+        return False
 
 
 def cleanup() -> None:
@@ -20,7 +42,7 @@ def cleanup() -> None:
     Raises:
         OSError: the kernel refused.
     """
-    for table in (Table(IP, layout.TABLE), Table(IP6, layout.TABLE)):
+    for table in _TABLES:
         try:
             if drop_table(table):
                 log.info("Deleted table %s of nftables mode", table)
