@@ -26,6 +26,7 @@ from kubeproxy.linux import run as programs
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.nodewatch import NodeWatch
 from kubeproxy.notify import notify
+from kubeproxy.reporter import Reporter
 from kubeproxy.serve.exposition import Provider
 from kubeproxy.serve.serving import Serving
 from kubeproxy.sources.base import Source, Status
@@ -251,6 +252,9 @@ class App:
         loops = [self._loop(node, backend) for node, backend in opened]
         cleaners = [FlowCleaner(loop) for loop in loops] if self._has_rules else []
         self._serving.attach(loops, cleaners)
+        files = bool(self._options.manifests)
+        reporter = Reporter(self._hub.state, self._name, self._events.service, files=files)
+        self._serving.tell(reporter.figures)
         watch.follow(loops, self._fail)
         await self._hub.lists_complete.wait()
         self._hub.loops = loops
@@ -264,7 +268,16 @@ class App:
             for cleaner in cleaners:
                 group.create_task(cleaner.run())
             group.create_task(watch.follow_addresses())
+            group.create_task(self._report(loops, reporter))
             await self._all_synced(loops)
+
+    async def _report(self, loops: Sequence[Loop], reporter: Reporter) -> None:
+        """Reports what is probably wrong with Services, once the rules are in place; not much later if they never are."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_SYNC_SECONDS):
+                for loop in loops:
+                    await loop.synced.wait()
+        await reporter.run()
 
     async def _open(self, host: hosts.Host) -> list[tuple[NodeConfig, Backend]]:
         """The backend of each family that can be served; the primary one must be.

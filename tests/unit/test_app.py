@@ -117,6 +117,29 @@ async def test_nothing_is_written_before_services_and_endpoints_are_complete(
     assert await task == 0
 
 
+async def test_a_service_without_endpoints_is_said_once_when_rules_are_in_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rig = Rig(monkeypatch, tmp_path)
+    task = asyncio.create_task(rig.app.run())
+    await _until(lambda: rig.opened == {IPV4, IPV6})
+    await FakeClock.settle()
+    said = "Service default/a: it has no endpoints, connections to it are rejected"
+    assert said not in caplog.text, "they may be in what is yet to come"
+    rig.listed.set()
+    await _until(lambda: said in caplog.text)
+    text = caplog.text
+    assert text.index("writing rules") < text.index(said)
+    for loop in rig.hub.loops:
+        loop.resync()
+    await _until(lambda: len(rig.syncs) == 4)
+    await FakeClock.settle()
+    assert caplog.text.count(said) == 1
+    rig.app._end(0)
+    assert await task == 0
+
+
 async def test_a_second_family_that_cannot_be_served_is_done_without(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,7 +4,7 @@ Every change is told as one object and answered with the Services to plan anew; 
 already touches none. Nothing here is planned: `plan` does that for one Service and one family, when it is asked.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from kubeproxy.api import flatten, types
 from kubeproxy.api.flatten import DEFAULT_NAMESPACE
@@ -16,10 +16,19 @@ from kubeproxy.model.plan import plan as make_plan
 
 
 class State:
-    """Services and their EndpointSlices."""
+    """Services and their EndpointSlices.
+
+    Attributes:
+        services: the Services to be made real.
+        foreign: Services that exist and are not ours to proxy: headless ones, ExternalName, those of other proxies.
+        on_change: called with each Service that came, changed or went, or of which an EndpointSlice did, also where the
+            Service itself does not exist.
+    """
 
     def __init__(self) -> None:
         self.services: dict[Key, ServiceRow] = {}
+        self.foreign: set[Key] = set()
+        self.on_change: Callable[[Key], None] | None = None
         self._slices: dict[Key, dict[Name, tuple[SliceRow, ...]]] = {}
         self._service_of: dict[Name, Key] = {}
         self._complaints = Complaints()
@@ -39,7 +48,7 @@ class State:
 
         try:
             if isinstance(obj, types.Service):
-                touched = self._set_service(name, flatten.service(obj, complain))
+                touched = self._set_service(name, flatten.service(obj, complain), exists=True)
             elif isinstance(obj, types.EndpointSlice):
                 row = flatten.endpoint_slice(obj, complain)
                 touched = self._set_slices(name, () if row is None else (row,))
@@ -55,7 +64,7 @@ class State:
         """Forgets an object; returns the Services whose plan may have changed."""
         who = (kind, namespace or DEFAULT_NAMESPACE, name)
         self._complaints.forget(who)
-        return self._set_service(who, None) if kind == "Service" else self._set_slices(who, ())
+        return self._set_service(who, None, exists=False) if kind == "Service" else self._set_slices(who, ())
 
     def plan(self, key: Key, node: NodeConfig) -> ServicePlan | None:
         """The plan of a Service on a node; None when there is nothing to do for it in that family."""
@@ -71,14 +80,28 @@ class State:
             return next(iter(pieces.values()))
         return [row for name in sorted(pieces) for row in pieces[name]]
 
-    def _set_service(self, name: Name, row: ServiceRow | None) -> Collection[Key]:
+    @property
+    def sliced(self) -> Collection[Key]:
+        """The Services, existing or not, that EndpointSlices name."""
+        return self._slices.keys()
+
+    def sources(self, key: Key) -> Collection[Name]:
+        """The EndpointSlices and Endpoints that name a Service."""
+        return self._slices.get(key, {}).keys()
+
+    def _set_service(self, name: Name, row: ServiceRow | None, *, exists: bool) -> Collection[Key]:
         key = (name[1], name[2]) if row is None else (row.namespace, row.name)
+        foreign = exists and row is None
+        if foreign != (key in self.foreign):
+            (self.foreign.add if foreign else self.foreign.discard)(key)
+            self._changed(key)
         if self.services.get(key) == row:
             return ()
         if row is None:
             del self.services[key]
         else:
             self.services[key] = row
+        self._changed(key)
         return (key,)
 
     def _set_slices(self, name: Name, rows: tuple[SliceRow, ...]) -> Collection[Key]:
@@ -96,4 +119,11 @@ class State:
         if after is not None:
             self._service_of[name] = after
             self._slices.setdefault(after, {})[name] = rows
-        return {key for key in (before, after) if key in self.services and key is not None}
+        touched = {key for key in (before, after) if key is not None}
+        for key in touched:
+            self._changed(key)
+        return {key for key in touched if key in self.services}
+
+    def _changed(self, key: Key) -> None:
+        if self.on_change is not None:
+            self.on_change(key)

@@ -10,6 +10,7 @@ from kubeproxy.config.load import load
 from kubeproxy.figures import Figure
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
+from kubeproxy.reporter import Reporter
 from kubeproxy.serve import metrics
 from kubeproxy.serve.healthz import Health
 from kubeproxy.serve.http import Door
@@ -35,6 +36,7 @@ async def served() -> dict[str, str]:
     found: list[Figure] = [
         *health.figures(),
         *metrics.of_changes(Hub("here")),
+        *Reporter(Hub("here").state, "here", lambda *_: None, files=True).figures(),
         *metrics.of_options(load({}, "linux")),
         *Unusable().figures(),
         *metrics.of_sources([Status("Service", heard=1)], 2),

@@ -1,0 +1,275 @@
+"""Reports what is probably wrong with Services: in the log, as metrics and, where it helps, as Events.
+
+In a large cluster thousands of Services have no endpoints because nobody needs them now, and endpoints come and go all
+the time. So what is found at the start is reported as one line for each kind of finding. After that a finding is reported when it
+has lasted for `SETTLE_SECONDS`, and its end likewise; findings of one kind that are due together share a line. A bucket
+limits the lines: what does not fit is reported later, as it stands then, and what ended meanwhile not at all.
+
+Every node of a cluster finds the same, so an Event from each would flood the API server. Events are written only of
+port names that do not match, which is a mistake in the objects themselves, and only by the node of the Service's first endpoint by
+address. That endpoints are missing or not ready is normal and to be seen in the EndpointSlices.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from kubeproxy.clock import Clock, SystemClock
+from kubeproxy.figures import Figure
+from kubeproxy.log import V2
+from kubeproxy.model.findings import REASONS, Finding, Findings, Reason, listed
+from kubeproxy.model.plan import Key
+from kubeproxy.model.state import State
+
+log = logging.getLogger(__name__)
+
+SETTLE_SECONDS: Final = 5.0
+"""So long a finding must last before it is reported."""
+
+LOOK_SECONDS: Final = 1.0
+"""Changes are judged together so often."""
+
+BURST: Final = 20
+"""So many lines may be written at once ..."""
+
+EVERY_SECONDS: Final = 30.0
+"""... and one more each time so many seconds have passed."""
+
+FEW: Final = 3
+"""So many Services get a line each, which says more than one for all of them."""
+
+MOST_NAMES: Final = 10
+"""So many Services are named in a line."""
+
+_AT_ONCE = 500
+
+Event = Callable[[Key, str, str, str], None]
+"""Writes an Event of a Service: its key, a reason, an action and a note; see `events.Events.service`."""
+
+
+class _Words(Struct, frozen=True, gc=False):
+    """How a kind of finding is reported.
+
+    Attributes:
+        level: the level of its lines.
+        many: of several Services: what they have in common.
+        one: of a single Service; what a `Finding` says is filled in.
+        over: what a Service has when it ended; "" if that is not reported.
+        event: an Event is written, too.
+    """
+
+    level: int
+    many: str
+    one: str
+    over: str
+    event: bool = False
+
+
+_WORDS: Final[Mapping[Reason, _Words]] = {
+    "NoEndpoints": _Words(
+        logging.INFO,
+        "have no endpoints, connections to them are rejected",
+        "it has no {family}endpoints{detail}, {family}connections to it are rejected",
+        "endpoints",
+    ),
+    "NoReadyEndpoints": _Words(
+        logging.WARNING,
+        "have endpoints of which none is ready, connections to them are rejected",
+        "none of its {family}endpoints{ports} is ready, {family}connections to it are rejected",
+        "ready endpoints",
+    ),
+    "PortWithoutEndpoints": _Words(
+        logging.WARNING,
+        "have ports that are in none of their EndpointSlices, connections to these ports are rejected",
+        "port {ports} is in none of its {family}EndpointSlices, connections to it are rejected;{detail} names and"
+        " protocols must be the same in the Service and its EndpointSlices",
+        "endpoints for its ports",
+        event=True,
+    ),
+    "UnknownEndpointPort": _Words(
+        logging.WARNING,
+        "have EndpointSlices with ports that the Service does not have, these ports are ignored",
+        "its {family}EndpointSlices have port {ports}, which the Service does not have: it is ignored",
+        "",
+        event=True,
+    ),
+    "NoLocalEndpointsInternal": _Words(
+        logging.INFO,
+        "have internalTrafficPolicy Local and no endpoint on this node, connections from this node are dropped",
+        "internalTrafficPolicy is Local and none of its {family}endpoints{ports} is on this node, connections from this"
+        " node are dropped",
+        "an endpoint on this node",
+    ),
+    "NoLocalEndpointsExternal": _Words(
+        V2,
+        "have externalTrafficPolicy Local and no endpoint on this node, external connections that arrive here are"
+        " dropped",
+        "externalTrafficPolicy is Local and none of its {family}endpoints{ports} is on this node, external connections"
+        " that arrive here are dropped",
+        "an endpoint on this node",
+    ),
+    "NoService": _Words(
+        logging.WARNING,
+        "do not exist but have EndpointSlices, which are ignored",
+        "there is no such Service, {detail} is ignored",
+        "",
+    ),
+}
+
+
+class Reporter:
+    """Reports the findings of a state while it runs."""
+
+    def __init__(
+        self, state: State, node: str, event: Event, *, files: bool, clock: Clock | None = None
+    ) -> None:
+        """Nothing is judged before `run`.
+
+        Args:
+            state: the Services.
+            node: the name of this node.
+            event: how an Event is written.
+            files: the objects are of manifests, where an EndpointSlice of no Service is a mistake.
+            clock: the time.
+        """
+        self._state = state
+        self._node = node
+        self._event = event
+        self._clock = clock or SystemClock()
+        self._findings = Findings(state, node, orphans=files)
+        self._reported: dict[Key, tuple[Finding, ...]] = {}
+        self._due: dict[Key, float] = {}
+        self._wake = asyncio.Event()
+        self._never = asyncio.Event()
+        self._free_at = 0.0
+
+    def figures(self) -> Iterable[Figure]:
+        """How many Services have each kind of finding; judges what changed since the last look."""
+        self._judge(_AT_ONCE)
+        text = "Services with which something is probably wrong."
+        for reason in REASONS:
+            count = self._findings.counts[reason]
+            yield Figure("kubeproxy_service_findings", "gauge", text, count, {"reason": reason})
+
+    async def run(self) -> None:
+        """Judges everything there is and follows the changes, for ever."""
+        self._findings.touch_all()
+        self._state.on_change = self._touched
+        while self._findings.pending:
+            self._judge(_AT_ONCE)
+            await asyncio.sleep(0)
+        self._due.clear()
+        self._report(list(self._findings.known), first=True)
+        while True:
+            if not (self._due or self._findings.pending):
+                await self._clock.wait(self._wake, None)
+            self._wake.clear()
+            await self._clock.wait(self._never, LOOK_SECONDS)
+            while self._findings.pending:
+                self._judge(_AT_ONCE)
+                await asyncio.sleep(0)
+            self._report_due()
+
+    def _touched(self, key: Key) -> None:
+        self._findings.touch(key)
+        self._wake.set()
+
+    def _judge(self, most: int) -> None:
+        """Judges Services that changed, and notes when what is new is to be reported."""
+        now = self._clock.now()
+        for key in self._findings.update(most):
+            self._due.pop(key, None)  # so that the dict stays in the order of time
+            if self._findings.known.get(key, ()) != self._reported.get(key, ()):
+                self._due[key] = now + SETTLE_SECONDS
+
+    def _report_due(self) -> None:
+        now = self._clock.now()
+        if self._free_at > now:
+            return
+        keys = []
+        for key, due in self._due.items():
+            if due > now:
+                break
+            keys.append(key)
+        for key in keys:
+            del self._due[key]
+        self._report(keys)
+
+    def _report(self, keys: Sequence[Key], *, first: bool = False) -> None:
+        """Reports what is true of some Services now and was not when they were last reported."""
+        found: dict[Reason, list[tuple[Key, Finding]]] = {}
+        over: dict[Reason, list[Key]] = {}
+        for key in keys:
+            before, after = self._reported.pop(key, ()), self._findings.known.get(key, ())
+            if after:
+                self._reported[key] = after
+            for finding in after:
+                if finding not in before:
+                    found.setdefault(finding.reason, []).append((key, finding))
+            for reason in self._over(key, before, after):
+                over.setdefault(reason, []).append(key)
+        lines = 0
+        for reason in REASONS:
+            lines += self._say_found(reason, found.get(reason, ()), summary=first)
+            lines += self._say_over(reason, over.get(reason, ()))
+        if not first:
+            earliest = self._clock.now() - (BURST - 1) * EVERY_SECONDS
+            self._free_at = max(self._free_at, earliest) + lines * EVERY_SECONDS
+
+    def _over(self, key: Key, before: Iterable[Finding], after: Iterable[Finding]) -> Iterable[Reason]:
+        """The reasons that ended; of a Service that is gone, or that still has no usable endpoint, nothing is well."""
+        now = {finding.reason for finding in after}
+        if key not in self._state.services or now & {"NoEndpoints", "NoReadyEndpoints"}:
+            return ()
+        return {finding.reason for finding in before} - now
+
+    def _say_found(self, reason: Reason, found: Sequence[tuple[Key, Finding]], *, summary: bool) -> int:
+        """Writes the lines of one kind of finding; returns how many."""
+        words = _WORDS[reason]
+        level = max(words.level, logging.INFO) if summary else words.level
+        for key, finding in found:
+            if words.event and self._is_first_endpoints_node(key):
+                self._event(key, reason, "ReadEndpointSlices", _filled(words.one, finding))
+        if not found or not log.isEnabledFor(level):
+            return 0
+        names = list(dict.fromkeys(f"{namespace}/{name}" for (namespace, name), _ in found))
+        if len(names) <= FEW:
+            for (namespace, name), finding in found:
+                log.log(level, "Service %s/%s: %s", namespace, name, _filled(words.one, finding))
+            return len(found)
+        log.log(level, "%d Services %s: %s", len(names), words.many, listed(names, MOST_NAMES))
+        return 1
+
+    def _say_over(self, reason: Reason, keys: Sequence[Key]) -> int:
+        words = _WORDS[reason]
+        level = min(words.level, logging.INFO)
+        if not keys or not words.over or not log.isEnabledFor(level):
+            return 0
+        if len(keys) <= FEW:
+            for namespace, name in keys:
+                log.log(level, "Service %s/%s: it has %s now", namespace, name, words.over)
+            return len(keys)
+        names = listed([f"{namespace}/{name}" for namespace, name in keys], MOST_NAMES)
+        log.log(level, "%d Services have %s now: %s", len(keys), words.over, names)
+        return 1
+
+    def _is_first_endpoints_node(self, key: Key) -> bool:
+        """Whether the first endpoint of a Service, by its address, is on this node."""
+        endpoints = ((e.address, e.node) for piece in self._state.slices(key) for e in piece.endpoints)
+        return min(endpoints, default=("", ""))[1] == self._node
+
+
+def _filled(text: str, finding: Finding) -> str:
+    """What is said of a single Service."""
+    ports, detail = finding.ports, finding.detail
+    if finding.reason == "NoReadyEndpoints" or finding.reason.startswith("NoLocal"):
+        ports = f" for port {ports}" if ports else ""
+    if finding.reason == "NoEndpoints":
+        detail = f" ({detail} only)" if detail else ""
+    if finding.reason == "PortWithoutEndpoints":
+        detail = f" they have {detail}," if detail else " they have no ports,"
+    family = f"{finding.family} " if finding.family else ""
+    return text.format(family=family, ports=ports, detail=detail)
