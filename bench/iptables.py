@@ -1,4 +1,7 @@
-"""iptables mode: a start against the bare `iptables-restore` of the text it results in, and one changed endpoint."""
+"""iptables mode: a start against the bare `iptables-restore` of the text it results in, and one changed endpoint.
+
+What the latter costs with large legacy tables, and how much of that is the kernel's, is in `exchange`.
+"""
 
 import asyncio
 import subprocess
@@ -8,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import objects, rig
+from bench import exchange, objects, rig
 from kubeproxy.backends.iptables import names
 from kubeproxy.linux import xtables
 from kubeproxy.netlink import nfacct
@@ -24,6 +27,7 @@ def main(rounds: int) -> None:
         with rig.path(variant) as path:
             full = start(variant, path, rounds)
             change(variant, path, full, 4 * rounds)
+    exchange.main(rounds)
 
 
 def start(variant: str, path: str, rounds: int) -> float:
