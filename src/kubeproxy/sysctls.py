@@ -27,6 +27,8 @@ MOST_BY_CORES: Final = 1 << 20
 
 _MAX: Final = "nf_conntrack_max"
 _BUCKETS: Final = "nf_conntrack_buckets"
+_ONLY_RAISED: Final = frozenset({_MAX, _BUCKETS})
+"""What is higher than we ask for stays: whoever set it had a reason (kubernetes/kubernetes#142035)."""
 
 
 def wanted(settings: Conntrack, cores: int) -> Mapping[str, int]:
@@ -78,14 +80,12 @@ def _set(name: str, value: int) -> str:
     present = ""
     try:
         present = sysctl.read(path)
-        if name == _BUCKETS and int(present) >= value:
+        if name in _ONLY_RAISED and int(present) >= value:
+            if name == _MAX and int(present) > value:
+                log.info("%s stays %s: only %d is configured", path, present, value)
             return ""
         if sysctl.ensure(path, value):
             log.info("Set %s=%d, it was %s", path, value, present)
     except OSError as e:
-        if name == _MAX and present.isdigit() and int(present) > value:
-            # Only the first network namespace may write it, and there is room for more than we ask for.
-            log.info("%s stays %s, though %d is configured: %s", path, present, value, e.strerror)
-            return ""
         return f"{path} is {present or 'not there'}, not {value} ({e.strerror})"
     return ""

@@ -114,6 +114,15 @@ def test_the_hash_table_is_never_made_smaller(folder: Path) -> None:
     assert values(folder)["buckets"] == 262144
 
 
+def test_more_connections_than_asked_for_stay(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An administrator set them (kubernetes/kubernetes#142035)."""
+    caplog.set_level(logging.INFO)
+    (folder / "nf_conntrack_max").write_text("2097152\n")
+    assert apply(Conntrack()) == []
+    assert (values(folder)["max"], values(folder)["buckets"]) == (2097152, 32768)
+    assert "nf_conntrack_max stays 2097152: only 131072 is configured" in caplog.text
+
+
 def test_connection_tracking_is_loaded_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There are no settings before."""
     (folder / "nf_conntrack_udp_timeout").unlink()
