@@ -324,6 +324,8 @@ def _without_nulls(value: object, seen: dict[int, object]) -> object:
         items: list[object] = []
         seen[id(value)] = items
         items.extend(_without_nulls(inner, seen) for inner in value)
+    elif isinstance(value, float) and value.is_integer():
+        return int(value)  # 80.0 and 8e1 are whole numbers to Kubernetes
     return seen.get(id(value), value)
 
 

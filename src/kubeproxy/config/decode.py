@@ -4,8 +4,7 @@ As in the reference, the file is judged strictly first: fields nobody knows and 
 files must go on working, they do not end the program, but every one of them is named; the last of equal keys counts.
 What has the wrong type is an error. A null is the same as not being there.
 
-YAML is read as Kubernetes reads it: `30:15` and `2024-01-01` are text, not a number to the base of 60 and a date.
-Only the first document of a file counts.
+YAML is read by `api.yamltext`; only the first document of a file counts. A whole number may be written `1e5` or `1.0`.
 """
 
 from functools import cache
@@ -14,6 +13,7 @@ from typing import Any, Final, get_args
 import msgspec
 from msgspec.structs import fields
 
+from kubeproxy.api import yamltext
 from kubeproxy.config import ConfigError
 from kubeproxy.config.durations import Duration, Quantity, parse_duration, parse_quantity
 from kubeproxy.config.types import API_VERSION, KIND, KubeProxyConfiguration, NanosecondDuration
@@ -21,8 +21,6 @@ from kubeproxy.fields import Schema, unknown
 
 UNKNOWN_FIELD: Final = "unknown field"
 """How a doubt about a field that nobody knows begins."""
-
-_TAG = "tag:yaml.org,2002:"
 
 
 def decode(data: bytes, name: str) -> tuple[KubeProxyConfiguration, tuple[str, ...]]:
@@ -47,7 +45,7 @@ def decode(data: bytes, name: str) -> tuple[KubeProxyConfiguration, tuple[str, .
 
 
 def _decode(text: str, name: str) -> tuple[KubeProxyConfiguration, tuple[str, ...]]:
-    raw, doubts = (_json(text) if text.lstrip().startswith("{") else None) or _yaml(text, name)
+    raw, doubts = (_json(text, name) if text.lstrip().startswith("{") else None) or _yaml(text, name)
     if not isinstance(raw, dict):
         raise ConfigError(f"{name}: not a {KIND}: the file holds no mapping")
     kind, version = raw.pop("kind", None), raw.pop("apiVersion", None)
@@ -66,7 +64,7 @@ def _decode(text: str, name: str) -> tuple[KubeProxyConfiguration, tuple[str, ..
     return config, tuple(doubts)
 
 
-def _json(text: str) -> tuple[Any, list[str]] | None:
+def _json(text: str, name: str) -> tuple[Any, list[str]] | None:
     """Reads JSON; None: it is none, and may be YAML that starts with a brace."""
     import json
 
@@ -82,54 +80,40 @@ def _json(text: str) -> tuple[Any, list[str]] | None:
 
     try:
         return json.loads(text, object_pairs_hook=mapping), doubts
-    except ValueError:
+    except json.JSONDecodeError as e:
+        if e.msg == "Extra data":
+            raise ConfigError(
+                f"{name}: line {e.lineno}, column {e.colno}: something follows the JSON object"
+            ) from None
         return None
 
 
 def _yaml(text: str, name: str) -> tuple[Any, list[str]]:
     """Reads the first document of YAML."""
-    import yaml
-
     doubts: list[str] = []
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     try:
-        if not loader.check_node():
-            return None, doubts
-        node = loader.get_node()
-        _prepare(node, "", doubts, set())
-        return loader.construct_document(node), doubts
-    except yaml.MarkedYAMLError as e:
-        mark = e.problem_mark or e.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{name}: {place}{e.problem or e.context}") from None
-    except (yaml.YAMLError, ValueError) as e:
-        raise ConfigError(f"{name}: {' '.join(str(e).split())}") from None
-    finally:
-        loader.dispose()
+        return yamltext.first(text, lambda node: _find_repeated(node, "", doubts, set())), doubts
+    except yamltext.YAMLTextError as e:
+        raise ConfigError(f"{name}: {e}") from None
 
 
-def _prepare(node: Any, path: str, doubts: list[str], seen: set[int]) -> None:
-    """Finds keys given twice and turns what only YAML 1.1 takes for numbers and dates back into text."""
-    if id(node) in seen:
+def _find_repeated(node: Any, path: str, doubts: list[str], seen: set[int]) -> None:
+    """Finds keys given twice."""
+    if node.id == "scalar" or id(node) in seen:
         return
     seen.add(id(node))
-    if node.id == "scalar":
-        if node.tag == _TAG + "timestamp" or (
-            node.tag in {_TAG + "int", _TAG + "float"} and ":" in node.value
-        ):
-            node.tag = _TAG + "str"
-    elif node.id == "sequence":
+    if node.id == "sequence":
         for i, item in enumerate(node.value):
-            _prepare(item, f"{path}[{i}]", doubts, seen)
-    else:
-        keys: set[str] = set()
-        for key, value in node.value:
-            here = f"{path}.{key.value}" if path else str(key.value)
-            if key.value in keys:
-                doubts.append(f'key "{here}" is given twice; the last counts')
-            keys.add(str(key.value))
-            _prepare(key, here, doubts, seen)
-            _prepare(value, here, doubts, seen)
+            _find_repeated(item, f"{path}[{i}]", doubts, seen)
+        return
+    keys: set[str] = set()
+    for key, value in node.value:
+        text = yamltext.as_text(key)
+        here = f"{path}.{text}" if path else text
+        if text in keys:
+            doubts.append(f'key "{here}" is given twice; the last counts')
+        keys.add(text)
+        _find_repeated(value, here, doubts, seen)
 
 
 @cache
@@ -148,7 +132,9 @@ def _schema(type_: Any) -> Schema | None:
 def _without_nulls(raw: Any) -> Any:
     if isinstance(raw, dict):
         return {str(key): _without_nulls(value) for key, value in raw.items() if value is not None}
-    return [_without_nulls(item) for item in raw] if isinstance(raw, list) else raw
+    if isinstance(raw, list):
+        return [_without_nulls(item) for item in raw]
+    return int(raw) if isinstance(raw, float) and raw.is_integer() else raw
 
 
 def _convert(type_: type, value: Any) -> Any:

@@ -1,24 +1,20 @@
 """The objects in a manifest: documents of YAML or JSON, and the items of their Lists.
 
-YAML is read as Kubernetes reads it: dates are text, and so is an IPv6 address of decimal digits, which YAML 1.1 takes
-for a number of base 60. JSON is not turned into Python objects but cut into pieces, each decoded straight to its
+YAML is read by `api.yamltext`. JSON is not turned into Python objects but cut into pieces, each decoded straight to its
 Struct: a List of 10,000 objects costs little more than reading the file.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-from kubeproxy.api import types
+from kubeproxy.api import types, yamltext
 
 Decode = Callable[[], types.Object]
 """Makes the object; raises `types.UndecodableError`."""
-
-DEEPEST: Final = 200
-"""YAML may be nested so deep; its parser, written in C, knows no limit and would crash the program."""
 
 _VERSIONS = {
     "Service": ("v1",),
@@ -57,7 +53,7 @@ def documents(path: Path) -> Iterator[tuple[str, Decode]]:
                 raise ValueError(_of_json(data, str(e))) from None
         else:
             return
-    for number, document in enumerate(_yaml(data), 1):
+    for number, document in enumerate(yamltext.documents(data), 1):
         if document is not None:
             yield from _tree(document, f"document {number}", _Piece(), set())
 
@@ -105,66 +101,10 @@ def _is_ours(piece: _Piece) -> bool:
     return piece.api_version in versions or (not piece.api_version and bool(versions))
 
 
-def _yaml(data: bytes) -> Iterator[Any]:
-    import yaml
-
-    base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    patterns = {":int": _INTEGER, ":timestamp": None}
-    resolvers = {
-        first: [
-            (tag, pattern)
-            for tag, given in known
-            if (pattern := patterns.get(tag[tag.rindex(":") :], given)) is not None
-        ]
-        for first, known in base.yaml_implicit_resolvers.items()
-    }
-
-    def descend(loader: Any, *_: Any) -> None:
-        loader.depth += 1
-        if loader.depth > DEEPEST:
-            raise yaml.YAMLError(f"nested more than {DEEPEST} levels deep")
-
-    def ascend(loader: Any) -> None:
-        loader.depth -= 1
-
-    changes = {
-        "yaml_implicit_resolvers": resolvers,
-        "depth": 0,
-        "descend_resolver": descend,
-        "ascend_resolver": ascend,
-    }
-    try:
-        yield from yaml.load_all(data, type("Loader", (base,), changes))
-    except Exception as e:  # a wrong value for a tag, as in `!!int x`, fails in many ways
-        raise ValueError(_of_yaml(data, e)) from None
-
-
 def _of_json(data: bytes, words: str) -> str:
     """What is wrong with a JSON file, with the line and column where msgspec gives the byte."""
     found = _BYTE.search(words)
-    return _at(data, int(found[1]), words[: found.start()].strip()) if found else words
-
-
-def _of_yaml(data: bytes, error: Exception) -> str:
-    """What is wrong with a YAML file, with line and column where the parser gives them."""
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    if mark is not None:
-        parts = (getattr(error, "context", None), getattr(error, "problem", None))
-        words = ": ".join(part for part in parts if part)
-        return f"line {mark.line + 1}, column {mark.column + 1}: {words}"
-    position, reason = getattr(error, "position", None), getattr(error, "reason", "")
-    if isinstance(position, int):
-        return _at(data, position, reason)
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _at(data: bytes, position: int, words: str) -> str:
-    """What is wrong at a byte, with its line and column."""
-    before = data[:position]
-    return f"line {before.count(10) + 1}, column {position - before.rfind(10)}: {words}"
+    return yamltext.place(data, int(found[1]), words[: found.start()].strip()) if found else words
 
 
 _BYTE = re.compile(r"\(byte (\d+)\)")
-
-
-_INTEGER = re.compile(r"[-+]?(?:0b[01_]+|0[0-7_]*|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct, field
 
+from kubeproxy.api import yamltext
+
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where the kubelet puts a pod's token and the cluster's CA."""
 
@@ -233,23 +235,16 @@ def _read(path: str) -> object:
         if data.lstrip().startswith(b"{"):
             with contextlib.suppress(msgspec.DecodeError):
                 return msgspec.json.decode(data)
-        return _yaml(data)
+        return yamltext.first(data)
     except ValueError as e:
         raise KubeconfigError(f"{path}: {e}") from None
-
-
-def _yaml(data: bytes) -> object:
-    import yaml
-
-    try:
-        return yaml.load(data, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 both loaders are safe
-    except yaml.YAMLError as e:
-        raise ValueError(" ".join(str(e).split())) from None
 
 
 def _convert(type_: type[_T], raw: object, where: str) -> _T:
     try:
         return msgspec.convert(_clean(raw), type_)
+    except RecursionError:
+        raise KubeconfigError(f"{where}: a part of it contains itself") from None
     except msgspec.ValidationError as e:
         what, _, at = str(e).partition(" - at `$")
         at = at.rstrip("`").removeprefix(".")

@@ -273,11 +273,61 @@ def test_a_wrong_type_is_an_error_that_names_the_field(text, error):
         ("mode: !!python/object:os.system x", "could not determine a constructor"),
         ("mode: \x01", "characters are not allowed"),
         ("nodePortAddresses: &a [*a]", "nested too deeply"),
-        ("bindAddress: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("bindAddress: " + "[" * 5000 + "]" * 5000, "nested more than 200 levels deep"),
+        (
+            "hostnameOverride: {{ .NodeName }}",
+            "line 3, column 20: a key must be text, not a mapping (was a template not rendered?)",
+        ),
+        ("conntrack:\n  [1]: 2", "line 4, column 3: a key must be text, not a list"),
+        ("iptables: {null: 1}", "line 3, column 12: a key must be text, not null"),
+        ("iptables: {: 1}", "line 3, column 12: did not find expected node content"),
+        ("? !!binary aGk=\n: 1", "line 3, column 3: a key must be text, not binary"),
+        ("? {a: b}\n: 1", "line 3, column 3: a key must be text, not a mapping"),
+        (
+            "iptables: &x {masqueradeBit: 1}\nnftables: {*x : 1}",
+            "line 3, column 11: a key must be text, not a mapping",
+        ),
     ],
 )
 def test_broken_yaml_is_told_with_its_place(text, error):
     assert error in refused(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"} x',
+        '{"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}\n{}',
+        "{apiVersion: kubeproxy.config.k8s.io/v1alpha1, kind: KubeProxyConfiguration} x",
+        "{apiVersion: kubeproxy.config.k8s.io/v1alpha1, kind: KubeProxyConfiguration}}",
+    ],
+)
+def test_what_follows_the_object_is_refused_with_its_place(text):
+    with pytest.raises(ConfigError, match=r"f: line [12], column \d+: "):
+        decode(text.encode(), "f")
+
+
+def test_numbers_and_booleans_as_keys_are_text():
+    _, doubts = decode(f"{HEADER}1: a\nyes: b\n1.5: c\n2024-01-01: d\n'1': e".encode(), "f")
+    unknown = [f'unknown field "{key}"' for key in ("1", "true", "1.5", "2024-01-01")]
+    assert doubts == ('key "1" is given twice', *unknown)
+
+
+@pytest.mark.parametrize("number", ["100000", "1e5", "1E+5", "100000.0", "1_00000", "+1e5"])
+def test_a_whole_number_may_be_written_in_many_ways(number):
+    config, _ = decode(f"{HEADER}conntrack: {{min: {number}}}".encode(), "f")
+    assert (config.conntrack.min, type(config.conntrack.min)) == (100_000, int)
+
+
+@pytest.mark.parametrize("number", ["1.5", "1e-5", "1e300", ".inf", ".nan", "'1e5'"])
+def test_what_is_no_whole_number_is_none(number):
+    assert "conntrack.min: " in refused(f"conntrack: {{min: {number}}}")
+
+
+def test_json_may_write_whole_numbers_with_an_exponent():
+    head = '"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"'
+    config, _ = decode(f'{{{head}, "conntrack": {{"min": 1e5}}, "oomScoreAdj": -5.0}}'.encode(), "f")
+    assert (config.conntrack.min, config.oom_score_adj) == (100_000, -5)
 
 
 @pytest.mark.parametrize(

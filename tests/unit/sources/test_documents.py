@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from kubeproxy.api import types
-from kubeproxy.sources.documents import DEEPEST, documents
+from kubeproxy.api.yamltext import DEEPEST
+from kubeproxy.sources.documents import documents
 
 SERVICE = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"}}
 SLICE = {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "web-x"}}
