@@ -50,7 +50,7 @@ def _main(argv: Sequence[str]) -> int:
     values = parse(argv, sys.platform)
     if values.get("help"):
         return _print(help_text(sys.platform))
-    if values.get("version"):
+    if values.get("version") in {"true", "raw"}:
         return _print(version_text(values["version"]))
     options = load(values, sys.platform)
     errors = validate(options.config, sys.platform)

@@ -62,9 +62,9 @@ class TestMain:
         assert app.seen == []
 
     def test_every_bad_field_has_a_line(self, app, capsys):
-        assert cli.main(["--proxy-mode=magic", "--oom-score-adj=2000", "--feature-gates=Magic=true"]) == 1
+        assert cli.main(["--proxy-mode=magic", "--oom-score-adj=2000", "--feature-gates=magic=true"]) == 1
         assert capsys.readouterr().err.splitlines() == [
-            'Error: KubeProxyConfiguration.featureGates: Invalid value: {"Magic":true}: unrecognized feature gate: Magic',
+            'Error: KubeProxyConfiguration.featureGates: Invalid value: {"magic":true}: unrecognized feature gate: magic',
             "Error: KubeProxyConfiguration.KubeProxyLinuxConfiguration.OOMScoreAdj: Invalid value: 2000: must be within the range [-1000, 1000]",
             'Error: KubeProxyConfiguration.Mode.ProxyMode: Invalid value: "magic": must be iptables, ipvs, nftables, userspace or blank (blank means iptables)',
         ]
@@ -112,6 +112,11 @@ class TestCommand:
         assert re.match(
             r'version\.Info\{Major:"1", Minor:"36", GitVersion:"v1\.36\.[0-9]+", .*\}\n$', done.stdout
         )
+
+    def test_a_version_to_go_by_prints_nothing(self, app, capsys):
+        assert cli.main(["--version=v1.36.2-x"]) == 7
+        assert capsys.readouterr().out == ""
+        assert app.seen[0].version == "v1.36.2-x"
 
     @pytest.mark.parametrize("flag", ["-h", "--help"])
     def test_the_help(self, flag):

@@ -2,7 +2,8 @@
 
 Plain defaults stand at the fields (`types`). Here are the ones that depend on other fields or on the platform, and the
 rule that an empty value in the file means "not set": Go cannot tell them apart, and files written by kubeadm or by
---write-config-to are full of empty strings and zeros that must become defaults.
+--write-config-to are full of empty strings and zeros that must become defaults. That leaves a file no way to turn a
+listener off, as --healthz-port=0 does; port 0 in its address says that here.
 """
 
 from typing import Any, Final
@@ -31,19 +32,31 @@ def with_defaults(config: KubeProxyConfiguration) -> KubeProxyConfiguration:
     bind = config.bind_address or standard.bind_address
     ipv4 = family_of(parse_ip(bind) or bind) == IPV4
     any_address, loopback = ("0.0.0.0", "127.0.0.1") if ipv4 else ("::", "::1")
+    return without_zeros(
+        replace(
+            config,
+            bind_address=bind,
+            healthz_bind_address=_listener(config.healthz_bind_address or any_address, HEALTHZ_PORT),
+            metrics_bind_address=_listener(config.metrics_bind_address or loopback, METRICS_PORT),
+            config_sync_period=config.config_sync_period or standard.config_sync_period,
+            logging=_filled(config.logging, Logging(), "format", "flush_frequency"),
+            iptables=_filled(config.iptables, IPTables(), "sync_period"),
+            ipvs=_filled(config.ipvs, IPVS(), "sync_period"),
+            nftables=_filled(config.nftables, NFTables(), "sync_period"),
+        )
+    )
+
+
+def without_zeros(config: KubeProxyConfiguration) -> KubeProxyConfiguration:
+    """Fills in the fields whose zero means the default wherever it was said, in a file or by a flag."""
     return replace(
         config,
-        bind_address=bind,
-        healthz_bind_address=with_port(config.healthz_bind_address or any_address, HEALTHZ_PORT),
-        metrics_bind_address=with_port(config.metrics_bind_address or loopback, METRICS_PORT),
-        config_sync_period=config.config_sync_period or standard.config_sync_period,
         client_connection=_filled(
             config.client_connection, ClientConnection(), "content_type", "qps", "burst"
         ),
-        logging=_filled(config.logging, Logging(), "format", "flush_frequency"),
-        iptables=_filled(config.iptables, IPTables(), "sync_period", "min_sync_period"),
-        ipvs=_filled(config.ipvs, IPVS(), "sync_period", "min_sync_period"),
-        nftables=_filled(config.nftables, NFTables(), "sync_period", "min_sync_period"),
+        iptables=_filled(config.iptables, IPTables(), "min_sync_period"),
+        ipvs=_filled(config.ipvs, IPVS(), "min_sync_period"),
+        nftables=_filled(config.nftables, NFTables(), "min_sync_period"),
     )
 
 
@@ -75,6 +88,12 @@ def with_port(address: str, port: int) -> str:
     if split_host_port(address) or parse_ip(address) is None:
         return address
     return join(address, port)
+
+
+def _listener(address: str, port: int) -> str:
+    """The address of a listener in a file: an address with port 0 is none, since an empty text means the default."""
+    parts = split_host_port(address)
+    return "" if parts and parts[1] == "0" else with_port(address, port)
 
 
 def _filled(section: Any, standard: Any, *names: str) -> Any:

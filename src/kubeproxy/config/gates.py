@@ -2,11 +2,14 @@
 
 The gates that concern kube-proxy are in a table, v1.36's and the ones v1.37 added. The reference binary also knows the
 gates of every other component, and files shared by a whole node name them, so those names are accepted and have no
-effect. A name nobody knows is an error: most likely it is misspelt, and the operator thinks it is on.
+effect. A name that is in neither list but looks like a gate's is most likely another component's, of a release or a
+distribution we do not know, or it is misspelt: a warning says so, because a node must not go without its proxy for it.
+Anything else is an error.
 
 Source: the feature gates page of the Kubernetes documentation, v1.36 and v1.37.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -102,6 +105,9 @@ WindowsCPUAndMemoryAffinity WindowsGracefulNodeShutdown WindowsHostNetwork
 """The gates of other components, accepted without effect. Split when needed, which is once at most."""
 
 
+_LIKE_A_GATE: Final = re.compile(r"[A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*")
+
+
 def resolve(settings: Mapping[str, bool]) -> dict[str, bool]:
     """Tells what every gate of kube-proxy is, given what the operator set.
 
@@ -116,17 +122,22 @@ def resolve(settings: Mapping[str, bool]) -> dict[str, bool]:
 
 
 def problems(settings: Mapping[str, bool]) -> list[str]:
-    """Names the gates that do not exist and the ones that cannot have the value they were given."""
+    """Names what cannot be a gate, and the gates that cannot have the value they were given."""
     return [problem for name, on in settings.items() if (problem := _problem(name, on))]
 
 
 def remarks(settings: Mapping[str, bool]) -> list[str]:
     """Names the settings that are accepted but will stop working or change nothing."""
     found = []
+    elsewhere = ELSEWHERE.split() if settings else ()
     for name, on in settings.items():
         gate = GATES.get(name)
-        if gate is None:
+        if gate is None and name in elsewhere:
             found.append(f"feature gate {name} is not kube-proxy's: {_word(on)} has no effect here")
+        elif gate is None and _LIKE_A_GATE.fullmatch(name):
+            found.append(f"feature gate {name} is unknown: {_word(on)} has no effect here{_hint(name)}")
+        elif gate is None:
+            continue  # `problems` names it
         elif gate.stage in {"GA", "Deprecated"}:
             found.append(f"feature gate {name}={_word(on)} is set, but a later release removes this gate")
     return found
@@ -135,10 +146,17 @@ def remarks(settings: Mapping[str, bool]) -> list[str]:
 def _problem(name: str, on: bool) -> str:  # noqa: FBT001 - the value of the gate is what it is about
     gate = GATES.get(name)
     if gate is None:
-        return "" if name in ELSEWHERE.split() else f"unrecognized feature gate: {name}"
+        return "" if _LIKE_A_GATE.fullmatch(name) else f"unrecognized feature gate: {name}"
     if gate.locked and on is not gate.default:
         return f"cannot set feature gate {name} to {_word(on)}, feature is locked to {_word(gate.default)}"
     return ""
+
+
+def _hint(name: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, GATES, 1, 0.8)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _word(on: bool) -> str:  # noqa: FBT001

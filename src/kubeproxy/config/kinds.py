@@ -4,16 +4,27 @@ The accepted texts are Go's: booleans are 1, t, T, true, True, TRUE and their op
 octal, and a number that does not fit its type is an error rather than something else.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from msgspec import Struct
 
+from kubeproxy.config import KUBERNETES
 from kubeproxy.config.durations import Duration, parse_duration, parse_quantity
 from kubeproxy.config.netparse import parse_ip, split_host_port
 from kubeproxy.config.types import VModule
 
 _TRUE: Final = frozenset({"1", "t", "T", "true", "True", "TRUE"})
+_INTEGER: Final = re.compile(r"[+-]?[0-9][0-9A-Za-z_]*")
+_NUMBER: Final = re.compile(
+    r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?i:inf(?:inity)?|nan)"
+)
+_FIELD: Final = re.compile(r'(?:"((?:[^"]|"")*)"|([^",\n]*))(,|\n|\Z)')
+_VERSION: Final = re.compile(
+    r"v((?:0|[1-9][0-9]*)\.(?:0|[1-9][0-9]*))\.(?:0|[1-9][0-9]*)"
+    r"(?:-[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?"
+)
 _FALSE: Final = frozenset({"0", "f", "F", "false", "False", "FALSE"})
 
 
@@ -45,7 +56,9 @@ def parse_bool(text: str) -> bool:
 def parse_int32(text: str) -> int:
     """Reads an integer of 32 bits as pflag does: decimal, 0x, 0o, 0b or with a leading 0 octal."""
     digits = text.lstrip("+-")
-    octal = len(digits) > 1 and digits[0] == "0" and digits[1].isdigit()
+    octal = len(digits) > 1 and digits[0] == "0" and digits[1] in "0123456789_"
+    if not _INTEGER.fullmatch(text):
+        raise ValueError("must be an integer")
     try:
         number = int(text, 8 if octal else 0)
     except ValueError:
@@ -64,18 +77,29 @@ def parse_level(text: str) -> int:
 
 def parse_float(text: str) -> float:
     """Reads a number with or without decimals."""
-    try:
-        number = float(text)
-    except ValueError:
-        raise ValueError("must be a number") from None
+    if not _NUMBER.fullmatch(text):
+        raise ValueError("must be a number")
+    number = float(text)
     if not abs(number) < 3.5e38:  # also refuses NaN
         raise ValueError("must fit a 32 bit float")
     return number
 
 
 def parse_list(text: str) -> tuple[str, ...]:
-    """Reads a comma separated list; empty text is an empty list."""
-    return tuple(item.strip() for item in text.split(",")) if text else ()
+    """Reads a list as pflag does, as a line of comma separated values (RFC 4180); empty text is an empty list.
+
+    An item with commas or quotes stands in double quotes, with the quotes in it doubled.
+    """
+    items: list[str] = []
+    position, more = 0, bool(text)
+    while more:
+        field = _FIELD.match(text, position)
+        if field is None:
+            raise ValueError('a quote (") may only stand around an item, or doubled within such quotes')
+        quoted, bare, end = field.groups()
+        items.append(bare if quoted is None else quoted.replace('""', '"'))
+        position, more = field.end(), end == ","
+    return tuple(items)
 
 
 def parse_gates(text: str) -> dict[str, bool]:
@@ -131,8 +155,18 @@ def parse_listen(text: str) -> str:
 
 
 def parse_version(text: str) -> str:
-    """Reads the value of --version: how to print it, or "" for not at all."""
+    """Reads the value of --version: how to print it, or "" for not at all, or the version to go by.
+
+    `v1.36.2-name` prints nothing: it is the version under which this program shows itself, and must be of our minor.
+    """
     if text == "raw":
+        return text
+    if text.startswith("v"):
+        found = _VERSION.fullmatch(text)
+        if found is None:
+            raise ValueError(f'"{text}" is not a semantic version like v{KUBERNETES}.0-name')
+        if found[1] != KUBERNETES:
+            raise ValueError(f'"{text}" must be a version of {KUBERNETES}, which this program stands in for')
         return text
     return "true" if parse_bool(text) else ""
 

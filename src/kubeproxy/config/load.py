@@ -13,11 +13,13 @@ from msgspec.structs import replace
 from kubeproxy.config import ConfigError
 from kubeproxy.config.decode import UNKNOWN_FIELD, decode
 from kubeproxy.config.defaults import (
+    DEFAULTS,
     HEALTHZ_PORT,
     METRICS_PORT,
     with_defaults,
     with_platform_defaults,
     with_port,
+    without_zeros,
 )
 from kubeproxy.config.flags import known
 from kubeproxy.config.gates import remarks
@@ -39,6 +41,7 @@ class Options(Struct, gc=False, frozen=True):
         master: the API server's address, before the kubeconfig's.
         manifests: files and folders to read instead of asking an API server.
         userspace_listen: userspace mode listens on the Services' own addresses.
+        version: the Kubernetes version to show as, if --version named one.
         flags: every flag's name and value as text, as /flagz shows them.
         warnings: what the operator should know; logged once logging works.
         unknown_fields: the fields of the file that nobody knows, each as a message; logged as errors.
@@ -54,6 +57,7 @@ class Options(Struct, gc=False, frozen=True):
     master: str = ""
     manifests: tuple[str, ...] = ()
     userspace_listen: bool = False
+    version: str = ""
     flags: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
     unknown_fields: tuple[str, ...] = ()
@@ -109,6 +113,7 @@ def load(values: Mapping[str, Any], platform: str) -> Options:
         master=values.get("master", ""),
         manifests=values.get("manifests", ()),
         userspace_listen=values.get("userspace-listen", False),
+        version=values.get("version", ""),
         flags={
             name: show(values[name]) if name in values else flag.default_text or show(_empty(flag.kind))
             for name, flag in flags.items()
@@ -134,21 +139,18 @@ def read(path: str) -> bytes:
 
 def _from_flags(values: Mapping[str, Any], platform: str) -> KubeProxyConfiguration:
     """Makes the configuration of the flags alone."""
-    config = with_defaults(KubeProxyConfiguration(bind_address=values.get("bind-address", "")))
+    config = with_defaults(KubeProxyConfiguration())
     given = [flag for name, flag in known(platform).items() if name in values]
     for flag in given:
-        if (
-            isinstance(flag.config, str)
-            and flag.config
-            and flag.name not in {"bind-address", "hostname-override"}
-        ):
+        if isinstance(flag.config, str) and flag.config and flag.name != "hostname-override":
             config = _set(config, flag.config, values[flag.name])
     for flag in given:
         if isinstance(flag.config, dict) and config.section in flag.config:
             config = _set(config, flag.config[config.section], values[flag.name])
     healthz, metrics = values.get("healthz-port", HEALTHZ_PORT), values.get("metrics-port", METRICS_PORT)
     return replace(
-        config,
+        without_zeros(config),
+        bind_address=config.bind_address or DEFAULTS.bind_address,
         healthz_bind_address=with_port(config.healthz_bind_address, healthz) if healthz else "",
         metrics_bind_address=with_port(config.metrics_bind_address, metrics) if metrics else "",
     )

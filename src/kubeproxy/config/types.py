@@ -27,8 +27,6 @@ PRIMARY: Final = "primary"
 """The word in nodePortAddresses that stands for the node's own addresses as its Node object names them."""
 
 SYNC_PERIOD: Final = Duration(30)
-MIN_SYNC_PERIODS: Final = {"iptables": Duration(1), "ipvs": Duration(0), "nftables": Duration(1)}
-"""What Kubernetes has for the sections' minSyncPeriod. Only shown: where nobody set one, the sync loop adapts itself."""
 
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Uint32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]

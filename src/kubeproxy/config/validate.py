@@ -185,6 +185,7 @@ def _logging(logging: Logging, *, alpha: bool, found: _Findings) -> None:
     """The rules of the logging section. `alpha`: whether LoggingAlphaOptions is on."""
     if logging.format not in {"text", "json"}:
         found.invalid("logging.format", logging.format, "Unsupported log format (text or json)")
+    found.require(logging.flush_frequency > 0, "logging.flushFrequency", logging.flush_frequency, _POSITIVE)
     most = 2**31 - 1
     found.require(logging.verbosity <= most, "logging.verbosity", logging.verbosity, f"Must be <= {most}")
     if logging.vmodule and logging.format != "text":

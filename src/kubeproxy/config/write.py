@@ -1,8 +1,9 @@
 """Writes a configuration as YAML, the way the reference's --write-config-to does.
 
 Keys are sorted, an absent list is null, durations are Go's, strings that would be read as something else stand in
-double quotes. The sync periods of the mode's section are shown even if nobody set them; those of the other sections
-are 0s unless somebody did. Read back, the file gives the same configuration.
+double quotes. A sync period that nobody set is 0s, which means the same to both programs: their own default, where ours
+adapts the least time between two syncs. A listener that is off has port 0, since an empty address means the default.
+Read back, the file gives the same configuration.
 """
 
 from typing import Any, Final
@@ -11,8 +12,9 @@ from msgspec import Struct
 
 from kubeproxy.config import ConfigError
 from kubeproxy.config.durations import Duration
-from kubeproxy.config.types import API_VERSION, KIND, MIN_SYNC_PERIODS, SYNC_PERIOD, KubeProxyConfiguration
+from kubeproxy.config.types import API_VERSION, KIND, SYNC_PERIOD, KubeProxyConfiguration
 
+_OFF: Final = {"healthzBindAddress": "0.0.0.0:0", "metricsBindAddress": "127.0.0.1:0"}
 _OMITTED_IF_EMPTY: Final = frozenset({"featureGates", "windowsRunAsService", "vmodule", "splitStream"})
 
 
@@ -46,19 +48,22 @@ def dump(config: KubeProxyConfiguration) -> str:
         return dumper.represent_scalar(tag, value, style='"' if odd else None)
 
     Dumper.add_representer(str, text)
-    out: str = yaml.dump(plain(config), Dumper=Dumper, allow_unicode=True, width=2**30, sort_keys=True)
+    content = plain(config)
+    for name, off in _OFF.items():
+        content[name] = content[name] or off
+    out: str = yaml.dump(content, Dumper=Dumper, allow_unicode=True, width=2**30, sort_keys=True)
     return out
 
 
 def plain(config: KubeProxyConfiguration) -> dict[str, Any]:
     """Gives the configuration as plain mappings, lists, strings and numbers, under the names the file uses."""
     found: dict[str, Any] = {"apiVersion": API_VERSION, "kind": KIND, **_plain(config)}
-    for section, least in MIN_SYNC_PERIODS.items():
+    for section in ("iptables", "ipvs", "nftables"):
         periods = found[section]
-        shown = section == config.section
-        for name, standard in (("syncPeriod", SYNC_PERIOD), ("minSyncPeriod", least)):
-            if periods[name] is None:
-                periods[name] = str(standard if shown else Duration(0))
+        if periods["syncPeriod"] is None:
+            periods["syncPeriod"] = str(SYNC_PERIOD if section == config.section else Duration(0))
+        if periods["minSyncPeriod"] is None:
+            periods["minSyncPeriod"] = str(Duration(0))
     return found
 
 

@@ -92,13 +92,18 @@ def _bound(value: float) -> str:
     return f"{value:g}"
 
 
-def of_build(config: KubeProxyConfiguration) -> Iterable[Figure]:
-    """What this program is, and which of its gates are open."""
+def of_build(config: KubeProxyConfiguration, version: str = "") -> Iterable[Figure]:
+    """What this program is, and which of its gates are open.
+
+    Args:
+        config: the configuration.
+        version: the Kubernetes version it was told to show as.
+    """
     major, minor = KUBERNETES.split(".")
     labels = {
         "major": major,
         "minor": minor,
-        "git_version": f"v{KUBERNETES}.0",
+        "git_version": version or f"v{KUBERNETES}.0",
         "git_commit": "",
         "git_tree_state": "",
         "build_date": "",

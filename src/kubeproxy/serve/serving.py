@@ -68,8 +68,8 @@ class Serving:
             lambda: metrics.of_changes(hub),
             lambda: metrics.of_sources(list(self._statuses.values()), time.monotonic()),
             self.health.figures,
-            lambda: of_build(options.config),
             lambda: metrics.of_options(options),
+            lambda: of_build(options.config, options.version),
         )
         self._ports: list[NodeHealth] = []
         self._attached = asyncio.Event()

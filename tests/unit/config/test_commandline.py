@@ -80,6 +80,18 @@ def test_a_boolean_never_takes_the_next_argument(flag):
         ("--version", {"version": "true"}),
         ("--version=raw", {"version": "raw"}),
         ("--version=false", {"version": ""}),
+        ("--version=v1.36.2-x", {"version": "v1.36.2-x"}),
+        ("--version=v1.36.0+eks.1", {"version": "v1.36.0+eks.1"}),
+        ("--oom-score-adj=+1_0", {"oom-score-adj": 10}),
+        ("--oom-score-adj=0_7", {"oom-score-adj": 7}),
+        ("--oom-score-adj=-0b11", {"oom-score-adj": -3}),
+        ("--kube-api-qps=1e3", {"kube-api-qps": 1000.0}),
+        ("--kube-api-qps=.5", {"kube-api-qps": 0.5}),
+        ('--nodeport-addresses="a",b', {"nodeport-addresses": ("a", "b")}),
+        ('--nodeport-addresses="a,b",,"c""d"', {"nodeport-addresses": ("a,b", "", 'c"d')}),
+        ("--nodeport-addresses=a,", {"nodeport-addresses": ("a", "")}),
+        ('--nodeport-addresses=""', {"nodeport-addresses": ("",)}),
+        ("--healthz-bind-address=::1:80", {"healthz-bind-address": "::1:80"}),
         ("--v=1 --", {"v": 1}),
         ("", {}),
     ],
@@ -115,6 +127,12 @@ def test_empty_arguments_are_passed_over():
         ("--cleanup=maybe", 'invalid argument "maybe" for "--cleanup" flag: must be true or false'),
         ("--conntrack-min=1.5", 'invalid argument "1.5" for "--conntrack-min" flag: must be an integer'),
         ("--conntrack-min=2147483648", 'invalid argument "2147483648" for "--conntrack-min" flag: must fit 32 bits'),
+        ("--version=v1.35.0-x", 'invalid argument "v1.35.0-x" for "--version" flag: "v1.35.0-x" must be a version of 1.36, which this program stands in for'),
+        ("--version=v1.36-x", 'invalid argument "v1.36-x" for "--version" flag: "v1.36-x" is not a semantic version like v1.36.0-name'),
+        ("--version=v1.36.01", 'invalid argument "v1.36.01" for "--version" flag: "v1.36.01" is not a semantic version like v1.36.0-name'),
+        ('--nodeport-addresses=a"b', 'invalid argument "a"b" for "--nodeport-addresses" flag: a quote (") may only stand around an item, or doubled within such quotes'),
+        ('--nodeport-addresses="a"b', 'invalid argument ""a"b" for "--nodeport-addresses" flag: a quote (") may only stand around an item, or doubled within such quotes'),
+        ('--nodeport-addresses="a', 'invalid argument ""a" for "--nodeport-addresses" flag: a quote (") may only stand around an item, or doubled within such quotes'),
         ("--kube-api-qps=nan", 'invalid argument "nan" for "--kube-api-qps" flag: must fit a 32 bit float'),
         ("--kube-api-qps=fast", 'invalid argument "fast" for "--kube-api-qps" flag: must be a number'),
         ("--config-sync-period=5", 'invalid argument "5" for "--config-sync-period" flag: "5" is not a duration: the unit is missing (ns, us, ms, s, m or h)'),
@@ -136,6 +154,39 @@ def test_what_is_wrong_is_said_in_one_line_that_names_it(line, message):
     with pytest.raises(ConfigError) as caught:
         of(line)
     assert caught.value.errors == (message,)
+
+
+@pytest.mark.parametrize("name", ["oom-score-adj", "conntrack-min", "kube-api-qps", "v", "healthz-port"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        " 5",
+        "5 ",
+        "5\n",
+        "\t5",
+        "\u00a05",
+        "\u0665",
+        "\uff15",
+        "\u00b2",
+        "_5",
+        "5_",
+        "1__0",
+        "",
+        " ",
+        "+",
+        "--5",
+        "0x",
+        "1 0",
+    ],
+)
+def test_numbers_have_neither_blanks_nor_other_digits(name, text):
+    with pytest.raises(ConfigError, match=f'for ".*--{name}" flag: must be'):
+        parse([f"--{name}={text}"], "linux")
+
+
+def test_a_blank_in_a_list_is_part_of_its_item():
+    assert parse(["--nodeport-addresses=a, b"], "linux") == {"nodeport-addresses": ("a", " b")}
+    assert parse(["--nodeport-addresses=a\nb"], "linux") == {"nodeport-addresses": ("a",)}
 
 
 def test_windows_flags_exist_on_windows_only():

@@ -44,11 +44,30 @@ def test_gates_of_other_components_are_accepted_and_do_nothing(name):
     assert remarks({name: True}) == [f"feature gate {name} is not kube-proxy's: true has no effect here"]
 
 
-def test_unknown_gates_are_refused_each():
-    assert problems({"Magic": True, "WinOverlay": True, "magic": False}) == [
-        "unrecognized feature gate: Magic",
-        "unrecognized feature gate: magic",
+@pytest.mark.parametrize(
+    "name", ["InPlacePodVerticalScalingInitContainers", "ShardedListAndWatch", "PodsAPI", "WorkloadWithJob", "ClientsAllowCARotation",
+             "DeclarativeValidationBeta", "DRAResourcePoolStatus", "KMSv1", "NextYearsGate2"],
+)  # fmt: skip
+def test_a_name_like_a_gates_never_ends_the_program(name):
+    assert problems({name: True, "NFTablesNetlink": False}) == []
+    (remark,) = remarks({name: True, "NFTablesNetlink": False})
+    assert remark.startswith(f"feature gate {name} is ")
+    assert "true has no effect here" in remark
+    assert resolve({name: True}) == DEFAULTS
+
+
+def test_a_misspelt_gate_of_ours_is_told_with_its_name():
+    assert remarks({"NFTablesNetLink": True}) == [
+        "feature gate NFTablesNetLink is unknown: true has no effect here (did you mean NFTablesNetlink?)"
     ]
+
+
+@pytest.mark.parametrize(
+    "name", ["magic", "", "A", "DSR", "NFTables-Netlink", "Magic Gate", "Ünknown", "9Gate"]
+)
+def test_what_cannot_be_a_gate_is_refused(name):
+    assert problems({name: True, "WinOverlay": True}) == [f"unrecognized feature gate: {name}"]
+    assert len(remarks({name: True, "WinOverlay": True})) == 1
 
 
 def test_gates_that_may_be_set_need_no_remark():

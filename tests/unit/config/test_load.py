@@ -136,9 +136,10 @@ def test_a_blank_host_name_is_refused():
     [
         ("", "0.0.0.0:10256", "127.0.0.1:10249"),
         ("--bind-address=9.8.7.6", "0.0.0.0:10256", "127.0.0.1:10249"),
-        ("--bind-address=::", "[::]:10256", "[::1]:10249"),
-        ("--bind-address=fd00::1", "[::]:10256", "[::1]:10249"),
-        ("--bind-address=fd00::1 --metrics-bind-address=1.1.1.1", "[::]:10256", "1.1.1.1:10249"),
+        ("--bind-address=::", "0.0.0.0:10256", "127.0.0.1:10249"),
+        ("--bind-address=fd00::1", "0.0.0.0:10256", "127.0.0.1:10249"),
+        ("--healthz-bind-address=::1:80", "[::1:80]:10256", "127.0.0.1:10249"),
+        ("--bind-address=fd00::1 --metrics-bind-address=1.1.1.1", "0.0.0.0:10256", "1.1.1.1:10249"),
         (
             "--healthz-bind-address=1.2.3.4 --metrics-bind-address=fd00:1::6",
             "1.2.3.4:10256",
@@ -167,6 +168,7 @@ def test_addresses_and_deprecated_ports_combine(arguments, healthz, metrics):
         ("healthzBindAddress: 1.2.3.4\nmetricsBindAddress: fd00::1", "1.2.3.4:10256", "[fd00::1]:10249"),
         ('healthzBindAddress: ""\nmetricsBindAddress: ""', "0.0.0.0:10256", "127.0.0.1:10249"),
         ("healthzBindAddress: 1.2.3.4:5", "1.2.3.4:5", "127.0.0.1:10249"),
+        ("healthzBindAddress: 0.0.0.0:0\nmetricsBindAddress: '[::1]:0'", "", ""),
         ("healthzBindAddress: nonsense", "nonsense", "127.0.0.1:10249"),
     ],
 )

@@ -130,7 +130,7 @@ def test_sound_configurations(changes):
         ({"cluster_cidr": "10.0.0.0/16,fd00::/64,fd01::/64"},
          'DetectLocalConfiguration.ClusterCIDRs: Invalid value: ["10.0.0.0/16","fd00::/64","fd01::/64"]: must be either a single CIDR or a dual-stack pair of CIDRs (e.g. 10.100.0.0/16,fde4:8dba:82e1::/48)'),
         *(({"port_range": text}, f'PortRange: Invalid value: "{text}": must be a valid port range (e.g. 300-2000)') for text in ("a", "1-", "-5", "9-5", "1-65536", "65000+1000", "1-2-3", "1+2+3", "-")),
-        ({"feature_gates": {"Magic": True}}, 'featureGates: Invalid value: {"Magic":true}: unrecognized feature gate: Magic'),
+        ({"feature_gates": {"magic": True}}, 'featureGates: Invalid value: {"magic":true}: unrecognized feature gate: magic'),
         ({"feature_gates": {"NFTablesProxyMode": False}}, 'featureGates: Invalid value: {"NFTablesProxyMode":false}: cannot set feature gate NFTablesProxyMode to false, feature is locked to true'),
         ({"logging__format": "xml"}, 'logging.format: Invalid value: "xml": Unsupported log format (text or json)'),
         ({"logging__verbosity": 2**31}, "logging.verbosity: Invalid value: 2147483648: Must be <= 2147483647"),

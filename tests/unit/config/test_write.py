@@ -2,16 +2,18 @@ import string
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from kubeproxy.config import ConfigError
+from kubeproxy.config.commandline import parse
 from kubeproxy.config.decode import decode
 from kubeproxy.config.defaults import DEFAULTS, with_defaults
 from kubeproxy.config.durations import Duration, Quantity
+from kubeproxy.config.flags import known
+from kubeproxy.config.load import load
 from kubeproxy.config.types import (
     IPVS,
-    MIN_SYNC_PERIODS,
     SYNC_PERIOD,
     ClientConnection,
     Conntrack,
@@ -26,6 +28,7 @@ from kubeproxy.config.types import (
     VModule,
     Winkernel,
 )
+from kubeproxy.config.validate import validate
 from kubeproxy.config.write import dump, write
 
 STANDARD = """\
@@ -59,7 +62,7 @@ iptables:
   localhostNodePorts: true
   masqueradeAll: false
   masqueradeBit: 14
-  minSyncPeriod: 1s
+  minSyncPeriod: 0s
   syncPeriod: 30s
 ipvs:
   excludeCIDRs: null
@@ -107,10 +110,10 @@ def test_the_default_looks_like_the_references():
 @pytest.mark.parametrize(
     ("mode", "shown"),
     [
-        ("iptables", {"iptables": ("30s", "1s"), "ipvs": ("0s", "0s"), "nftables": ("0s", "0s")}),
-        ("userspace", {"iptables": ("30s", "1s"), "ipvs": ("0s", "0s"), "nftables": ("0s", "0s")}),
+        ("iptables", {"iptables": ("30s", "0s"), "ipvs": ("0s", "0s"), "nftables": ("0s", "0s")}),
+        ("userspace", {"iptables": ("30s", "0s"), "ipvs": ("0s", "0s"), "nftables": ("0s", "0s")}),
         ("ipvs", {"iptables": ("0s", "0s"), "ipvs": ("30s", "0s"), "nftables": ("0s", "0s")}),
-        ("nftables", {"iptables": ("0s", "0s"), "ipvs": ("0s", "0s"), "nftables": ("30s", "1s")}),
+        ("nftables", {"iptables": ("0s", "0s"), "ipvs": ("0s", "0s"), "nftables": ("30s", "0s")}),
     ],
 )
 def test_periods_nobody_set_are_shown_for_the_mode_only(mode, shown):
@@ -169,13 +172,75 @@ def test_what_was_written_is_read_back(data):
 
 
 def shown(config):
-    """The periods of the mode that nobody set are written, so they are set when read."""
+    """The sync period of the mode, if nobody set it, is written as its default."""
     section = getattr(config, config.section)
-    periods = {
-        "sync_period": section.sync_period or SYNC_PERIOD,
-        "min_sync_period": section.min_sync_period or MIN_SYNC_PERIODS[config.section] or None,
-    }
-    return msgspec.structs.replace(config, **{config.section: msgspec.structs.replace(section, **periods)})
+    section = msgspec.structs.replace(section, sync_period=section.sync_period or SYNC_PERIOD)
+    return msgspec.structs.replace(config, **{config.section: section})
+
+
+VALUES = {
+    "bool": st.sampled_from(["true", "false"]),
+    "int": st.sampled_from(["0", "1", "14", "300", "0x10"]),
+    "level": st.sampled_from(["0", "4"]),
+    "float": st.sampled_from(["0", "0.5", "7", "1e3"]),
+    "duration": st.sampled_from(["0", "1ns", "1s", "1h2m3.5s", "30s"]),
+    "size": st.sampled_from(["0", "64Ki"]),
+    "list": st.sampled_from(["", "10.0.0.0/8", "10.0.0.0/8,fd00::/8", "primary"]),
+    "gates": st.sampled_from(["AllAlpha=true", "NodeSwap=true,NFTablesNetlink=false", ""]),
+    "vmodule": st.sampled_from(["", "a=1,b*=2"]),
+    "address": st.sampled_from(["", "::", "0.0.0.0", "10.0.0.1", "fd00::1"]),
+    "listen": st.sampled_from(["", "0.0.0.0", "::1", "1.2.3.4:80", "[::]:1"]),
+}
+WORDS = {
+    "proxy-mode": ["", "iptables", "ipvs", "nftables", "userspace"],
+    "detect-local-mode": ["", "ClusterCIDR", "NodeCIDR"],
+    "logging-format": ["text", "json"],
+    "show-hidden-metrics-for-version": ["", "1.35"],
+    "proxy-port-range": ["", "1000-2000"],
+    "cluster-cidr": ["", "10.0.0.0/8", "10.0.0.0/8,fd00::/8"],
+}
+FIELDS = [flag for flag in known("linux").values() if flag.paths]
+
+
+@st.composite
+def command_lines(draw):
+    chosen = draw(st.lists(st.sampled_from(FIELDS), unique_by=lambda flag: flag.name))
+    chosen += [known("linux")[name] for name in ("healthz-port", "metrics-port") if draw(st.booleans())]
+    words = st.sampled_from(["", "some-text", "0", "y"])
+    values = [
+        st.sampled_from(WORDS[flag.name]) if flag.name in WORDS else VALUES.get(flag.kind, words)
+        for flag in chosen
+    ]
+    return [f"--{flag.name}={draw(value)}" for flag, value in zip(chosen, values, strict=True)]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(command_lines())
+def test_the_written_file_means_what_the_flags_meant(tmp_path_factory, arguments):
+    options = load(parse(arguments, "linux"), "linux")
+    assume(not validate(options.config, "linux"))  # else nothing is written
+    path = tmp_path_factory.mktemp("written") / "file"
+    write(options.config, str(path))
+    read = load(parse([f"--config={path}"], "linux"), "linux")
+    assert read.config == shown(options.config)
+    assert read.config.min_sync_period == options.config.min_sync_period
+    assert read.config.healthz_address == options.config.healthz_address
+    assert read.config.metrics_address == options.config.metrics_address
+    assert read.unknown_fields == ()
+    assert validate(read.config, "linux") == []
+
+
+@pytest.mark.parametrize("mode", ["iptables", "ipvs", "nftables", "userspace"])
+def test_pacing_nobody_set_still_adapts_when_read_back(mode, tmp_path):
+    write(load({"proxy-mode": mode}, "linux").config, str(tmp_path / "file"))
+    assert load({"config": str(tmp_path / "file")}, "linux").config.min_sync_period is None
+
+
+def test_a_listener_that_is_off_stays_off(tmp_path):
+    config = load(parse(["--healthz-port=0", "--metrics-bind-address="], "linux"), "linux").config
+    write(config, str(tmp_path / "file"))
+    read = load({"config": str(tmp_path / "file")}, "linux").config
+    assert (read.healthz_address, read.metrics_address) == (None, None)
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12) | st.text(string.printable, max_size=8)
