@@ -2,6 +2,10 @@
 # Root is needed for what touches the kernel (demo, test, bench): they build network namespaces of their own.
 
 PYTHON ?= python3
+PREFIX ?= /opt/kube-proxy
+UNITS ?= /etc/systemd/system
+DEFAULTS ?= /etc/default/kube-proxy
+PIP = python -m pip --disable-pip-version-check --quiet
 PROGRAMS = ip iptables iptables-legacy nft conntrack setpriv
 PACKAGES = iproute2 iptables nftables conntrack util-linux
 TEST_PROGRAMS = systemd-analyze
@@ -11,23 +15,51 @@ VM_PACKAGES = qemu-system-x86 busybox-static cpio kmod ipset ipvsadm
 WORKERS ?= 4
 ROUNDS ?= 10
 
-.PHONY: help install demo test fuzz lint format bench clean system test-programs haproxy vm vm-programs
+.PHONY: help install uninstall demo test fuzz lint format bench clean lock wheel system test-programs haproxy vm vm-programs
+.PHONY: versions-test distro-test root
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make install   .venv/bin/kube-proxy"
+	@echo "make install   installs into $(PREFIX), with a systemd unit; make uninstall removes it"
 	@echo "make demo      a small node in network namespaces, with real traffic (MODE=iptables)"
 	@echo "make test      all tests"
+	@echo "make versions-test   unit tests with the oldest and newest libraries, and with every Python there is from 3.11 on"
+	@echo "make distro-test     demo and tests in minimal installations of Debian (SUITES=\"bookworm trixie\")"
 	@echo "make fuzz      the tests of properties with new random examples, ROUNDS=10 times"
 	@echo "make lint      style, types, import contracts"
 	@echo "make format    rewrites the sources in the house style"
 	@echo "make bench     measures speed and memory"
+	@echo "make lock      resolves requirements/ again, with the newest versions that pyproject.toml allows"
 	@echo "make clean     removes what was made here"
 
-install: .venv/.run
+# An installation of its own, independent of this folder. A running daemon keeps running until it is restarted.
+install: root system wheel
+	test -x $(DESTDIR)$(PREFIX)/bin/python || $(PYTHON) -m venv $(DESTDIR)$(PREFIX)
+	$(DESTDIR)$(PREFIX)/bin/$(PIP) install --require-hashes -r requirements/run.txt
+	$(DESTDIR)$(PREFIX)/bin/$(PIP) install --no-deps --no-index --force-reinstall dist/kubeproxy-*.whl
+	$(DESTDIR)$(PREFIX)/bin/python -m compileall -q $(DESTDIR)$(PREFIX)/lib
+	install -D -m 644 deploy/systemd/kube-proxy.service $(DESTDIR)$(UNITS)/kube-proxy.service
+	test -e $(DESTDIR)$(DEFAULTS) || install -D -m 644 deploy/systemd/kube-proxy.default $(DESTDIR)$(DEFAULTS)
+	@test -n "$(DESTDIR)" || ! test -d /run/systemd/system || systemctl daemon-reload
+	@echo "Installed $(PREFIX)/bin/kube-proxy and $(UNITS)/kube-proxy.service."
+	@echo "Set its arguments in $(DEFAULTS), then: systemctl enable --now kube-proxy"
+
+# Rules stay in the kernel: `$(PREFIX)/bin/kube-proxy --cleanup`, before this, removes them.
+uninstall: root
+	@test -n "$(DESTDIR)" || ! test -d /run/systemd/system || systemctl disable --now kube-proxy
+	rm -rf $(DESTDIR)$(PREFIX) $(DESTDIR)$(UNITS)/kube-proxy.service
+	@test -n "$(DESTDIR)" || ! test -d /run/systemd/system || systemctl daemon-reload
+	@echo "Removed; $(DEFAULTS) is kept."
+
+root:
+	@test "$$(id -u)" = 0 || { echo "this needs root" >&2; exit 1; }
+
+wheel: .venv/.dev
+	rm -f dist/kubeproxy-*.whl
+	.venv/bin/$(PIP) wheel --no-build-isolation --no-deps -w dist .
 
 demo: system .venv/.run
-	@PYTHONPATH=. .venv/bin/python -m examples.demo.demo --mode $(or $(MODE),iptables)
+	@PYTHONPATH=src:. .venv/bin/python -m examples.demo.demo --mode $(or $(MODE),iptables)
 
 test: system test-programs vm .venv/.dev
 	.venv/bin/pytest -n $(WORKERS) --dist worksteal $(TESTS)
@@ -51,7 +83,7 @@ bench: system vm haproxy .venv/.dev
 	PYTHONPATH=. .venv/bin/python -m bench $(BENCH)
 
 clean:
-	rm -rf .vm .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	rm -rf .vm .distro .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Programs of the system: installed when one is missing and we may.
@@ -84,19 +116,35 @@ vm-programs:
 	.venv/bin/python -m tests.vm.kernel
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	  { echo "Python 3.11 or newer is needed (PYTHON=$(PYTHON)); Debian 12 has it: apt-get install python3" >&2; exit 1; }
-	@if command -v uv >/dev/null; then uv venv -q --seed --python "$$(command -v $(PYTHON))" .venv; \
-	elif $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv .venv; \
-	else \
-	  test "$$(id -u)" = 0 || { echo "venv is missing; as root: apt-get install python3-venv" >&2; exit 1; }; \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null && $(PYTHON) -m venv .venv; \
-	fi
+	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  test "$$(id -u)" = 0 || { echo "Python or its venv is missing; as root: apt-get install python3 python3-venv" >&2; exit 1; }; \
+	  echo "Installing python3 python3-venv"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3 python3-venv >/dev/null; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
 
-.venv/.run: .venv/bin/python pyproject.toml constraints.txt
-	.venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+.venv/.run: .venv/bin/python requirements/run.txt
+	.venv/bin/$(PIP) install --require-hashes -r requirements/run.txt
 	@touch $@
 
-.venv/.dev: .venv/bin/python pyproject.toml constraints.txt
-	.venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+# What the project needs, with the hashes of its files, then the project itself: a link to this folder.
+.venv/.dev: .venv/bin/python pyproject.toml requirements/dev.txt
+	.venv/bin/$(PIP) install --require-hashes -r requirements/dev.txt
+	.venv/bin/$(PIP) install --no-build-isolation --no-deps -e .
 	@touch $@ .venv/.run
+
+# The same resolution for every platform and every Python from 3.11 on; lowest.txt has the oldest versions allowed.
+LOCK = .venv/lock/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
+lock: .venv/bin/python
+	test -x .venv/lock/bin/uv || { $(PYTHON) -m venv .venv/lock && .venv/lock/bin/$(PIP) install uv; }
+	$(LOCK) --upgrade pyproject.toml -o requirements/run.txt
+	$(LOCK) --upgrade --extra dev -c requirements/run.txt pyproject.toml -o requirements/dev.txt
+	$(LOCK) --upgrade --resolution lowest-direct pyproject.toml -o requirements/lowest.txt
+
+versions-test: .venv/.dev
+	tests/versions/run
+
+distro-test: root
+	$(call install,debootstrap,debootstrap)
+	tests/distro/run

@@ -5,6 +5,7 @@
 
 import argparse
 import os
+import re
 import shutil
 import socket
 import sys
@@ -24,8 +25,17 @@ WHO = {
     "node": "a process on the node",
     "out": "a client far away (198.51.100.7)",
 }
+HELD = {
+    "iptables": ("iptables-save -t nat", r"^-A KUBE-S.*shop/web[: ]"),
+    "nftables": ("nft list table ip kube-proxy", r"10\.96\.0\.80 "),
+    "ipvs": ("ipvsadm -Sn", r"10\.96\.0\.80:"),
+    "userspace": ("nft list table ip kube-proxy", r"10\.96\.0\.80 "),
+}
+"""By mode: what lists its rules, and which lines are of Service shop/web."""
 BOLD, DIM, GREEN, RED, PLAIN = (
-    ("\x1b[1m", "\x1b[2m", "\x1b[32m", "\x1b[31m", "\x1b[0m") if sys.stdout.isatty() else [""] * 5
+    ("\x1b[1m", "\x1b[2m", "\x1b[32m", "\x1b[31m", "\x1b[0m")
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    else [""] * 5
 )
 
 
@@ -145,21 +155,19 @@ def story(lab: Lab, folder: Path, mode: str) -> None:
     swap(lab, web, first, first + first.replace("1.11", "1.14"), "10.244.1.14", appears=True)
     show(lab, "ClusterIP", "client", "10.96.0.80", 80)
 
-    chapter("5. What the kernel holds for shop/web")
-    if mode == "iptables":
-        saved = lab.run("node", "iptables-save", "-t", "nat").splitlines()
-        rules = [rule for rule in saved if "shop/web" in rule and rule.startswith("-A KUBE-S")]
-        for rule in rules[:8]:
-            say(f"    {DIM}{rule}{PLAIN}")
-        say(f"    {DIM}... {len(saved)} lines in table nat{PLAIN}")
-    else:
-        for line in lab.run("node", "nft", "list", "table", "ip", "kube-proxy").splitlines()[:40]:
-            say(f"    {DIM}{line}{PLAIN}")
+    chapter("5. What the kernel holds for shop/web, in the words of the system's own program")
+    command, wanted = HELD[mode]
+    listed = lab.run("node", *command.split()).splitlines()
+    lines = [line.strip() for line in listed if re.search(wanted, line)]
+    say(f"  # {command}")
+    for line in lines[:12]:
+        say(f"    {DIM}{line}{PLAIN}")
+    say(f"    {DIM}{len(lines)} lines for it, of {len(listed)} in all{PLAIN}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mode", default="iptables", help="proxy mode (default: iptables)")
+    parser.add_argument("--mode", default="iptables", choices=HELD, help="proxy mode (default: iptables)")
     mode = parser.parse_args().mode
     if os.geteuid() != 0:
         raise SystemExit("the demo builds network namespaces: it needs root")
@@ -194,3 +202,10 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except (
+        AssertionError,
+        OSError,
+        RuntimeError,
+    ) as e:  # the daemon did not start, or the namespaces could not be made
+        errors = [line for line in str(e).splitlines() if line.startswith("E")]
+        raise SystemExit("\n".join(["the demo cannot continue:", *(errors or [str(e)])])) from None

@@ -158,8 +158,9 @@ def test_a_case_is_laid_out_for_a_proxy(tmp_path: Path) -> None:
 
 
 OWNER = """
-import time
+import signal, time
 from tests.lab.topology import Lab
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run with SIGINT ignored, children inherit that
 with Lab() as lab:
     print(lab.prefix, flush=True)
     time.sleep(600)

@@ -71,8 +71,8 @@ def ip_batch(*lines: str, namespace: str | None = None, family: str | None = Non
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert process.stdin is not None
-    process.stdin.write("\n".join(lines) + "\n")
-    process.stdin.close()
+    with contextlib.suppress(BrokenPipeError), process.stdin:  # it has ended; `finish` says why
+        process.stdin.write("\n".join(lines) + "\n")
     process.stdin = None
     return process
 

@@ -85,7 +85,7 @@ def test_the_role_allows_what_is_asked(objects: dict[str, Any]) -> None:
 def unit() -> dict[str, list[str]]:
     """The settings of the service, each with all it is given."""
     found: dict[str, list[str]] = {}
-    for line in (DEPLOY / "kube-proxy.service").read_text().splitlines():
+    for line in (DEPLOY / "systemd/kube-proxy.service").read_text().splitlines():
         if match := re.fullmatch(r"([A-Z]\w+)=(.*)", line):
             found.setdefault(match[1], []).append(match[2])
     return found
@@ -94,7 +94,13 @@ def unit() -> dict[str, list[str]]:
 def test_the_unit() -> None:
     given = unit()
     assert {f"CAP_{right}" for right in RIGHTS} == set(given["CapabilityBoundingSet"][0].split())
-    flags = shlex.split(given["Environment"][0])[0].removeprefix("ARGS=").split()
+    assert given["EnvironmentFile"] == ["/etc/default/kube-proxy"]
+    assert given["StartLimitIntervalSec"] == ["0"]
+    arguments = re.findall(
+        r"^(?:# )?ARGS=\"(.*)\"$", (DEPLOY / "systemd/kube-proxy.default").read_text(), re.M
+    )
+    assert len(arguments) == 2
+    flags = arguments[0].split()
     (start,) = given["ExecStart"]
     assert start.endswith(" $ARGS")
     options = load(parse(flags, "linux"), "linux")
@@ -105,12 +111,16 @@ def test_the_unit() -> None:
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    text = (DEPLOY / "kube-proxy.service").read_text().replace("/opt/kube-proxy/bin/kube-proxy", "/bin/true")
+    text = (
+        (DEPLOY / "systemd/kube-proxy.service")
+        .read_text()
+        .replace("/opt/kube-proxy/bin/kube-proxy", "/bin/true")
+    )
     (tmp_path / "kube-proxy.service").write_text(text)
     if shutil.which("systemd-analyze") is None:
         pytest.fail("this test needs systemd-analyze: apt-get install systemd", pytrace=False)
     done = subprocess.run(
-        ["systemd-analyze", "verify", str(tmp_path / "kube-proxy.service")],
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / "kube-proxy.service")],
         check=False,
         capture_output=True,
         text=True,

@@ -52,13 +52,26 @@ def build() -> None:
     with tempfile.TemporaryDirectory(dir=FOLDER, prefix="build-") as folder:
         unpacked = Path(folder, "linux")
         _run("dpkg-deb", "-x", str(_fetch(Path(folder))), str(unpacked))
-        (release,) = [path.name for path in (unpacked / "lib/modules").iterdir()]
+        modules = _modules(unpacked)
+        (release,) = [path.name for path in modules.iterdir()]
         _run("depmod", "-b", str(unpacked), release)
         shutil.rmtree(MODULES, ignore_errors=True)
-        (unpacked / "lib/modules").rename(MODULES)
+        modules.rename(MODULES)
         shutil.copy(unpacked / f"boot/vmlinuz-{release}", KERNEL)
         _initrd(Path(folder), release)
     print(f"{FOLDER.name}: Linux {release}")
+
+
+def _modules(root: Path) -> Path:
+    """The folder of the modules, which is reachable as lib/modules and as usr/lib/modules afterwards.
+
+    Debian's packages have them in lib/modules up to Debian 12 and in usr/lib/modules from Debian 13 on; so do depmod and modprobe.
+    """
+    old, new = root / "lib/modules", root / "usr/lib/modules"
+    found, other = (old, new) if old.exists() else (new, old)
+    other.parent.mkdir(parents=True, exist_ok=True)
+    other.symlink_to(found)
+    return found
 
 
 def _fetch(folder: Path) -> Path:
@@ -92,11 +105,12 @@ def _initrd(folder: Path, release: str) -> None:
     shutil.copy(Path(__file__).with_name("init"), root / "init")
     (root / "init").chmod(0o755)
     order: dict[str, None] = {}
-    tree = folder / "tree/lib"
-    tree.mkdir(parents=True)
-    (tree / "modules").symlink_to(MODULES)
+    tree = folder / "tree"
+    (tree / "usr/lib").mkdir(parents=True)
+    (tree / "usr/lib/modules").symlink_to(MODULES)
+    _modules(tree)
     for module in _NEEDED:
-        said = _run("modprobe", "-d", str(tree.parent), "-S", release, "--show-depends", module)
+        said = _run("modprobe", "-d", str(tree), "-S", release, "--show-depends", module)
         order.update(dict.fromkeys(re.findall(r"^insmod (\S+)", said, re.MULTILINE)))
     for path in order:
         shutil.copy(path, root)
