@@ -97,7 +97,7 @@ def test_the_unit() -> None:
     assert given["EnvironmentFile"] == ["/etc/default/kube-proxy"]
     assert given["StartLimitIntervalSec"] == ["0"]
     arguments = re.findall(
-        r"^(?:# )?ARGS=\"(.*)\"$", (DEPLOY / "systemd/kube-proxy.default").read_text(), re.M
+        r"^(?:# )?ARGS=\"(.*)\"$", (DEPLOY / "systemd/kube-proxy.default").read_text(), re.MULTILINE
     )
     assert len(arguments) == 2
     flags = arguments[0].split()
