@@ -20,6 +20,7 @@ from kubeproxy.api.addresses import (
     contains,
     family_of,
     is_everything,
+    is_link_local,
     is_loopback,
     parse_address,
 )
@@ -27,6 +28,7 @@ from kubeproxy.api.rows import NodeRow
 from kubeproxy.config.gates import resolve
 from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.model.node import IPVSSettings, LocalTraffic, NodeConfig
+from kubeproxy.netlink import route
 
 log = logging.getLogger(__name__)
 
@@ -173,16 +175,9 @@ def supported_families() -> list[Family]:
 
 
 def own_addresses() -> tuple[str, ...]:
-    """The addresses this host speaks from when it speaks to the world, IPv4 first; nothing is sent to find out."""
-    found = []
-    for domain, somewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
-        try:
-            with socket.socket(domain, socket.SOCK_DGRAM) as probe:
-                probe.connect((somewhere, 9))
-                found.append(probe.getsockname()[0])
-        except OSError:
-            pass
-    return tuple(found)
+    """The addresses this host sends from to the rest of the world, IPv4 first. An IPv6 address of a link is none."""
+    found = [route.source_address(domain) for domain in (socket.AF_INET, socket.AF_INET6)]
+    return tuple(a for a in found if a and not (":" in a and is_link_local(a)))
 
 
 def _ipvs(config: KubeProxyConfiguration) -> IPVSSettings | None:

@@ -103,6 +103,11 @@ def is_loopback(address: str) -> bool:
     return address.startswith("127.") or address == "::1"
 
 
+def is_link_local(address: str) -> bool:
+    """Whether a canonical address is one of a link (169.254.0.0/16, fe80::/10)."""
+    return address.startswith("169.254.") or (":" in address and contains("fe80::/10", address))
+
+
 def join(address: str, port: int) -> str:
     """`address:port`, with the brackets IPv6 needs."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -93,7 +93,7 @@ class NodeConfig(Struct, frozen=True, gc=False):
         """The same node now that these are its local addresses."""
         if not self.follows_addresses:
             return self
-        everything = tuple(sorted(local))
+        everything = tuple(sorted(set(local)))
         ranges = self.node_port_ranges
         mine = tuple([a for a in everything if not ranges or any(contains(cidr, a) for cidr in ranges)])
         kept = everything if self.ipvs else ()

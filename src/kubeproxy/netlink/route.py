@@ -6,8 +6,8 @@ Source: linux/rtnetlink.h, linux/if_addr.h, linux/if_link.h.
 import errno
 import socket
 import struct
-from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import Final, NamedTuple
 
 from kubeproxy.netlink import wire
 
@@ -19,6 +19,10 @@ _IFADDRMSG = struct.Struct("=BBBBI")
 _NEW_LINK, _DELETE_LINK = 16, 17
 _NAME, _LINK_INFO, _KIND = 3, 18, 1
 _IFINFOMSG = struct.Struct("=BxHiII")
+
+
+_SOMEWHERE: Final[Mapping[int, str]] = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+"""Addresses for documentation: out in the world, and nobody's."""
 
 
 class Address(NamedTuple):
@@ -52,6 +56,47 @@ def _addresses(kernel: wire.Socket) -> Iterator[Address]:
         packed = found.get(_LOCAL, found.get(_ADDRESS))
         if packed is not None:
             yield Address(bytes(packed), prefix, index)
+
+
+def source_address(domain: int) -> str:
+    """The address this host sends from to the rest of the world, without its zone; nothing is sent to find out.
+
+    Args:
+        domain: socket.AF_INET or AF_INET6.
+
+    Returns:
+        The address, "" if this host cannot send there.
+    """
+    try:
+        with socket.socket(domain, socket.SOCK_DGRAM) as probe:
+            probe.connect((_SOMEWHERE[domain], 9))
+            return str(probe.getsockname()[0]).partition("%")[0]
+    except OSError:
+        return ""
+
+
+def is_link_local6(packed: bytes) -> bool:
+    """Whether an address is an IPv6 address of a link, fe80::/10: without an interface it names no host."""
+    return len(packed) == 16 and packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
+
+
+def socket_address(address: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """What a socket is bound to on an address of this host: of an IPv6 address of a link, its interface belongs to it.
+
+    Args:
+        address: an IPv4 or IPv6 address without a zone.
+        port: a port.
+
+    Raises:
+        OSError: it is no address, or the kernel does not tell where it is.
+    """
+    if ":" not in address:
+        return address, port
+    packed = socket.inet_pton(socket.AF_INET6, address)
+    if not is_link_local6(packed):
+        return address, port
+    interface = next((found.interface for found in addresses() if found.packed == packed), 0)
+    return address, port, 0, interface
 
 
 def monitor() -> wire.Socket:

@@ -11,7 +11,7 @@ import resource
 import socket
 from collections.abc import Iterable
 
-from kubeproxy.netlink import wire
+from kubeproxy.netlink import route, wire
 
 BACKLOG = 4096
 UDP_BUFFER_BYTES = 4 << 20
@@ -63,7 +63,7 @@ def patient(sock: socket.socket) -> None:
 def _bind(sock: socket.socket, address: str, ports: Span) -> None:
     for port in _candidates(ports):
         try:
-            sock.bind((address, port))
+            sock.bind(route.socket_address(address, port))
         except OSError as e:
             if e.errno != errno.EADDRINUSE or ports[0] == ports[1]:
                 raise

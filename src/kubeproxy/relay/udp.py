@@ -11,8 +11,9 @@ import os
 import socket
 import struct
 import time
-from typing import Final
+from typing import Any, Final
 
+from kubeproxy.netlink import route
 from kubeproxy.relay import origin
 from kubeproxy.relay.balancer import Balancer
 from kubeproxy.relay.loop import IN
@@ -28,8 +29,11 @@ _ROUNDS: Final = 32
 _LARGEST: Final = 65536
 _buffer = memoryview(bytearray(_LARGEST))
 
-Client = tuple[Target, bytes]
-"""A client's address and port, and the address of ours it sends to."""
+Peer = tuple[str, int] | tuple[str, int, int, int]
+"""A client's address and port; at an address of a link also the number of the interface, without which it has no answer."""
+
+Client = tuple[Peer, bytes]
+"""A client, and the address of ours it sends to."""
 
 
 class Entrance:
@@ -67,7 +71,7 @@ class Entrance:
                 size, ancillary, _, peer = self.sock.recvmsg_into([_buffer], 64)
             except OSError:
                 return
-            client = (peer[0], peer[1]), ancillary[0][2] if ancillary else b""
+            client = _peer(peer), ancillary[0][2] if ancillary else b""
             flow = self.flows.get(client) or self._open(client)
             if flow is not None:
                 flow.send(_buffer[:size])
@@ -77,9 +81,16 @@ class Entrance:
         peer, own = client
         control = []
         if own:
-            # The interface is left to routing; of struct in_pktinfo only the source address is set.
+            # The interface is left to routing, unless our address is one of a link; of struct in_pktinfo only the
+            # source address is set.
             control = (
-                [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, own[:16] + bytes(4))]
+                [
+                    (
+                        socket.IPPROTO_IPV6,
+                        socket.IPV6_PKTINFO,
+                        own if route.is_link_local6(own[:16]) else own[:16] + bytes(4),
+                    )
+                ]
                 if self._ipv6
                 else [(socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=i4s4s", 0, own[4:8], bytes(4)))]
             )
@@ -107,7 +118,7 @@ class Entrance:
         self.shared.counts.open_flows += 1
         return flow
 
-    def _translated(self, peer: Target) -> bool:
+    def _translated(self, peer: Peer) -> bool:
         """Whether a client came by a front."""
         if self._queries is None:
             try:
@@ -120,7 +131,13 @@ class Entrance:
                 )
                 return False
         address, port = self.sock.getsockname()[:2]
-        return self._queries.destination(peer, (address, port)) is not None
+        return self._queries.destination(peer[:2], (address, port)) is not None
+
+
+def _peer(told: tuple[Any, ...]) -> Peer:
+    """A client as it is remembered."""
+    interface = told[3] if len(told) > 2 else 0
+    return (told[0], told[1], 0, interface) if interface else (told[0], told[1])
 
 
 class Flow:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kubeproxy.api.addresses import IPV6, Family, family_of, join
+from kubeproxy.netlink import route
 from kubeproxy.serve.http import Door
 from kubeproxy.serve.message import Handler
 
@@ -50,7 +51,7 @@ def _bind(address: str, port: int, *, both: bool) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == IPV6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
-        made.bind((address, port))
+        made.bind(route.socket_address(address, port))
     except BaseException:
         made.close()
         raise

@@ -267,7 +267,9 @@ class Client:
         if data is not None:
             kind = "merge-patch+json" if method == "PATCH" else "json"
             headers.append(("Content-Type", f"application/{kind}"))
-        url = URL(grant.server + target, encoded=True)
+        url, name = _url(grant.server + target)
+        if name:
+            headers.append(("Host", f"[{name}]" if url.is_default_port() else f"[{name}]:{url.port}"))
         with self._measured(method, url.authority) as code:
             async with asyncio.timeout(CONNECT_SECONDS + ANSWER_SECONDS):
                 response = await self._session.request(
@@ -276,7 +278,7 @@ class Client:
                     data=data,
                     headers=headers,
                     ssl=grant.context or True,
-                    server_hostname=grant.server_name,
+                    server_hostname=grant.server_name or (name if url.scheme == "https" else None),
                     proxy=grant.proxy,
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(connect=CONNECT_SECONDS, sock_read=seconds),
@@ -322,6 +324,19 @@ def _translated() -> Iterator[None]:
         raise UnreachableError(str(e) or type(e).__name__) from e
     except PluginError as e:
         raise UnreachableError(str(e)) from e
+
+
+def _url(text: str) -> tuple[URL, str | None]:
+    """A URL, and its host without the zone if it has one, as in `[fe80::1%25eth0]` (RFC 6874).
+
+    A zone is needed to connect. The server does not know it, and no certificate has it.
+    """
+    url = URL(text, encoded=True)
+    host, zone, interface = (url.raw_host or "").partition("%")
+    if not zone:
+        return url, None
+    interface = interface.removeprefix("25")
+    return URL(text.replace(url.raw_host or "", f"{host}%{interface}", 1), encoded=True), host
 
 
 def _socket(info: tuple[Any, ...]) -> socket.socket:

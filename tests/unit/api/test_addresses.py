@@ -13,6 +13,7 @@ from kubeproxy.api.addresses import (
     contains,
     family_of,
     is_everything,
+    is_link_local,
     is_loopback,
     join,
     pack,
@@ -191,6 +192,17 @@ class TestRanges:
 @given(addresses)
 def test_loopback(address):
     assert is_loopback(parse_address(str(address))) == meant(address).is_loopback
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("fe80::1", True), ("febf:ffff::1", True), ("fec0::1", False), ("fe7f::1", False), ("fd00::fe80", False),
+        ("169.254.0.1", True), ("169.253.0.1", False), ("10.254.169.1", False), ("::1", False),
+    ],
+)  # fmt: skip
+def test_is_link_local(address, local):
+    assert is_link_local(address) is local
 
 
 def test_families_are_ipv4_first():

@@ -13,7 +13,7 @@ import pytest
 
 from kubeproxy.figures import Histogram
 from kubeproxy.sources.auth import Credentials
-from kubeproxy.sources.client import ApiError, Client, SilentError, UnreachableError, api_error
+from kubeproxy.sources.client import ApiError, Client, SilentError, UnreachableError, _url, api_error
 from kubeproxy.sources.execplugin import Credential, PluginError
 from kubeproxy.sources.kubeconfig import Cluster, Connection, ExecPlugin, User
 from tests.fakes.apiserver import FakeApiServer
@@ -314,6 +314,21 @@ class TestProxy:
             async with client("https://api.test", cluster=cluster) as c:
                 with pytest.raises(UnreachableError, match="the proxy refused: 403 Forbidden"):
                     await c.request("GET", SERVICES)
+
+
+@pytest.mark.parametrize(
+    ("given", "connects", "name"),
+    [
+        ("https://10.0.0.1:6443/api", "https://10.0.0.1:6443/api", None),
+        ("https://[fd00::1]/api", "https://[fd00::1]/api", None),
+        ("https://api.test/a%25b", "https://api.test/a%25b", None),
+        ("https://[fe80::1%25eth0]:6443/a%25b", "https://[fe80::1%eth0]:6443/a%25b", "fe80::1"),
+        ("https://[fe80::1%eth0]:6443/api", "https://[fe80::1%eth0]:6443/api", "fe80::1"),
+    ],
+)
+def test_the_zone_of_a_server(given: str, connects: str, name: str | None) -> None:
+    url, found = _url(given)
+    assert (str(url), found) == (connects, name)
 
 
 class TestUnreachable:

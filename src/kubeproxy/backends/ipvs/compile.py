@@ -10,7 +10,7 @@ iptables rules look up in sets what else is to happen to a packet: masquerading,
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from kubeproxy.api.addresses import IPV4, contains, is_loopback, pack
+from kubeproxy.api.addresses import IPV4, contains, is_link_local, is_loopback, pack
 from kubeproxy.backends.ipvs import names
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.model.plan import PortPlan, ServicePlan
@@ -59,11 +59,6 @@ class Dialect:
             pack(a) for a in node.node_port_addresses if not (is_loopback(a) or is_link_local(a))
         )
         self.own = frozenset(map(pack, node.local_addresses))
-
-
-def is_link_local(address: str) -> bool:
-    """Whether a canonical address is one of a link (169.254.0.0/16, fe80::/10)."""
-    return address.startswith("169.254.") or (":" in address and contains("fe80::/10", address))
 
 
 def compile_service(plan: ServicePlan | None, d: Dialect) -> Compiled:

@@ -3,7 +3,7 @@
 import logging
 import socket
 
-from kubeproxy.api.addresses import IPV4, Family, is_loopback, unpack
+from kubeproxy.api.addresses import IPV4, Family, is_link_local, is_loopback, unpack
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink import route
 from kubeproxy.relay import sockets
@@ -21,15 +21,31 @@ def addresses(family: Family) -> list[str]:
     return [unpack(a.packed) for a in route.addresses() if len(a.packed) == size]
 
 
-def reachable(node: NodeConfig) -> str:
-    """An address of this host that packets from elsewhere are delivered to: the node's, else one this host has."""
-    for address in (node.address, _speaking(node.family), *addresses(node.family)):
-        if not is_loopback(address) and not address.startswith("fe80:") and _is_mine(address):
-            return address
-    log.warning(
-        "%s: this host has no address but loopback: only its own processes reach Services", node.family
-    )
-    return "127.0.0.1" if node.family == IPV4 else "::1"
+class Reachable:
+    """Finds an address of this host that packets from elsewhere can be led to."""
+
+    def __init__(self) -> None:
+        self._warned = False
+
+    def __call__(self, node: NodeConfig) -> str:
+        """The node's address, else one this host has; loopback if there is none, which is logged once."""
+        domain = socket.AF_INET if node.family == IPV4 else socket.AF_INET6
+        for address in (node.address, route.source_address(domain), *addresses(node.family)):
+            if address and _is_reachable(address) and _is_mine(address):
+                self._warned = False
+                return address
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "%s: this host has no address that other hosts can reach: only its own processes reach Services",
+                node.family,
+            )
+        return "127.0.0.1" if node.family == IPV4 else "::1"
+
+
+def _is_reachable(address: str) -> bool:
+    """Whether packets for an address can come in by any interface; one of an IPv6 link is its interface's alone."""
+    return not is_loopback(address) and not (":" in address and is_link_local(address))
 
 
 def _is_mine(address: str) -> bool:
@@ -38,14 +54,3 @@ def _is_mine(address: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _speaking(family: Family) -> str:
-    """The address this host speaks from when it speaks to the world; nothing is sent to find out."""
-    domain, somewhere = (socket.AF_INET, "192.0.2.1") if family == IPV4 else (socket.AF_INET6, "2001:db8::1")
-    with socket.socket(domain, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((somewhere, 9))
-        except OSError:
-            return ""
-        return str(probe.getsockname()[0])

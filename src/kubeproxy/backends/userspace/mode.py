@@ -25,5 +25,5 @@ def open_backend(node: NodeConfig) -> Backend:
             f"userspace mode leads traffic to itself by nftables rules; --userspace-listen does without: {e}"
         ) from e
     relay = Relay(f"{node.family} relay", mark=node.masquerade_mark, labels={"ip_family": node.family})
-    led = Led(rules, relay, here.reachable)
+    led = Led(rules, relay, here.Reachable())
     return Localhost(led, relay, shared=True) if node.localhost_relay else led
