@@ -278,15 +278,18 @@ class Loop:
         self._succeeded(Synced(full, changes, failures, started, ended - started, ended - planned, triggered))
 
     async def _all(self, node: NodeConfig) -> list[Change]:
-        """Plans every Service, some at a time: what is touched meanwhile is planned again by the next sync."""
-        changes = []
+        """Plans every Service, some at a time, and those that are touched meanwhile again at the end.
+
+        So all plans are of one moment, in which a front has one owner. The next sync finds those touched in place.
+        """
+        plans = {}
         for count, key in enumerate(list(self._state.services), 1):
-            plan = self._state.plan(key, node)
-            if plan is not None:
-                changes.append(Change(key, None, plan))
+            plans[key] = self._state.plan(key, node)
             if count % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
-        return changes
+        for key in self._pending:
+            plans[key] = self._state.plan(key, node)
+        return [Change(key, None, plan) for key, plan in plans.items() if plan is not None]
 
     def _differences(self, keys: Collection[Key]) -> list[Change]:
         changes = ((key, self.applied.get(key), self._state.plan(key, self.node)) for key in keys)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import pytest
 from hypothesis import given
@@ -32,6 +32,7 @@ class Kernel:
         cost: seconds a sync takes.
         answers: what the next syncs do: raise this, or wait for that; then they succeed.
         refused: Services it refuses, with its words.
+        shared: fronts that were in two plans of one sync.
     """
 
     def __init__(self, clock: FakeClock) -> None:
@@ -44,10 +45,13 @@ class Kernel:
         self.answers: list[BaseException | asyncio.Event] = []
         self.refused: dict[Key, str] = {}
         self.whole = True
+        self.shared: set[tuple[str, str, int]] = set()
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         self.syncs.append((self.clock.time, full, [c.key for c in changes]))
         self.nodes.append(node)
+        given = [front for c in changes if c.after for front in _fronts(c.after)]
+        self.shared |= {front for front in given if given.count(front) > 1}
         self.clock.time += self.cost
         answer = self.answers.pop(0) if self.answers else None
         if isinstance(answer, BaseException):
@@ -90,6 +94,15 @@ class Kernel:
         return [time for time, _, _ in self.syncs]
 
 
+def _fronts(plan: ServicePlan) -> Iterator[tuple[str, str, int]]:
+    for port in plan.ports:
+        for address in {port.cluster_ip, *port.external_ips, *port.load_balancer_ips}:
+            if address:
+                yield address, port.protocol, port.port
+        if port.node_port:
+            yield "", port.protocol, port.node_port
+
+
 class Rig:
     """A loop, what it hears and what it does it with."""
 
@@ -111,7 +124,8 @@ class Rig:
 
     def set(self, key: Key, port: int = 80, *, family: str = "") -> None:
         """A Service is there, on this port; in no family but the one that is named."""
-        ip = "fd00::1" if family == "IPv6" else "10.96.0.1"
+        number = 1 + "abcd".index(key[1])
+        ip = f"fd00::{number}" if family == "IPv6" else f"10.96.0.{number}"
         spec = types.ServiceSpec(ports=(types.ServicePort(port),), cluster_ip=ip)
         meta = types.ObjectMeta(name=key[1], namespace=key[0])
         self.loop.touch(self.state.set(types.Service(meta, spec)))
@@ -130,6 +144,7 @@ class Rig:
         try:
             yield
             assert not task.done()
+            assert not self.kernel.shared
         finally:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -178,6 +193,36 @@ async def test_what_changes_while_everything_is_planned_is_right_in_the_end(
     assert rig.kernel.plans.keys() == {A, D}
     assert rig.kernel.nodes[0].name == "here"
     assert rig.kernel.nodes[-1].name == "there"
+
+
+async def test_a_front_that_changes_hands_while_everything_is_planned_is_in_one_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both Services are there from the beginning, and one after the other is planned."""
+    monkeypatch.setattr(sync, "_YIELD_EVERY", 1)
+    rig = Rig()
+
+    def name(key: Key, *external_ips: str) -> None:
+        number = 1 + "abcd".index(key[1])
+        ports = (types.ServicePort(80),)
+        spec = types.ServiceSpec(ports=ports, cluster_ip=f"10.96.0.{number}", external_ips=external_ips)
+        meta = types.ObjectMeta(name=key[1], namespace=key[0])
+        rig.loop.touch(rig.state.set(types.Service(meta, spec)))
+
+    name(B, "203.0.113.1")
+    name(C)
+    name(A)
+
+    async def meanwhile() -> None:
+        name(A, "203.0.113.1")
+
+    async with rig.running():
+        task = asyncio.create_task(meanwhile())
+        await rig.clock.advance(10)
+        await task
+    assert rig.kernel.plans == rig.wanted() == rig.loop.applied
+    assert [key for key, plan in rig.kernel.plans.items() if plan.ports[0].external_ips] == [A]
+    assert rig.loop.queued_since is None
 
 
 async def test_a_cluster_without_services_is_synced_too() -> None:

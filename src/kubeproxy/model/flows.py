@@ -203,6 +203,7 @@ def place(address: str, port: int) -> Place:
 
 def _fronts(port: PortPlan) -> Iterator[Place]:
     for address in (port.cluster_ip, *port.external_ips, *port.load_balancer_ips):
-        yield place(address, port.port)
+        if address:
+            yield place(address, port.port)
     if port.node_port:
         yield place("", port.node_port)

@@ -5,18 +5,23 @@ Kubernetes to make it so. Equal plans need no work. The questions a backend asks
 go, what of those that find no endpoint) are answered here by properties, once for all modes.
 """
 
-from collections.abc import Iterable
-from typing import Final, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 
 from kubeproxy.api.addresses import family_of, join
-from kubeproxy.api.rows import Condition, EndpointRow, Protocol, ServiceRow, SliceRow
+from kubeproxy.api.rows import Condition, EndpointRow, PortRow, Protocol, ServiceRow, SliceRow
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.select import Backend, Topology, select
 
 Key = tuple[str, str]
 """Namespace and name of a Service."""
+
+Front = tuple[str, Protocol, int]
+"""Address, protocol and port. A node port or a health-check node port has no address: it is at the node's own."""
+
+FrontKind = Literal["ClusterIP", "external IP", "load balancer IP", "node port", "health check node port"]
 
 Action = Literal["forward", "drop", "reject"]
 """Sent to a backend; dropped because all usable endpoints are elsewhere; rejected because there are none at all."""
@@ -38,6 +43,11 @@ class PortPlan(Struct, frozen=True, gc=False):
 
     Attributes:
         name: "namespace/name:port", or "namespace/name" when the port has no name.
+        cluster_ip: the ClusterIP; "" where another Service owns that front.
+        node_port: the node port; 0 for none.
+        node_port_except: own addresses of the node at which another front has precedence over the node port.
+        external_ips: the external IPs at which the front is this Service's and is not its ClusterIP.
+        load_balancer_ips: the load balancer IPs of the same kind. An address may be in both.
         cluster: backends for traffic with the Cluster policy.
         local: backends for traffic with the Local policy.
         any: a usable endpoint exists somewhere.
@@ -55,6 +65,7 @@ class PortPlan(Struct, frozen=True, gc=False):
     port: int
     cluster_ip: str
     node_port: int = 0
+    node_port_except: tuple[str, ...] = ()
     external_ips: tuple[str, ...] = ()
     load_balancer_ips: tuple[str, ...] = ()
     source_ranges: tuple[str, ...] = ()
@@ -119,13 +130,40 @@ class PortPlan(Struct, frozen=True, gc=False):
         return FORWARD if backends else DROP if self.any else REJECT
 
 
+class LostFront(Struct, frozen=True, gc=False):
+    """A front that a Service names and does not get, because it belongs to another one (`model.claims`).
+
+    Attributes:
+        kind: what the front is to the Service that lost it.
+        address: the address; "" for all own addresses of the node.
+        owner: the Service that has it; the same Service if it names the front twice.
+    """
+
+    kind: FrontKind
+    address: str
+    protocol: Protocol
+    port: int
+    owner: Key
+
+    @property
+    def front(self) -> Front:
+        """Address, protocol and port."""
+        return self.address, self.protocol, self.port
+
+    def __str__(self) -> str:
+        at = join(self.address, self.port) if self.address else str(self.port)
+        return f"{self.kind} {at} {self.protocol}"
+
+
 class ServicePlan(Struct, frozen=True, gc=False):
     """A Service under one IP family.
 
     Attributes:
+        ports: its ports, without those that lost all of their fronts.
         health_check_port: where its health-check node port is to be served, 0 for nowhere.
         local_ready: distinct local endpoint addresses that are ready, which is what that port answers.
         proxy_protocol: backends expect PROXY protocol headers; only userspace mode can send them.
+        lost: the fronts it names that belong to another Service; they are in none of the other attributes.
     """
 
     namespace: str
@@ -134,6 +172,7 @@ class ServicePlan(Struct, frozen=True, gc=False):
     health_check_port: int = 0
     local_ready: int = 0
     proxy_protocol: bool = False
+    lost: tuple[LostFront, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -141,13 +180,20 @@ class ServicePlan(Struct, frozen=True, gc=False):
         return self.namespace, self.name
 
 
-def plan(service: ServiceRow, slices: Iterable[SliceRow], node: NodeConfig) -> ServicePlan | None:
+Owners = Callable[[Front], Key | None]
+"""Who owns a front; None if no Service is known to."""
+
+
+def plan(
+    service: ServiceRow, slices: Iterable[SliceRow], node: NodeConfig, owner: Owners = lambda _: None
+) -> ServicePlan | None:
     """Makes the plan of a Service for one family; None when it has no ClusterIP of that family.
 
     Args:
         service: the Service.
         slices: all its EndpointSlices, in a stable order (by name); those of another family are passed over.
         node: the node to plan for.
+        owner: who owns a front. A front that is another Service's is left out and listed in `lost`.
     """
     family = node.family
     cluster_ip = next((ip for ip in service.cluster_ips if family_of(ip) == family), None)
@@ -155,18 +201,21 @@ def plan(service: ServiceRow, slices: Iterable[SliceRow], node: NodeConfig) -> S
         return None
     mine = [s for s in slices if s.family == family]
     served = _by_port(mine)
+    fronts = _Fronts(service, cluster_ip, node, owner)
     base = f"{service.namespace}/{service.name}"
-    external_ips = _of_family(service.external_ips, family) if node.external_ips else ()
-    load_balancer_ips = _of_family(service.load_balancer_ips, family)
     ranges = _of_family(service.source_ranges, family)
     ports = []
     for port in service.ports:
-        external = bool(port.node_port or external_ips or load_balancer_ips)
+        at = fronts.of(port)
+        external = bool(at.node_port or at.external_ips or at.load_balancer_ips)
+        if not (at.cluster_ip or external):
+            continue
+        internal_local = service.internal_local and bool(at.cluster_ip)
         candidates = _candidates(served.get((port.name, port.protocol), ()), node.name)
         chosen = select(
             candidates,
-            cluster=not service.internal_local or external,
-            local=service.internal_local or (service.external_local and external),
+            cluster=not internal_local or external,
+            local=internal_local or (service.external_local and external),
             node=node.name,
             zone=node.zone,
         )
@@ -175,13 +224,14 @@ def plan(service: ServiceRow, slices: Iterable[SliceRow], node: NodeConfig) -> S
                 name=f"{base}:{port.name}" if port.name else base,
                 protocol=port.protocol,
                 port=port.port,
-                cluster_ip=cluster_ip,
-                node_port=port.node_port,
-                external_ips=external_ips,
-                load_balancer_ips=load_balancer_ips,
-                source_ranges=ranges if load_balancer_ips else (),
+                cluster_ip=at.cluster_ip,
+                node_port=at.node_port,
+                node_port_except=at.node_port_except,
+                external_ips=at.external_ips,
+                load_balancer_ips=at.load_balancer_ips,
+                source_ranges=ranges if at.load_balancer_ips else (),
                 affinity=service.affinity,
-                internal_local=service.internal_local,
+                internal_local=internal_local,
                 external_local=service.external_local,
                 cluster=chosen.cluster,
                 local=chosen.local,
@@ -192,14 +242,89 @@ def plan(service: ServiceRow, slices: Iterable[SliceRow], node: NodeConfig) -> S
                 near=tuple([b for _, b in candidates if b.local]) if node.ipvs else (),
             )
         )
+    health_check_port = fronts.health_check_port(service.health_check_port)
     return ServicePlan(
         namespace=service.namespace,
         name=service.name,
         ports=tuple(ports),
-        health_check_port=service.health_check_port,
-        local_ready=_local_ready(mine, node.name) if service.health_check_port else 0,
+        health_check_port=health_check_port,
+        local_ready=_local_ready(mine, node.name) if health_check_port else 0,
         proxy_protocol=service.proxy_protocol,
+        lost=tuple(fronts.lost),
     )
+
+
+class _PortFronts(NamedTuple):
+    """The fronts that a Service port gets."""
+
+    cluster_ip: str
+    node_port: int
+    node_port_except: tuple[str, ...]
+    external_ips: tuple[str, ...]
+    load_balancer_ips: tuple[str, ...]
+
+
+class _Fronts:
+    """Sorts the fronts that a Service names into those it gets and those it loses.
+
+    Attributes:
+        lost: those it loses.
+    """
+
+    def __init__(self, service: ServiceRow, cluster_ip: str, node: NodeConfig, owner: Owners) -> None:
+        self._key = service.namespace, service.name
+        external_ips = _of_family(service.external_ips, node.family) if node.external_ips else ()
+        load_balancer_ips = _of_family(service.load_balancer_ips, node.family)
+        self._external_ips = dict.fromkeys(ip for ip in external_ips if ip != cluster_ip)
+        self._load_balancer_ips = dict.fromkeys(ip for ip in load_balancer_ips if ip != cluster_ip)
+        self._named: dict[str, FrontKind] = {
+            **dict.fromkeys(self._external_ips, "external IP"),
+            **dict.fromkeys(self._load_balancer_ips, "load balancer IP"),
+            cluster_ip: "ClusterIP",
+        }
+        self._cluster_ip = cluster_ip
+        self._own_addresses = node.node_port_addresses if node.follows_addresses else (node.address,)
+        self._owner = owner
+        self._taken: set[Front] = set()
+        self.lost: list[LostFront] = []
+
+    def of(self, port: PortRow) -> _PortFronts:
+        """The fronts of a port. What it names as its ClusterIP and as another address, too, is its ClusterIP only."""
+        got = {
+            address
+            for address, kind in self._named.items()
+            if self._takes(kind, (address, port.protocol, port.port))
+        }
+        front: Front = ("", port.protocol, port.node_port)
+        node_port = port.node_port if port.node_port and self._takes("node port", front) else 0
+        return _PortFronts(
+            cluster_ip=self._cluster_ip if self._cluster_ip in got else "",
+            node_port=node_port,
+            node_port_except=tuple(self._overruled(port)) if node_port else (),
+            external_ips=tuple([ip for ip in self._external_ips if ip in got]),
+            load_balancer_ips=tuple([ip for ip in self._load_balancer_ips if ip in got]),
+        )
+
+    def health_check_port(self, port: int) -> int:
+        """The health-check node port if the Service gets it, else 0. To be asked after all ports."""
+        return port if port and self._takes("health check node port", ("", "TCP", port)) else 0
+
+    def _takes(self, kind: FrontKind, front: Front) -> bool:
+        owner = self._owner(front)
+        if front in self._taken or (owner is not None and owner != self._key):
+            self.lost.append(LostFront(kind, *front, owner or self._key))
+            return False
+        self._taken.add(front)
+        return True
+
+    def _overruled(self, port: PortRow) -> Iterator[str]:
+        """The own addresses of the node at which a node port's number is the port of another front."""
+        for address in self._own_addresses:
+            owner = self._owner((address, port.protocol, port.node_port))
+            if owner is not None:
+                yield address
+                if owner != self._key:
+                    self.lost.append(LostFront("node port", address, port.protocol, port.node_port, owner))
 
 
 def _of_family(addresses: tuple[str, ...], family: str) -> tuple[str, ...]:

@@ -2,16 +2,20 @@
 
 Every change is told as one object and answered with the Services to plan anew; an object that says what we knew
 already touches none. Nothing here is planned: `plan` does that for one Service and one family, when it is asked.
+
+A change of a Service may take a front from another one or leave it one, so it touches that one, too.
 """
 
 from collections.abc import Callable, Collection, Iterable
 
 from kubeproxy.api import flatten, types
+from kubeproxy.api.addresses import Family
 from kubeproxy.api.flatten import DEFAULT_NAMESPACE
 from kubeproxy.api.rows import ServiceRow, SliceRow
+from kubeproxy.model.claims import Claims
 from kubeproxy.model.complaints import Complaints, Name
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.model.plan import Key, Owners, ServicePlan
 from kubeproxy.model.plan import plan as make_plan
 
 
@@ -31,6 +35,7 @@ class State:
         self.on_change: Callable[[Key], None] | None = None
         self._slices: dict[Key, dict[Name, tuple[SliceRow, ...]]] = {}
         self._service_of: dict[Name, Key] = {}
+        self._claims: dict[tuple[Family, bool], Claims] = {}
         self._complaints = Complaints()
 
     def set(self, obj: types.Service | types.EndpointSlice | types.Endpoints) -> Collection[Key]:
@@ -69,7 +74,17 @@ class State:
     def plan(self, key: Key, node: NodeConfig) -> ServicePlan | None:
         """The plan of a Service on a node; None when there is nothing to do for it in that family."""
         service = self.services.get(key)
-        return None if service is None else make_plan(service, self.slices(key), node)
+        return None if service is None else make_plan(service, self.slices(key), node, self._owners(node))
+
+    def _owners(self, node: NodeConfig) -> Owners:
+        """Who owns which front on a node. Claims are recorded from the first question on."""
+        which = node.family, node.external_ips
+        claims = self._claims.get(which)
+        if claims is None:
+            claims = self._claims[which] = Claims(node.family, external_ips=node.external_ips)
+            for key in sorted(self.services):
+                claims.change(key, None, self.services[key])
+        return claims.owner
 
     def slices(self, key: Key) -> Iterable[SliceRow]:
         """The EndpointSlices of a Service, in the order of their names."""
@@ -95,14 +110,16 @@ class State:
         if foreign != (key in self.foreign):
             (self.foreign.add if foreign else self.foreign.discard)(key)
             self._changed(key)
-        if self.services.get(key) == row:
+        before = self.services.get(key)
+        if before == row:
             return ()
         if row is None:
             del self.services[key]
         else:
             self.services[key] = row
         self._changed(key)
-        return (key,)
+        rivals = (claims.change(key, before, row) for claims in self._claims.values())
+        return {key}.union(*rivals)
 
     def _set_slices(self, name: Name, rows: tuple[SliceRow, ...]) -> Collection[Key]:
         """Replaces what an object said; it may have belonged to another Service before."""

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-from kubeproxy.api.addresses import contains
+from kubeproxy.api.addresses import contains, join
 from kubeproxy.api.rows import Protocol
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import DROP, FORWARD, REJECT, Action, PortPlan, ServicePlan
@@ -97,11 +97,14 @@ class Book:
         """Reads the plans.
 
         Args:
-            plans: the plans.
+            plans: the plans, each made with the knowledge of who owns which front.
             node: the node they are for.
             local_addresses: every address the node has.
             manners: the mode's.
             service_cidrs: the ranges ClusterIPs come from.
+
+        Raises:
+            ValueError: a front is in two plans.
         """
         self._node = node
         self._local_addresses = frozenset(local_addresses)
@@ -112,15 +115,16 @@ class Book:
         self._cluster_ips: set[str] = set()
         for p in (port for plan in plans for port in plan.ports):
             self._cluster_ips.add(p.cluster_ip)
-            for kind, addresses in (
-                ("ClusterIP", (p.cluster_ip,)),
-                ("external IP", p.external_ips),
-                ("load balancer IP", p.load_balancer_ips),
-            ):
-                for address in addresses:
-                    self._fronts.setdefault((address, p.protocol, p.port), (kind, p))
-            if p.node_port:
-                self._node_ports.setdefault((p.protocol, p.node_port), p)
+            addresses = {
+                **dict.fromkeys(p.load_balancer_ips, "load balancer IP"),
+                **dict.fromkeys(p.external_ips, "external IP"),  # its rules come first
+                p.cluster_ip: "ClusterIP",
+            }
+            for address, kind in addresses.items():
+                if address and self._fronts.setdefault((address, p.protocol, p.port), (kind, p))[1] is not p:
+                    raise ValueError(f"{join(address, p.port)} {p.protocol} is in two plans")
+            if p.node_port and self._node_ports.setdefault((p.protocol, p.node_port), p) is not p:
+                raise ValueError(f"node port {p.node_port} {p.protocol} is in two plans")
 
     def verdict(self, packet: Packet) -> Verdict:
         """What becomes of a packet."""

@@ -80,10 +80,17 @@ class NodeHealth:
         yield Figure(name, "gauge", text, len(self._said), {**family, "state": "failed"})
 
     def _synced(self, done: Synced) -> None:
-        """The kernel has other rules now. Of a Service that it refused, everything stays as it was."""
+        """The kernel has other rules now. Of a Service that it refused, everything stays as it was.
+
+        But a port that another Service owns now passes to that one.
+        """
         before = self._wanted
         if done.full:
-            self._wanted = {key: before[key] for key in done.failures if key in before}
+            taken = {
+                c.after.health_check_port for c in done.changes if c.after and c.key not in done.failures
+            }
+            kept = (key for key in done.failures if key in before)
+            self._wanted = {key: before[key] for key in kept if before[key][0] not in taken}
         moved = done.full
         for key, plan in ((c.key, c.after) for c in done.changes if c.key not in done.failures):
             port = plan.health_check_port if plan else 0
@@ -105,11 +112,8 @@ class NodeHealth:
                 self._close(at)
         self._said = {about: why for about, why in self._said.items() if about in wanted}
         for at, key in wanted:
-            owner = self._open.get(at)
-            if owner is None:
+            if at not in self._open:
                 await self._try(at, key)
-            elif owner[0] != key:
-                self._report(at, key, f"it is that of Service {'/'.join(owner[0])}")
 
     async def _try(self, at: At, key: Key) -> None:
         try:

@@ -214,9 +214,20 @@ class TestFronts:
             "the firewall is first"
         )
 
-    def test_an_address_of_two_services_is_that_of_the_first(self):
-        first, second = (planned(service(name=name), piece("1", service=name)) for name in ("a", "b"))
-        assert book(first, second).verdict(send(CLIENT, "10.96.0.10")).port is first.ports[0]
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {},
+            {"cluster_ips": ("10.96.0.11",), "external_ips": ("10.96.0.10",)},
+            {"cluster_ips": ("10.96.0.11",), "ports": (PortRow("", "TCP", 81, 30080),)},
+        ],
+    )
+    def test_plans_that_were_made_without_an_owner_of_each_front_are_not_judged(self, fields):
+        one = planned(service(ports=(PortRow("", "TCP", 80, 30080),)))
+        other = planned(service(name="other", **fields))
+        for plans in ((one, other), (other, one)):
+            with pytest.raises(ValueError, match="is in two plans"):
+                book(*plans)
 
     def test_ipv6(self):
         on = node(IPV6, local_traffic=LocalTraffic("range", "fd00:1::/64"))

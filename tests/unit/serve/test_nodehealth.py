@@ -174,16 +174,22 @@ async def test_a_port_that_is_taken_is_told_once_and_opened_when_it_is_free(
     ]
 
 
-async def test_a_port_that_two_services_claim_is_the_first_ones(rig: Rig, ports: list[int]) -> None:
-    rig.stage.synced(plan(port=ports[0], ready=1), plan("api", port=ports[0], ready=1), full=True)
-    await until(lambda: rig.states == (1, 1))
-    await asyncio.sleep(0.1)
-    why = f"health check node port {ports[0]} cannot be opened on 0.0.0.0: it is that of Service default/web"
-    assert rig.failures == [(API, why)]
-    assert b'"name": "web"' in (await get(ports[0]))[2]
-    rig.stage.synced(gone=(WEB,))
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_port_passes_to_its_new_owner_even_if_the_kernel_refuses_the_old_one(
+    rig: Rig, ports: list[int], *, refused: bool
+) -> None:
+    rig.stage.synced(plan(port=ports[0], ready=1), full=True)
     await until(lambda: rig.states == (1, 0))
-    assert b'"name": "api"' in (await get(ports[0]))[2]
+    assert b'"name": "web"' in (await get(ports[0]))[2]
+    failures = {WEB: "the kernel's words"} if refused else {}
+    rig.stage.synced(plan(), plan("api", port=ports[0], ready=1), full=True, failures=failures)
+    said = b""
+    async with asyncio.timeout(20):
+        while b'"name": "api"' not in said:
+            with contextlib.suppress(OSError):  # it is closed and opened again
+                said = (await get(ports[0]))[2]
+    assert rig.states == (1, 0)
+    assert not rig.failures
 
 
 async def test_ports_are_on_the_addresses_of_node_ports_and_follow_them(ports: list[int]) -> None:

@@ -149,7 +149,9 @@ def _compile_port(p: PortPlan, d: Dialect, out: Compiled) -> None:
     internal, external = p.internal_action, p.external_action
     to = _Fronts(p.name, proto, d, out.fronts)
 
-    if internal == FORWARD:
+    if not p.cluster_ip:
+        pass
+    elif internal == FORWARD:
         to.address(NAT_SERVICES, p.cluster_ip, p.port, "cluster IP", svl if p.internal_local else svc)
     else:
         to.address(FILTER_SERVICES, p.cluster_ip, p.port, *to.refusal(internal))
@@ -239,6 +241,8 @@ def _endpoint_chain(b: Backend, p: PortPlan, proto: str, d: Dialect, chains: dic
 
 def _mark_internal(chain: str, p: PortPlan, proto: str, d: Dialect) -> str:
     """Marks packets to the ClusterIP that must be masqueraded."""
+    if not p.cluster_ip:
+        return ""
     if d.masquerade_all:
         source, interface = "", ""
     elif d.not_local is None:

@@ -89,8 +89,9 @@ def _compile_port(p: PortPlan, d: Dialect, out: Compiled) -> None:
             entries[names.ADDRESSES, Element(address)] = None
         return address
 
-    address = front(p.cluster_ip, inside)
-    entries[names.CLUSTER_IP, Element(address, protocol, p.port)] = None
+    if p.cluster_ip:
+        address = front(p.cluster_ip, inside)
+        entries[names.CLUSTER_IP, Element(address, protocol, p.port)] = None
     for ip in p.external_ips:
         address = front(ip, outside)
         name = names.EXTERNAL_IP_LOCAL if p.external_local else names.EXTERNAL_IP
@@ -134,11 +135,13 @@ def _node_port(p: PortPlan, protocol: int, target: Target, d: Dialect, out: Comp
     sets = [names.NODE_PORTS[p.protocol]]
     if p.external_local:
         sets.append(names.NODE_PORTS_LOCAL[p.protocol])
-    for address in d.node_port_addresses:
+    overruled = set(map(pack, p.node_port_except))
+    addresses = [address for address in d.node_port_addresses if address not in overruled]
+    for address in addresses:
         out.virtuals[Virtual(protocol, address, p.node_port)] = target
     elements: Iterable[Element] = (Element(port=p.node_port),)
     if p.protocol == "SCTP":
-        elements = [Element(address, protocol, p.node_port) for address in d.node_port_addresses]
+        elements = [Element(address, protocol, p.node_port) for address in addresses]
     for name in sets:
         for element in elements:
             out.entries[name, element] = None

@@ -1,8 +1,8 @@
 """What all Services together ask for, and what changes when some of them do.
 
 Services may ask for the same thing: an endpoint of two of them needs one element for its hairpins, several ports of one
-have one address. So each thing is counted, and only its coming and its going concern the kernel. A virtual server that
-several ask for, which only mistakes lead to, is the one's whose name comes first, whatever came when.
+have one address. So each thing is counted, and only its coming and its going concern the kernel. A virtual server belongs to
+one Service, as plans have no front in common; it may pass from one to another between two plans.
 """
 
 from collections.abc import Iterator
@@ -83,18 +83,18 @@ class Desired:
     def __init__(self) -> None:
         self.entries: dict[str, Counted[Element]] = {name: Counted() for name in SETS}
         self.drops: Counted[str] = Counted()
-        self._claims: dict[Virtual, dict[Key, Target]] = {}
+        self._virtuals: dict[Virtual, tuple[Key, Target]] = {}
         self._touched: dict[Virtual, Target | None] = {}
 
     def virtuals(self) -> Iterator[tuple[Virtual, Target]]:
         """Every virtual server and what it is to be."""
-        for virtual, claims in self._claims.items():
-            yield virtual, claims[min(claims)]
+        for virtual, (_, target) in self._virtuals.items():
+            yield virtual, target
 
     def target(self, virtual: Virtual) -> Target | None:
-        """What a virtual server is to be; None: nobody asks for it."""
-        claims = self._claims.get(virtual)
-        return claims[min(claims)] if claims else None
+        """What a virtual server is to be; None: no Service asks for it."""
+        found = self._virtuals.get(virtual)
+        return None if found is None else found[1]
 
     def used(self) -> frozenset[str]:
         """The sets that have elements."""
@@ -105,7 +105,7 @@ class Desired:
         for virtual in {**before.virtuals, **after.virtuals}:
             target = after.virtuals.get(virtual)
             if target != before.virtuals.get(virtual):
-                self._claim(virtual, key, target)
+                self._set(virtual, key, target)
         for name, element in after.entries.keys() - before.entries.keys():
             self.entries[name].take(element)
         for name, element in before.entries.keys() - after.entries.keys():
@@ -117,15 +117,12 @@ class Desired:
             if rule not in after.drops:
                 self.drops.drop(rule)
 
-    def _claim(self, virtual: Virtual, key: Key, target: Target | None) -> None:
+    def _set(self, virtual: Virtual, key: Key, target: Target | None) -> None:
         self._touched.setdefault(virtual, self.target(virtual))
-        claims = self._claims.setdefault(virtual, {})
         if target is not None:
-            claims[key] = target
-        else:
-            del claims[key]
-            if not claims:
-                del self._claims[virtual]
+            self._virtuals[virtual] = key, target
+        elif self._virtuals[virtual][0] == key:  # else it has passed to another Service already
+            del self._virtuals[virtual]
 
     def settle(self) -> Delta:
         """What changed since the last time."""

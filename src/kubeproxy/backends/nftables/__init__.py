@@ -6,7 +6,6 @@ compile   a Service's plan -> elements, and the few chains it needs
 frame     the rules that do not depend on Services
 chains    the rules of chains that Services share by their number of endpoints
 sticky    chains and sets of Services with session affinity
-claims    who has an address that two Services want
 held      what the kernel holds, compared
 backend   puts it together
 """

@@ -12,7 +12,7 @@ before; one endpoint replaced changes at most the slots between its old place an
     session affinity                  goto chains of its own (`sticky`)
 """
 
-from collections.abc import Collection
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from kubeproxy.api.addresses import BITS, pack
@@ -62,19 +62,14 @@ class Compiler:
         self._by_front = packing.Endpoints(node.family, address + 8)
         self._by_port = packing.Endpoints(node.family, 8)
 
-    def compile(self, plan: ServicePlan | None, lost: Collection[bytes] = ()) -> Compiled:
-        """What a Service needs; nothing for None.
-
-        Args:
-            plan: its plan.
-            lost: fronts that another Service has.
-        """
+    def compile(self, plan: ServicePlan | None) -> Compiled:
+        """What a Service needs; nothing for None."""
         out = Compiled.nothing()
         if plan is not None:
             firewall: Firewall | None = None
             for port in plan.ports:
                 firewall = self._firewall(port, firewall)
-                _Port(port, self, out, lost, firewall).compile()
+                _Port(port, self, out, firewall).compile()
         return out
 
     def _firewall(self, port: PortPlan, shared: Firewall | None) -> Firewall | None:
@@ -84,16 +79,14 @@ class Compiler:
         mine = Firewall(port.source_ranges, port.load_balancer_ips, self._node.address)
         return shared if mine == shared else mine
 
-    def fronts(self, plan: ServicePlan | None) -> dict[bytes, bool]:
-        """The fronts a Service wants to have, each with whether it is something else than its ClusterIP."""
-        found: dict[bytes, bool] = {}
-        for p in plan.ports if plan else ():
-            for address in (*p.external_ips, *p.load_balancer_ips):
-                found.setdefault(packing.front(address, p.protocol, p.port), True)
+    def fronts(self, plan: ServicePlan) -> Iterator[bytes]:
+        """The keys of a Service's fronts."""
+        for p in plan.ports:
+            for address in (p.cluster_ip, *p.external_ips, *p.load_balancer_ips):
+                if address:
+                    yield packing.front(address, p.protocol, p.port)
             if p.node_port:
-                found[packing.node_port(p.protocol, p.node_port)] = True
-            found[packing.front(p.cluster_ip, p.protocol, p.port)] = False
-        return found
+                yield packing.node_port(p.protocol, p.node_port)
 
     @property
     def steps(self) -> Steps:
@@ -113,18 +106,10 @@ class Compiler:
 class _Port:
     """Compiles one Service port."""
 
-    def __init__(
-        self,
-        port: PortPlan,
-        compiler: Compiler,
-        out: Compiled,
-        lost: Collection[bytes],
-        firewall: Firewall | None,
-    ) -> None:
+    def __init__(self, port: PortPlan, compiler: Compiler, out: Compiled, firewall: Firewall | None) -> None:
         self._port = port
         self._compiler = compiler
         self._out = out
-        self._lost = lost
         self._firewall = firewall
         self._own = own_objects(port, compiler.steps) if port.affinity and port.any else Own("", "", {}, {})
 
@@ -132,18 +117,16 @@ class _Port:
         p = self._port
         self._out.own_chains.update(self._own.chains)
         self._out.own_sets.update(self._own.sets)
-        self._put(layout.CLUSTER_IPS, packing.member(pack(p.cluster_ip)))
-        self._cluster_ip(packing.front(p.cluster_ip, p.protocol, p.port))
+        if p.cluster_ip:
+            self._put(layout.CLUSTER_IPS, packing.member(pack(p.cluster_ip)))
+            self._cluster_ip(packing.front(p.cluster_ip, p.protocol, p.port))
         for ip in p.external_ips:
-            if ip != p.cluster_ip:
-                self._external(packing.front(ip, p.protocol, p.port))
+            self._external(packing.front(ip, p.protocol, p.port))
         for ip in p.load_balancer_ips:
-            if ip == p.cluster_ip:
-                continue
             key = packing.front(ip, p.protocol, p.port)
             self._external(key)
             # Also without endpoints: packets from other clients are dropped, not rejected.
-            if self._firewall is not None and key not in self._lost:
+            if self._firewall is not None:
                 self._put(layout.FIREWALL_IPS, packing.member(key, p.name))
                 self._out.firewalls[key] = self._firewall
         if p.node_port:
@@ -158,8 +141,6 @@ class _Port:
     def _cluster_ip(self, key: bytes) -> None:
         p = self._port
         backends = p.internal_backends
-        if key in self._lost:
-            return
         if p.internal_action != FORWARD:
             self._refuse(key, p.internal_action)
         elif self._own.internal:
@@ -171,8 +152,6 @@ class _Port:
 
     def _external(self, key: bytes, *, node_port: bool = False) -> None:
         p = self._port
-        if key in self._lost:
-            return
         if p.external_action != FORWARD:
             self._refuse(key, p.external_action, node_port=node_port)
         if not p.any:

@@ -1,10 +1,9 @@
-"""What the table is to hold: the plans, what they compile to, and what of that is shared or contested."""
+"""What the table is to hold: the plans, what they compile to, and what of that is shared."""
 
 from collections.abc import Iterable
 
 from kubeproxy.backends.base import Change
 from kubeproxy.backends.nftables import frame
-from kubeproxy.backends.nftables.claims import Claims
 from kubeproxy.backends.nftables.compile import Compiled, Compiler
 from kubeproxy.backends.nftables.ledger import Ledger
 from kubeproxy.backends.nftables.transaction import Transaction
@@ -21,7 +20,6 @@ class Content:
     Attributes:
         table: the table.
         compiler: compiles plans for the node.
-        claims: who has a front.
         ledger: what Services need together.
         plans: the plans that are, or are to be, in the kernel.
     """
@@ -29,7 +27,6 @@ class Content:
     def __init__(self, table: Table, node: NodeConfig) -> None:
         self.table = table
         self.compiler = Compiler(node)
-        self.claims = Claims()
         self.ledger = Ledger()
         self.plans: dict[Key, ServicePlan] = {}
 
@@ -38,7 +35,6 @@ class Content:
         for c in changes:
             if c.after is not None:
                 self.plans[c.key] = c.after
-                self.claims.change(c.key, {}, self.compiler.fronts(c.after))
 
     def set_node(self, node: NodeConfig, transaction: Transaction) -> None:
         """The node is another, but only as far as no Service's objects depend on it; puts the difference into a transaction."""
@@ -50,23 +46,15 @@ class Content:
 
     def compile(self, key: Key) -> Compiled:
         """What a Service needs."""
-        return self.compiler.compile(self.plans[key], self.claims.lost(key))
+        return self.compiler.compile(self.plans[key])
 
     def difference(self, changes: Iterable[Change]) -> Transaction:
         """The transaction that makes some changes of Services; they count as made."""
-        compiler, claims, ledger = self.compiler, self.claims, self.ledger
-        pairs: dict[Key, tuple[ServicePlan | None, ServicePlan | None]] = {}
-        claims.begin()
-        for c in changes:
-            pairs[c.key] = c.before, c.after
-            claims.change(c.key, compiler.fronts(c.before), compiler.fronts(c.after))
-        for key in claims.touched - pairs.keys():
-            pairs[key] = self.plans[key], self.plans[key]
+        compiler, ledger = self.compiler, self.ledger
         transaction = Transaction(self.table)
         gone = []
-        for key, (old, new) in pairs.items():
-            before = compiler.compile(old, claims.lost_before(key))
-            after = compiler.compile(new, claims.lost(key))
+        for c in changes:
+            before, after = compiler.compile(c.before), compiler.compile(c.after)
             own_objects(transaction, before, after)
             for chain in ledger.acquire(after.chains - before.chains):
                 transaction.shared_chain(chain, compiler.steps)
@@ -74,10 +62,10 @@ class Content:
             delete, add = ledger.difference(before, after)
             transaction.delete(delete)
             transaction.add(add)
-            if new is None:
-                del self.plans[key]
+            if c.after is None:
+                del self.plans[c.key]
             else:
-                self.plans[key] = new
+                self.plans[c.key] = c.after
         needed = set(ledger.chains)
         for chain in gone:
             if chain not in needed:

@@ -112,7 +112,7 @@ class Listening:
             ]
             fronts = [front for front in fronts if front[0] in self._local]
             if port.node_port:
-                fronts += [(address, port.node_port, outside, ()) for address in self._node_ports(node)]
+                fronts += [(address, port.node_port, outside, ()) for address in self._node_ports(port, node)]
             for address, number, choices, admitted in fronts:
                 if choices:
                     yield (
@@ -127,11 +127,15 @@ class Listening:
         own = (Choice(relayed.targets(port.cluster), self._own),) if port.cluster and self._own else ()
         return (*own, relayed.anybody(port.local)) if port.local else own
 
-    @staticmethod
-    def _node_ports(node: NodeConfig) -> tuple[str, ...]:
+    def _node_ports(self, port: PortPlan, node: NodeConfig) -> Iterator[str]:
+        """Where a node port is served: each address but those at which another front has precedence."""
         if node.node_port_ranges:
-            return node.node_port_addresses
-        return ("0.0.0.0" if node.family == IPV4 else "::",)
+            everywhere: Iterable[str] = node.node_port_addresses
+        elif port.node_port_except:
+            everywhere = sorted(self._local)
+        else:
+            everywhere = ("0.0.0.0" if node.family == IPV4 else "::",)
+        return (address for address in everywhere if address not in port.node_port_except)
 
     def _tell(self, changes: Sequence[Change]) -> None:
         """Says once what is not served."""
@@ -141,7 +145,7 @@ class Listening:
             for plan in plans
             for port in plan.ports
             for address in (port.cluster_ip, *port.external_ips, *port.load_balancer_ips)
-            if address not in self._local
+            if address and address not in self._local
         ]
         for name, front in fronts:
             log.log(V2, "Service %s: %s is not served, the address is not this host's", name, front)

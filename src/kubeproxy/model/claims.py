@@ -1,0 +1,124 @@
+"""Who owns a front that several Services name. Decided here, once, before any mode sees the plans.
+
+An API server gives a ClusterIP and a node port to one Service only, but it lets any Service name any address among its
+externalIPs, the ClusterIP of another Service included (CVE-2020-8554), and a folder of manifests can say everything twice. A
+front has one owner:
+
+- a front at a ClusterIP belongs to the Service whose ClusterIP it is;
+- a node port has precedence over a health-check node port, because its rules take the packets before a socket does;
+- of several Services with an equal claim, the first by namespace and name is the owner.
+
+The owner depends on the Services that exist and not on the order in which they came. When the owner no longer names the
+front, the next Service becomes its owner, and both have to be planned again in the same sync: `change` returns them.
+
+A front at an address of the node has precedence over the node port of the same number at that address, as in the rules of the
+reference. That needs no claim: `plan` asks who owns the address and leaves it out of the node port.
+"""
+
+from msgspec import Struct
+
+from kubeproxy.api.addresses import Family, family_of
+from kubeproxy.api.rows import ServiceRow
+from kubeproxy.model.plan import Front, Key
+
+_CLUSTER_IP, _OTHER, _HEALTH_CHECK = range(3)
+"""The lowest has precedence."""
+
+
+class _Claim(Struct, frozen=True, order=True, gc=False):
+    """The claim of a Service to a front. The least one is the owner's."""
+
+    rank: int
+    key: Key
+
+
+class Claims:
+    """The claims of all Services of one IP family."""
+
+    def __init__(self, family: Family, *, external_ips: bool) -> None:
+        """Makes it, without claims.
+
+        Args:
+            family: the family.
+            external_ips: whether Services' externalIPs are honoured.
+        """
+        self._family = family
+        self._external_ips = external_ips
+        self._owners: dict[Front, _Claim] = {}
+        self._rivals: dict[Front, set[_Claim]] = {}
+
+    def owner(self, front: Front) -> Key | None:
+        """The Service that owns a front; None if no Service names it."""
+        claim = self._owners.get(front)
+        return None if claim is None else claim.key
+
+    def change(self, key: Key, before: ServiceRow | None, after: ServiceRow | None) -> set[Key]:
+        """Replaces the claims of a Service. The cost depends on its fronts and, where an owner changes, on the rivals.
+
+        Args:
+            key: the Service.
+            before: the Service as it was; None: it did not exist.
+            after: the Service as it is; None: it does not exist.
+
+        Returns:
+            The Services whose plans may have changed by that, apart from this one.
+        """
+        old, new = self._ranks(before), self._ranks(after)
+        touched: set[Key] = set()
+        if old != new:
+            for front, rank in old.items():
+                if new.get(front) != rank:
+                    self._withdraw(front, _Claim(rank, key), touched)
+            for front, rank in new.items():
+                if old.get(front) != rank:
+                    self._claim(front, _Claim(rank, key), touched)
+            touched.discard(key)
+        return touched
+
+    def _ranks(self, row: ServiceRow | None) -> dict[Front, int]:
+        """The fronts that a Service names; where it names one twice, by the better claim."""
+        found: dict[Front, int] = {}
+        if row is None:
+            return found
+        cluster_ip = next((ip for ip in row.cluster_ips if family_of(ip) == self._family), None)
+        if cluster_ip is None:
+            return found
+        others = (*row.load_balancer_ips, *(row.external_ips if self._external_ips else ()))
+        for port in row.ports:
+            for address in others:
+                if family_of(address) == self._family:
+                    found.setdefault((address, port.protocol, port.port), _OTHER)
+            if port.node_port:
+                found["", port.protocol, port.node_port] = _OTHER
+            found[cluster_ip, port.protocol, port.port] = _CLUSTER_IP
+        if row.health_check_port:
+            found.setdefault(("", "TCP", row.health_check_port), _HEALTH_CHECK)
+        return found
+
+    def _claim(self, front: Front, claim: _Claim, touched: set[Key]) -> None:
+        owner = self._owners.get(front)
+        if owner is not None:
+            self._rivals.setdefault(front, {owner}).add(claim)
+        if owner is None or claim < owner:
+            self._set_owner(front, claim, touched)
+
+    def _withdraw(self, front: Front, claim: _Claim, touched: set[Key]) -> None:
+        rivals = self._rivals.get(front)
+        if rivals is None:
+            self._set_owner(front, None, touched)
+            return
+        rivals.remove(claim)
+        if self._owners[front] == claim:
+            self._set_owner(front, min(rivals), touched)
+        if len(rivals) == 1:
+            del self._rivals[front]
+
+    def _set_owner(self, front: Front, owner: _Claim | None, touched: set[Key]) -> None:
+        if owner is None:
+            del self._owners[front]
+        else:
+            self._owners[front] = owner
+        touched.update(rival.key for rival in self._rivals.get(front, ()))
+        address, protocol, port = front
+        if address and (at_node := self._owners.get(("", protocol, port))) is not None:
+            touched.add(at_node.key)
