@@ -1,6 +1,7 @@
 """Who owns a front that several Services name: whatever came first, the same one."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -44,7 +45,7 @@ def in_both_orders(one: types.Service, other: types.Service, on: NodeConfig = NO
         state = State()
         state.set(first)
         before = plans(state, on)
-        touched = state.set(second)
+        touched = set(state.set(second))
         assert plans(state, on) == found
         assert {key for key in found if found[key] != before.get(key)} <= touched
     return found
@@ -62,7 +63,7 @@ def fronts(plan: ServicePlan) -> Iterator[Front]:
         yield "", "TCP", plan.health_check_port
 
 
-def balanced(name: str, cluster_ip: str, *ips: str, port: PORT = _HTTP, **spec: object) -> types.Service:
+def balanced(name: str, cluster_ip: str, *ips: str, port: PORT = _HTTP, **spec: Any) -> types.Service:
     """A Service of type LoadBalancer."""
     return service(name, cluster_ip, type="LoadBalancer", balancer=ips, ports=[port], **spec)
 
