@@ -63,6 +63,8 @@ def balancer(name: str, *ingress: Wire, **spec: Any) -> Wire:
     return {**made, "status": {"loadBalancer": {"ingress": list(ingress)}}}
 
 
+_CLUSTER_IP = "10.96.7.1"
+
 PLAIN = ("default/{} 10.96.7.1:80/TCP",)
 """The one port of a Service that is served as it is."""
 
@@ -188,7 +190,8 @@ def _addresses() -> Iterator[Case]:
         other = f"ingress-{name}"
         says = f"{other}: status.loadBalancer.ingress[0].ip: {ip} is no address of one host"
         yield Case(other, [balancer(other, {"ip": ip})], [says], PLAIN)
-    yield Case("ip-octal", [service("ip-octal", "010.096.007.001")], [], PLAIN)
+    octal = ["default/{} 10.96.7.9:80/TCP"]
+    yield Case("ip-octal", [service("ip-octal", "010.096.007.009")], [], octal)
     yield Case("ip-mapped", [service("ip-mapped", "::ffff:10.96.7.1")], [], PLAIN)
     yield Case(
         "ip-both",
@@ -347,6 +350,23 @@ def _sizes() -> Iterator[Case]:
 
 
 CASES: Sequence[Case] = (*_numbers(), *_types(), *_addresses(), *_names(), *_words(), *_sizes())
+
+
+def apart(cases: Sequence[Case]) -> Iterator[Case]:
+    """The cases, each Service with a ClusterIP of its own: they are to live side by side, and a front has one owner."""
+    for number, case in enumerate(cases):
+        ip = f"10.96.{100 + number // 200}.{1 + number % 200}"
+        yield Case(case.name, *(_replaced(part, _CLUSTER_IP, ip) for part in case[1:]))
+
+
+def _replaced(value: Any, old: str, new: str) -> Any:
+    """A value with a text replaced wherever it stands."""
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, dict):
+        return {key: _replaced(each, old, new) for key, each in value.items()}
+    return [_replaced(each, old, new) for each in value] if isinstance(value, list | tuple) else value
+
 
 GOOD = (service("good", "10.96.8.1"), endpoint_slice("good", "10.244.9.9"))
 """The neighbour that all this must not harm."""
