@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-BENCHES = ("connect", "conntrack", "iptables", "ipvs", "memory", "metrics", "nftables", "userspace")
+BENCHES = ("connect", "conntrack", "iptables", "ipvs", "memory", "metrics", "nftables", "pace", "userspace")
 
 
 def main() -> None:

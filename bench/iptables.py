@@ -6,16 +6,12 @@ What the latter costs with large legacy tables, and how much of that is the kern
 import asyncio
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from bench import exchange, objects, rig
 from kubeproxy.backends.iptables import names
-from kubeproxy.linux import xtables
 from kubeproxy.netlink import nfacct
-from kubeproxy.netlink.nft.kernel import generation
 from tests.fakes.apiserver import FakeApiServer
 from tests.lab import netns
 
@@ -93,7 +89,7 @@ async def _change(variant: str, path: str, rounds: int) -> tuple[list[float], fl
                 i = number * 37 % SERVICES
                 addresses = objects.endpoints(i, ENDPOINTS)
                 for changed in ([*addresses, "10.255.0.1"], addresses):
-                    seen = Watcher(node, _fingerprint(variant))
+                    seen = rig.Watcher(node, rig.fingerprint(variant))
                     started = time.perf_counter()
                     server.store.put(objects.slice_(i, changed))
                     seconds.append(await asyncio.to_thread(seen.wait) - started)
@@ -103,32 +99,3 @@ async def _change(variant: str, path: str, rounds: int) -> tuple[list[float], fl
             await asyncio.to_thread(proxy.__exit__)
             await server.stop()
     return seconds, processor
-
-
-def _fingerprint(variant: str) -> Callable[[], object]:
-    """What changes in the kernel with any rule."""
-    return generation if variant == "nf_tables" else lambda: xtables.table_size(2, "nat")
-
-
-class Watcher(threading.Thread):
-    """Looks at the kernel until it holds something else."""
-
-    def __init__(self, node: str, look: Callable[[], object]) -> None:
-        super().__init__(daemon=True)
-        self._node, self._look = node, look
-        self._ready = threading.Event()
-        self.start()
-        self._ready.wait()
-
-    def run(self) -> None:
-        with netns.inside(self._node):
-            first = self._look()
-            self._ready.set()
-            while self._look() == first:
-                time.sleep(0.0002)
-            self.at = time.perf_counter()
-
-    def wait(self) -> float:
-        """When it did."""
-        self.join(60)
-        return self.at

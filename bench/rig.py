@@ -7,12 +7,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 from bench.objects import NODE
+from kubeproxy.linux import xtables
+from kubeproxy.netlink.nft.kernel import generation
 from tests.lab import netns
 
 FLAGS = ("--hostname-override", NODE, "--bind-address", "192.0.2.1", "--cluster-cidr", "10.128.0.0/9")
@@ -97,6 +100,35 @@ class Proxy:
             line.split(":", 1) for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         )
         return int(status["VmRSS"].split()[0]) / 1024, int(status["VmHWM"].split()[0]) / 1024
+
+
+def fingerprint(variant: str) -> Callable[[], object]:
+    """What changes in the kernel with any rule."""
+    return generation if variant == "nf_tables" else lambda: xtables.table_size(2, "nat")
+
+
+class Watcher(threading.Thread):
+    """Looks at the kernel until it holds something else."""
+
+    def __init__(self, node: str, look: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._node, self._look = node, look
+        self._ready = threading.Event()
+        self.start()
+        self._ready.wait()
+
+    def run(self) -> None:
+        with netns.inside(self._node):
+            first = self._look()
+            self._ready.set()
+            while self._look() == first:
+                time.sleep(0.0002)
+            self.at = time.perf_counter()
+
+    def wait(self) -> float:
+        """When it did."""
+        self.join(60)
+        return self.at
 
 
 def timed(work: Callable[[], object]) -> float:
