@@ -1,5 +1,6 @@
 """Word of what other programs do to the rules of nf_tables: by transaction, after a flood, and not of what is known."""
 
+import asyncio
 import subprocess
 from collections.abc import Iterator
 
@@ -88,3 +89,37 @@ async def test_what_led_to_what_was_looked_at_is_no_news() -> None:
     lookout.catch_up(lambda: True)
     assert told[-1] == "chain added in d"
     lookout.close()
+
+
+@pytest.mark.usefixtures("inside")
+async def test_what_comes_after_a_flood_is_not_taken_for_a_part_of_it() -> None:
+    told: list[str] = []
+
+    def heard(events: list[Event], program: str) -> bool:
+        told.append(words(events))
+        return True
+
+    lookout = Lookout(heard, lambda: told.append("lost"))
+    lookout.join()
+    flood()
+    await asyncio.sleep(0.1)
+    assert told == ["lost"]
+    nft("add chain ip t repair")
+    await asyncio.sleep(0.1)
+    assert told == ["lost", "chain added in repair"]
+    lookout.close()
+
+
+@pytest.mark.usefixtures("inside")
+def test_a_process_that_is_ignored_makes_no_flood() -> None:
+    with Monitor() as monitor:
+        monitor.join()
+        text = f"add element ip t s {{ {','.join(f'10.{i >> 8}.{i & 255}.1' for i in range(50_000))} }}\n"
+        with subprocess.Popen(["nft", "-f", "-"], stdin=subprocess.PIPE, text=True) as program:
+            monitor.ignore(program.pid)
+            program.communicate(text)
+        assert program.returncode == 0
+        assert monitor.read() == []
+        nft("add chain ip t others")
+        (done,) = monitor.read()
+        assert did(done.events) == [("chain added", "others")]

@@ -7,6 +7,7 @@ who sent a change.
 from collections.abc import Callable
 
 from kubeproxy.api.addresses import IPV4, Family
+from kubeproxy.backends.programs import spare
 from kubeproxy.netlink.nft.lookout import LOST, Lookout, words
 from kubeproxy.netlink.nft.messages import IP, IP6
 from kubeproxy.netlink.nft.monitor import Event
@@ -38,4 +39,6 @@ def notice(
             disturbed(f"{program or 'somebody'} changed our rules in table {where}: {words(found)}")
         return bool(found)
 
-    return Lookout(heard, lambda: disturbed(LOST))
+    lookout = Lookout(heard, lambda: disturbed(LOST))
+    spare(lookout)
+    return lookout

@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Literal, Protocol
@@ -19,6 +20,7 @@ from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.backends.base import SyncError, UnsupportedError
 from kubeproxy.linux import run, xtables
 from kubeproxy.netlink.nft.kernel import generation
+from kubeproxy.netlink.nft.lookout import Lookout
 
 log = logging.getLogger(__name__)
 
@@ -113,12 +115,21 @@ class _Writer:
         lock: the kernel takes one writer at a time: the legacy programs wait for each other, the others fail.
         transactions: how many times we changed the rules of nf_tables.
         processes: the numbers of the last programs we ran to do so.
+        lookouts: those who must not hear of what these programs do: a table that is written whole is more than they can take.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.transactions = 0
         self.processes: deque[int] = deque(maxlen=_REMEMBERED)
+        self.lookouts: tuple[weakref.ref[Lookout], ...] = ()
+
+    def started(self, process: int) -> None:
+        """A program was started that has done nothing yet."""
+        self.processes.append(process)
+        for reference in self.lookouts:
+            if lookout := reference():
+                lookout.ignore(process)
 
 
 _WE = _Writer()
@@ -184,7 +195,7 @@ class Programs:
         try:
             with _WE.lock:
                 before = self._generation()
-                run.feed(self._restore, blocks, started=_WE.processes.append)
+                run.feed(self._restore, blocks, started=_WE.started)
                 _WE.transactions += self._generation() != before
         except run.ProgramError as e:
             found = _LINE.search(e.said)
@@ -197,6 +208,11 @@ class Programs:
 
     def _generation(self) -> int:
         return generation() if self.variant == "nf_tables" else 0
+
+
+def spare(lookout: Lookout) -> None:
+    """From now on a look-out does not hear of what we do by programs."""
+    _WE.lookouts = (*(other for other in _WE.lookouts if other()), weakref.ref(lookout))
 
 
 def installed(which: Callable[[str], str | None] = shutil.which) -> Iterator[tuple[str, Programs]]:

@@ -251,6 +251,16 @@ class Socket(Closing):
             yield Message(kind, flags, sequence, port, view[offset + 16 : offset + length])
             offset += length + 3 & ~3
 
+    def discard(self, most: int) -> None:
+        """Throws away what has been received, so many datagrams at most."""
+        for _ in range(most):
+            try:
+                self._socket.recv(1, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:  # more was dropped
+                continue
+
     def request(self, kind: int, body: bytes, flags: int = 0) -> list[Message]:
         """Sends one request; returns what is answered before it is acknowledged.
 

@@ -1,6 +1,7 @@
 """A monitor in an event loop, and words for what it hears."""
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -39,6 +40,11 @@ class Lookout:
         self._loop.remove_reader(self._monitor.fileno())
         self._monitor.close()
 
+    def ignore(self, process: int) -> None:
+        """Hears nothing of what this process does, which takes the place of the one ignored before. From any thread."""
+        with contextlib.suppress(OSError):  # it may be closed by now
+            self._monitor.ignore(process)
+
     def join(self) -> None:
         """From now on it hears. May be called from any thread, and again."""
         if not self.joined:
@@ -73,6 +79,11 @@ class Lookout:
         try:
             done = self._monitor.read()
         except OSError:
+            # A transaction that lost some of its messages has its number by now: what is still told of it is no news, and
+            # must not be taken for part of the next one, which may be our own repair.
+            self._monitor.forget()
+            with contextlib.suppress(OSError):
+                self.look()
             self._lost()
             return
         for events, whole, program, number in done:

@@ -1,8 +1,8 @@
 """Word of every change that somebody else makes to a table.
 
 The kernel tells all changes of all tables, our own among them, and a first sync alone makes 100,000 messages. So those of
-this process are left out by a filter in the kernel (classic BPF on the sender's port number in the message header). What
-is left is looked at here: the messages of one transaction come together, whatever tables they are about, and last the
+this process, and of a program it runs, are left out by a filter in the kernel (classic BPF on the sender's port number in
+the message header). What is left is looked at here: the messages of one transaction come together, whatever tables they are about, and last the
 number of the rule set that it led to.
 """
 
@@ -52,6 +52,10 @@ _ENOUGH = 500
 """Where not all is told anyway, no more than this is listened to: to understand it takes longer than to look."""
 
 
+_MOST_DISCARDED = 1 << 17
+"""Datagrams; some times what the receive buffer holds."""
+
+
 class Event(NamedTuple):
     """Something that was done to a table.
 
@@ -98,11 +102,18 @@ class Monitor(wire.Closing):
             OSError: the kernel refuses.
         """
         self._socket: wire.Socket = wire.Socket(wire.NETFILTER, receive_buffer=8 << 20)
-        program = ctypes.create_string_buffer(_not_of_this_process())
-        steps = len(program.raw) // _STEP.size
-        self._socket.set_filter(struct.pack("HL", steps, ctypes.addressof(program)))
+        self.ignore(_NO_PORT)
         self._events: list[Event] = []
         self._whole = True
+
+    def ignore(self, port: int) -> None:
+        """Hears nothing of what is sent from a netlink port: the number of its process, for one that has one socket.
+
+        It takes the place of the one ignored before. May be called from any thread.
+        """
+        program = ctypes.create_string_buffer(_others(port))
+        steps = len(program.raw) // _STEP.size
+        self._socket.set_filter(struct.pack("HL", steps, ctypes.addressof(program)))
 
     def join(self) -> None:
         """From now on it hears. While anybody does, a large transaction takes the kernel twice the time."""
@@ -124,7 +135,8 @@ class Monitor(wire.Closing):
         """What others did since the last call, and have done with.
 
         Raises:
-            OSError: ENOBUFS when more was done than could be told: anything may have happened.
+            OSError: ENOBUFS when more was done than could be told: anything may have happened. What was told before that
+                is thrown away: the kernel tells nothing more until all of it has been read.
         """
         done: list[Done] = []
         while True:
@@ -139,6 +151,7 @@ class Monitor(wire.Closing):
                     elif kind in _VERBS and (self._whole or len(self._events) < _ENOUGH):
                         self._events.append(_event(kind, message))
             except OSError:
+                self._socket.discard(_MOST_DISCARDED)
                 self._events, self._whole = [], False
                 raise
             if not seen:
@@ -148,14 +161,18 @@ class Monitor(wire.Closing):
 _STEP = struct.Struct("HBBI")  # struct sock_filter
 
 
-def _not_of_this_process() -> bytes:
-    """Keeps datagrams whose sender's port, the word at 12 of a netlink header, is none of `process_port`'s.
+_NO_PORT = 0xFFFFFFFF
+
+
+def _others(ignored: int) -> bytes:
+    """Keeps datagrams whose sender's port, the word at 12 of a netlink header, is none of `process_port`'s, nor this one.
 
     BPF takes the word for one in network order.
     """
     mine, number = socket.ntohl(wire.PORT_PROCESS & os.getpid()), socket.ntohl(wire.PORT_NUMBER)
     steps = (
         (0x20, 0, 0, 12),  # load it
+        (0x15, 6, 0, socket.ntohl(ignored)),  # that one: leave it out
         (0x54, 0, 0, socket.ntohl(wire.PORT_PROCESS)),  # keep what tells the process
         (0x15, 0, 3, mine),  # not ours: take it whole
         (0x20, 0, 0, 12),
