@@ -12,12 +12,16 @@ class FakeRelay(Relay):
 
     Attributes:
         open_now: what listens now, by address, port and whether it is UDP.
+        accepts: whether it accepts connections.
+        settled: how often it was waited for, each with how many listeners there were.
     """
 
     def __init__(self, labels: Mapping[str, str] | None = None) -> None:
         super().__init__("fake", labels=labels)
         self._held: dict[int, tuple[socket.socket, Listener]] = {}
         self._number = 0
+        self.accepts = True
+        self.settled: list[int] = []
 
     @property
     def open_now(self) -> dict[tuple[str, int, bool], Listener]:
@@ -36,6 +40,10 @@ class FakeRelay(Relay):
 
     def close(self, number: int) -> None:
         self._held.pop(number)[0].close()
+
+    def settle(self, seconds: float) -> bool:
+        self.settled.append(len(self._held))
+        return self.accepts
 
     def stop(self) -> None:
         for number in list(self._held):

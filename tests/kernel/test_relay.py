@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -452,3 +453,40 @@ def test_it_tells_what_it_did_also_in_processes_that_are_gone(relay: Relay) -> N
         assert told()["connectionsTCP"] == told()["connectionsUDP"] == 0
         stack.enter_context(socket.create_connection(front, PATIENCE))
         until(lambda: told()["connections_totalTCP"] == 5)
+
+
+def test_it_is_settled_when_the_process_serves_all_listeners(relay: Relay) -> None:
+    assert relay.settle(0)
+    with echo(7001):
+        places = [opened(relay, (HOST, 7001))[0] for _ in range(20)]
+        assert relay.pid is not None
+        os.kill(relay.pid, signal.SIGSTOP)
+        assert not relay.settle(0.05)
+        os.kill(relay.pid, signal.SIGCONT)
+        assert relay.settle(60)
+        served = {str(file.readlink()) for file in Path(f"/proc/{relay.pid}/fd").iterdir()}
+        assert sum(name.startswith("socket:") for name in served) > len(places)
+        for place in places:
+            socket.create_connection(place, 10).close()
+
+
+def test_it_is_settled_again_after_the_process_died(relay: Relay) -> None:
+    opened(relay, (HOST, 7001))
+    assert relay.settle(60)
+    assert relay.pid is not None
+    os.kill(relay.pid, signal.SIGKILL)
+    assert relay.settle(60)
+
+
+def test_who_waits_for_a_relay_is_woken_when_it_is_stopped(relay: Relay) -> None:
+    opened(relay, (HOST, 7001))
+    assert relay.pid is not None
+    os.kill(relay.pid, signal.SIGSTOP)
+    answers: list[bool] = []
+    waiting = threading.Thread(target=lambda: answers.append(relay.settle(600)))
+    waiting.start()
+    pid = relay.pid
+    threading.Timer(0.2, os.kill, (pid, signal.SIGCONT)).start()
+    relay.stop()
+    waiting.join(60)
+    assert len(answers) == 1

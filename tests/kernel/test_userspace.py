@@ -217,6 +217,25 @@ def test_node_ports_on_localhost(lab: Lab, tmp_path: Path, mode: str, protocol: 
         until(lambda: ask(lab, "node", "127.0.0.1", NODE_PORT) == "ConnectionRefusedError")
 
 
+@pytest.mark.parametrize("mode", ["userspace", "nftables"])
+def test_it_is_ready_when_the_relay_accepts_connections(lab: Lab, tmp_path: Path, mode: str) -> None:
+    count = 40
+    here = station(lab, tmp_path, mode, nodePortAddresses=["192.0.2.0/24", "127.0.0.0/8"])
+    for i in range(count):
+        port = types.ServicePort(80, node_port=NODE_PORT + i)
+        here.folder.put(
+            service(f"web-{i}", f"10.96.1.{i}", ports=(port,), type="NodePort"),
+            endpoints(f"web-{i}", EP11, port=8080),
+        )
+    with here.running() as daemon:
+        fds = [
+            {str(file.readlink()) for file in Path(f"/proc/{relay}/fd").iterdir()} for relay in relays(daemon)
+        ]
+        held = max(sum(name.startswith("socket:") for name in names) for names in fds)
+        assert held > count, "the relay has each of the listening sockets"
+        assert {ask(lab, "node", "127.0.0.1", NODE_PORT + i) for i in range(count)} == {EP11}
+
+
 def test_localhost_is_not_served_where_nobody_asked(lab: Lab, tmp_path: Path) -> None:
     here = station(lab, tmp_path, "nftables", nodePortAddresses=["192.0.2.0/24"])
     here.folder.put(*web(EP11, **node_port()))

@@ -59,6 +59,9 @@ class Localhost:
             self._missing.pop(front, None)
         for front, listener in wanted.items():
             self._open(front, listener)
+        if full and not await self._doors.served():
+            # All else is in place, and must not be held up.
+            log.error("%s: node ports on localhost are not served yet: %s", node.family, relayed.SILENT)
         return failures
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:

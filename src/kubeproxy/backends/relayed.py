@@ -6,6 +6,9 @@ from kubeproxy.model.plan import PortPlan, ServicePlan
 from kubeproxy.model.select import Backend
 from kubeproxy.relay.values import Choice, Listener, Target
 
+SILENT = "the relay does not accept connections"
+"""Why a sync did not happen whose rules may be in place."""
+
 RELAYED = frozenset({"TCP", "UDP"})
 """The protocols a relay carries."""
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 
 from kubeproxy.figures import Figure, Kind
 from kubeproxy.relay.sockets import raise_limit
-from kubeproxy.relay.values import Change, Close, Counts, Decoder, Listener, Message, Open, Said, encode
+from kubeproxy.relay.values import Change, Close, Counts, Decoder, Listener, Mark, Message, Open, Said, encode
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class Relay:
         self.labels = labels or {}
         self._arguments = [str(mark), str(limit)]
         self._lock = threading.RLock()
+        self._heard = threading.Condition(self._lock)
         self._listeners: dict[int, tuple[socket.socket, Listener]] = {}
         self._next = 0
         self._control: socket.socket | None = None
@@ -57,6 +58,7 @@ class Relay:
         self._stopped = False
         self._counts = self._before = Counts()  # of the process, and of those before it
         self._lost = 0
+        self._marked = self._settled = 0  # the last mark that was sent, and the last that came back
 
     @property
     def pid(self) -> int | None:
@@ -94,10 +96,26 @@ class Relay:
             self._send(Close(number))
             sock.close()
 
+    def settle(self, seconds: float) -> bool:
+        """Waits until all listeners are served as they were last opened and changed; returns whether they are.
+
+        Args:
+            seconds: how long to wait at most. A relay that is stopped is waited for no longer.
+        """
+        with self._lock:
+            if not self._listeners:
+                return True
+            self._marked += 1
+            mark = self._marked
+            self._send(Mark(mark))
+            self._heard.wait_for(lambda: self._stopped or self._settled >= mark, seconds)
+            return self._settled >= mark
+
     def stop(self) -> None:
         """Ends the process, all connections and listeners."""
         with self._lock:
             self._stopped = True
+            self._heard.notify_all()
             process = self._process
             self._hang_up()
             for sock, _ in self._listeners.values():
@@ -159,6 +177,8 @@ class Relay:
         ).start()
         for number, (sock, listener) in self._listeners.items():
             self._send(Open(number, listener), sock)
+        if self._settled < self._marked:
+            self._send(Mark(self._marked))
 
     def _send(self, message: Message, sock: socket.socket | None = None) -> None:
         """Sends an order. If that fails, the process is ended, and its successor will hear everything anew."""
@@ -188,6 +208,10 @@ class Relay:
                         log.log(message.level, "%s: %s", self._name, message.text)
                     elif isinstance(message, Counts):
                         self._counts = message
+                    elif isinstance(message, Mark):
+                        with self._lock:
+                            self._settled = message.number
+                            self._heard.notify_all()
         with self._lock:
             if self._stopped:
                 return

@@ -1,5 +1,6 @@
 """The listeners of a backend, by name."""
 
+import asyncio
 from collections.abc import Collection, Hashable
 from collections.abc import Set as AbstractSet
 from typing import Generic, TypeVar
@@ -7,6 +8,8 @@ from typing import Generic, TypeVar
 from kubeproxy.relay import sockets
 from kubeproxy.relay.control import Relay
 from kubeproxy.relay.values import Listener
+
+_SETTLE_SECONDS = 60.0
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -48,6 +51,10 @@ class Doors(Generic[Name]):
         for name in names:
             if name in self._open:
                 self._relay.close(self._open.pop(name)[0])
+
+    async def served(self) -> bool:
+        """Waits until the relay accepts connections at all that are open; returns whether it does, after a minute at most."""
+        return await asyncio.to_thread(self._relay.settle, _SETTLE_SECONDS)
 
     def stop(self) -> None:
         """Ends the relay with all there is."""

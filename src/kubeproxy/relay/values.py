@@ -94,7 +94,13 @@ class Counts(Struct, gc=False, array_like=True, tag=4):
     failures: int = 0
 
 
-Message = Open | Change | Close | Said | Counts
+class Mark(Struct, frozen=True, gc=False, array_like=True, tag=5):
+    """The process sends it back when all that was ordered before is done."""
+
+    number: int
+
+
+Message = Open | Change | Close | Said | Counts | Mark
 
 _LENGTH = struct.Struct("<I")
 

@@ -20,7 +20,7 @@ from kubeproxy.relay.connection import Connection
 from kubeproxy.relay.loop import IN, Loop
 from kubeproxy.relay.shared import Shared
 from kubeproxy.relay.sockets import raise_limit
-from kubeproxy.relay.values import Change, Close, Counts, Decoder, Message, Open, Said, encode
+from kubeproxy.relay.values import Change, Close, Counts, Decoder, Mark, Message, Open, Said, encode
 
 _SPARE = 64
 """Descriptors for everything but listeners and connections."""
@@ -90,6 +90,8 @@ class Worker:
                 del self._groups[order.number]
                 self._entrances.pop(order.number).close()
                 self._shared.slots.give_back(1)
+            elif isinstance(order, Mark):
+                self._send(order)
 
     def _take(self, ancillary: Sequence[tuple[int, int, bytes]]) -> None:
         """Keeps the sockets that came."""

@@ -117,6 +117,20 @@ def test_rules_lead_to_a_socket_that_knows_the_endpoints(relay: FakeRelay) -> No
     assert rules.node.relayed
 
 
+def test_a_full_sync_waits_until_the_relay_accepts_connections(relay: FakeRelay) -> None:
+    backend, rules = led(relay)
+    wanted = plan(E1)
+    relay.accepts = False
+    with pytest.raises(SyncError, match="does not accept"):
+        sync(backend, (None, wanted), full=True)
+    relay.accepts = True
+    assert sync(backend, (None, wanted), full=True) == {}
+    assert relay.settled == [1, 1]
+    relay.accepts = False
+    assert sync(backend, (wanted, plan(E1, FAR)), full=False) == {}, "a process that runs is not waited for"
+    assert rules.plans
+
+
 def test_a_change_of_endpoints_is_none_for_the_rules(relay: FakeRelay) -> None:
     backend, rules = led(relay)
     before, after = plan(E1), plan(E1, E2)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from msgspec.structs import replace
 
 from kubeproxy.backends import relayed
-from kubeproxy.backends.base import Backend, Change, Failures, Measured, StaleError
+from kubeproxy.backends.base import Backend, Change, Failures, Measured, StaleError, SyncError
 from kubeproxy.figures import Figure
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
@@ -68,6 +68,8 @@ class Led:
         wanted = {door for c in changes for door in self._wanted(c.after)}
         there = self._doors.names if full else {door for c in changes for door in self._wanted(c.before)}
         self._doors.close(there - wanted)
+        if full and not await self._doors.served():
+            raise SyncError(relayed.SILENT)
         return {**failures, **refused}
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from kubeproxy.api.addresses import IPV4, join
 from kubeproxy.backends import relayed
-from kubeproxy.backends.base import Change, Failures, StaleError
+from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
 from kubeproxy.figures import Figure
 from kubeproxy.log import V2
 from kubeproxy.model.node import NodeConfig
@@ -67,6 +67,8 @@ class Listening:
         if failures and not full:
             raise StaleError("; ".join(failures.values()))
         if full:
+            if not await self._doors.served():
+                raise SyncError(relayed.SILENT)
             self._tell(changes)
         return failures
 
