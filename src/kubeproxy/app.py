@@ -332,9 +332,8 @@ class App:
             await loop.synced.wait()
         count = sum(len(loop.applied) for loop in loops)
         log.info("Synced: %d Services in place, %d refused", count, sum(len(loop.refused) for loop in loops))
+        gc.freeze()  # not collected before: what is here stays, and to look through it would keep the first change waiting
         notify("READY=1")
-        gc.collect()
-        gc.freeze()
         await asyncio.sleep(_HANDSHAKE_SECONDS)
         for mode in backends.replaced_by(self._mode):
             try:
