@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from kubeproxy.api import flatten, types
+from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.api.rows import NodeRow
 from kubeproxy.model.complaints import Complaints
 from kubeproxy.model.state import State
@@ -28,7 +29,7 @@ class Hub:
         answered: set when the source first told all there is of some kind: it is there.
         lists_complete: set when Services and endpoints are known whole; before that nothing may be written.
         node_complete: it is known whether there is a Node.
-        changes: how many changes of Services and of their endpoints there were.
+        heard: how often the source told of a Service, and of endpoints of a Service, whether anything changed or not.
     """
 
     def __init__(self, node_name: str) -> None:
@@ -43,7 +44,7 @@ class Hub:
         self.answered = asyncio.Event()
         self.lists_complete = asyncio.Event()
         self.node_complete = False
-        self.changes = {"Service": 0, "EndpointSlice": 0}
+        self.heard = {"Service": 0, "EndpointSlice": 0}
         self._started = time.time()
 
     @property
@@ -65,15 +66,13 @@ class Hub:
             self._cidrs[name] = flatten.service_cidr(obj, lambda *complaint: found.append(complaint))
             self._complaints.report(("ServiceCIDR", "", name), found)
             self._service_cidrs_changed()
-        elif keys := self.state.set(obj):
-            triggered = None
-            if isinstance(obj, types.Service):
-                self.changes["Service"] += 1
-            else:
-                self.changes["EndpointSlice"] += 1
-                triggered = self._triggered(obj.metadata.annotations)
-            for loop in self.loops:
-                loop.touch(keys, triggered)
+        else:
+            self._count(obj)
+            if keys := self.state.set(obj):
+                service = isinstance(obj, types.Service)
+                triggered = None if service else self._triggered(obj.metadata.annotations)
+                for loop in self.loops:
+                    loop.touch(keys, triggered)
 
     def gone(self, kind: str, namespace: str, name: str) -> None:
         """See `Sink`."""
@@ -86,9 +85,11 @@ class Hub:
             self._cidrs.pop(name, None)
             self._service_cidrs_changed()
         else:
+            if kind == "Service":
+                self.heard["Service"] += 1
+            elif self.state.has_slices(kind, namespace, name):
+                self.heard["EndpointSlice"] += 1
             keys = self.state.gone(kind, namespace, name)
-            if keys:
-                self.changes["Service" if kind == "Service" else "EndpointSlice"] += 1
             for loop in self.loops:
                 loop.touch(keys)
 
@@ -106,6 +107,16 @@ class Hub:
         """See `Sink`."""
         consequence = ", its last good state stays" if kept else " and is left out"
         log.error("%s %s cannot be decoded%s: %s", kind, name, consequence, reason)
+
+    def _count(self, obj: types.Object) -> None:
+        """Counts what the reference's trackers look at: each Service, and slices of addresses that name their Service."""
+        if isinstance(obj, types.Service):
+            self.heard["Service"] += 1
+        elif isinstance(obj, types.Endpoints):
+            self.heard["EndpointSlice"] += 1
+        elif isinstance(obj, types.EndpointSlice):
+            labels = obj.metadata.labels
+            self.heard["EndpointSlice"] += obj.address_type in FAMILIES and bool(labels and labels.service)
 
     def _triggered(self, annotations: types.Annotations | None) -> float | None:
         """When, in Unix time, what changed endpoints happened; None if that is not told, or was before our time."""

@@ -94,18 +94,23 @@ class TestServices:
         for loop in hub.loops:
             assert [keys for keys in loop.touched if keys] == [{WEB}, {WEB}, {WEB}, {WEB}]
 
-    def test_changes_that_concern_a_service_are_counted(self, hub):
+    def test_whatever_is_told_of_services_is_counted_as_the_reference_does(self, hub):
         hub.set(service())
         hub.set(service())
+        hub.set(types.Service(types.ObjectMeta("x"), types.ServiceSpec(type="ExternalName")))
         hub.set(endpoint_slice("10.1.2.1"))
         hub.set(endpoint_slice("10.1.2.1"))
         hub.set(endpoint_slice("10.1.2.2"))
         hub.set(own())
-        assert hub.changes == {"Service": 1, "EndpointSlice": 2}
+        hub.set(types.EndpointSlice(types.ObjectMeta("names"), "FQDN"))
+        hub.set(types.EndpointSlice(types.ObjectMeta("of-nobody"), "IPv4"))
+        assert hub.heard == {"Service": 3, "EndpointSlice": 3}
         hub.gone("EndpointSlice", "default", "web-x")
         hub.gone("EndpointSlice", "default", "web-x")
+        hub.gone("EndpointSlice", "default", "names")
         hub.gone("Service", *WEB)
-        assert hub.changes == {"Service": 2, "EndpointSlice": 3}
+        hub.gone("Service", "default", "x")
+        assert hub.heard == {"Service": 5, "EndpointSlice": 4}
 
     @pytest.mark.parametrize(
         ("text", "seconds"),

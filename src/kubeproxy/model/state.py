@@ -104,6 +104,10 @@ class State:
         """The EndpointSlices and Endpoints that name a Service."""
         return self._slices.get(key, {}).keys()
 
+    def has_slices(self, kind: str, namespace: str, name: str) -> bool:
+        """Whether an EndpointSlice or Endpoints object has given endpoints to a Service."""
+        return (kind, namespace or DEFAULT_NAMESPACE, name) in self._service_of
+
     def _set_service(self, name: Name, row: ServiceRow | None, *, exists: bool) -> Collection[Key]:
         key = (name[1], name[2]) if row is None else (row.namespace, row.name)
         foreign = exists and row is None

@@ -1,10 +1,12 @@
 """/metrics: figures in Prometheus' text format.
 
 prometheus_client is imported with the first scrape, in a thread: it brings 5 MB, among them an HTTP server and a client.
-Scrapes are answered one a turn of the event loop, so that a flood of them does not hold up syncs.
+Scrapes are answered one a turn of the event loop, so that a flood of them does not hold up syncs. Who takes gzip gets
+gzip, a tenth of the bytes, compressed in a thread.
 """
 
 import asyncio
+import gzip
 import platform
 import sys
 from collections.abc import Callable, Iterable
@@ -17,12 +19,16 @@ from kubeproxy.config import KUBERNETES
 from kubeproxy.config.gates import GATES, resolve
 from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.figures import Figure, Histogram
+from kubeproxy.serve.accept import takes_gzip
 from kubeproxy.serve.message import Request, Response
+from kubeproxy.serve.stability import described
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_GZIP_LEVEL: Final = 5
 
 Provider = Callable[[], Iterable[Figure]]
 
@@ -44,13 +50,18 @@ class Exposition:
         self._process = process
         self._turn = asyncio.Lock()
 
-    async def handle(self, _: Request) -> Response:
+    async def handle(self, request: Request) -> Response:
         """Answers one."""
         if "prometheus_client" not in sys.modules:
             await asyncio.to_thread(import_module, "prometheus_client")
         async with self._turn:
             await asyncio.sleep(0)
-            return Response(self.render(), content_type=CONTENT_TYPE)
+            body = self.render()
+            headers = (("Vary", "Accept-Encoding"),)
+            if takes_gzip(request.headers.get("accept-encoding", "")):
+                body = await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL)
+                headers = (*headers, ("Content-Encoding", "gzip"))
+            return Response(body, content_type=CONTENT_TYPE, headers=headers)
 
     def render(self) -> bytes:
         """The text."""
@@ -67,7 +78,7 @@ class Exposition:
             family = families.get(figure.name)
             if family is None:
                 name = figure.name.removesuffix("_total") if figure.kind == "counter" else figure.name
-                family = families[figure.name] = Metric(name, figure.help, figure.kind)
+                family = families[figure.name] = Metric(name, described(figure.name, figure.help), figure.kind)
             _add(family, figure)
         yield from families.values()
         if self._process:

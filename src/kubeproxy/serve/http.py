@@ -1,6 +1,6 @@
 """An HTTP/1.1 server of the few things a daemon's status pages need, small enough to have thousands of ports.
 
-GET, HEAD and PUT, keep-alive, pipelining; no TLS, no compression. Everything a stranger can do is bounded: the size of
+GET, HEAD and PUT, keep-alive, pipelining; no TLS. Everything a stranger can do is bounded: the size of
 a request, the time it may take to come and its answer to go, and the number of connections. A flood cannot shut out
 others: whoever has waited longest without asking makes room for the next. A connection is answered once a turn of the
 event loop, so however much one client asks, the loop goes on.

@@ -182,14 +182,18 @@ class FlowMetrics:
 
 
 def of_changes(hub: Hub) -> Iterable[Figure]:
-    """What came in, and what of it waits. A Service and its endpoints are planned together, so they wait together."""
+    """What came in, and what of it waits. A Service and its endpoints are planned together, so they wait together.
+
+    As in the reference, a Service counts once for each IP family, which each look at it, and a slice once.
+    """
     pending = max((loop.pending for loop in hub.loops), default=0)
-    for name, kind in (("service", "Service"), ("endpoint", "EndpointSlice")):
+    families = max(1, len(hub.loops))
+    for name, total in (("service", hub.heard["Service"] * families), ("endpoint", hub.heard["EndpointSlice"])):
         yield Figure(
             f"{_SYNC}{name}_changes_pending", "gauge", "Services with changes that wait for a sync.", pending
         )
-        text = f"Changes of {name}s that concern a Service."
-        yield Figure(f"{_SYNC}{name}_changes_total", "counter", text, hub.changes[kind])
+        text = f"How often the source told of {name}s, whether that changed anything or not."
+        yield Figure(f"{_SYNC}{name}_changes_total", "counter", text, total)
 
 
 def of_options(options: Options) -> Iterable[Figure]:

@@ -1,7 +1,8 @@
 """The pages beside /metrics on the metrics address: how this proxy is set up and how it fares, for people and scripts.
 
 /proxyMode, /configz, /healthz and /metrics/slis are as the reference has them; /flagz and /statusz, too (KEP-4828,
-KEP-4827), as text or, when asked with `as=Flagz` or `as=Statusz` in Accept, as JSON.
+KEP-4827): as text, or as an object in JSON or YAML for who asks for its kind and version in Accept, e.g.
+`application/json;v=v1beta1;g=config.k8s.io;as=Flagz`. Who takes none of these is refused (406).
 """
 
 import os
@@ -17,10 +18,12 @@ from kubeproxy.config import KUBERNETES
 from kubeproxy.config.gates import resolve
 from kubeproxy.config.load import Options
 from kubeproxy.figures import Figure
+from kubeproxy.serve.accept import wishes
 from kubeproxy.serve.message import Handler, Request, Response, text
 
 GROUP: Final = "kubeproxy.config.k8s.io"
-_API: Final = "config.k8s.io/v1beta1"
+_API_GROUP: Final = "config.k8s.io"
+_API_VERSIONS: Final = ("v1alpha1", "v1beta1")
 _NAME: Final = "kube-proxy"
 
 
@@ -83,25 +86,21 @@ class Pages:
 
     def _flagz(self, request: Request) -> Response:
         flags = dict(sorted(self._options.flags.items()))
-        if "as=Flagz" in request.headers.get("accept", ""):
-            return _json("Flagz", {"flags": flags})
-        return _page("flagz", (f"{name}={value}" for name, value in flags.items()))
+        return _negotiated(
+            request, "Flagz", (f"{name}={value}" for name, value in flags.items()), {"flags": flags}
+        )
 
     def _statusz(self, request: Request) -> Response:
         python = ".".join(map(str, sys.version_info[:3]))
         seconds = max(0, int(self._wall() - self._started))
-        if "as=Statusz" in request.headers.get("accept", ""):
-            return _json(
-                "Statusz",
-                {
-                    "startTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._started)),
-                    "uptimeSeconds": seconds,
-                    "pythonVersion": python,
-                    "binaryVersion": KUBERNETES,
-                    "proxyVersion": __version__,
-                    "paths": self._paths,
-                },
-            )
+        content = {
+            "startTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._started)),
+            "uptimeSeconds": seconds,
+            "pythonVersion": python,
+            "binaryVersion": KUBERNETES,
+            "proxyVersion": __version__,
+            "paths": list(self._paths),
+        }
         hours, minutes, rest = seconds // 3600, seconds // 60 % 60, seconds % 60
         lines = {
             "Started": time.strftime("%a %b %d %H:%M:%S UTC %Y", time.gmtime(self._started)),
@@ -111,7 +110,30 @@ class Pages:
             "Binary version": f"{KUBERNETES} (kube-proxy in Python {__version__})",
             "Paths": " ".join(self._paths),
         }
-        return _page("statusz", (f"{name}: {value}" for name, value in lines.items()))
+        return _negotiated(request, "Statusz", (f"{name}: {value}" for name, value in lines.items()), content)
+
+
+def _negotiated(request: Request, kind: str, lines: Iterable[str], content: Mapping[str, object]) -> Response:
+    """The form of a page that the client likes best, as the API server's negotiation chooses it."""
+    for wish in wishes(request.headers.get("accept", "").strip() or "text/plain"):
+        if not wish.quality:
+            continue
+        version = wish.parameters.get("v", "")
+        asked = {name: wish.parameters[name] for name in ("as", "g", "v") if name in wish.parameters}
+        if not asked and wish.value in {"text/plain", "text/*", "*/*"}:
+            return _page(kind.lower(), lines)
+        if asked == {"as": kind, "g": _API_GROUP, "v": version} and version in _API_VERSIONS:
+            body = {
+                "kind": kind,
+                "apiVersion": f"{_API_GROUP}/{version}",
+                "metadata": {"name": _NAME},
+                **content,
+            }
+            if wish.value in {"application/json", "application/*", "*/*"}:
+                return Response(msgspec.json.encode(body), content_type="application/json")
+            if wish.value == "application/yaml":
+                return Response(msgspec.yaml.encode(body), content_type="application/yaml")
+    return _refused(kind)
 
 
 def _page(name: str, lines: Iterable[str]) -> Response:
@@ -119,6 +141,17 @@ def _page(name: str, lines: Iterable[str]) -> Response:
     return text(head + "".join(f"{line}\n" for line in lines))
 
 
-def _json(kind: str, content: Mapping[str, object]) -> Response:
-    body = {"kind": kind, "apiVersion": _API, "metadata": {"name": _NAME}, **content}
-    return Response(msgspec.json.encode(body), content_type="application/json")
+def _refused(kind: str) -> Response:
+    """The Status object (meta/v1) that says what may be asked for."""
+    forms = [f"{{}};v={version};g={_API_GROUP};as={kind}" for version in _API_VERSIONS]
+    types = ["text/plain", *(form.format(f"application/{syntax}") for form in forms for syntax in ("json", "yaml"))]
+    body = {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": f"one of these media types must be accepted: {', '.join(types)}",
+        "reason": "NotAcceptable",
+        "code": 406,
+    }
+    return Response(msgspec.json.encode(body), 406, "application/json")

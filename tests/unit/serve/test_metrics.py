@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gzip
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -207,8 +208,11 @@ def test_changes_and_what_of_them_waits_are_told() -> None:
     for each in ("a", "b"):
         hub.set(types.Service(types.ObjectMeta(name=each, namespace="default"), spec))
     found = Scrape(exposition)
-    assert found.values[name.format("service", "total"), ()] == 2
-    assert found.values[name.format("endpoint", "total"), ()] == 0
+    assert found.values[name.format("service", "total"), ()] == 4, "each family looks at each Service"
+    labels = types.Labels(service="a")
+    hub.set(types.EndpointSlice(types.ObjectMeta("a-1", "default", labels=labels), "IPv4"))
+    found = Scrape(exposition)
+    assert found.values[name.format("endpoint", "total"), ()] == 1, "a slice is of one family"
     assert found.values[name.format("service", "pending"), ()] == 2
     assert found.types[name.format("service", "total")] == "counter"
     assert found.types[name.format("service", "pending")] == "gauge"
@@ -277,3 +281,29 @@ async def test_a_scrape_is_answered_in_prometheus_text_format() -> None:
     assert answer.status == 200
     assert answer.content_type == CONTENT_TYPE == "text/plain; version=0.0.4; charset=utf-8"
     assert answer.body.startswith(b"# HELP ")
+
+
+@pytest.mark.parametrize(
+    ("header", "zipped"),
+    [("gzip", True), ("gzip, deflate, br", True), ("GZIP;q=0.5", True), ("*", True), ("zstd, gzip;q=0.1", True),
+     ("", False), ("identity", False), ("deflate", False), ("gzip;q=0", False), ("gzip;q=0.5, identity", False), ("*;q=0", False)],
+)  # fmt: skip
+async def test_who_takes_gzip_gets_gzip(header: str, zipped: bool) -> None:  # noqa: FBT001
+    exposition = Exposition(process=False)
+    exposition.providers.append(lambda: [Figure("x", "gauge", "X.", 1)])
+    answer = await ask(exposition.handle, "/metrics", headers={"accept-encoding": header})
+    assert (("Content-Encoding", "gzip") in answer.headers) is zipped
+    assert (gzip.decompress(answer.body) if zipped else answer.body) == exposition.render()
+
+
+def test_help_texts_of_the_references_metrics_begin_with_their_stability() -> None:
+    exposition = Exposition(process=False)
+    names = ["kubeproxy_proxy_healthz_total", "kubernetes_build_info", "kubernetes_healthcheck", "kubeproxy_ready"]
+    exposition.providers.append(lambda: [Figure(name, "gauge", "Text.", 1) for name in names])
+    lines = exposition.render().decode().splitlines()
+    assert [line for line in lines if line.startswith("# HELP")] == [
+        "# HELP kubeproxy_proxy_healthz_total [ALPHA] Text.",
+        "# HELP kubernetes_build_info [BETA] Text.",
+        "# HELP kubernetes_healthcheck [STABLE] Text.",
+        "# HELP kubeproxy_ready Text.",
+    ]

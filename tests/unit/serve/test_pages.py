@@ -53,10 +53,61 @@ async def test_how_it_fares_is_shown_as_text_and_as_json() -> None:
     assert "Started: Tue Nov 14 22:13:20 UTC 2023" in lines
     assert "Up: 2 hr 03 min 04 sec" in lines
     assert "Paths: /debug/flags/v /healthz /metrics" in lines
-    answer = await ask(pages().routes()["GET /statusz"], headers={"accept": "application/json;as=Statusz"})
+    answer = await ask(pages().routes()["GET /statusz"], headers={"accept": "application/json;v=v1alpha1;g=config.k8s.io;as=Statusz"})
     told = msgspec.json.decode(answer.body)
     assert (told["kind"], told["startTime"]) == ("Statusz", "2023-11-14T22:13:20Z")
     assert told["uptimeSeconds"] == 7384
+    assert told["apiVersion"] == "config.k8s.io/v1alpha1"
+
+
+NEW, OLD = "v=v1beta1;g=config.k8s.io", "v=v1alpha1;g=config.k8s.io"
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type", "version"),
+    [
+        ("", "text/plain", ""),
+        (" ", "text/plain", ""),
+        ("*/*", "text/plain", ""),
+        ("text/*", "text/plain", ""),
+        ("text/plain;charset=utf-8", "text/plain", ""),
+        ("text/html, text/plain;q=0.5", "text/plain", ""),
+        (f"application/json;{NEW};as=KIND", "application/json", "v1beta1"),
+        (f"application/json;{OLD};as=KIND", "application/json", "v1alpha1"),
+        (f"application/yaml;{NEW};as=KIND", "application/yaml", "v1beta1"),
+        (f"application/json; as=KIND ; {NEW}", "application/json", "v1beta1"),
+        (f"application/json;{OLD};as=KIND;q=0.5, application/yaml;{NEW};as=KIND", "application/yaml", "v1beta1"),
+        (f"text/plain;q=0.1, application/json;{NEW};as=KIND", "application/json", "v1beta1"),
+        ("application/json;v=foo;g=config.k8s.io;as=KIND, */*", "text/plain", ""),
+        ("application/xml", "", ""),
+        ("application/json", "", ""),
+        ("application/yaml", "", ""),
+        (f"application/json;{NEW}", "", ""),
+        ("application/json;as=KIND", "", ""),
+        (f"application/json;{NEW};as=Other", "", ""),
+        ("application/json;v=v1;g=config.k8s.io;as=KIND", "", ""),
+        ("application/json;v=v1beta1;g=apps;as=KIND", "", ""),
+        (f"application/vnd.kubernetes.protobuf;{NEW};as=KIND", "", ""),
+        (f"text/plain;{NEW};as=KIND", "", ""),
+        ("text/plain;q=0", "", ""),
+    ],
+)
+@pytest.mark.parametrize("kind", ["Flagz", "Statusz"])
+async def test_the_form_and_version_are_negotiated(accept: str, content_type: str, version: str, kind: str) -> None:
+    handler = pages().routes()[f"GET /{kind.lower()}"]
+    answer = await ask(handler, headers={"accept": accept.replace("KIND", kind)} if accept else {})
+    if not content_type:
+        refusal = msgspec.json.decode(answer.body)
+        assert (answer.status, refusal["kind"], refusal["reason"]) == (406, "Status", "NotAcceptable")
+        assert f"application/json;v=v1beta1;g=config.k8s.io;as={kind}" in refusal["message"]
+        return
+    assert (answer.status, answer.content_type.partition(";")[0]) == (200, content_type)
+    if version:
+        read = msgspec.json.decode if content_type.endswith("json") else msgspec.yaml.decode
+        told = read(answer.body)
+        assert (told["kind"], told["apiVersion"]) == (kind, f"config.k8s.io/{version}")
+    else:
+        assert answer.body.startswith(f"\nkube-proxy {kind.lower()}\n".encode())
 
 
 @pytest.mark.parametrize(("gate", "page"), [("ComponentFlagz", "flagz"), ("ComponentStatusz", "statusz")])
