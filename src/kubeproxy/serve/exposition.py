@@ -57,7 +57,7 @@ class Exposition:
         async with self._turn:
             await asyncio.sleep(0)
             body = self.render()
-            headers = (("Vary", "Accept-Encoding"),)
+            headers: tuple[tuple[str, str], ...] = (("Vary", "Accept-Encoding"),)
             if takes_gzip(request.headers.get("accept-encoding", "")):
                 body = await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL)
                 headers = (*headers, ("Content-Encoding", "gzip"))
@@ -78,7 +78,9 @@ class Exposition:
             family = families.get(figure.name)
             if family is None:
                 name = figure.name.removesuffix("_total") if figure.kind == "counter" else figure.name
-                family = families[figure.name] = Metric(name, described(figure.name, figure.help), figure.kind)
+                family = families[figure.name] = Metric(
+                    name, described(figure.name, figure.help), figure.kind
+                )
             _add(family, figure)
         yield from families.values()
         if self._process:

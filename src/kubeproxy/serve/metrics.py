@@ -188,7 +188,10 @@ def of_changes(hub: Hub) -> Iterable[Figure]:
     """
     pending = max((loop.pending for loop in hub.loops), default=0)
     families = max(1, len(hub.loops))
-    for name, total in (("service", hub.heard["Service"] * families), ("endpoint", hub.heard["EndpointSlice"])):
+    for name, total in (
+        ("service", hub.heard["Service"] * families),
+        ("endpoint", hub.heard["EndpointSlice"]),
+    ):
         yield Figure(
             f"{_SYNC}{name}_changes_pending", "gauge", "Services with changes that wait for a sync.", pending
         )

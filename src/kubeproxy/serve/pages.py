@@ -144,7 +144,10 @@ def _page(name: str, lines: Iterable[str]) -> Response:
 def _refused(kind: str) -> Response:
     """The Status object (meta/v1) that says what may be asked for."""
     forms = [f"{{}};v={version};g={_API_GROUP};as={kind}" for version in _API_VERSIONS]
-    types = ["text/plain", *(form.format(f"application/{syntax}") for form in forms for syntax in ("json", "yaml"))]
+    types = [
+        "text/plain",
+        *(form.format(f"application/{syntax}") for form in forms for syntax in ("json", "yaml")),
+    ]
     body = {
         "kind": "Status",
         "apiVersion": "v1",

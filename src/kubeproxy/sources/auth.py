@@ -122,6 +122,10 @@ class Credentials:
             self._issued = None
             return await self._grant() != refused
 
+    def proxy_to(self, url: str) -> str | None:
+        """The proxy that leads to another URL than the server's, to which the server redirected."""
+        return proxy_for(url, self._settings.connection.cluster.proxy_url, self._env)
+
     async def _grant(self) -> Grant:
         self._reread()
         connection, authority, context, headers, proxy = self._settings
@@ -164,7 +168,9 @@ class Credentials:
         certificate = user.client_certificate_data or _read_file(user.client_certificate, where)
         key = user.client_key_data or _read_file(user.client_key, where)
         try:
-            proxy = proxy_for(cluster.server, cluster.proxy_url, self._env)
+            proxy = proxy_for(
+                cluster.server, cluster.proxy_url, self._env, lambda text: self._complain("proxy", text)
+            )
             context = _context(cluster, authority, certificate, key)
         except ValueError as e:
             raise KubeconfigError(f"{where}: {e}") from None

@@ -11,6 +11,7 @@ peer after about 45 seconds. Lines are split here: an object may be megabytes lo
 
 import asyncio
 import contextlib
+import logging
 import socket
 import time
 from collections import Counter
@@ -25,8 +26,12 @@ from yarl import URL
 
 from kubeproxy import __version__
 from kubeproxy.figures import Figure, Histogram
+from kubeproxy.log import V4
+from kubeproxy.sources import redirects
 from kubeproxy.sources.auth import Credentials, Grant
 from kubeproxy.sources.execplugin import PluginError
+
+log = logging.getLogger(__name__)
 
 CONNECT_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 70.0
@@ -96,13 +101,16 @@ class _Status(Struct, frozen=True, gc=False):
     details: _Details | None = None
 
 
-def api_error(body: bytes | msgspec.Raw, status: int = 0, retry_after: float = 0.0) -> ApiError:
+def api_error(
+    body: bytes | msgspec.Raw, status: int = 0, retry_after: float = 0.0, *, more: str = ""
+) -> ApiError:
     """Reads a refusal: a Status object, or whatever text a proxy sent instead.
 
     Args:
         body: the answer's body or an ERROR event's object.
         status: HTTP status code, 0 to take the Status object's.
         retry_after: seconds of the Retry-After header, or 0.
+        more: what to add to the message.
     """
     try:
         told = msgspec.json.decode(body, type=_Status)
@@ -112,7 +120,7 @@ def api_error(body: bytes | msgspec.Raw, status: int = 0, retry_after: float = 0
     too_large = any(cause.reason == "ResourceVersionTooLarge" for cause in details.causes or ())
     return ApiError(
         status or told.code or 500,
-        told.message or "no message",
+        (told.message or "no message") + more,
         told.reason,
         retry_after=retry_after or details.retry_after_seconds,
         too_large=too_large or "Too large resource version" in told.message,
@@ -237,7 +245,10 @@ class Client:
             async with response:
                 if response.status >= 300:
                     raise api_error(
-                        await response.content.read(65536), response.status, _seconds(response.headers)
+                        await response.content.read(65536),
+                        response.status,
+                        _seconds(response.headers),
+                        more=redirects.shown(response.headers),
                     )
                 yield response
 
@@ -255,6 +266,26 @@ class Client:
     async def _answer(
         self, grant: Grant, method: str, target: str, data: bytes | None, seconds: float | None
     ) -> aiohttp.ClientResponse:
+        """Gets an answer, of another server too if ours sends a GET there (see `redirects`)."""
+        first = url = _url(grant.server + target)
+        response = await self._ask(grant, method, url, data, seconds)
+        for _ in range(redirects.REQUESTS - 1):
+            to = redirects.destination(method, url, response.status, response.headers)
+            if to is None:
+                break
+            response.close()
+            log.log(V4, "API server: %s redirects to %s (%d)", url.origin(), to, response.status)
+            url = to
+            if not redirects.keeps_credentials(first, url):
+                grant = grant._replace(headers=())
+            if url.origin() != first.origin():
+                grant = grant._replace(proxy=self._credentials.proxy_to(str(url)))
+            response = await self._ask(grant, method, url, data, seconds)
+        return response
+
+    async def _ask(
+        self, grant: Grant, method: str, url: URL, data: bytes | None, seconds: float | None
+    ) -> aiohttp.ClientResponse:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, socket_factory=_socket),
@@ -267,7 +298,7 @@ class Client:
         if data is not None:
             kind = "merge-patch+json" if method == "PATCH" else "json"
             headers.append(("Content-Type", f"application/{kind}"))
-        url, name = _url(grant.server + target)
+        name = _without_zone(url)
         if name:
             headers.append(("Host", f"[{name}]" if url.is_default_port() else f"[{name}]:{url.port}"))
         with self._measured(method, url.authority) as code:
@@ -326,17 +357,23 @@ def _translated() -> Iterator[None]:
         raise UnreachableError(str(e)) from e
 
 
-def _url(text: str) -> tuple[URL, str | None]:
-    """A URL, and its host without the zone if it has one, as in `[fe80::1%25eth0]` (RFC 6874).
-
-    A zone is needed to connect. The server does not know it, and no certificate has it.
-    """
+def _url(text: str) -> URL:
+    """A URL, whose host may have a zone, as in `[fe80::1%25eth0]` (RFC 6874)."""
     url = URL(text, encoded=True)
     host, zone, interface = (url.raw_host or "").partition("%")
     if not zone:
-        return url, None
+        return url
     interface = interface.removeprefix("25")
-    return URL(text.replace(url.raw_host or "", f"{host}%{interface}", 1), encoded=True), host
+    return URL(text.replace(url.raw_host or "", f"{host}%{interface}", 1), encoded=True)
+
+
+def _without_zone(url: URL) -> str | None:
+    """A URL's host without its zone; None if it has none.
+
+    A zone is needed to connect. The server does not know it, and no certificate has it.
+    """
+    host, zone, _ = (url.raw_host or "").partition("%")
+    return host if zone else None
 
 
 def _socket(info: tuple[Any, ...]) -> socket.socket:

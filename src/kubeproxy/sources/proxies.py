@@ -1,24 +1,34 @@
 """Which HTTP proxy leads to the API server, by the rules of Go's net/http and client-go.
 
 The cluster's own `proxy-url` wins; else HTTPS_PROXY or HTTP_PROXY (upper case first) unless NO_PROXY excepts the
-server: by name, `.domain`, address, network or `*`, each with an optional port. Loopback is never proxied by the
-environment. Python's own reading of these variables knows no networks, therefore this one.
+server. Loopback is never proxied by the environment. Python's own reading of these variables knows no networks,
+therefore this one. A proxy in the kubeconfig that cannot be used is an error, for somebody chose it; one in the
+environment, which is often the whole machine's, is left out with a warning.
+
+Source: golang.org/x/net/http/httpproxy, whose documentation gives the rules of NO_PROXY.
 """
 
-from collections.abc import Mapping
-from urllib.parse import urlsplit
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, urlsplit
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
 
 
-def proxy_for(server: str, proxy_url: str, env: Mapping[str, str]) -> str | None:
+def proxy_for(
+    server: str, proxy_url: str, env: Mapping[str, str], complain: Callable[[str], None] = lambda _: None
+) -> str | None:
     """Finds the proxy for a server.
 
     Args:
         server: the API server's URL.
         proxy_url: proxy-url of the kubeconfig's cluster, or empty.
         env: the process's environment.
+        complain: told of a proxy in the environment that cannot be used.
 
     Raises:
-        ValueError: the proxy is not one we can speak to; the message names where it was set.
+        ValueError: proxy-url is not a proxy we can speak to.
     """
     if proxy_url:
         return _checked(proxy_url, "proxy-url")
@@ -26,19 +36,34 @@ def proxy_for(server: str, proxy_url: str, env: Mapping[str, str]) -> str | None
     for name in ("HTTPS_PROXY", "https_proxy") if target.scheme == "https" else ("HTTP_PROXY", "http_proxy"):
         if env.get(name):
             port = target.port or (443 if target.scheme == "https" else 80)
-            excepted = env.get("NO_PROXY") or env.get("no_proxy") or ""
-            if _excepted(target.hostname or "", port, excepted):
+            exceptions = env.get("NO_PROXY") or env.get("no_proxy") or ""
+            if _is_excepted(target.hostname or "", str(port), exceptions):
                 return None
-            return _checked(env[name], name)
+            try:
+                return _checked(env[name], name)
+            except ValueError as e:
+                complain(f"{e}: the API server is connected to directly")
+                return None
     return None
 
 
 def _checked(proxy: str, where: str) -> str:
     url = proxy if "://" in proxy else f"http://{proxy}"
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        raise ValueError(f'{where}: must be an http:// URL, "{_without_password(url)}" is not supported')
+    parts = _split(url)
+    if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(
+            f'{where}: must be an http:// or https:// URL, "{_without_password(url)}" is not supported'
+        )
     return url
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises for what is no port
+    except ValueError:
+        return None
+    return parts
 
 
 def _without_password(url: str) -> str:
@@ -46,48 +71,49 @@ def _without_password(url: str) -> str:
     return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
-def _excepted(host: str, port: int, exceptions: str) -> bool:
-    import ipaddress
-
-    host = host.lower()
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        address = None
+def _is_excepted(host: str, port: str, exceptions: str) -> bool:
+    """Whether NO_PROXY, or being this machine, excepts a host in lower case."""
+    address = _address(host)
     if host == "localhost" or (address and address.is_loopback):
         return True
-    for word in exceptions.lower().split(","):
-        item = word.strip()
-        if item == "*":
-            return True
-        if not item:
-            continue
-        if address and "/" in item:
-            try:
-                if address in ipaddress.ip_network(item, strict=False):
-                    return True
-            except ValueError:
-                pass
-            continue
-        name, only = _split_port(item)
-        if only and only != str(port):
-            continue
-        if address:
-            try:
-                if ipaddress.ip_address(name) == address:
-                    return True
-            except ValueError:
-                pass
-        elif host == name or host.endswith(f".{name.removeprefix('*').removeprefix('.')}"):
-            return True
-    return False
+    items = [item.strip().lower() for item in exceptions.split(",")]
+    return "*" in items or any(_matches(item, host, port, address) for item in items if item)
+
+
+def _matches(item: str, host: str, port: str, address: "IPv4Address | IPv6Address | None") -> bool:
+    """Whether one entry means a host: a network, or an address or a domain with or without a port."""
+    from ipaddress import ip_network
+
+    if "/" in item:
+        try:
+            return address is not None and address in ip_network(item, strict=False)
+        except ValueError:
+            return False
+    name, only = _split_port(item)
+    if not name or only not in {"", port}:
+        return False
+    if (excepted := _address(name)) is not None:
+        return excepted == address
+    suffix = name.removeprefix("*")
+    if suffix.startswith("."):
+        return host.endswith(suffix)
+    return host == name or host.endswith(f".{name}")
+
+
+def _address(text: str) -> "IPv4Address | IPv6Address | None":
+    from ipaddress import ip_address
+
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
 
 
 def _split_port(item: str) -> tuple[str, str]:
-    """Splits `name:port`, `1.2.3.4:port` and `[::1]:port`; a bare IPv6 address has no port."""
+    """Splits `name:port`, `1.2.3.4:port` and `[::1]:port`; anything else has no port."""
     if item.startswith("["):
-        name, _, port = item[1:].partition("]")
-        return name, port.removeprefix(":")
+        name, bracket, port = item[1:].partition("]:")
+        return (name, port) if bracket else (item, "")
     if item.count(":") == 1:
         name, _, port = item.partition(":")
         return name, port

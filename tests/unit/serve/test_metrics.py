@@ -1,8 +1,8 @@
 """What is served under /metrics."""
 
+import gzip
 from typing import Any
 
-import gzip
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -288,7 +288,7 @@ async def test_a_scrape_is_answered_in_prometheus_text_format() -> None:
     [("gzip", True), ("gzip, deflate, br", True), ("GZIP;q=0.5", True), ("*", True), ("zstd, gzip;q=0.1", True),
      ("", False), ("identity", False), ("deflate", False), ("gzip;q=0", False), ("gzip;q=0.5, identity", False), ("*;q=0", False)],
 )  # fmt: skip
-async def test_who_takes_gzip_gets_gzip(header: str, zipped: bool) -> None:  # noqa: FBT001
+async def test_who_takes_gzip_gets_gzip(header: str, zipped: bool) -> None:
     exposition = Exposition(process=False)
     exposition.providers.append(lambda: [Figure("x", "gauge", "X.", 1)])
     answer = await ask(exposition.handle, "/metrics", headers={"accept-encoding": header})
@@ -298,7 +298,12 @@ async def test_who_takes_gzip_gets_gzip(header: str, zipped: bool) -> None:  # n
 
 def test_help_texts_of_the_references_metrics_begin_with_their_stability() -> None:
     exposition = Exposition(process=False)
-    names = ["kubeproxy_proxy_healthz_total", "kubernetes_build_info", "kubernetes_healthcheck", "kubeproxy_ready"]
+    names = [
+        "kubeproxy_proxy_healthz_total",
+        "kubernetes_build_info",
+        "kubernetes_healthcheck",
+        "kubeproxy_ready",
+    ]
     exposition.providers.append(lambda: [Figure(name, "gauge", "Text.", 1) for name in names])
     lines = exposition.render().decode().splitlines()
     assert [line for line in lines if line.startswith("# HELP")] == [

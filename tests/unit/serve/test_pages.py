@@ -53,7 +53,10 @@ async def test_how_it_fares_is_shown_as_text_and_as_json() -> None:
     assert "Started: Tue Nov 14 22:13:20 UTC 2023" in lines
     assert "Up: 2 hr 03 min 04 sec" in lines
     assert "Paths: /debug/flags/v /healthz /metrics" in lines
-    answer = await ask(pages().routes()["GET /statusz"], headers={"accept": "application/json;v=v1alpha1;g=config.k8s.io;as=Statusz"})
+    answer = await ask(
+        pages().routes()["GET /statusz"],
+        headers={"accept": "application/json;v=v1alpha1;g=config.k8s.io;as=Statusz"},
+    )
     told = msgspec.json.decode(answer.body)
     assert (told["kind"], told["startTime"]) == ("Statusz", "2023-11-14T22:13:20Z")
     assert told["uptimeSeconds"] == 7384
@@ -76,7 +79,11 @@ NEW, OLD = "v=v1beta1;g=config.k8s.io", "v=v1alpha1;g=config.k8s.io"
         (f"application/json;{OLD};as=KIND", "application/json", "v1alpha1"),
         (f"application/yaml;{NEW};as=KIND", "application/yaml", "v1beta1"),
         (f"application/json; as=KIND ; {NEW}", "application/json", "v1beta1"),
-        (f"application/json;{OLD};as=KIND;q=0.5, application/yaml;{NEW};as=KIND", "application/yaml", "v1beta1"),
+        (
+            f"application/json;{OLD};as=KIND;q=0.5, application/yaml;{NEW};as=KIND",
+            "application/yaml",
+            "v1beta1",
+        ),
         (f"text/plain;q=0.1, application/json;{NEW};as=KIND", "application/json", "v1beta1"),
         ("application/json;v=foo;g=config.k8s.io;as=KIND, */*", "text/plain", ""),
         ("application/xml", "", ""),
@@ -93,7 +100,9 @@ NEW, OLD = "v=v1beta1;g=config.k8s.io", "v=v1alpha1;g=config.k8s.io"
     ],
 )
 @pytest.mark.parametrize("kind", ["Flagz", "Statusz"])
-async def test_the_form_and_version_are_negotiated(accept: str, content_type: str, version: str, kind: str) -> None:
+async def test_the_form_and_version_are_negotiated(
+    accept: str, content_type: str, version: str, kind: str
+) -> None:
     handler = pages().routes()[f"GET /{kind.lower()}"]
     answer = await ask(handler, headers={"accept": accept.replace("KIND", kind)} if accept else {})
     if not content_type:

@@ -124,7 +124,7 @@ class TestRefusals:
             with pytest.raises(ApiError, match=r"<html>Bad Gateway</html> \(502\)"):
                 await c.request("GET", SERVICES)
 
-    async def test_a_redirect_is_not_followed(self) -> None:
+    async def test_a_redirect_to_nowhere_is_not_followed(self) -> None:
         async with FakeApiServer() as server, client(server, User(token="secret")) as c:
             server.next(Fault(status=302, message="over there"))
             with pytest.raises(ApiError, match="over there"):
