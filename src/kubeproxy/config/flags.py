@@ -103,7 +103,7 @@ FLAGS: Final = (
     Flag("cleanup", "bool", SETUP, "Remove everything any mode has put into the kernel and exit.", always=True),
     Flag("init-only", "bool", SETUP, "Do the set-up that needs full privileges and exit; afterwards CAP_NET_ADMIN is enough.", always=True),
     Flag("feature-gates", "gates", SETUP, f"Switches for features that are new or going away. kube-proxy's own are {', '.join(sorted(GATES))}.", "feature_gates"),
-    Flag("version", "version", SETUP, "Print the version and exit; --version=raw prints every part of it. --version=vX.Y.Z-name prints nothing and shows this program as that version in metrics and status pages.", always=True),
+    Flag("version", "version", SETUP, "Print the version and exit; --version=raw prints every part of it. --version=vX.Y.Z-name prints nothing and shows this program as that version in kubernetes_build_info.", always=True),
     Flag("help", "bool", SETUP, "Print this text and exit.", short="h", always=True),
 
     Flag("kubeconfig", "string", CLUSTER, "The file with address and credentials of the API server. Without it and --master, the pod's service account is used.", "client_connection.kubeconfig"),
