@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import gzip
 import http.client
 import json
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ NODE, NODE6, BRIDGE = "192.0.2.1", "2001:db8:2::1", "10.244.1.1"
 CHECK = 30900
 
 
-def fetch(lab: Lab, role: str, host: str, port: int, path: str = "/") -> tuple[int, dict[str, str], bytes]:
+def fetch(
+    lab: Lab, role: str, host: str, port: int, path: str = "/", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     """What a URL answers to a client somewhere."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with netns.inside(lab.name(role)):
@@ -35,7 +39,7 @@ def fetch(lab: Lab, role: str, host: str, port: int, path: str = "/") -> tuple[i
         client.settimeout(5)
         connection.sock = client
         client.connect((host, port))
-        connection.request("GET", path)
+        connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
         return answer.status, dict(answer.headers), answer.read()
 
@@ -84,6 +88,42 @@ def balanced(*ips: str, port: int = CHECK) -> types.Service:
 
 def web(*addresses: str) -> types.EndpointSlice:
     return endpoints("web", *addresses, local=(EP11, EP12, EP11_6), node=NODE_NAME)
+
+
+def test_a_scraper_of_the_reference_finds_all_with_its_flags(lab: Lab, tmp_path: Path) -> None:
+    """With --bind-address=:: the reference serves where it always does: a scraper must find ours there after a take-over."""
+    flags = [
+        "--bind-address=::",
+        "--proxy-mode=nftables",
+        "--version=v1.36.2-x",
+        "--feature-gates=NextYearsGate=true",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "kubeproxy",
+        f"--manifests={tmp_path}",
+        f"--hostname-override={NODE_NAME}",
+        *flags,
+    ]
+    with Daemon(lab, command) as daemon:
+        assert fetch(lab, "out", NODE, 10256, "/livez")[0] == 200
+        assert status(lab, "out", NODE, 10249, "/metrics") != 200, "metrics are for the node alone"
+        code, headers, body = fetch(
+            lab, "node", "127.0.0.1", 10249, "/metrics", **{"Accept-Encoding": "gzip, deflate"}
+        )
+        assert (code, headers["Content-Encoding"]) == (200, "gzip")
+        lines = gzip.decompress(body).decode().splitlines()
+        assert any(line.startswith("# HELP kubeproxy_proxy_livez_total [ALPHA] ") for line in lines)
+        assert any('git_version="v1.36.2-x"' in line for line in lines)
+        wish = "application/json;v=v1beta1;g=config.k8s.io;as=Flagz"
+        _, headers, body = fetch(lab, "node", "127.0.0.1", 10249, "/flagz", Accept=wish)
+        assert (headers["Content-Type"], json.loads(body)["flags"]["bind-address"]) == (
+            "application/json",
+            "::",
+        )
+        assert fetch(lab, "node", "127.0.0.1", 10249, "/statusz", Accept="application/json")[0] == 406
+        daemon.says("feature gate NextYearsGate is unknown")
 
 
 @modes
