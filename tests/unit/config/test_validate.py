@@ -3,7 +3,7 @@ import pytest
 from kubeproxy.config.defaults import DEFAULTS, with_platform_defaults
 from kubeproxy.config.durations import Duration
 from kubeproxy.config.load import _set
-from kubeproxy.config.types import VModule
+from kubeproxy.config.types import NanosecondDuration, VModule
 from kubeproxy.config.validate import validate
 
 GOOD = with_platform_defaults(DEFAULTS, "linux")
@@ -133,6 +133,8 @@ def test_sound_configurations(changes):
         ({"feature_gates": {"magic": True}}, 'featureGates: Invalid value: {"magic":true}: unrecognized feature gate: magic'),
         ({"feature_gates": {"NFTablesProxyMode": False}}, 'featureGates: Invalid value: {"NFTablesProxyMode":false}: cannot set feature gate NFTablesProxyMode to false, feature is locked to true'),
         ({"logging__format": "xml"}, 'logging.format: Invalid value: "xml": Unsupported log format (text or json)'),
+        ({"logging__flush_frequency": NanosecondDuration(0)}, "logging.flushFrequency: Invalid value: 0s: must be greater than 0"),
+        ({"logging__flush_frequency": NanosecondDuration(-1)}, "logging.flushFrequency: Invalid value: -1s: must be greater than 0"),
         ({"logging__verbosity": 2**31}, "logging.verbosity: Invalid value: 2147483648: Must be <= 2147483647"),
         ({"logging__vmodule": (VModule("", 1),)}, "logging.vmodule[0]: Required value: File pattern must not be empty"),
         ({"logging__vmodule": (VModule("a", 1), VModule("foo,bar", 1))}, 'logging.vmodule[1]: Invalid value: "foo,bar": File pattern must not contain equal sign or comma'),
