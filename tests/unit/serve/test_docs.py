@@ -16,6 +16,7 @@ from kubeproxy.serve.healthz import Health
 from kubeproxy.serve.http import Door
 from kubeproxy.serve.metrics import FlowMetrics, LoopMetrics
 from kubeproxy.serve.nodehealth import NodeHealth
+from kubeproxy.serve.stability import LEVELS
 from kubeproxy.sources.base import Status
 from kubeproxy.sources.unusable import Unusable
 from tests.fakes.relay import FakeRelay
@@ -51,10 +52,20 @@ async def served() -> dict[str, str]:
     return {figure.name: figure.kind for figure in found} | COUNTED_BY_THE_KERNEL
 
 
-async def test_every_metric_is_described() -> None:
-    described: dict[str, str] = {}
-    for line in DOCS.read_text().splitlines():
+def described(text: str) -> dict[str, str]:
+    """The types of the metrics in the tables of a text."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) == 4 and cells[1] in {"counter", "gauge", "histogram"}:
-            described |= {f"kubeproxy_{name}": cells[1] for name in re.findall(r"`([a-z_]+)`", cells[0])}
-    assert described == await served()
+            found |= {f"kubeproxy_{name}": cells[1] for name in re.findall(r"`([a-z_]+)`", cells[0])}
+    return found
+
+
+async def test_every_metric_is_described() -> None:
+    assert described(DOCS.read_text()) == await served()
+
+
+def test_the_references_metrics_have_a_level_and_ours_have_none() -> None:
+    section = DOCS.read_text().partition("## Those of the reference")[2].partition("## Ours")[0]
+    assert described(section).keys() == {name for name in LEVELS if name.startswith("kubeproxy_")}
