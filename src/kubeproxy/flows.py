@@ -1,6 +1,8 @@
-"""After a sync: UDP and SCTP flows that go where their Service sends nobody any more are deleted from the kernel's table.
+"""After a sync: flows that go where their Service sends nobody are deleted from the kernel's table.
 
-One `FlowCleaner` a family. The sync loop tells it what reached the kernel; of that it picks what concerns UDP and SCTP, and
+These are UDP and SCTP flows, and TCP connections that began before there were rules and that nobody has answered.
+
+One `FlowCleaner` a family. The sync loop tells it what reached the kernel; of that it picks what concerns flows, and
 one thread at a time does the rest, so the event loop never waits and changes that come meanwhile are taken together. Which
 flows are stale, and which ones a change asks to be looked at, is decided by `model.flows`; here the kernel is asked.
 
@@ -24,8 +26,10 @@ from msgspec import Struct
 from kubeproxy.api.addresses import BITS, IPV4, Family, unpack
 from kubeproxy.backends.base import Change
 from kubeproxy.log import V2
+from kubeproxy.model import arrivals
+from kubeproxy.model.arrivals import TCP, Arrivals
 from kubeproxy.model.flows import PROTOCOLS, Fronts, Listing
-from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.netlink import conntrack, route
 from kubeproxy.netlink.conntrack import Flow
 from kubeproxy.sync import Loop, Synced
@@ -48,11 +52,13 @@ class News(Struct, frozen=True, gc=False):
         full: everything there is was told.
         plans: plans that are in the kernel now, of Services that have UDP or SCTP ports, or had.
         refused: Services of which the kernel keeps what it had.
+        came: TCP ports, as the kernel has them, of which fronts came.
     """
 
     full: bool
     plans: Sequence[tuple[Key, ServicePlan | None]]
     refused: Collection[Key] = ()
+    came: Sequence[PortPlan] = ()
 
 
 class Cleaned(Struct, frozen=True, gc=False):
@@ -82,6 +88,7 @@ class FlowCleaner:
         self._inbox: deque[News] = deque()
         self._wake = asyncio.Event()
         self._fronts = Fronts()
+        self._arrivals = Arrivals()
         self._said = ""
         self._listeners: list[Callable[[Cleaned], None]] = []
         self.deleted = 0
@@ -117,12 +124,24 @@ class FlowCleaner:
             await asyncio.sleep(done.seconds)  # never more than half a processor
 
     def _synced(self, done: Synced) -> None:
-        """Takes what a sync did; nobody is woken by what concerns TCP alone."""
-        changes = [c for c in done.changes if c.key not in done.failures and _has_flows(c)]
-        if done.full or changes:
+        """Takes what a sync did; nobody is woken by what concerns neither UDP, nor SCTP, nor a front that came."""
+        applied = [c for c in done.changes if c.key not in done.failures]
+        changes = [c for c in applied if _has_flows(c)]
+        came = [port for c in applied for port in self._come(c)]
+        if done.full or changes or came:
             plans = [(c.key, c.after and self._loop.in_kernel(c.after)) for c in changes]
-            self._inbox.append(News(done.full, plans, tuple(done.failures)))
+            self._inbox.append(News(done.full, plans, tuple(done.failures), came))
             self._wake.set()
+
+    def _come(self, change: Change) -> Sequence[PortPlan]:
+        """The TCP ports of a Service of which fronts came."""
+        if change.after is None or not (ports := arrivals.have_come(change.before, change.after)):
+            return ()
+        known = self._loop.in_kernel(change.after)
+        if known is change.after:
+            return ports
+        which = {(port.name, port.port) for port in ports}
+        return [port for port in known.ports if port.protocol == "TCP" and (port.name, port.port) in which]
 
     def _failed(self, error: Exception) -> None:
         if not isinstance(error, OSError):
@@ -132,7 +151,7 @@ class FlowCleaner:
         if said != self._said:
             self._said = said
             log.warning(
-                "%s: UDP and SCTP flows to endpoints that are gone stay in the connection table: %s",
+                "%s: flows that lead to no endpoint stay in the connection table: %s",
                 self._loop.family,
                 said,
             )
@@ -159,6 +178,7 @@ class FlowCleaner:
         for error in failed.values():
             raise error
         self._fronts.settled()
+        self._arrivals.settled()
         return Cleaned(listed, self.deleted - before, time.monotonic() - started)
 
     def _look(self, listing: Listing, is_stale: Callable[[Flow], bool]) -> int:
@@ -167,7 +187,11 @@ class FlowCleaner:
         listed = 0
         stale: list[Flow] = []
         for flow in conntrack.flows(
-            family, listing.protocol, destination=listing.destination, source=listing.source
+            family,
+            listing.protocol,
+            destination=listing.destination,
+            source=listing.source,
+            unanswered=listing.protocol == TCP,
         ):
             listed += 1
             if is_stale(flow):
@@ -190,6 +214,10 @@ class FlowCleaner:
                 self._fronts.set(key, plan)
             if news.full:
                 self._fronts.look_at_all()
+            if news.came:
+                self._arrivals.add(news.came)
+                for listing in self._arrivals.listings():
+                    self._fronts.look_at(listing)
 
     def _judge(self) -> Callable[[Flow], bool]:
         """What tells whether a flow is stale, on the node as it is now."""
@@ -205,7 +233,12 @@ class FlowCleaner:
                 answer = known[address] = here and node.serves_node_ports(unpack(address))
             return answer
 
-        return lambda flow: self._fronts.is_stale(flow, local)
+        def is_stale(flow: Flow) -> bool:
+            if flow.protocol == TCP:
+                return self._arrivals.is_waiting(flow, local)
+            return self._fronts.is_stale(flow, local)
+
+        return is_stale
 
     def _delete(self, stale: Sequence[Flow], is_stale: Callable[[Flow], bool]) -> None:
         """Deletes what is stale by the newest word, too."""
@@ -213,7 +246,8 @@ class FlowCleaner:
             self._take()
             stale = [flow for flow in stale if is_stale(flow)]
         if stale:
-            self.deleted += conntrack.delete(stale)
+            delete = conntrack.delete_unanswered if stale[0].protocol == TCP else conntrack.delete
+            self.deleted += delete(stale)
 
 
 def _has_flows(change: Change) -> bool:

@@ -24,7 +24,8 @@ SECONDS = 3600
 class Entry(NamedTuple):
     """A flow: the client, whom it spoke to, and who answers (None: the one it spoke to).
 
-    Its zone is that of both its directions, or (`way`) only of the one to the front.
+    Its zone is that of both its directions, or (`way`) only of the one to the front. A TCP connection is established, or
+    (`waiting`) in state SYN_SENT without an answer.
     """
 
     client: tuple[str, int]
@@ -33,6 +34,7 @@ class Entry(NamedTuple):
     protocol: int = UDP
     zone: int = 0
     way: bool = False
+    waiting: bool = False
 
 
 def add(name: str, entries: Iterable[Entry]) -> None:
@@ -66,12 +68,14 @@ def _message(entry: Entry, last: bool) -> bytes:
     body = struct.pack("BBH", family, 0, 0)
     body += _tuple(TUPLE_ORIG, entry.protocol, entry.client, entry.front, entry.zone if entry.way else 0)
     body += _tuple(TUPLE_REPLY, entry.protocol, backend, entry.client)
-    body += _attribute(3, struct.pack(">I", CONFIRMED | SEEN_REPLY | ASSURED))
+    status = CONFIRMED if entry.waiting else CONFIRMED | SEEN_REPLY | ASSURED
+    body += _attribute(3, struct.pack(">I", status))
     body += _attribute(TIMEOUT, struct.pack(">I", SECONDS))
     if entry.zone and not entry.way:
         body += _attribute(ZONE, struct.pack(">H", entry.zone))
     if entry.protocol == TCP:
-        body += _attribute(PROTOINFO | 0x8000, _attribute(1 | 0x8000, _attribute(1, b"\3")))  # established
+        state = b"\1" if entry.waiting else b"\3"  # SYN_SENT, ESTABLISHED
+        body += _attribute(PROTOINFO | 0x8000, _attribute(1 | 0x8000, _attribute(1, state)))
     if entry.protocol == SCTP:
         tags = _attribute(2, b"\0\0\0\1") + _attribute(3, b"\0\0\0\2")
         body += _attribute(

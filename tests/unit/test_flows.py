@@ -22,7 +22,7 @@ from kubeproxy.netlink import conntrack, route
 from kubeproxy.sync import Synced
 
 DNS, WEB = ("shop", "dns"), ("shop", "web")
-UDP, SCTP = 17, 132
+TCP, UDP, SCTP = 6, 17, 132
 A, B = place("10.244.1.1", 5353), place("10.244.1.2", 5353)
 FRONT, NODE_PORT = place("10.96.0.10", 53), place("192.0.2.1", 30053)
 Asked = tuple[int, int, bytes, bytes]
@@ -33,6 +33,7 @@ class Flow(NamedTuple):
     destination: bytes
     source: bytes
     zone: int = 0
+    unanswered: bool = False
 
 
 class Loop:
@@ -82,11 +83,18 @@ class Kernel:
         self.meanwhile: Callable[[], None] = lambda: None
         monkeypatch.setattr(conntrack, "flows", self._flows)
         monkeypatch.setattr(conntrack, "delete", self._delete)
+        monkeypatch.setattr(conntrack, "delete_unanswered", self._delete)
         local = [route.Address(pack("192.0.2.1"), 24, 1), route.Address(pack("fd00::1"), 64, 1)]
         monkeypatch.setattr(route, "addresses", lambda: local)
 
     def _flows(
-        self, family: int, protocol: int, *, destination: bytes = b"", source: bytes = b""
+        self,
+        family: int,
+        protocol: int,
+        *,
+        destination: bytes = b"",
+        source: bytes = b"",
+        unanswered: bool = False,
     ) -> Iterator[Flow]:
         self.asked.append((family, protocol, destination, source))
         if self.fails:
@@ -95,6 +103,7 @@ class Kernel:
             flow
             for flow in self.table
             if flow.protocol == protocol
+            and (flow.unanswered or not unanswered)
             and destination in {b"", flow.destination, flow.destination[-2:]}
             and source in {b"", flow.source}
         ]
@@ -172,18 +181,58 @@ async def test_the_first_sync_has_everything_looked_at(rig: Rig, kernel: Kernel)
         rig.loop.full(service(1), service(1, key=WEB, protocol="TCP", cluster_ip="10.96.0.20"))
         await until(lambda: rig.done)
         assert (rig.done[0].listed, rig.done[0].deleted) == (4, 2)
-        assert await rig.cleaned() == [(2, UDP, b"", b"")]
+        assert await rig.cleaned() == [(2, UDP, b"", b""), (2, TCP, place("10.96.0.20", 53), b"")]
     assert kernel.table == [Flow(UDP, FRONT, A), Flow(UDP, B, A)]
     assert rig.cleaner.deleted == 2
 
 
-async def test_where_there_is_tcp_only_nothing_is_asked(rig: Rig) -> None:
+async def test_of_tcp_nothing_is_asked_but_when_a_front_comes(rig: Rig) -> None:
     async with rig.running():
         rig.loop.full(service(1, protocol="TCP"))
-        assert await rig.cleaned() == []
+        assert await rig.cleaned() == [(2, TCP, FRONT, b"")]
         rig.loop.partial(service(2, protocol="TCP"))
+        rig.loop.partial(service(protocol="TCP"))
+        assert await rig.idle()
+        rig.loop.partial(service(1, protocol="TCP"))
+        assert await rig.cleaned() == [(2, TCP, FRONT, b"")]
         rig.loop.gone(DNS)
         assert await rig.idle()
+
+
+async def test_a_tcp_client_who_began_before_its_front_came_is_forgotten_and_nobody_else(
+    rig: Rig, kernel: Kernel
+) -> None:
+    old = place("10.96.0.20", 53)
+    bystanders = [
+        Flow(TCP, FRONT, FRONT),
+        Flow(TCP, FRONT, A, unanswered=True),
+        Flow(TCP, old, old, unanswered=True),
+        Flow(UDP, FRONT, FRONT),
+    ]
+    waiting = [Flow(TCP, at, at, unanswered=True) for at in (FRONT, NODE_PORT)]
+    async with rig.running():
+        rig.loop.full(service(1, key=WEB, protocol="TCP", cluster_ip="10.96.0.20"))
+        await rig.cleaned()
+        kernel.table = [*bystanders, *waiting]
+        rig.loop.partial(service(1, protocol="TCP", node_port=30053))
+        await rig.cleaned()
+    assert kernel.table == bystanders
+
+
+async def test_where_the_kernel_is_led_elsewhere_what_leads_there_is_left_alone(
+    rig: Rig, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in userspace mode, where the endpoints that the kernel knows are the relay's sockets."""
+    relay = service(9, protocol="TCP")
+    monkeypatch.setattr(rig.loop, "in_kernel", lambda _: relay)
+    kernel.table = [
+        Flow(TCP, FRONT, place("10.244.1.9", 5353), unanswered=True),
+        Flow(TCP, FRONT, A, unanswered=True),
+    ]
+    async with rig.running():
+        rig.loop.full(service(1, protocol="TCP"))
+        await rig.cleaned()
+    assert kernel.table == [Flow(TCP, FRONT, place("10.244.1.9", 5353), unanswered=True)]
 
 
 async def test_a_change_asks_for_what_it_changed(rig: Rig, kernel: Kernel) -> None:

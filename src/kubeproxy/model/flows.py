@@ -8,8 +8,8 @@ its flow must be forgotten. A flow is stale when the place its client speaks to 
 - it was not translated, though the Service has endpoints.
 
 At a front that no Service has any more, flows to the endpoints that its last owner had are stale. Endpoints that serve
-until they end keep their flows, as traffic policies and topology are about new ones only. TCP is never touched: its
-connections end by themselves, and a forgotten one would be reset.
+until they end keep their flows, as traffic policies and topology are about new ones only. Of TCP only connections that
+nobody has answered yet are of interest, see `arrivals`: the others end by themselves, and a forgotten one would be reset.
 
 `Fronts` knows who owns which front, and which flows a change asks to be looked at: those to some endpoints, or those to
 some fronts. What is listed is judged by all that is known, so a list may hold more than was asked for.
@@ -191,7 +191,7 @@ def owner(port: PortPlan) -> Owner:
     """A UDP or SCTP port of a plan."""
     return Owner(
         PROTOCOLS[port.protocol],
-        frozenset(_fronts(port)),
+        frozenset(fronts(port)),
         frozenset([place(b.address, b.port) for b in port.serving]),
     )
 
@@ -201,7 +201,8 @@ def place(address: str, port: int) -> Place:
     return (pack(address) if address else b"") + port.to_bytes(2)
 
 
-def _fronts(port: PortPlan) -> Iterator[Place]:
+def fronts(port: PortPlan) -> Iterator[Place]:
+    """Where a port is reached."""
     for address in (port.cluster_ip, *port.external_ips, *port.load_balancer_ips):
         if address:
             yield place(address, port.port)

@@ -19,12 +19,16 @@ from typing import Final, NamedTuple
 
 from kubeproxy.netlink import wire
 
+TCP: Final = 6
 UDP: Final = 17
 SCTP: Final = 132
 
 _SUBSYSTEM = 1 << 8
 _GET, _DELETE, _GET_STATS = _SUBSYSTEM | 1, _SUBSYSTEM | 2, _SUBSYSTEM | 5
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
+_STATUS, _PROTOCOL_INFO, _STATUS_MASK = 3, 4, 26
+_TCP_INFO, _TCP_STATE = 1, 1
+_SEEN_REPLY, _SYN_SENT = 2, 1
 _TUPLE_IP, _TUPLE_PROTO, _TUPLE_ZONE = 1, 2, 3
 _PROTO_NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
 _V4_SOURCE, _V4_DESTINATION, _V6_SOURCE, _V6_DESTINATION = 1, 2, 3, 4
@@ -84,6 +88,16 @@ class Flow(NamedTuple):
         return 0 if value is None else int.from_bytes(value)
 
     @property
+    def unanswered(self) -> bool:
+        """Whether it is a TCP connection in state SYN_SENT that saw no reply."""
+        found = wire.attributes(self.message[4:])
+        if self.protocol != TCP or not found.keys() >= {_STATUS, _PROTOCOL_INFO}:
+            return False
+        state = wire.attributes(wire.attributes(found[_PROTOCOL_INFO]).get(_TCP_INFO, b"")).get(_TCP_STATE)
+        status = int.from_bytes(found[_STATUS])
+        return state is not None and state[0] == _SYN_SENT and not status & _SEEN_REPLY
+
+    @property
     def name(self) -> bytes:
         """The attributes that name this flow and no other."""
         found = wire.attributes(self.message[4:])
@@ -112,7 +126,14 @@ def usage() -> Usage:
     raise OSError(errno.ENOTSUP, "no count of tracked flows")
 
 
-def flows(family: int, protocol: int, *, destination: bytes = b"", source: bytes = b"") -> Iterator[Flow]:
+def flows(
+    family: int,
+    protocol: int,
+    *,
+    destination: bytes = b"",
+    source: bytes = b"",
+    unanswered: bool = False,
+) -> Iterator[Flow]:
     """Lists flows. A kernel that does not filter as asked gives more of them: they are to be judged in any case.
 
     Flows that come and go meanwhile may be missed or told twice.
@@ -122,17 +143,20 @@ def flows(family: int, protocol: int, *, destination: bytes = b"", source: bytes
         protocol: its number; one with ports.
         destination: the place the client spoke to, or a port alone; empty for any.
         source: the place the answers come from; empty for any.
+        unanswered: only those that saw no reply (since Linux 5.15).
 
     Raises:
         OSError: the kernel has no ctnetlink, or we lack CAP_NET_ADMIN.
     """
     body = _NFGENMSG.pack(family, 0, 0)
+    if unanswered:
+        body += wire.be32(_STATUS, 0) + wire.be32(_STATUS_MASK, _SEEN_REPLY)
     with wire.Socket(wire.NETFILTER) as kernel:
         try:
             yield from _list(kernel, family, protocol, body + _filter(protocol, destination, source))
         except wire.NetlinkError as e:
             if e.errno in _UNFILTERED:
-                yield from _list(kernel, family, protocol, body)
+                yield from _list(kernel, family, protocol, _NFGENMSG.pack(family, 0, 0))
             elif e.errno != errno.EINTR:
                 raise
 
@@ -228,6 +252,33 @@ def delete(listed: Sequence[Flow]) -> int:
                 deleted -= 1
                 if error.errno != errno.ENOENT:
                     refused = refused or error
+    if refused is not None:
+        raise refused
+    return deleted
+
+
+def delete_unanswered(listed: Sequence[Flow]) -> int:
+    """Deletes TCP connections as `delete` does, but each only if nobody has answered it since it was listed.
+
+    The kernel cannot be asked for both at once, so each is looked at just before.
+
+    Raises:
+        OSError: the kernel refused some, told by the first of them; all were tried.
+    """
+    deleted = 0
+    refused: wire.NetlinkError | None = None
+    with wire.Socket(wire.NETFILTER) as kernel:
+        for flow in listed:
+            try:
+                replies = kernel.request(_GET, bytes(flow.message[:4]) + flow.name)
+                now = next((_read(reply.body) for reply in replies), None)
+                if now is None or now.name != flow.name or not now.unanswered:
+                    continue
+                errors = list(_delete(kernel, [flow]))
+            except wire.NetlinkError as e:
+                errors = [e]
+            deleted += not errors
+            refused = next((e for e in errors if e.errno != errno.ENOENT), None) or refused
     if refused is not None:
         raise refused
     return deleted

@@ -85,6 +85,16 @@ def rules(node: NodeConfig) -> dict[str, list[Rule]]:
             Rule((*_to_node_ports(node, s), *port, x.lookup(layout.REJECT_NODEPORTS, 0), reject)),
         ],
         layout.CLUSTER_IPS_CHECK: [
+            # Its client is served at the next packet, as soon as the flow is forgotten: it must not be refused before.
+            Rule(
+                (
+                    *s.tracked_before(),
+                    s.destination(0),
+                    x.lookup(layout.CLUSTER_IPS, 0),
+                    x.verdict(verdict(RETURN)),
+                ),
+                "began before the Service was there",
+            ),
             Rule(
                 (s.destination(0), x.lookup(layout.CLUSTER_IPS, 0), reject),
                 "Reject traffic to invalid ports of ClusterIPs",

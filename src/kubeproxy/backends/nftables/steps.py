@@ -95,6 +95,10 @@ class Steps:
         """Goes on only for the first packets of a connection."""
         return x.ct(0, x.CT_STATE), *_has(x.CT_NEW)
 
+    def tracked_before(self) -> tuple[bytes, ...]:
+        """Goes on only if an earlier packet of the connection was let through."""
+        return x.ct(0, x.CT_STATUS), *_has(x.CT_CONFIRMED)
+
     def translated(self) -> tuple[bytes, ...]:
         """Goes on only if the connection's destination was changed."""
         return x.ct(0, x.CT_STATUS), *_has(x.CT_DNAT)

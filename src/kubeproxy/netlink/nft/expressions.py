@@ -22,6 +22,7 @@ CT_STATE: Final = 0
 CT_STATUS: Final = 2
 
 CT_NEW: Final = 8
+CT_CONFIRMED: Final = 8
 CT_DNAT: Final = 0x20
 
 NETWORK_HEADER: Final = 1

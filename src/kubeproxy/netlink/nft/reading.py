@@ -108,7 +108,7 @@ _METAS: Final = {
 }
 _CONNECTION: Final = {
     x.CT_STATE: Value("ct state", 1, _flags({x.CT_NEW: "new"})),
-    x.CT_STATUS: Value("ct status", 1, _flags({x.CT_DNAT: "dnat"})),
+    x.CT_STATUS: Value("ct status", 1, _flags({x.CT_DNAT: "dnat", x.CT_CONFIRMED: "confirmed"})),
 }
 _FIB: Final = {
     1: Value("fib saddr type", 1, _flags({x.LOCAL: "local"})),
