@@ -8,15 +8,17 @@ DEFAULTS ?= /etc/default/kube-proxy
 PIP = python -m pip --disable-pip-version-check --quiet
 PROGRAMS = ip iptables iptables-legacy nft conntrack setpriv
 PACKAGES = iproute2 iptables nftables conntrack util-linux
-TEST_PROGRAMS = systemd-analyze
-TEST_PACKAGES = systemd
+TEST_PROGRAMS = systemd-analyze runc
+TEST_PACKAGES = systemd runc
 VM_PROGRAMS = qemu-system-x86_64 busybox cpio depmod ipset ipvsadm
 VM_PACKAGES = qemu-system-x86 busybox-static cpio kmod ipset ipvsadm
+MIRROR ?= $(shell apt-get indextargets --format '$$(SITE)' 'Created-By: Packages' | grep -m1 '/debian/*$$')
+ARCHITECTURES ?= amd64 arm64
 WORKERS ?= 4
 ROUNDS ?= 10
 
 .PHONY: help install uninstall demo test fuzz lint format bench clean lock wheel system test-programs haproxy vm vm-programs
-.PHONY: versions-test distro-test root
+.PHONY: image versions-test distro-test root
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +32,7 @@ help:
 	@echo "make format    rewrites the sources in the house style"
 	@echo "make bench     measures speed and memory"
 	@echo "make lock      resolves requirements/ again, with the newest versions that pyproject.toml allows"
+	@echo "make image     the container image, as an OCI archive in dist/ (ARCHITECTURES=\"amd64 arm64\")"
 	@echo "make clean     removes what was made here"
 
 # An installation of its own, independent of this folder. A running daemon keeps running until it is restarted.
@@ -61,8 +64,12 @@ wheel: .venv/.dev
 demo: system .venv/.run
 	@PYTHONPATH=src:. .venv/bin/python -m examples.demo.demo --mode $(or $(MODE),iptables)
 
-test: system test-programs vm .venv/.dev
+test: system test-programs vm image .venv/.dev
 	.venv/bin/pytest -n $(WORKERS) --dist worksteal $(TESTS)
+
+# A container image as an OCI archive in dist/, made from Debian's packages without a registry or a container engine.
+image: root wheel
+	PYTHONPATH=. .venv/bin/python -m deploy.image --mirror $(MIRROR) --wheel dist/kubeproxy-*.whl $(ARCHITECTURES)
 
 fuzz: system vm .venv/.dev
 	for round in $$(seq $(ROUNDS)); do \
@@ -83,7 +90,7 @@ bench: system vm haproxy .venv/.dev
 	PYTHONPATH=. .venv/bin/python -m bench $(BENCH)
 
 clean:
-	rm -rf .vm .distro .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	rm -rf .vm .distro .image .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Programs of the system: installed when one is missing and we may.

@@ -189,8 +189,12 @@ class TestCommand:
     def test_ctrl_c_ends_the_process_quietly(self, tmp_path):
         fifo = tmp_path / "config"
         os.mkfifo(fifo)
+        # A shell that tests run in may ignore SIGINT, and its children inherit that.
+        listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        main = "import sys; from kubeproxy.cli import main; sys.exit(main())"
         with subprocess.Popen(
-            [sys.executable, "-m", "kubeproxy", f"--config={fifo}"], stderr=subprocess.PIPE
+            [sys.executable, "-c", f"{listening}; {main}", f"--config={fifo}"],
+            stderr=subprocess.PIPE,
         ) as process:
             with fifo.open("w"):  # opens once the process reads, so it is past its imports
                 process.send_signal(signal.SIGINT)
