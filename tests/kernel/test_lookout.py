@@ -6,12 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from kubeproxy.api.addresses import IPV4
+from kubeproxy.backends.iptables import names
+from kubeproxy.backends.iptables.watch import watch
+from kubeproxy.backends.programs import NAT, Programs
 from kubeproxy.netlink.nft.kernel import generation
 from kubeproxy.netlink.nft.lookout import Lookout, words
 from kubeproxy.netlink.nft.monitor import Event, Monitor
 from tests.lab import netns
 
 FLOOD = 150_000
+RULES = 60_000
 
 
 @pytest.fixture
@@ -123,3 +128,21 @@ def test_a_process_that_is_ignored_makes_no_flood() -> None:
         nft("add chain ip t others")
         (done,) = monitor.read()
         assert did(done.events) == [("chain added", "others")]
+
+
+@pytest.mark.usefixtures("inside")
+async def test_a_table_that_we_write_whole_is_no_flood() -> None:
+    told: list[str] = []
+    tables = Programs(IPV4, "iptables-nft-save", "iptables-nft-restore", "nf_tables")
+    lookout = watch(IPV4, tables.wrote, told.append)
+    lookout.join()
+    chain = names.SERVICES
+    rules = (f"-A {chain} -d 10.{i >> 16}.{i >> 8 & 255}.{i & 255}/32 -j RETURN\n" for i in range(RULES))
+    tables.restore(NAT, (f":{chain} - [0:0]\n", *rules))
+    lookout.catch_up(lambda: True)
+    assert told == []
+    nft(f"add rule ip nat {chain} accept")
+    lookout.catch_up(lambda: True)
+    (what,) = told
+    assert "rule added" in what
+    lookout.close()
