@@ -32,6 +32,9 @@ FULL_SYNC_SECONDS = 3600.0
 """How often everything is compared with the kernel although nothing seems wrong."""
 
 _YIELD_EVERY = 500
+_LARGE = 5_000
+"""A Service with so many endpoints, counted once a port, is planned in a thread: it takes 10 ms and more."""
+
 _LONGEST_REFUSAL_SECONDS = 300.0
 
 
@@ -99,8 +102,8 @@ class Loop:
         self._clock = clock or SystemClock()
         self._pacer = Pacer(min_sync_period, sync_period)
         self._wake = asyncio.Event()
-        self._pending: dict[Key, tuple[float, ...]] = {}
-        self._retried: dict[Key, tuple[float, ...]] = {}  # those of them that the kernel refused before
+        self._pending: dict[Key, list[float]] = {}
+        self._retried: dict[Key, list[float]] = {}  # those of them that the kernel refused before
         self._queued: float | None = None
         self._syncing: float | None = None
         self._full = True
@@ -158,8 +161,9 @@ class Loop:
             return
         for key in keys:
             pending = self._retried if key in self.refused else self._pending
-            before = pending.get(key, ())
-            pending[key] = before if triggered is None else (*before, triggered)
+            before = pending.setdefault(key, [])
+            if triggered is not None:
+                before.append(triggered)
         self._queue()
 
     def set_node(self, node: NodeConfig) -> None:
@@ -260,7 +264,7 @@ class Loop:
         self._syncing = started if self._queued is None else self._queued
         self._queued = self._syncing if self._retried else None
         try:
-            changes = await self._all(node) if full else self._differences(pending)
+            changes = await self._all(node) if full else await self._differences(pending, node)
             if not full and not changes and not node_changed:
                 return
             planned = self._clock.now()
@@ -284,16 +288,30 @@ class Loop:
         """
         plans = {}
         for count, key in enumerate(list(self._state.services), 1):
-            plans[key] = self._state.plan(key, node)
+            plans[key] = await self._plan(key, node)
             if count % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
         for key in self._pending:
             plans[key] = self._state.plan(key, node)
         return [Change(key, None, plan) for key, plan in plans.items() if plan is not None]
 
-    def _differences(self, keys: Collection[Key]) -> list[Change]:
-        changes = ((key, self.applied.get(key), self._state.plan(key, self.node)) for key in keys)
-        return [Change(key, before, after) for key, before, after in changes if before != after]
+    async def _differences(self, keys: Collection[Key], node: NodeConfig) -> list[Change]:
+        """Plans some Services, and those that are touched meanwhile, see `_all`."""
+        plans = {}
+        for count, key in enumerate(keys, 1):
+            plans[key] = await self._plan(key, node)
+            if count % _YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+        for key in self._pending:
+            plans[key] = self._state.plan(key, node)
+        pairs = ((key, self.applied.get(key), after) for key, after in plans.items())
+        return [Change(key, before, after) for key, before, after in pairs if before != after]
+
+    async def _plan(self, key: Key, node: NodeConfig) -> ServicePlan | None:
+        """Plans a Service; a large one in a thread, so that the event loop does not wait for it."""
+        if self._state.size(key) < _LARGE:
+            return self._state.plan(key, node)
+        return await asyncio.to_thread(self._state.prepare(key, node))
 
     def _failed(self, error: Exception, *, full: bool) -> None:
         self.failed[full] += 1

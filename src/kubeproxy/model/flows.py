@@ -80,7 +80,7 @@ class Fronts:
     def __init__(self) -> None:
         self._services: dict[Key, dict[tuple[str, str, int], Owner]] = {}
         self._owners: dict[tuple[int, Place], tuple[Owner, ...]] = {}
-        self._left: dict[tuple[int, Place], set[Place]] = {}
+        self._left: dict[tuple[int, Place], set[frozenset[Place]]] = {}
         self._listings: dict[Listing, None] = {}
 
     @property
@@ -148,7 +148,7 @@ class Fronts:
             return False
         if source == destination:
             return any(owner.serving for owner in owners) and flow.zone == 0
-        return bool(owners) or source in self._left[front]
+        return bool(owners) or any(source in serving for serving in self._left[front])
 
     def _change(self, old: Owner | None, new: Owner | None) -> None:
         """A Service port was so and is so now: who owns its fronts, and what is to be looked at."""
@@ -161,7 +161,7 @@ class Fronts:
         lost, came, kept = old.fronts - new.fronts, new.fronts - old.fronts, old.fronts & new.fronts
         gone = old.serving - new.serving
         for front in lost if old.serving else ():
-            self._left.setdefault((protocol, front), set()).update(old.serving)
+            self._left.setdefault((protocol, front), set()).add(old.serving)
         # Translated to endpoints that may not have them any more.
         endpoints = old.serving if lost else gone
         at = (lost if endpoints else frozenset()) | (kept if gone else frozenset())

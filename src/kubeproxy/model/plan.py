@@ -10,7 +10,7 @@ from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 
-from kubeproxy.api.addresses import family_of, join
+from kubeproxy.api.addresses import IPV6, family_of, join
 from kubeproxy.api.rows import Condition, EndpointRow, PortRow, Protocol, ServiceRow, SliceRow
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.select import Backend, Topology, select
@@ -180,6 +180,27 @@ class ServicePlan(Struct, frozen=True, gc=False):
         return self.namespace, self.name
 
 
+PortId = tuple[str, Protocol]
+"""Name of a Service port as in `PortPlan`, and its protocol."""
+
+
+def with_same_firewall(before: ServicePlan | None, after: ServicePlan | None) -> frozenset[PortId]:
+    """The ports of which two plans say the same about source ranges; there may be thousands of ranges to pass over."""
+    if before is None or after is None:
+        return frozenset()
+    old = {(port.name, port.protocol): port for port in before.ports if port.source_ranges}
+    return frozenset(
+        [
+            (port.name, port.protocol)
+            for port in after.ports
+            if (was := old.get((port.name, port.protocol))) is not None
+            and was.source_ranges == port.source_ranges
+            and was.load_balancer_ips == port.load_balancer_ips
+            and (was.port, was.any) == (port.port, port.any)
+        ]
+    )
+
+
 Owners = Callable[[Front], Key | None]
 """Who owns a front; None if no Service is known to."""
 
@@ -328,7 +349,8 @@ class _Fronts:
 
 
 def _of_family(addresses: tuple[str, ...], family: str) -> tuple[str, ...]:
-    return tuple([a for a in addresses if family_of(a) == family]) if addresses else ()
+    ipv6 = family == IPV6
+    return tuple([a for a in addresses if (":" in a) == ipv6]) if addresses else ()
 
 
 def _by_port(slices: list[SliceRow]) -> dict[tuple[str, str], list[tuple[SliceRow, int]]]:

@@ -6,7 +6,8 @@ already touches none. Nothing here is planned: `plan` does that for one Service 
 A change of a Service may take a front from another one or leave it one, so it touches that one, too.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from kubeproxy.api import flatten, types
 from kubeproxy.api.addresses import Family
@@ -73,8 +74,14 @@ class State:
 
     def plan(self, key: Key, node: NodeConfig) -> ServicePlan | None:
         """The plan of a Service on a node; None when there is nothing to do for it in that family."""
+        return self.prepare(key, node)()
+
+    def prepare(self, key: Key, node: NodeConfig) -> Callable[[], ServicePlan | None]:
+        """What makes the plan of a Service from what is known of it now; it may be called in another thread."""
         service = self.services.get(key)
-        return None if service is None else make_plan(service, self.slices(key), node, self._owners(node))
+        if service is None:
+            return lambda: None
+        return partial(make_plan, service, self.slices(key), node, self._owners(node))
 
     def _owners(self, node: NodeConfig) -> Owners:
         """Who owns which front on a node. Claims are recorded from the first question on."""
@@ -86,7 +93,14 @@ class State:
                 claims.change(key, None, self.services[key])
         return claims.owner
 
-    def slices(self, key: Key) -> Iterable[SliceRow]:
+    def size(self, key: Key) -> int:
+        """How many endpoints a Service has, counted once a port: about what it costs to plan it."""
+        pieces = self._slices.get(key)
+        if not pieces:
+            return 0
+        return sum([len(row.endpoints) * len(row.ports) for rows in pieces.values() for row in rows])
+
+    def slices(self, key: Key) -> Sequence[SliceRow]:
         """The EndpointSlices of a Service, in the order of their names."""
         pieces = self._slices.get(key)
         if not pieces:

@@ -2,8 +2,10 @@
 
 import random
 import time
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 from socket import AF_INET, AF_INET6, inet_pton
 
 from kubeproxy.relay.values import Listener, Target
@@ -55,10 +57,10 @@ class Balancer:
         self._listener = listener
         self._clients = clients
         self._choices = [
-            ([_Range(text) for text in choice.clients], choice.targets, _turn(len(choice.targets)))
+            (_Ranges(choice.clients) if choice.clients else None, choice.targets, _turn(len(choice.targets)))
             for choice in listener.choices
         ]
-        self._admitted = [_Range(text) for text in listener.admitted]
+        self._admitted = _Ranges(listener.admitted)
         self.targets = frozenset(listener.kept).union(*(choice.targets for choice in listener.choices))
 
     def candidates(self, client: str) -> Sequence[Target]:
@@ -66,9 +68,9 @@ class Balancer:
 
         Each call is one turn. The client's own target comes first.
         """
-        if self._admitted and not any(client in each for each in self._admitted):
+        if self._listener.admitted and client not in self._admitted:
             return ()
-        choice = next((c for c in self._choices if not c[0] or any(client in each for each in c[0])), None)
+        choice = next((c for c in self._choices if c[0] is None or client in c[0]), None)
         if choice is None:
             return ()
         _, targets, turn = choice
@@ -94,19 +96,30 @@ class Balancer:
         self._clients.forget(client, target)
 
 
-class _Range:
-    """A CIDR range."""
+class _Ranges:
+    """Some CIDR ranges; an address is looked for in O(log n), for there may be thousands."""
 
-    def __init__(self, text: str) -> None:
-        network, _, length = text.partition("/")
-        packed = _packed(network)
-        self._shift = 8 * len(packed) - int(length)
-        self._size = len(packed)
-        self._prefix = int.from_bytes(packed) >> self._shift
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._spans: dict[int, list[tuple[int, int]]] = {4: [], 16: []}
+        for size, first, last in sorted(map(_span, texts), key=lambda span: (span[1], -span[2])):
+            spans = self._spans[size]
+            if not spans or last > spans[-1][1]:  # two ranges are nested, or have nothing in common
+                spans.append((first, last))
 
     def __contains__(self, address: str) -> bool:
         packed = _packed(address)
-        return len(packed) == self._size and int.from_bytes(packed) >> self._shift == self._prefix
+        spans, value = self._spans[len(packed)], int.from_bytes(packed)
+        at = bisect_right(spans, value, key=itemgetter(0))
+        return at > 0 and value <= spans[at - 1][1]
+
+
+def _span(text: str) -> tuple[int, int, int]:
+    """The bytes of a range's addresses, and the first and the last of them."""
+    network, _, length = text.partition("/")
+    packed = _packed(network)
+    mask = (1 << (8 * len(packed) - int(length))) - 1
+    first = int.from_bytes(packed) & ~mask
+    return len(packed), first, first | mask
 
 
 def _packed(address: str) -> bytes:

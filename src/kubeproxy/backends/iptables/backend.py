@@ -26,7 +26,7 @@ from kubeproxy.backends.iptables.watch import watch
 from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables
 from kubeproxy.figures import Figure
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.model.plan import Key, ServicePlan, with_same_firewall
 from kubeproxy.netlink import nfacct
 from kubeproxy.netlink.nft.lookout import Lookout
 
@@ -164,7 +164,9 @@ class IPTables:
         def fragments() -> Iterator[Fragment]:
             nonlocal chains
             for c in changes:
-                before, after = compile_service(c.before, dialect), compile_service(c.after, dialect)
+                same = with_same_firewall(c.before, c.after)
+                before = compile_service(c.before, dialect, same)
+                after = compile_service(c.after, dialect, same)
                 chains += len(after.chains) - len(before.chains)
                 rules.subtract(before.rules())
                 rules.update(after.rules())
@@ -393,8 +395,9 @@ def _nat_lines(f: Fragment) -> int:
 
 def _lines(change: Change) -> int:
     """About how many lines a new Service comes to."""
-    ports = len(change.after.ports) if change.after else 0
-    return _LINES_PER_ENDPOINT * (_endpoints(change.after) + ports)
+    ports = change.after.ports if change.after else ()
+    ranges = sum(len(port.source_ranges) for port in ports)
+    return _LINES_PER_ENDPOINT * (_endpoints(change.after) + len(ports)) + ranges
 
 
 def _endpoints(plan: ServicePlan | None) -> int:

@@ -18,14 +18,15 @@ Packets that find no endpoint are dropped or rejected by fronts in table filter.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from kubeproxy.api.addresses import IPV4, Family, contains, is_everything, join
+from kubeproxy.api.addresses import IPV4, Family, is_everything, join
+from kubeproxy.backends.admission import Admission
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.programs import FILTER, NAT
 from kubeproxy.model.node import LocalTraffic, NodeConfig
-from kubeproxy.model.plan import FORWARD, REJECT, Action, PortPlan, ServicePlan
+from kubeproxy.model.plan import FORWARD, REJECT, Action, PortId, PortPlan, ServicePlan
 from kubeproxy.model.select import Backend
 
 Shared = tuple[str, str]
@@ -85,7 +86,7 @@ class Dialect:
         self.host = "/32" if ipv4 else "/128"
         self.mask = "255.255.255.255" if ipv4 else ":".join(["ffff"] * 8)
         self.unreachable = "icmp-port-unreachable" if ipv4 else "icmp6-port-unreachable"
-        self.node_address = node.address
+        self.admits_node = Admission(node.address)
         self.masquerade_all = node.masquerade_all
         self.localhost_counter = ipv4 and counters and node.localhost_node_ports
         self.comments = comments
@@ -93,13 +94,21 @@ class Dialect:
         self.not_local = _not_local(node.local_traffic)
 
 
-def compile_service(plan: ServicePlan | None, d: Dialect) -> Compiled:
-    """The rules of a Service; none for None."""
+def compile_service(
+    plan: ServicePlan | None, d: Dialect, without: Collection[PortId] = frozenset()
+) -> Compiled:
+    """The rules of a Service; none for None.
+
+    Args:
+        plan: its plan.
+        d: how rules are written.
+        without: ports whose chain of source ranges is left out, because it is not to change.
+    """
     if plan is None:
         return NOTHING
     compiled = Compiled({}, [])
     for port in plan.ports:
-        _compile_port(port, d, compiled)
+        _compile_port(port, d, compiled, without)
         if plan.health_check_port:
             compiled.fronts.append(
                 (
@@ -142,7 +151,7 @@ def _is_firewalled(p: PortPlan) -> bool:
     return p.any and bool(p.source_ranges and p.load_balancer_ips)
 
 
-def _compile_port(p: PortPlan, d: Dialect, out: Compiled) -> None:
+def _compile_port(p: PortPlan, d: Dialect, out: Compiled, without: Collection[PortId]) -> None:
     proto = p.protocol.lower()
     svc, svl, ext, fw = _port_chains(p, proto)
     firewalled = _is_firewalled(p)
@@ -185,7 +194,7 @@ def _compile_port(p: PortPlan, d: Dialect, out: Compiled) -> None:
         chains[svl] = marked + _balance(svl, p.local, seps, p, d)
     if p.external:
         chains[ext] = _external(ext, svc, svl, p, d)
-    if firewalled:
+    if firewalled and (p.name, p.protocol) not in without:
         chains[fw] = _firewall(fw, ext, p, d)
 
 
@@ -301,7 +310,7 @@ def _external(ext: str, svc: str, svl: str, p: PortPlan, d: Dialect) -> str:
 def _firewall(fw: str, ext: str, p: PortPlan, d: Dialect) -> str:
     """Lets the clients in. A node that is among them may also speak from the load balancer's address, if it has it."""
     sources = list(p.source_ranges)
-    if any(contains(cidr, d.node_address) for cidr in p.source_ranges):
+    if d.admits_node(p.source_ranges):
         sources += [ip + d.host for ip in p.load_balancer_ips]
     accept = f'-m comment --comment "{p.name} loadbalancer IP" -j {ext}\n'
     return (

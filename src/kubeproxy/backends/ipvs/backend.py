@@ -28,7 +28,7 @@ from kubeproxy.backends.ipvs.sets import SetKeeper
 from kubeproxy.backends.ipvs.watch import Watch
 from kubeproxy.backends.programs import RefusedError, Tables
 from kubeproxy.model.node import IPVSSettings, NodeConfig
-from kubeproxy.model.plan import Key
+from kubeproxy.model.plan import Key, with_same_firewall
 from kubeproxy.netlink import ipvs
 from kubeproxy.netlink.ipset import Element
 from kubeproxy.netlink.ipvs import Load, Virtual
@@ -130,9 +130,9 @@ class IPVS:
         self._seen = None
         dialect = Dialect(node)
         for c in changes:
-            self._desired.replace(
-                c.key, compile_service(c.before, dialect), compile_service(c.after, dialect)
-            )
+            same = with_same_firewall(c.before, c.after)
+            before, after = (compile_service(plan, dialect, same) for plan in (c.before, c.after))
+            self._desired.replace(c.key, before, after)
         delta = self._desired.settle()
         refused: dict[Item, OSError] = {}
         for name, elements in delta.came.items():

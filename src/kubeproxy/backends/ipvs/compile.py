@@ -7,13 +7,14 @@ reference: other modes drop such packets. Addresses that are not the host's own 
 iptables rules look up in sets what else is to happen to a packet: masquerading, source ranges.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
-from kubeproxy.api.addresses import IPV4, contains, is_link_local, is_loopback, pack
+from kubeproxy.api.addresses import IPV4, is_link_local, is_loopback, pack
+from kubeproxy.backends.admission import Admission
 from kubeproxy.backends.ipvs import names
 from kubeproxy.model.node import IPVSSettings, NodeConfig
-from kubeproxy.model.plan import PortPlan, ServicePlan
+from kubeproxy.model.plan import PortId, PortPlan, ServicePlan
 from kubeproxy.netlink import ipvs
 from kubeproxy.netlink.ipset import Element
 from kubeproxy.netlink.ipvs import Real, Settings, Virtual
@@ -54,26 +55,34 @@ class Dialect:
         self.host = "/32" if node.family == IPV4 else "/128"
         self.scheduler = settings.scheduler or DEFAULT_SCHEDULER
         self.flags = ipvs.SCHEDULER_2 if self.scheduler == "mh" else 0
-        self.node_address = node.address
+        self.admits_node = Admission(node.address)
         self.node_port_addresses = tuple(
             pack(a) for a in node.node_port_addresses if not (is_loopback(a) or is_link_local(a))
         )
         self.own = frozenset(map(pack, node.local_addresses))
 
 
-def compile_service(plan: ServicePlan | None, d: Dialect) -> Compiled:
-    """The needs of a Service; none for None."""
+def compile_service(
+    plan: ServicePlan | None, d: Dialect, without: Collection[PortId] = frozenset()
+) -> Compiled:
+    """The needs of a Service; none for None.
+
+    Args:
+        plan: its plan.
+        d: what they depend on besides.
+        without: ports whose source ranges are left out, because they are not to change.
+    """
     if plan is None:
         return NOTHING
     out = Compiled({}, {}, {})
     for port in plan.ports:
-        _compile_port(port, d, out)
+        _compile_port(port, d, out, without)
     if plan.health_check_port:
         out.entries[names.HEALTH_CHECK, Element(port=plan.health_check_port)] = None
     return out
 
 
-def _compile_port(p: PortPlan, d: Dialect, out: Compiled) -> None:
+def _compile_port(p: PortPlan, d: Dialect, out: Compiled, without: Collection[PortId]) -> None:
     protocol = _PROTOCOLS[p.protocol]
     entries = out.entries
     settings = Settings(d.scheduler, d.flags | (ipvs.PERSISTENT if p.affinity else 0), p.affinity)
@@ -104,7 +113,8 @@ def _compile_port(p: PortPlan, d: Dialect, out: Compiled) -> None:
             entries[names.BALANCER_LOCAL, element] = None
         if p.source_ranges:
             entries[names.BALANCER_FIREWALL, element] = None
-            _firewall(p, ip, element, d, out)
+            if (p.name, p.protocol) not in without:
+                _firewall(p, ip, element, d, out)
     if p.node_port:
         _node_port(p, protocol, outside, d, out)
     for b in p.near:
@@ -124,7 +134,7 @@ def _firewall(p: PortPlan, ip: str, element: Element, d: Dialect, out: Compiled)
         network, _, length = cidr.partition("/")
         entry = element._replace(other=pack(network), prefix=int(length))
         out.entries[names.BALANCER_SOURCE_CIDR, entry] = None
-    if any(contains(cidr, d.node_address) for cidr in p.source_ranges):
+    if d.admits_node(p.source_ranges):
         out.entries[names.BALANCER_SOURCE_IP, element._replace(other=element.address)] = None
     else:
         rule = f"-s {ip}{d.host} -m ipvs --vproto {element.protocol} --vaddr {ip} --vport {p.port} -j DROP"

@@ -16,6 +16,9 @@ from operator import itemgetter
 from kubeproxy.api.addresses import pack
 from kubeproxy.backends.nftables import packing
 
+_FEW = 16
+"""As many load balancer IPs of a Service may talk to each other."""
+
 
 @dataclass(frozen=True)
 class Firewall:
@@ -32,24 +35,39 @@ class Firewall:
     node_address: str
 
     @cached_property
-    def intervals(self) -> dict[tuple[bytes, bytes], None]:
-        """First and last address of each interval, sorted and disjoint.
-
-        If the ranges contain the node's address, the node may also use its load balancer addresses as source addresses.
-        """
-        found: dict[tuple[bytes, bytes], None] = {}
-        end = b""
-        for first, last in sorted(
-            map(_ends, self.ranges), key=lambda ends: (ends[0], -int.from_bytes(ends[1]))
-        ):
-            if last > end:
-                found[first, last] = None
-                end = last
-        intervals = list(found)
-        if _holds(intervals, pack(self.node_address)):
-            own = [pack(ip) for ip in self.load_balancer_ips]
-            found.update(dict.fromkeys((ip, ip) for ip in own if not _holds(intervals, ip)))
+    def ranges_only(self) -> list[tuple[bytes, bytes]]:
+        """First and last address of each range that is not inside another one, sorted."""
+        found: list[tuple[bytes, bytes]] = []
+        ends = sorted(map(_ends, self.ranges), key=lambda ends: (ends[0], -int.from_bytes(ends[1])))
+        for first, last in ends:
+            if not found or last > found[-1][1]:
+                found.append((first, last))
         return found
+
+    @cached_property
+    def own(self) -> list[bytes]:
+        """The load balancer IPs outside the ranges, which are admitted if the ranges contain the node's address."""
+        if not _holds(self.ranges_only, pack(self.node_address)):
+            return []
+        return [ip for ip in map(pack, self.load_balancer_ips) if not _holds(self.ranges_only, ip)]
+
+    @cached_property
+    def _own_set(self) -> frozenset[bytes]:
+        return frozenset(self.own)
+
+    def intervals(self, front: bytes) -> dict[tuple[bytes, bytes], None]:
+        """First and last address of each interval of clients that a front admits; they are disjoint.
+
+        A process of the node that talks to a load balancer IP of the node uses the same address as its source. With a few
+        load balancer IPs each front admits all of them, as in the reference; with many only its own, because the elements
+        would be as many as their square.
+        """
+        own = (
+            self.own
+            if len(self.own) <= _FEW
+            else [ip for ip in (front[: len(self.own[0])],) if ip in self._own_set]
+        )
+        return dict.fromkeys([*self.ranges_only, *((ip, ip) for ip in own)])
 
     def elements(self, front: bytes, without: "Firewall | None" = None) -> Iterator[bytes]:
         """The elements for a front.
@@ -58,8 +76,8 @@ class Firewall:
             front: the packed front.
             without: intervals of this other firewall are left out.
         """
-        left_out = without.intervals if without is not None else {}
-        for first, last in self.intervals:
+        left_out = without.intervals(front) if without is not None else {}
+        for first, last in self.intervals(front):
             if (first, last) not in left_out:
                 yield packing.between(front + first, front + last)
 
