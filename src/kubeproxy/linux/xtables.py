@@ -9,7 +9,13 @@ import socket
 import struct
 
 _SO_GET_INFO = 64
+_SO_GET_ENTRIES = 65
 _INFO = struct.Struct("=32s I 5I 5I I I")
+_HEAD = struct.Struct("=32s I 4x")  # struct ipt_get_entries
+_FORWARD = 2
+_TARGET_HEAD = 32  # struct xt_entry_target
+_DROP = -1  # -NF_DROP - 1
+_LARGEST = 1 << 20
 
 
 def table_size(domain: int, table: str) -> tuple[int, int]:
@@ -22,13 +28,39 @@ def table_size(domain: int, table: str) -> tuple[int, int]:
     Raises:
         OSError: the kernel has no such table, or we lack CAP_NET_ADMIN or CAP_NET_RAW.
     """
+    fields = _INFO.unpack(_ask(domain, _SO_GET_INFO, table.encode(), _INFO.size))
+    return fields[-2], fields[-1]
+
+
+def drops_forwarded(domain: int, table: str = "filter") -> bool:
+    """Whether the policy of chain FORWARD is to drop; False also for a table too large to be read for that.
+
+    Args:
+        domain: socket.AF_INET or AF_INET6.
+        table: its name; it must exist.
+
+    Raises:
+        OSError: as with `table_size`.
+    """
+    fields = _INFO.unpack(_ask(domain, _SO_GET_INFO, table.encode(), _INFO.size))
+    policy, size = fields[7 + _FORWARD], fields[-1]
+    if size > _LARGEST:
+        return False
+    head = _HEAD.pack(table.encode(), size)
+    entries = _ask(domain, _SO_GET_ENTRIES, head, len(head) + size)[len(head) :]
+    (target,) = struct.unpack_from("=H", entries, policy + (88 if domain == socket.AF_INET else 140))
+    (verdict,) = struct.unpack_from("=i", entries, policy + target + _TARGET_HEAD)
+    return bool(verdict == _DROP)
+
+
+def _ask(domain: int, option: int, given: bytes, size: int) -> bytes:
+    """Calls getsockopt with a buffer of a size that begins with what is given."""
     level = socket.IPPROTO_IP if domain == socket.AF_INET else socket.IPPROTO_IPV6
-    buffer = ctypes.create_string_buffer(table.encode(), _INFO.size)
-    length = ctypes.c_uint32(_INFO.size)
+    buffer = ctypes.create_string_buffer(given, size)
+    length = ctypes.c_uint32(size)
     with socket.socket(domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as raw:
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.getsockopt(raw.fileno(), level, _SO_GET_INFO, buffer, ctypes.byref(length)) < 0:
+        if libc.getsockopt(raw.fileno(), level, option, buffer, ctypes.byref(length)) < 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
-    fields = _INFO.unpack(buffer.raw)
-    return fields[-2], fields[-1]
+    return buffer.raw

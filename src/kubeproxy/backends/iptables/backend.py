@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
 from kubeproxy.backends.iptables import names
+from kubeproxy.backends.iptables.affinity import AffinityWarning
 from kubeproxy.backends.iptables.difference import Fragment, Held, between, cut, fragment, unreferenced
 from kubeproxy.backends.iptables.rules import NOTHING, Compiled, Dialect, chains_of, compile_service
 from kubeproxy.backends.iptables.static import frame
@@ -78,6 +79,7 @@ class IPTables:
             drop_invalid: packets in conntrack state INVALID are to be dropped.
         """
         self._tables = tables
+        self._affinity = AffinityWarning(tables.family)
         self._counters = counters
         self._drop_invalid = drop_invalid
         self._endpoints = 0
@@ -91,6 +93,7 @@ class IPTables:
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         """See `Backend`. Runs in a thread: the programs take their time."""
         failures = await asyncio.to_thread(self._sync, node, changes, full=full)
+        self._affinity.look(changes)
         if full and self._lookout is not None:
             self._lookout.catch_up(lambda: self._tables.fingerprint() == self._before)
         return failures

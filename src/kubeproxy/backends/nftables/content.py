@@ -76,15 +76,13 @@ class Content:
 def own_objects(transaction: Transaction, before: Compiled, after: Compiled) -> None:
     """Brings one Service's own chains and sets from one state to another."""
     old_sets, new_sets = before.own_sets, after.own_sets
-    remade = {name for name, timeout in new_sets.items() if old_sets.get(name, timeout) != timeout}
-    for name in [*(old_sets.keys() - new_sets.keys()), *remade]:
+    for name in old_sets.keys() - new_sets.keys():
         transaction.drop_set(name)
     for name, timeout in new_sets.items():
-        if name in remade or name not in old_sets:
+        if old_sets.get(name) != timeout:
             transaction.make_set(name, timeout)
     for name, rules in after.own_chains.items():
-        # A set that is made anew must be named by no rule meanwhile.
-        if remade or before.own_chains.get(name) != rules:
+        if before.own_chains.get(name) != rules:
             transaction.chain(name, rules, exists=name in before.own_chains)
     for name in before.own_chains.keys() - after.own_chains.keys():
         transaction.drop_chain(name)

@@ -1,18 +1,25 @@
 """Starts nftables mode."""
 
 import errno
+import logging
 
 from kubeproxy.backends.base import Backend, SyncError, UnsupportedError
-from kubeproxy.backends.nftables import probe
+from kubeproxy.backends.nftables import forwarding, probe
 from kubeproxy.backends.nftables.backend import NFTables
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink.nft.kernel import Kernel
 
+log = logging.getLogger(__name__)
+
 _NO_RIGHT = {errno.EPERM, errno.EACCES}
 
 
-def open_backend(node: NodeConfig) -> Backend:
+def open_backend(node: NodeConfig, *, forwards: bool = True) -> Backend:
     """Makes the backend of a node's family.
+
+    Args:
+        node: the node.
+        forwards: the kernel forwards packets to endpoints; otherwise a relay has the connections.
 
     Raises:
         UnsupportedError: it cannot run here.
@@ -34,6 +41,8 @@ def open_backend(node: NodeConfig) -> Backend:
         raise UnsupportedError(
             f"nftables mode cannot run for {node.family}, the kernel does not have: {refused}"
         )
+    if forwards:
+        _warn_of_drops(kernel, node)
     rules = NFTables(kernel, node)
     if not node.localhost_relay:
         return rules
@@ -41,3 +50,18 @@ def open_backend(node: NodeConfig) -> Backend:
     from kubeproxy.relay.control import Relay
 
     return Localhost(rules, Relay(f"{node.family} relay for localhost", labels={"ip_family": node.family}))
+
+
+def _warn_of_drops(kernel: Kernel, node: NodeConfig) -> None:
+    try:
+        found = list(forwarding.dropping(kernel, node.family))
+    except OSError as e:
+        log.info("%s: cannot read the policies for forwarded packets: %s", node.family, e)
+        return
+    for chain in found:
+        log.warning(
+            "%s: %s drops forwarded packets by default, also those to endpoints of Services, unless it has a rule that accepts"
+            " them; add one, e.g. 'iptables -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT' or 'ct status dnat accept'",
+            node.family,
+            chain,
+        )

@@ -65,11 +65,11 @@ class Transaction:
         self._dropped_maps.append(name)
 
     def make_set(self, name: str, timeout: int) -> None:
-        """A set of clients is to be there; milliseconds they stay."""
+        """A set of clients is to be there; milliseconds they stay. If it exists it gets this timeout and keeps its clients."""
         self._made_sets[name] = timeout
 
     def drop_set(self, name: str) -> None:
-        """A set is to go; with `make_set` of the same name it is made anew."""
+        """A set is to go."""
         self._dropped_sets.append(name)
 
     def delete(self, elements: Iterable[Element]) -> None:
@@ -84,8 +84,6 @@ class Transaction:
 
     def beforehand(self) -> list[Message]:
         """The first transaction: what nothing leads to yet."""
-        if self._remakes:
-            return []
         new = [name for name in self._chains if name not in self._flushed]
         return self._objects() + self._fill(new)
 
@@ -94,20 +92,12 @@ class Transaction:
         t = self._table
         out = [messages.flush_chain(t, name) for name in self._flushed]
         out += [messages.delete_set(t, name) for name in self._dropped_sets]
-        if self._remakes:
-            out += self._objects() + self._fill(self._chains)
-        else:
-            out += self._fill([name for name in self._chains if name in self._flushed])
+        out += self._fill([name for name in self._chains if name in self._flushed])
         for name, elements in self._deleted.items():
             out += messages.delete_elements(t, name, elements)
         for name, elements in self._added.items():
             out += messages.add_elements(t, name, elements)
         return out
-
-    @property
-    def _remakes(self) -> bool:
-        """Whether a set is made anew: it must go first, and nothing may name it meanwhile."""
-        return not self._made_sets.keys().isdisjoint(self._dropped_sets)
 
     def _objects(self) -> list[Message]:
         """Makes sets and maps."""

@@ -19,7 +19,7 @@ def open_backend(node: NodeConfig) -> Backend:
         SyncError: it cannot run now.
     """
     try:
-        rules = nftables.open_backend(replace(node, localhost_relay=False))
+        rules = nftables.open_backend(replace(node, localhost_relay=False), forwards=False)
     except UnsupportedError as e:
         raise UnsupportedError(
             f"userspace mode leads traffic to itself by nftables rules; --userspace-listen does without: {e}"

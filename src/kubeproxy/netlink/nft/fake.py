@@ -24,6 +24,9 @@ _LISTED: Final = {
 }
 
 
+_TIMEOUT = 11
+
+
 class _Table:
     def __init__(self, body: bytes) -> None:
         self.body = body
@@ -174,9 +177,15 @@ def _delete_chain(table: _Table, name: str) -> None:
 
 
 def _new_set(table: _Table, name: str, body: bytes) -> None:
-    there = table.sets.setdefault(name, body)
-    _refuse_if(there != body, errno.EEXIST)
+    """Makes a set; one that exists may get another timeout, and nothing else, as in Linux 6.2."""
+    there = table.sets.get(name, body)
+    _refuse_if(_without_timeout(there) != _without_timeout(body), errno.EEXIST)
+    table.sets[name] = body
     table.elements.setdefault(name, {})
+
+
+def _without_timeout(body: bytes) -> dict[int, bytes]:
+    return {kind: bytes(value) for kind, value in wire.attributes(body).items() if kind != _TIMEOUT}
 
 
 def _delete_set(table: _Table, name: str) -> None:

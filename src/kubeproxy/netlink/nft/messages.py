@@ -147,7 +147,7 @@ def add_set(
     size: int = 0,
     comment: str = "",
 ) -> Message:
-    """Makes a set, or with `data` a map, if it is not there.
+    """Makes a set, or with `data` a map, if it is not there; since Linux 6.2 one that exists gets another timeout.
 
     Args:
         table: the table.

@@ -1,0 +1,44 @@
+"""Session affinity in iptables mode: the kernel module xt_recent remembers the clients, and only so many of each endpoint."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from kubeproxy.api.addresses import Family
+from kubeproxy.backends.base import Change
+
+log = logging.getLogger(__name__)
+
+LIMIT_FILE = Path("/sys/module/xt_recent/parameters/ip_list_tot")
+_DEFAULT = 100
+
+
+class AffinityWarning:
+    """Says once that the number of clients is limited, as soon as a Service has session affinity."""
+
+    def __init__(self, family: Family, file: Path = LIMIT_FILE) -> None:
+        self._family = family
+        self._file = file
+        self._said = False
+
+    def look(self, changes: Sequence[Change]) -> None:
+        """Looks at Services that changed."""
+        if self._said:
+            return
+        for change in changes:
+            if change.after is not None and any(port.affinity for port in change.after.ports):
+                self._said = True
+                log.warning(
+                    "%s: Service %s/%s has session affinity: for each endpoint the kernel remembers the last %d clients only"
+                    " (parameter ip_list_tot of module xt_recent), further ones may change their endpoint",
+                    self._family,
+                    *change.key,
+                    self._limit(),
+                )
+                return
+
+    def _limit(self) -> int:
+        try:
+            return int(self._file.read_text())
+        except (OSError, ValueError):
+            return _DEFAULT
