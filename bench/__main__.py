@@ -7,7 +7,18 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-BENCHES = ("connect", "conntrack", "iptables", "ipvs", "memory", "metrics", "nftables", "pace", "userspace")
+BENCHES = (
+    "connect",
+    "conntrack",
+    "iptables",
+    "ipvs",
+    "memory",
+    "metrics",
+    "nftables",
+    "pace",
+    "ranges",
+    "userspace",
+)
 
 
 def main() -> None:

@@ -77,9 +77,7 @@ class Firewall:
             without: intervals of this other firewall are left out.
         """
         left_out = without.intervals(front) if without is not None else {}
-        for first, last in self.intervals(front):
-            if (first, last) not in left_out:
-                yield packing.between(front + first, front + last)
+        return packing.intervals(front, [ends for ends in self.intervals(front) if ends not in left_out])
 
 
 def _holds(intervals: list[tuple[bytes, bytes]], address: bytes) -> bool:

@@ -11,6 +11,7 @@ A front is its key's bytes: address, protocol and port, each padded to four. A s
 
 import struct
 import sys
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from kubeproxy.api.addresses import BITS, Family, pack
@@ -53,6 +54,17 @@ def member(key: bytes, comment: str = "") -> bytes:
 def between(first: bytes, last: bytes) -> bytes:
     """An element of an interval set whose keys have several parts: from one key to another, both in it."""
     return _nest(1, _nest(1, attribute(1, first)), _nest(10, attribute(1, last)))
+
+
+def intervals(front: bytes, ends: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
+    """The same as `between` for many intervals of addresses, first and last, of one front."""
+    head = middle = b""
+    for first, last in ends:
+        if not head:
+            size = len(front) + len(first)
+            model = between(bytes(size), bytes(size))
+            head, middle = model[:12] + front, model[12 + size : 20 + size] + front
+        yield head + first + middle + last
 
 
 def boundary(key: bytes, *, end: bool) -> bytes:
