@@ -207,7 +207,7 @@ class App:
                     serves=lambda: backends.serves(self._mode),
                 )
                 self._missing = manifests.unusable.unknown
-                self._told = manifests.unusable.figures
+                self._told = manifests.figures
                 return manifests
             from kubeproxy.sources.apiserver import ApiServer
 

@@ -17,10 +17,11 @@ from typing import Final
 
 from msgspec import Struct
 
+from kubeproxy.api import types
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.figures import Figure
 from kubeproxy.log import V2
-from kubeproxy.model.findings import REASONS, Finding, Findings, Reason, listed
+from kubeproxy.model.findings import REASONS, Finding, Findings, Reason
 from kubeproxy.model.plan import Key
 from kubeproxy.model.state import State
 
@@ -240,7 +241,7 @@ class Reporter:
             for (namespace, name), finding in found:
                 log.log(level, "Service %s/%s: %s", namespace, name, _filled(words.one, finding))
             return len(found)
-        log.log(level, "%d Services %s: %s", len(names), words.many, listed(names, MOST_NAMES))
+        log.log(level, "%d Services %s: %s", len(names), words.many, types.listed(names, MOST_NAMES))
         return 1
 
     def _say_over(self, reason: Reason, keys: Sequence[Key]) -> int:
@@ -252,7 +253,7 @@ class Reporter:
             for namespace, name in keys:
                 log.log(level, "Service %s/%s: it has %s now", namespace, name, words.over)
             return len(keys)
-        names = listed([f"{namespace}/{name}" for namespace, name in keys], MOST_NAMES)
+        names = types.listed([f"{namespace}/{name}" for namespace, name in keys], MOST_NAMES)
         log.log(level, "%d Services have %s now: %s", len(keys), words.over, names)
         return 1
 

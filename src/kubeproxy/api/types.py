@@ -8,6 +8,8 @@ are flattened into rows (`flatten`) and dropped.
 Field names and meanings: Kubernetes API reference v1.36 (core/v1, discovery.k8s.io/v1, networking.k8s.io/v1).
 """
 
+from collections.abc import Collection
+from itertools import islice
 from typing import Annotated, Final
 
 import msgspec
@@ -354,3 +356,9 @@ def printable(name: str) -> str:
     """A name of whatever length and content, fit to stand in a message."""
     short = name[:253]
     return short if short.isprintable() else ascii(short)
+
+
+def listed(names: Collection[str], most: int) -> str:
+    """Some names in a row, and how many more there are, fit to stand in a message."""
+    more = len(names) - most
+    return ", ".join(islice(names, most)) + (f" and {more} more" if more > 0 else "")

@@ -57,14 +57,19 @@ def first(data: bytes | str, inspect: Callable[[Any], None] = lambda _: None) ->
     return found[0] if found else None
 
 
-def documents(data: bytes | str) -> Iterator[Any]:
+def documents(data: bytes | str, repeated: Callable[[str], None] | None = None) -> Iterator[Any]:
     """Reads all documents of a text, one after the other.
+
+    Args:
+        data: the text.
+        repeated: is told each key that is given twice in a mapping, with its line; the last one counts.
 
     Raises:
         YAMLTextError: the text is no YAML; the documents before the mistake were given.
     """
 
     def read(loader: Any) -> Iterator[Any]:
+        loader.repeated = repeated
         while loader.check_data():
             yield loader.get_data()
 
@@ -125,6 +130,16 @@ def _reason(data: bytes | str, error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _find_repeated(node: Any, repeated: Callable[[str], None]) -> None:
+    """Tells the keys that a mapping has twice by itself, without what is merged into it."""
+    keys: set[str] = set()
+    for key, _ in node.value:
+        if key.id == "scalar" and key.tag != f"{_TAG}merge":
+            if key.value in keys:
+                repeated(f"{key.value:.80} in line {key.start_mark.line + 1}")
+            keys.add(key.value)
+
+
 @cache
 def _loader() -> Any:
     import yaml
@@ -144,6 +159,7 @@ def _loader() -> Any:
 
         yaml_implicit_resolvers = resolvers
         depth = 0
+        repeated: Callable[[str], None] | None = None
 
         def descend_resolver(self, *_: Any) -> None:
             self.depth += 1
@@ -155,6 +171,8 @@ def _loader() -> Any:
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:  # noqa: FBT001, FBT002 - PyYAML's
             if isinstance(node, yaml.MappingNode):
+                if self.repeated is not None:
+                    _find_repeated(node, self.repeated)
                 self.flatten_mapping(node)
                 for key, _ in node.value:
                     as_text(key)

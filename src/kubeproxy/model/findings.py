@@ -6,12 +6,13 @@ judges again only those that changed, so that its cost follows the change. Nothi
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final, Literal, get_args
 
 from msgspec import Struct
 
+from kubeproxy.api import types
 from kubeproxy.api.addresses import Family, family_of
 from kubeproxy.api.rows import Condition, PortRow, ServiceRow, SliceRow
 from kubeproxy.model.plan import Key
@@ -138,13 +139,7 @@ def _usable(piece: SliceRow, node: str | None) -> tuple[bool, bool]:
 
 def _ports(ports: Iterable[tuple[str, str]]) -> str:
     """Names and protocols of ports; no more than a message can hold."""
-    return listed([f"{name or '(unnamed)'}/{protocol}" for name, protocol in ports])
-
-
-def listed(names: Collection[str], most: int = MOST_NAMES) -> str:
-    """Some names in a row, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(islice(names, most)) + (f" and {more} more" if more > 0 else "")
+    return types.listed([f"{name or '(unnamed)'}/{protocol}" for name, protocol in ports], MOST_NAMES)
 
 
 class Findings:
@@ -215,4 +210,4 @@ class Findings:
         if not self._orphans or key in self._state.foreign:
             return ()
         names = sorted(f"{kind} {namespace}/{name}" for kind, namespace, name in self._state.sources(key))
-        return (Finding("NoService", detail=listed(names)),) if names else ()
+        return (Finding("NoService", detail=types.listed(names, MOST_NAMES)),) if names else ()

@@ -4,17 +4,23 @@ YAML is read by `api.yamltext`. JSON is not turned into Python objects but cut i
 Struct: a List of 10,000 objects costs little more than reading the file.
 """
 
+import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from kubeproxy.api import types, yamltext
+from kubeproxy.api.schema import SCHEMAS
+from kubeproxy.fields import Unknown, strict_decoder, unknown
 
-Decode = Callable[[], types.Object]
-"""Makes the object; raises `types.UndecodableError`."""
+log = logging.getLogger(__name__)
+
+MOST_KEYS: Final = 10
+"""So many keys that are given twice are named."""
 
 _VERSIONS = {
     "Service": ("v1",),
@@ -24,6 +30,43 @@ _VERSIONS = {
     "ServiceCIDR": ("networking.k8s.io/v1", "networking.k8s.io/v1beta1"),
 }
 """The API versions of our kinds: other groups have kinds of these names, too."""
+
+
+class Decode(msgspec.Struct, frozen=True, gc=False):
+    """An object of a kind that is still to be decoded: pieces of JSON, or a tree of YAML."""
+
+    kind: str
+    data: bytes | msgspec.Raw | dict[str, Any]
+
+    def __call__(self) -> types.Object:
+        """Makes the object.
+
+        Raises:
+            UndecodableError: it does not have the shape of its kind.
+        """
+        if isinstance(self.data, dict):
+            return types.convert(self.kind, self.data)
+        return types.decode(self.kind, self.data)
+
+    def unknown(self) -> Iterator[Unknown]:
+        """The fields that its kind does not have, none if they cannot be read."""
+        tree: Any = self.data
+        if not isinstance(self.data, dict):
+            try:
+                _strict(self.kind).decode(self.data)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                try:
+                    tree = msgspec.json.decode(self.data)
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    return
+            else:
+                return
+        yield from unknown(tree, SCHEMAS[self.kind])
+
+
+@cache
+def _strict(kind: str) -> msgspec.json.Decoder[Any]:
+    return strict_decoder(SCHEMAS[kind])
 
 
 class _Piece(msgspec.Struct, gc=False, rename="camel"):
@@ -53,9 +96,14 @@ def documents(path: Path) -> Iterator[tuple[str, Decode]]:
                 raise ValueError(_of_json(data, str(e))) from None
         else:
             return
-    for number, document in enumerate(yamltext.documents(data), 1):
+    twice: list[str] = []
+    for number, document in enumerate(yamltext.documents(data, twice.append), 1):
         if document is not None:
             yield from _tree(document, f"document {number}", _Piece(), set())
+    if twice:
+        log.warning(
+            "%s: the last counts of keys that are given twice: %s", path, types.listed(twice, MOST_KEYS)
+        )
 
 
 def _json(data: bytes | msgspec.Raw, implied: _Piece) -> Iterator[tuple[str, Decode]]:
@@ -68,7 +116,7 @@ def _json(data: bytes | msgspec.Raw, implied: _Piece) -> Iterator[tuple[str, Dec
     elif not piece.kind:
         raise ValueError("an object has no kind")
     elif _is_ours(piece):
-        yield piece.kind, lambda: types.decode(piece.kind, data)
+        yield piece.kind, Decode(piece.kind, data)
 
 
 _decode_piece = msgspec.json.Decoder(_Piece).decode
@@ -93,7 +141,7 @@ def _tree(document: Any, where: str, implied: _Piece, seen: set[int]) -> Iterato
         for i, item in enumerate(items):
             yield from _tree(item, f"{where}: items[{i}]", piece.of_items(), seen)
     elif _is_ours(piece):
-        yield kind, lambda: types.convert(kind, document)
+        yield kind, Decode(kind, document)
 
 
 def _is_ours(piece: _Piece) -> bool:

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Final
@@ -25,7 +25,9 @@ from msgspec import structs
 
 from kubeproxy.api import types
 from kubeproxy.api.flatten import DEFAULT_NAMESPACE
+from kubeproxy.figures import Figure
 from kubeproxy.linux import inotify
+from kubeproxy.sources import doubts
 from kubeproxy.sources.base import Sink
 from kubeproxy.sources.documents import Decode, documents
 from kubeproxy.sources.unusable import Unusable
@@ -96,6 +98,7 @@ class Manifests:
         self._complete = False
         self._waits = False
         self.unusable = Unusable()
+        self._doubts = doubts.Doubts()
         self._serves = serves
 
     async def run(self) -> None:
@@ -120,6 +123,11 @@ class Manifests:
                     await asyncio.sleep(_SETTLE_SECONDS)
                 changed.clear()
                 watch_again()
+
+    def figures(self) -> Iterable[Figure]:
+        """The metrics of manifests."""
+        yield from self.unusable.figures()
+        yield from self._doubts.figures()
 
     async def _may_complete(self) -> bool:
         """Whether the first list is complete, or may pass for complete because nothing can be lost."""
@@ -155,6 +163,7 @@ class Manifests:
                 del self._signatures[path]
                 self._left_out.pop(path, None)
                 self.unusable.forget(path)
+                self._doubts.forget(path)
                 self._release(self._objects.pop(path, set()))
             changed = [(p, s) for p, s in found.items() if self._signatures.get(p) != s]
             if not changed:
@@ -223,11 +232,12 @@ class Manifests:
         if given is None:
             return
         refused: list[types.UndecodableError] = []
+        doubted: dict[Name, Sequence[str]] = {}
         mine: set[Name] = set()
         left_out: dict[Name, types.Object] = {}
         # Some at a time: the objects of a large file take several times the memory that is kept of them.
         for start in range(0, len(given), _AT_ONCE):
-            found = await asyncio.to_thread(_decode, given[start : start + _AT_ONCE], refused)
+            found = await asyncio.to_thread(_decode, given[start : start + _AT_ONCE], refused, doubted)
             for name, obj in found:
                 if name in mine or name in left_out:
                     log.warning("%s stands in %s more than once; the last counts", _told(name), path)
@@ -242,6 +252,7 @@ class Manifests:
         for error in refused:
             kept = _named(error) in stays
             self._sink.refused(error.kind, f"{error.name} in {path.name}", error.reason, kept=kept)
+        self._doubts.report(path, doubted)
         self.unusable.objects(path, [str(error) for error in refused if _named(error) not in stays])
         self._objects[path] = mine | stays
         self._left_out[path] = left_out
@@ -287,9 +298,11 @@ def _given(path: Path, *, may_be_empty: bool) -> list[tuple[str, Decode]]:
 
 
 def _decode(
-    given: Sequence[tuple[str, Decode]], refused: list[types.UndecodableError]
+    given: Sequence[tuple[str, Decode]],
+    refused: list[types.UndecodableError],
+    doubted: dict[Name, Sequence[str]],
 ) -> list[tuple[Name, types.Object]]:
-    """Decodes objects; those that do not decode are told in `refused`."""
+    """Decodes objects; adds those that do not decode to `refused`, and what is not understood of others to `doubted`."""
     found = []
     for kind, decode in given:
         try:
@@ -302,6 +315,8 @@ def _decode(
         if name[1] != meta.namespace:
             obj = structs.replace(obj, metadata=structs.replace(meta, namespace=name[1]))
         found.append((name, obj))
+        if messages := doubts.of(decode, obj):
+            doubted[name] = messages
     return found
 
 

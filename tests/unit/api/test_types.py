@@ -409,3 +409,9 @@ class TestUndecodable:
             except types.UndecodableError as e:
                 found.append((e.kind, e.name))
         assert found[0] == found[1]
+
+
+def test_names_in_a_row():
+    assert types.listed(["a"], 5) == "a"
+    assert types.listed("abcde", 5) == "a, b, c, d, e"
+    assert types.listed("abcdefg", 2) == "a, b and 5 more"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4, IPV6
 from kubeproxy.api.rows import EndpointPortRow, PortRow
-from kubeproxy.model.findings import Finding, Findings, listed, of_service
+from kubeproxy.model.findings import Finding, Findings, of_service
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import DROP, REJECT, Key, plan
 from kubeproxy.model.state import State
@@ -121,12 +121,6 @@ class TestLocal:
 
     def test_without_any_usable_endpoint_that_is_what_is_wrong(self):
         assert found(piece("1 unready"), internal_local=True) == (Finding("NoReadyEndpoints"),)
-
-
-def test_names_in_a_row():
-    assert listed(["a"]) == "a"
-    assert listed("abcde") == "a, b, c, d, e"
-    assert listed("abcdefg", 2) == "a, b and 5 more"
 
 
 def reasons_by_plan(state, node):

@@ -18,6 +18,7 @@ from kubeproxy.serve.metrics import FlowMetrics, LoopMetrics
 from kubeproxy.serve.nodehealth import NodeHealth
 from kubeproxy.serve.stability import LEVELS
 from kubeproxy.sources.base import Status
+from kubeproxy.sources.doubts import Doubts
 from kubeproxy.sources.unusable import Unusable
 from tests.fakes.relay import FakeRelay
 from tests.unit.serve.stage import Stage, ask
@@ -40,6 +41,7 @@ async def served() -> dict[str, str]:
         *Reporter(Hub("here").state, "here", lambda *_: None, files=True).figures(),
         *metrics.of_options(load({}, "linux")),
         *Unusable().figures(),
+        *Doubts().figures(),
         *metrics.of_sources([Status("Service", heard=1)], 2),
         *FlowMetrics(FlowCleaner(Stage().loop)).figures(),
         *Localhost(IPTables(FakeTables(), counters=False, drop_invalid=True), FakeRelay()).figures(),
