@@ -20,6 +20,7 @@ from kubeproxy.backends.base import Backend, SyncError, UnsupportedError
 from kubeproxy.config.load import Options
 from kubeproxy.events import Events
 from kubeproxy.flows import FlowCleaner
+from kubeproxy.forwarding import Forwarding
 from kubeproxy.hub import Hub
 from kubeproxy.linux import capabilities, instance, oom
 from kubeproxy.linux import run as programs
@@ -254,7 +255,10 @@ class App:
         self._serving.attach(loops, cleaners)
         files = bool(self._options.manifests)
         reporter = Reporter(self._hub.state, self._name, self._events.service, files=files)
-        self._serving.tell(reporter.figures)
+        forwarding = Forwarding(loops, self._events.node)
+        self._serving.tell(reporter.figures, sysctls.figures)
+        if self._config.mode != "userspace":
+            self._serving.tell(forwarding.figures)
         watch.follow(loops, self._fail)
         await self._hub.lists_complete.wait()
         self._hub.loops = loops
@@ -268,16 +272,19 @@ class App:
             for cleaner in cleaners:
                 group.create_task(cleaner.run())
             group.create_task(watch.follow_addresses())
-            group.create_task(self._report(loops, reporter))
+            group.create_task(self._report(loops, reporter, forwarding))
             await self._all_synced(loops)
 
-    async def _report(self, loops: Sequence[Loop], reporter: Reporter) -> None:
-        """Reports what is probably wrong with Services, once the rules are in place; not much later if they never are."""
+    async def _report(self, loops: Sequence[Loop], reporter: Reporter, forwarding: Forwarding) -> None:
+        """Reports what is wrong around the rules, once they are in place; not much later if they never are."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_SYNC_SECONDS):
                 for loop in loops:
                     await loop.synced.wait()
-        await reporter.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(reporter.run())
+            if self._config.mode != "userspace":  # its relay connects to endpoints itself
+                group.create_task(forwarding.run())
 
     async def _open(self, host: hosts.Host) -> list[tuple[NodeConfig, Backend]]:
         """The backend of each family that can be served; the primary one must be.

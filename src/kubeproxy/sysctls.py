@@ -12,10 +12,11 @@ Source: Documentation/networking/nf_conntrack-sysctl.rst.
 import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from kubeproxy.config.types import Conntrack
+from kubeproxy.figures import Figure
 from kubeproxy.linux import sysctl
 from kubeproxy.netlink import conntrack
 
@@ -72,6 +73,20 @@ def apply(settings: Conntrack) -> list[str]:
             "; ".join(troubles),
         )
     return troubles
+
+
+def figures() -> Iterable[Figure]:
+    """How full the connection table of this network namespace is; nothing where the kernel has none."""
+    for name, setting, text in (
+        ("kubeproxy_conntrack_entries", "nf_conntrack_count", "Connections that are tracked."),
+        (
+            "kubeproxy_conntrack_entries_limit",
+            _MAX,
+            "So many connections can be tracked; new ones beyond are dropped.",
+        ),
+    ):
+        with contextlib.suppress(OSError, ValueError):
+            yield Figure(name, "gauge", text, int(sysctl.read(f"{FOLDER}/{setting}")))
 
 
 def _set(name: str, value: int) -> str:

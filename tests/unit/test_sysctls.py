@@ -11,7 +11,7 @@ from kubeproxy.config.types import Conntrack
 from kubeproxy.linux import sysctl
 from kubeproxy.netlink import conntrack
 from kubeproxy.netlink.conntrack import Usage
-from kubeproxy.sysctls import apply, wanted
+from kubeproxy.sysctls import apply, figures, wanted
 
 NOTHING = Conntrack(max_per_core=0, tcp_established_timeout=Duration(0), tcp_close_wait_timeout=Duration(0))
 CORES = 4
@@ -169,3 +169,12 @@ def test_more_room_than_asked_for_is_no_trouble(folder: Path, forbidden: list[st
     forbidden += ["nf_conntrack_max", "nf_conntrack_buckets"]
     assert apply(Conntrack()) == []
     assert values(folder)["max"] == 262144
+
+
+def test_how_full_the_table_is(folder: Path) -> None:
+    assert [(f.name, f.value) for f in figures()] == [("kubeproxy_conntrack_entries_limit", 65536)]
+    (folder / "nf_conntrack_count").write_text("17\n")
+    assert next(iter(figures())).value == 17
+    for file in folder.iterdir():
+        file.unlink()
+    assert list(figures()) == [], "the kernel has no connection tracking, or not yet"

@@ -13,6 +13,7 @@ from kubeproxy.netlink import wire
 
 NEW_ADDRESS, DELETE_ADDRESS, GET_ADDRESS = 20, 21, 22
 GROUP_IPV4_ADDRESSES, GROUP_IPV6_ADDRESSES = 5, 9
+GROUP_IPV4_SETTINGS, GROUP_IPV6_SETTINGS = 24, 25
 
 _ADDRESS, _LOCAL = 1, 2
 _IFADDRMSG = struct.Struct("=BBBBI")
@@ -102,6 +103,11 @@ def socket_address(address: str, port: int) -> tuple[str, int] | tuple[str, int,
 def monitor() -> wire.Socket:
     """A socket that becomes readable when an address comes or goes."""
     return wire.Socket(wire.ROUTE, (GROUP_IPV4_ADDRESSES, GROUP_IPV6_ADDRESSES))
+
+
+def settings_monitor() -> wire.Socket:
+    """A socket that becomes readable when a setting of an interface, or of all, is another: IP forwarding for one."""
+    return wire.Socket(wire.ROUTE, (GROUP_IPV4_SETTINGS, GROUP_IPV6_SETTINGS))
 
 
 def concerns(message: wire.Message, interface: int) -> bool:

@@ -3,13 +3,18 @@
 import re
 from pathlib import Path
 
+import pytest
+
+from kubeproxy import sysctls
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables.backend import IPTables
 from kubeproxy.backends.localhost import Localhost
 from kubeproxy.config.load import load
 from kubeproxy.figures import Figure
 from kubeproxy.flows import FlowCleaner
+from kubeproxy.forwarding import Forwarding
 from kubeproxy.hub import Hub
+from kubeproxy.linux import sysctl
 from kubeproxy.reporter import Reporter
 from kubeproxy.serve import metrics
 from kubeproxy.serve.healthz import Health
@@ -41,6 +46,8 @@ async def served() -> dict[str, str]:
         *Reporter(Hub("here").state, "here", lambda *_: None, files=True).figures(),
         *metrics.of_options(load({}, "linux")),
         *Unusable().figures(),
+        *sysctls.figures(),
+        *Forwarding([Stage().loop], lambda *_, **__: None).figures(),
         *Doubts().figures(),
         *metrics.of_sources([Status("Service", heard=1)], 2),
         *FlowMetrics(FlowCleaner(Stage().loop)).figures(),
@@ -64,7 +71,11 @@ def described(text: str) -> dict[str, str]:
     return found
 
 
-async def test_every_metric_is_described() -> None:
+async def test_every_metric_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for setting in ("netfilter/nf_conntrack_count", "netfilter/nf_conntrack_max", "ipv4/conf/all/forwarding"):
+        (tmp_path / "net" / setting).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "net" / setting).write_text("1")
+    monkeypatch.setattr(sysctl, "ROOT", tmp_path)
     assert described(DOCS.read_text()) == await served()
 
 

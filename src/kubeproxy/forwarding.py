@@ -1,0 +1,133 @@
+"""Whether this host forwards packets: without that, only its own connections reach the endpoints of Services.
+
+Kubernetes expects the network plugin or the administrator to turn forwarding on (net.ipv4.ip_forward,
+net.ipv6.conf.all.forwarding). Of our modes only ipvs does so itself, as the reference, and any program may turn it off later.
+So it is looked at when rules are in place, whenever the kernel tells of a change, and from time to time. A family is looked at
+once it has a Service: IPv6 forwarding is rightly off where nobody uses IPv6.
+
+Single interfaces may differ from the rest. IPv4 forwards what comes in on an interface whose own `forwarding` is 1, IPv6 on
+one with `force_forwarding` (Linux 6.17); where there is such an interface, somebody has chosen, and nothing is reported.
+
+Source: Documentation/networking/ip-sysctl.rst.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, Protocol
+
+from kubeproxy.api.addresses import IPV4, IPV6, Family
+from kubeproxy.clock import Clock, SystemClock
+from kubeproxy.figures import Figure
+from kubeproxy.linux import sysctl
+from kubeproxy.netlink import route
+from kubeproxy.sync import Loop
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 30.0
+"""How often it is looked at although the kernel told of nothing."""
+
+_FOLDERS: Final[Mapping[Family, str]] = {IPV4: "net/ipv4/conf", IPV6: "net/ipv6/conf"}
+_OF_INTERFACE: Final[Mapping[Family, str]] = {IPV4: "forwarding", IPV6: "force_forwarding"}
+_NAMES: Final[Mapping[Family, str]] = {IPV4: "net.ipv4.ip_forward", IPV6: "net.ipv6.conf.all.forwarding"}
+
+
+class NodeEvent(Protocol):
+    """Writes an Event of the Node; see `events.Events.node`."""
+
+    def __call__(self, reason: str, action: str, note: str, *, warning: bool) -> None:
+        """Writes one."""
+
+
+def enabled(family: Family) -> bool:
+    """Whether this host forwards packets of a family, on some interface at least.
+
+    Raises:
+        OSError: that cannot be read.
+    """
+    folder = _FOLDERS[family]
+    if sysctl.read(f"{folder}/all/forwarding") != "0":
+        return True
+    for interface in (sysctl.ROOT / folder).iterdir():
+        if interface.name not in {"all", "default", "lo"}:
+            with contextlib.suppress(OSError):  # it may have gone just now
+                if sysctl.read(f"{folder}/{interface.name}/{_OF_INTERFACE[family]}") != "0":
+                    return True
+    return False
+
+
+class Forwarding:
+    """Reports that a family is not forwarded, and that it is again."""
+
+    def __init__(self, loops: Sequence[Loop], event: NodeEvent, *, clock: Clock | None = None) -> None:
+        """Nothing is looked at before `run`, but for the metrics.
+
+        Args:
+            loops: the loop of each family.
+            event: how an Event is written.
+            clock: the time.
+        """
+        self._loops = loops
+        self._event = event
+        self._clock = clock or SystemClock()
+        self._off: set[Family] = set()
+
+    def figures(self) -> Iterable[Figure]:
+        """Whether each family is forwarded now."""
+        text = "Whether this host forwards packets; without that, only its own connections reach endpoints."
+        for loop in self._loops:
+            with contextlib.suppress(OSError):
+                labels = {"ip_family": loop.family}
+                yield Figure("kubeproxy_forwarding_enabled", "gauge", text, enabled(loop.family), labels)
+
+    async def run(self) -> None:
+        """Looks for ever."""
+        changed = asyncio.Event()
+        with contextlib.ExitStack() as stack:
+            drain = self._listen(stack, changed.set)
+            while True:
+                drain()
+                changed.clear()
+                for loop in self._loops:
+                    if loop.applied:
+                        self._look(loop.family)
+                await self._clock.wait(changed, LOOK_SECONDS)
+
+    def _listen(self, stack: contextlib.ExitStack, changed: Callable[[], None]) -> Callable[[], None]:
+        """Has the kernel tell of changes; returns what takes in what it told."""
+        try:
+            monitor = stack.enter_context(route.settings_monitor())
+        except OSError as e:
+            log.debug("Looking at IP forwarding every %g s, without notifications: %s", LOOK_SECONDS, e)
+            return lambda: None
+        running = asyncio.get_running_loop()
+        running.add_reader(monitor.fileno(), changed)
+        stack.callback(running.remove_reader, monitor.fileno())
+
+        def drain() -> None:
+            with contextlib.suppress(OSError):  # more was told than fits: we look anyway
+                while list(monitor.receive(wait=False)):
+                    pass
+
+        return drain
+
+    def _look(self, family: Family) -> None:
+        try:
+            on = enabled(family)
+        except OSError as e:
+            log.debug("%s: whether packets are forwarded cannot be read: %s", family, e)
+            return
+        if on and family in self._off:
+            self._off.discard(family)
+            log.info("%s forwarding is on now", family)
+        elif not on and family not in self._off:
+            self._off.add(family)
+            name = _NAMES[family]
+            message = (
+                f"{family} forwarding is off ({name} is 0): packets of Pods and of other hosts do not reach endpoints, only"
+                f" connections of this host itself do; set {name}=1 with sysctl -w, and in /etc/sysctl.d for the next boot"
+            )
+            log.error("%s", message)
+            self._event("ForwardingDisabled", "CheckForwarding", message, warning=True)
