@@ -78,7 +78,8 @@ def _walk(
     seen.add((id(tree), id(schema)))
     if isinstance(tree, list):
         for i, item in enumerate(tree):
-            yield from _walk(item, schema, root, f"{path}[{i}]", seen)
+            if isinstance(item, dict):  # a list in a list is of the wrong type, and might be endlessly deep
+                yield from _walk(item, schema, root, f"{path}[{i}]", seen)
         return
     for key, value in tree.items():
         here = f"{path}.{key!s:.{_LONGEST}}" if path else f"{key!s:.{_LONGEST}}"

@@ -51,10 +51,15 @@ def test_aliases_are_not_unfolded() -> None:
     tree: dict[str, Any] = {}
     tree["spec"] = tree
     assert [path for path, _ in found(tree)] == ["spec.spec"]
-    wide: Any = {"bad": 1}
-    for _ in range(40):
-        wide = [wide, wide]
-    assert [path.rpartition(".")[2] for path, _ in found({"spec": wide})] == ["bad"]
+    one = {"bad": 1}
+    assert [path for path, _ in found({"spec": {"ports": [one] * 1000}})] == ["spec.ports[0].bad"]
+
+
+def test_no_depth_is_too_deep() -> None:
+    deep: Any = {"bad": 1}
+    for _ in range(100_000):
+        deep = [deep]
+    assert found({"spec": {"ports": deep}, "kind": deep}) == []
 
 
 trees = st.recursive(
@@ -72,7 +77,7 @@ def test_nothing_else_is_named(tree: Any) -> None:
         if schema is None:
             return 0
         if isinstance(value, list):
-            return sum(count(item, schema) for item in value)
+            return sum(count(item, schema) for item in value if isinstance(item, dict))
         if not isinstance(value, dict):
             return 0
         return sum(count(inner, schema[key]) if key in schema else 1 for key, inner in value.items())

@@ -120,3 +120,14 @@ async def test_merged_keys_are_not_given_twice(tmp_path: Path, said: Any) -> Non
     (tmp_path / "a.yaml").write_text(text)
     async with follow(tmp_path):
         assert said() == []
+
+
+async def test_what_is_nested_without_end_harms_nobody(tmp_path: Path, said: Any) -> None:
+    deep = "[" * 900 + "]" * 900
+    status = f'{{"conditions": {deep}, "x": 1}}'
+    text = f'{{"kind": "Service", "metadata": {{"name": "a", "namespace": "shop"}}, "status": {status}}}'
+    (tmp_path / "a.json").write_text(text)
+    (tmp_path / "b.yaml").write_text(yaml.dump(service("b")))
+    async with follow(tmp_path) as ear:
+        await ear.names_are("a", "b")
+        assert [line.split(": ")[1] for line in said()] == ["Service shop/a", "Service shop/b"]
