@@ -6,8 +6,9 @@ Struct: a List of 10,000 objects costs little more than reading the file.
 
 import logging
 import re
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +20,12 @@ from kubeproxy.fields import Unknown, strict_decoder, unknown
 
 log = logging.getLogger(__name__)
 
-MOST_KEYS: Final = 10
-"""So many keys that are given twice are named."""
+MOST_NAMED: Final = 10
+"""So many mistakes of one sort are named of a file."""
+
+_MOST_MISTAKES = 100
+_LONGEST_KIND = 63
+_NEARLY = 0.85
 
 _VERSIONS = {
     "Service": ("v1",),
@@ -30,6 +35,9 @@ _VERSIONS = {
     "ServiceCIDR": ("networking.k8s.io/v1", "networking.k8s.io/v1beta1"),
 }
 """The API versions of our kinds: other groups have kinds of these names, too."""
+
+
+_GROUPS = {version.rpartition("/")[0] for versions in _VERSIONS.values() for version in versions}
 
 
 class Decode(msgspec.Struct, frozen=True, gc=False):
@@ -87,42 +95,55 @@ def documents(path: Path) -> Iterator[tuple[str, Decode]]:
         OSError: the file cannot be read.
         ValueError: it is not YAML or JSON, or a document is no Kubernetes object.
     """
+    twice: list[str] = []
+    passed: dict[str, None] = {}
+    yield from _documents(path, twice.append, passed)
+    if twice:
+        log.warning(
+            "%s: the last counts of keys that are given twice: %s", path, types.listed(twice, MOST_NAMED)
+        )
+    if passed:
+        log.warning("%s: ignored: %s", path, types.listed(passed, MOST_NAMED))
+
+
+def _documents(
+    path: Path, repeated: Callable[[str], None], passed: dict[str, None]
+) -> Iterator[tuple[str, Decode]]:
     data = path.read_bytes()
     if data.lstrip()[:1] == b"{":
         try:
-            yield from _json(data, _Piece())
+            yield from _json(data, _Piece(), passed)
         except (msgspec.DecodeError, RecursionError) as e:
             if path.suffix == ".json":
                 raise ValueError(_of_json(data, str(e))) from None
         else:
             return
-    twice: list[str] = []
-    for number, document in enumerate(yamltext.documents(data, twice.append), 1):
+    for number, document in enumerate(yamltext.documents(data, repeated), 1):
         if document is not None:
-            yield from _tree(document, f"document {number}", _Piece(), set())
-    if twice:
-        log.warning(
-            "%s: the last counts of keys that are given twice: %s", path, types.listed(twice, MOST_KEYS)
-        )
+            yield from _tree(document, f"document {number}", _Piece(), set(), passed)
 
 
-def _json(data: bytes | msgspec.Raw, implied: _Piece) -> Iterator[tuple[str, Decode]]:
+def _json(
+    data: bytes | msgspec.Raw, implied: _Piece, passed: dict[str, None]
+) -> Iterator[tuple[str, Decode]]:
     piece = _decode_piece(data)
     piece.kind = piece.kind or implied.kind
     piece.api_version = piece.api_version or implied.api_version
     if piece.items is not None and piece.kind.endswith("List"):
         for item in piece.items:
-            yield from _json(item, piece.of_items())
+            yield from _json(item, piece.of_items(), passed)
     elif not piece.kind:
         raise ValueError("an object has no kind")
-    elif _is_ours(piece):
+    elif _is_ours(piece, passed):
         yield piece.kind, Decode(piece.kind, data)
 
 
 _decode_piece = msgspec.json.Decoder(_Piece).decode
 
 
-def _tree(document: Any, where: str, implied: _Piece, seen: set[int]) -> Iterator[tuple[str, Decode]]:
+def _tree(
+    document: Any, where: str, implied: _Piece, seen: set[int], passed: dict[str, None]
+) -> Iterator[tuple[str, Decode]]:
     """The objects in a tree, each once: an alias can make a List hold itself."""
     if id(document) in seen:
         return
@@ -139,14 +160,32 @@ def _tree(document: Any, where: str, implied: _Piece, seen: set[int]) -> Iterato
     items = document.get("items")
     if isinstance(items, list) and kind.endswith("List"):
         for i, item in enumerate(items):
-            yield from _tree(item, f"{where}: items[{i}]", piece.of_items(), seen)
-    elif _is_ours(piece):
+            yield from _tree(item, f"{where}: items[{i}]", piece.of_items(), seen, passed)
+    elif _is_ours(piece, passed):
         yield kind, Decode(kind, document)
 
 
-def _is_ours(piece: _Piece) -> bool:
+def _is_ours(piece: _Piece, passed: dict[str, None]) -> bool:
+    """Whether an object is of a kind we read; adds to `passed` what was probably meant to be one."""
     versions = _VERSIONS.get(piece.kind, ())
-    return piece.api_version in versions or (not piece.api_version and bool(versions))
+    ours = piece.api_version in versions or (not piece.api_version and bool(versions))
+    if not ours and (reason := _mistake(piece.kind, piece.api_version)) and len(passed) < _MOST_MISTAKES:
+        passed[reason] = None
+    return ours
+
+
+@lru_cache(1000)
+def _mistake(kind: str, version: str) -> str:
+    """What is wrong with a kind or version that is nearly one of ours; "" if another kind is meant."""
+    if version.rpartition("/")[0] not in _GROUPS:
+        return ""
+    if kind in _VERSIONS:
+        return f"{kind} of apiVersion {version:.80}, which must be {' or '.join(_VERSIONS[kind])}"
+    if len(kind) > _LONGEST_KIND:
+        return ""
+    by_lower = {known.lower(): known for known in _VERSIONS}
+    close = get_close_matches(kind.lower(), by_lower, 1, _NEARLY)
+    return f"kind {kind}, did you mean {by_lower[close[0]]}?" if close else ""
 
 
 def _of_json(data: bytes, words: str) -> str:

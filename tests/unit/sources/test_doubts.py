@@ -131,3 +131,57 @@ async def test_what_is_nested_without_end_harms_nobody(tmp_path: Path, said: Any
     async with follow(tmp_path) as ear:
         await ear.names_are("a", "b")
         assert [line.split(": ")[1] for line in said()] == ["Service shop/a", "Service shop/b"]
+
+
+@dumps
+@pytest.mark.parametrize(
+    ("kind", "version", "words"),
+    [
+        ("EndpointSlice", "v1", "EndpointSlice of apiVersion v1, which must be discovery.k8s.io/v1"),
+        (
+            "EndpointSlice",
+            "discovery.k8s.io/v1beta1",
+            "EndpointSlice of apiVersion discovery.k8s.io/v1beta1, which must be discovery.k8s.io/v1",
+        ),
+        ("service", "v1", "kind service, did you mean Service?"),
+        ("EndpointSlices", "discovery.k8s.io/v1", "kind EndpointSlices, did you mean EndpointSlice?"),
+        ("Servcie", "", "kind Servcie, did you mean Service?"),
+    ],
+)
+async def test_a_kind_that_is_nearly_one_of_ours(
+    tmp_path: Path, said: Any, dump: Any, kind: str, version: str, words: str
+) -> None:
+    file = tmp_path / "a.yaml"
+    tree = {"apiVersion": version, "kind": kind, "metadata": {"name": "a"}}
+    file.write_text(dump({"kind": "List", "items": [tree, tree]}))
+    async with follow(tmp_path):
+        assert said() == [f"{file}: ignored: {words}"]
+
+
+@dumps
+@pytest.mark.parametrize(
+    ("kind", "version"),
+    [
+        ("Service", "serving.knative.dev/v1"),
+        ("Node", "example.com/v1"),
+        ("Pod", "v1"),
+        ("ServiceAccount", "v1"),
+        ("ConfigMap", "v1"),
+        ("Namespace", "v1"),
+        ("Secret", "v1"),
+        ("Event", "v1"),
+        ("Ingress", "networking.k8s.io/v1"),
+        ("IngressClass", "networking.k8s.io/v1"),
+        ("NetworkPolicy", "networking.k8s.io/v1"),
+        ("IPAddress", "networking.k8s.io/v1"),
+        ("ServiceMonitor", "monitoring.coreos.com/v1"),
+        ("Services", "example.com/v1"),
+        ("x" * 10_000, "v1"),
+    ],
+)
+async def test_other_kinds_are_passed_over_silently(
+    tmp_path: Path, said: Any, dump: Any, kind: str, version: str
+) -> None:
+    (tmp_path / "a.yaml").write_text(dump({"apiVersion": version, "kind": kind, "metadata": {"name": "a"}}))
+    async with follow(tmp_path):
+        assert said() == []
