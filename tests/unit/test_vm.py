@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import pytest
 
+from tests.packages import MissingError
 from tests.vm import kernel, plugin
 from tests.vm.plugin import Guest, RemoteError, Writer
 
@@ -89,7 +90,7 @@ def test_a_machine_that_ends_early_is_told_with_its_last_words(guest: Guest) -> 
 
 def test_a_machine_that_cannot_be_had_fails_the_tests(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> None:
-        raise kernel.MissingError("no such thing as a machine")
+        raise MissingError("no such thing as a machine")
 
     monkeypatch.setattr(plugin, "Machine", missing)
     start(guest, ":", "a")
@@ -99,7 +100,7 @@ def test_a_machine_that_cannot_be_had_fails_the_tests(guest: Guest, monkeypatch:
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(kernel, "KERNEL", tmp_path / "vmlinuz")
-    with pytest.raises(kernel.MissingError, match="vmlinuz is missing: run `make vm`"):
+    with pytest.raises(MissingError, match="vmlinuz is missing: run `make vm`"):
         kernel.demand()
 
 

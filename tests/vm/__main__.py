@@ -6,7 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.vm.kernel import FOLDER, MissingError
+from tests.packages import MissingError
+from tests.vm.kernel import FOLDER
 from tests.vm.machine import Machine
 
 _POLL_SECONDS = 0.2

@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.packages import MissingError, run, unpack
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".vm"
 KERNEL = FOLDER / "vmlinuz"
@@ -22,10 +24,6 @@ PROGRAMS = ("qemu-system-x86_64", "busybox", "cpio", "depmod", "modprobe", "apt-
 _META = "linux-image-amd64"
 _NEEDED = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 _MOUNT_POINTS = ("bin", "proc", "sys", "dev", "memory", "host", "root")
-
-
-class MissingError(Exception):
-    """The virtual machine cannot be had here; the message says why and what to do."""
 
 
 def demand() -> None:
@@ -50,11 +48,10 @@ def build() -> None:
         raise MissingError(f"to build the virtual machine these programs are needed: {', '.join(missing)}")
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER, prefix="build-") as folder:
-        unpacked = Path(folder, "linux")
-        _run("dpkg-deb", "-x", str(_fetch(Path(folder))), str(unpacked))
+        unpacked = unpack(_package(), Path(folder))
         modules = _modules(unpacked)
         (release,) = [path.name for path in modules.iterdir()]
-        _run("depmod", "-b", str(unpacked), release)
+        run("depmod", "-b", str(unpacked), release)
         shutil.rmtree(MODULES, ignore_errors=True)
         modules.rename(MODULES)
         shutil.copy(unpacked / f"boot/vmlinuz-{release}", KERNEL)
@@ -74,24 +71,17 @@ def _modules(root: Path) -> Path:
     return found
 
 
-def _fetch(folder: Path) -> Path:
-    """Downloads the kernel's package."""
-    found = re.search(r"Depends: (linux-image-\S+)", _run("apt-cache", "depends", _META))
+def _package() -> str:
+    """The name of the kernel's package."""
+    found = re.search(r"Depends: (linux-image-\S+)", run("apt-cache", "depends", _META))
     if found is None:
-        _run("apt-get", "update", "-qq")
-        found = re.search(r"Depends: (linux-image-\S+)", _run("apt-cache", "depends", _META))
+        run("apt-get", "update", "-qq")
+        found = re.search(r"Depends: (linux-image-\S+)", run("apt-cache", "depends", _META))
     if found is None:
         raise MissingError(
             f"this system's package sources have no {_META}: the virtual machine needs Debian's kernel"
         )
-    download = ("apt-get", "download", "-qq", found[1])
-    try:
-        _run(*download, cwd=folder)
-    except MissingError:  # the lists may be old
-        _run("apt-get", "update", "-qq")
-        _run(*download, cwd=folder)
-    (package,) = folder.glob("*.deb")
-    return package
+    return found[1]
 
 
 def _initrd(folder: Path, release: str) -> None:
@@ -110,7 +100,7 @@ def _initrd(folder: Path, release: str) -> None:
     (tree / "usr/lib/modules").symlink_to(MODULES)
     _modules(tree)
     for module in _NEEDED:
-        said = _run("modprobe", "-d", str(tree), "-S", release, "--show-depends", module)
+        said = run("modprobe", "-d", str(tree), "-S", release, "--show-depends", module)
         order.update(dict.fromkeys(re.findall(r"^insmod (\S+)", said, re.MULTILINE)))
     for path in order:
         shutil.copy(path, root)
@@ -124,18 +114,6 @@ def _initrd(folder: Path, release: str) -> None:
         check=True,
     ).stdout
     INITRD.write_bytes(gzip.compress(packed, 1))
-
-
-def _run(*command: str, cwd: Path | None = None) -> str:
-    """What a program prints.
-
-    Raises:
-        MissingError: it failed; with its complaint.
-    """
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise MissingError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
 
 
 if __name__ == "__main__":

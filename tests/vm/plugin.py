@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.packages import MissingError
 from tests.vm import kernel
 from tests.vm.machine import Machine, inside
 
@@ -126,7 +127,7 @@ class Guest:
         command = [sys.executable, "-m", "pytest", *quiet, *options, f"@{self._folder / 'tests'}"]
         try:
             machine = Machine(self._folder, command, {_FOLDER_VARIABLE: str(self._folder)})
-        except kernel.MissingError as e:
+        except MissingError as e:
             self._tell_end(f"the virtual machine cannot be started: {e}")
             return
         self._watcher = threading.Thread(target=self._watch, args=(machine,), daemon=True)

