@@ -18,6 +18,7 @@ from kubeproxy import __version__, backends, nodewatch, sysctls
 from kubeproxy import host as hosts
 from kubeproxy.backends.base import Backend, SyncError, UnsupportedError
 from kubeproxy.config.load import Options
+from kubeproxy.contests import Contests
 from kubeproxy.events import Events
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.forwarding import Forwarding
@@ -256,7 +257,10 @@ class App:
         files = bool(self._options.manifests)
         reporter = Reporter(self._hub.state, self._name, self._events.service, files=files)
         forwarding = Forwarding(loops, self._events.node)
-        self._serving.tell(reporter.figures, sysctls.figures)
+        contests = Contests(self._hub.state, self._name, self._events.service)
+        for loop in loops:
+            contests.follow(loop)
+        self._serving.tell(reporter.figures, contests.figures, sysctls.figures)
         if self._config.mode != "userspace":
             self._serving.tell(forwarding.figures)
         watch.follow(loops, self._fail)
