@@ -21,7 +21,14 @@ from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.iptables.affinity import AffinityWarning
 from kubeproxy.backends.iptables.difference import Fragment, Held, between, cut, fragment, unreferenced
-from kubeproxy.backends.iptables.rules import NOTHING, Compiled, Dialect, chains_of, compile_service
+from kubeproxy.backends.iptables.rules import (
+    NOTHING,
+    Compiled,
+    Dialect,
+    chains_of,
+    compile_service,
+    leads_from,
+)
 from kubeproxy.backends.iptables.static import frame
 from kubeproxy.backends.iptables.watch import watch
 from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables
@@ -204,7 +211,8 @@ class IPTables:
                     fragments = self._replace(anew, list(fragments))
                 for piece in self._pieces(fragments):
                     self._isolate(piece, failures)
-        self._sweep(held, failures)
+        lost = [front for c in changes if c.key in failures and c.after is not None for front in c.after.lost]
+        self._sweep(held, failures, lambda rule: any(leads_from(rule, front, dialect) for front in lost))
         return failures
 
     def _replace(self, anew: list[str], fragments: list[Fragment]) -> list[Fragment]:
@@ -335,8 +343,14 @@ class IPTables:
                 at = _suspect(piece, part, e.line)
                 todo += [p for p in (piece[at + 1 :], piece[at : at + 1], piece[:at]) if p]
 
-    def _sweep(self, held: Held, failures: Failures) -> None:
-        """Deletes what no Service wants any more; what a refused one or somebody else uses stays."""
+    def _sweep(self, held: Held, failures: Failures, is_lost: Callable[[str], bool]) -> None:
+        """Deletes what no Service wants any more; what a refused one or somebody else uses stays.
+
+        Args:
+            held: what is left.
+            failures: Services that were refused.
+            is_lost: whether a rule of one of them is for a front that belongs to another Service, so that it goes.
+        """
         chains, fronts = held.leftovers()
         if not failures:
             try:
@@ -346,7 +360,11 @@ class IPTables:
             else:
                 return
         marks = tuple(f'"{namespace}/{name}{end}' for namespace, name in failures for end in (":", " ", '"'))
-        fronts = [(where, rule) for where, rule in fronts if not any(mark in rule for mark in marks)]
+        fronts = [
+            (where, rule)
+            for where, rule in fronts
+            if is_lost(rule) or not any(mark in rule for mark in marks)
+        ]
         self._send([fragment(None, {}, (), (), fronts)])
         removable = unreferenced(self._tables, chains)
         self._send([fragment(None, {}, removable, (), ())])

@@ -26,7 +26,7 @@ from kubeproxy.backends.admission import Admission
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.programs import FILTER, NAT
 from kubeproxy.model.node import LocalTraffic, NodeConfig
-from kubeproxy.model.plan import FORWARD, REJECT, Action, PortId, PortPlan, ServicePlan
+from kubeproxy.model.plan import FORWARD, REJECT, Action, LostFront, PortId, PortPlan, ServicePlan
 from kubeproxy.model.select import Backend
 
 Shared = tuple[str, str]
@@ -196,6 +196,23 @@ def _compile_port(p: PortPlan, d: Dialect, out: Compiled, without: Collection[Po
         chains[ext] = _external(ext, svc, svl, p, d)
     if firewalled and (p.name, p.protocol) not in without:
         chains[fw] = _firewall(fw, ext, p, d)
+
+
+def leads_from(rule: str, lost: LostFront, d: Dialect) -> bool:
+    """Whether a rule of a shared chain, without its "-A CHAIN", is for a front.
+
+    Args:
+        rule: the rule.
+        lost: the front.
+        d: the dialect of the rule.
+    """
+    at_address = rule.startswith(f"-d {lost.address}{d.host} ")
+    at_node = not lost.address and (not rule.startswith("-d ") or rule.startswith("-d 127.0.0.0/8 "))
+    return (
+        (at_address or at_node)
+        and f"-p {lost.protocol.lower()} " in rule
+        and f" --dport {lost.port} " in rule
+    )
 
 
 class _Fronts:

@@ -1,7 +1,7 @@
 """Services that are refused: found among all others, left as they were, told; everybody else gets what is due."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -147,6 +147,34 @@ def test_who_is_refused_keeps_what_it_had(
     rig.tables.bad = set()
     assert not rig.full()
     assert rig.rules() == expected
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("idle", [False, True])
+def test_who_is_refused_gives_way_to_the_owner_of_a_front(variant: Variant, *, idle: bool) -> None:
+    """What it had stays, but not at the fronts that belong to another Service now."""
+    rig = Rig(Refusing(variant))
+    assert isinstance(rig.tables, Refusing)
+    some: dict[str, Any] = {"external_ips": ("203.0.113.1", "203.0.113.2"), "type": "NodePort"}
+    port = types.ServicePort(80, node_port=30080)
+    rig.tell(service("b", "10.96.0.2", ports=[port], **some))
+    rig.tell(endpoints("b", *([] if idle else ["10.244.1.1"])))
+    assert not rig.full()
+    before = [rule for held in rig.rules().values() for rule in held if '"default/b' in rule]
+    lost = [rule for rule in before if "-d 203.0.113.1/32" in rule or "--dport 30080" in rule]
+    assert len(lost) == (2 if idle else 3)
+    rig.tell(service("a", "10.96.0.1", ports=[port], external_ips=("203.0.113.1",), type="NodePort"))
+    rig.tell(endpoints("a", "10.244.1.2"))
+    rig.tables.bad = {"b"}
+    rig.tell(service("b", "10.96.0.22", ports=[port], **some))
+    with pytest.raises(StaleError):
+        rig.partial()
+    assert rig.full().keys() == {("default", "b")}
+    after = [rule for held in rig.rules().values() for rule in held if '"default/b' in rule]
+    assert after == [rule for rule in before if rule not in lost]
+    rig.tables.bad = set()
+    assert not rig.full()
+    assert rig.rules() == rig.fresh().rules()
 
 
 @pytest.mark.parametrize("told", TOLD)

@@ -2,15 +2,19 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
+
+import pytest
 
 from kubeproxy.api import types
+from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.nftables import layout, packing
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages as m
 from kubeproxy.netlink.nft import objects
 from kubeproxy.netlink.nft.messages import Message, Table
 from tests.fakes.cluster import endpoints, service
-from tests.unit.backends.nftables.rig import Rig
+from tests.unit.backends.nftables.rig import Content, Rig
 
 VERBS = {
     m.NEWTABLE: "add table", m.DELTABLE: "delete table", m.NEWCHAIN: "add chain", m.DELCHAIN: "delete chain",
@@ -148,6 +152,43 @@ def test_a_contested_address_goes_to_the_first_by_name_and_back() -> None:
     rig.gone("EndpointSlice", "a-1")
     rig.partial()
     assert rig.table() == alone
+
+
+@pytest.mark.parametrize("backends", [0, 3])
+def test_who_is_refused_gives_way_to_the_owner_of_a_front(backends: int) -> None:
+    """What it had stays, but not at the fronts that belong to another Service now."""
+    some: dict[str, Any] = {"type": "NodePort", "ports": [types.ServicePort(80, node_port=30080)]}
+    rig = started(service("b", "10.96.0.2", external_ips=("203.0.113.1",), **some))
+    if backends:
+        rig.tell(endpoints("b", *pods(backends)))
+        rig.partial()
+    before = _at(rig.table(), "10.96.0.2")
+    assert len(before) == (backends or 1)
+    rig.tell(service("a", "10.96.0.1", external_ips=("203.0.113.1",), **some), endpoints("a", *pods(2)))
+    rig.tell(service("b", "10.96.0.22", external_ips=("203.0.113.1",), **some))
+    rig.kernel.refuse = lambda message: b"\x0a\x60\x00\x16" in message.body
+    with pytest.raises(SyncError):
+        rig.partial()
+    assert rig.full().keys() == {("default", "b")}
+    after, fresh = rig.table(), rig.fresh().table()
+    assert _at(after, "203.0.113.1") == _at(fresh, "203.0.113.1")
+    for name in (layout.SERVICE_NODEPORTS, layout.DROP_NODEPORTS, layout.REJECT_NODEPORTS):
+        assert after["elements", name] == fresh["elements", name]
+    rig.kernel.refuse = lambda _: None
+    assert not rig.full()
+    assert rig.table() == fresh
+
+
+def _at(table: Content, address: str) -> list[tuple[str, bytes]]:
+    """The elements of fronts at an address."""
+    key = packing.front(address, "TCP", 80)
+    return [
+        (name, element)
+        for (kind, name), elements in table.items()
+        if kind == "elements"
+        for element in elements
+        if element[12:].startswith(key)
+    ]
 
 
 def test_another_s_table_is_replaced_in_one_transaction() -> None:
