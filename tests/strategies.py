@@ -200,6 +200,82 @@ def histories(most: int = 8) -> st.SearchStrategy[list[list[Event]]]:
     return st.lists(st.lists(events(), min_size=1, max_size=6), min_size=1, max_size=most)
 
 
+RIVALS = KEYS[1:4]
+"""Two of one namespace, and one of another, whose names do not come in the order of the namespaces."""
+
+_CONTESTED = {
+    IPV4: [*CLUSTER_IPS[IPV4][:2], "203.0.113.1", "192.0.2.1"],
+    IPV6: [*CLUSTER_IPS[IPV6][:2], "2001:db8:203::1", "2001:db8:2::1"],
+}
+
+
+@st.composite
+def _rivals(draw: st.DrawFn) -> types.Service:
+    """A Service in a universe so small that it names fronts of others nearly always."""
+    namespace, name = draw(st.sampled_from(RIVALS))
+    families = draw(_families())
+    pool = [address for family in families for address in _CONTESTED[family]]
+    kind = draw(st.sampled_from(["ClusterIP", "NodePort", "LoadBalancer"]))
+    policy = draw(st.sampled_from(["Cluster", "Local"]))
+    given = draw(
+        st.sampled_from([[(80, "TCP")], [(80, "TCP"), (30000, "TCP")], [(80, "UDP"), (30000, "TCP")]])
+    )
+    ports = tuple(
+        types.ServicePort(
+            number,
+            "ab"[i] if len(given) > 1 else "",
+            protocol,
+            0 if kind == "ClusterIP" else draw(st.sampled_from([0, 30000, 30001])),
+        )
+        for i, (number, protocol) in enumerate(given)
+    )
+    ips = tuple(draw(st.sampled_from(CLUSTER_IPS[family][:2])) for family in families)
+    spec = types.ServiceSpec(
+        ports=ports,
+        type=kind,
+        cluster_ip=ips[0],
+        cluster_ips=ips,
+        external_ips=draw(_some(pool)),
+        load_balancer_source_ranges=draw(st.sampled_from([(), ("10.0.0.0/8", "2001:db8::/32")])),
+        external_traffic_policy=policy,
+        internal_traffic_policy=draw(st.sampled_from(["Cluster", "Local"])),
+        health_check_node_port=draw(st.sampled_from([0, 30000, 31000])) if policy == "Local" else 0,
+    )
+    ingress = draw(_some(pool)) if kind == "LoadBalancer" else ()
+    balancers = types.LoadBalancerStatus(tuple(types.LoadBalancerIngress(ip) for ip in ingress))
+    return types.Service(
+        types.ObjectMeta(name=name, namespace=namespace), spec, types.ServiceStatus(balancers)
+    )
+
+
+def _endpoints_of_rivals() -> st.SearchStrategy[list[types.EndpointSlice]]:
+    """A slice of each family for some of them, with endpoints of its own for all ports."""
+    found = [
+        types.EndpointSlice(
+            types.ObjectMeta(name=f"{name}-{family}", namespace=namespace, labels=types.Labels(service=name)),
+            address_type=family,
+            endpoints=(types.Endpoint((ENDPOINTS[family][i],), node_name=NODE),),
+            ports=tuple(
+                types.EndpointPort(port, 8080, protocol)
+                for port in ("", "a", "b")
+                for protocol in ("TCP", "UDP")
+            ),
+        )
+        for i, (namespace, name) in enumerate(RIVALS)
+        for family in (IPV4, IPV6)
+    ]
+    return st.lists(st.sampled_from(found), min_size=4, max_size=6, unique_by=lambda s: s.metadata.name)
+
+
+@st.composite
+def contests(draw: st.DrawFn, most: int = 8) -> list[list[Event]]:
+    """A history of Services that name the same fronts, after word of their endpoints."""
+    gone = st.sampled_from(RIVALS).map(lambda key: Gone("Service", *key))
+    some = st.lists(st.one_of(_rivals(), _rivals(), _rivals(), gone), min_size=1, max_size=4)
+    first: list[Event] = [*draw(_endpoints_of_rivals())]
+    return [first, *map(list[Event], draw(st.lists(some, min_size=1, max_size=most)))]
+
+
 @st.composite
 def nodes(draw: st.DrawFn, family: Family = IPV4) -> NodeConfig:
     """A node under a family, with any way to tell local traffic and any node port addresses."""

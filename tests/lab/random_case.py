@@ -19,6 +19,8 @@ FAR = {"IPv4": [f"10.244.2.{i}" for i in (21, 22, 23)], "IPv6": [f"fd00:10:244:2
 CLUSTER_IPS = {"IPv4": "10.96.20.{}", "IPv6": "fd00:10:96::20{}"}
 EXTERNAL_IPS = {"IPv4": "203.0.113.3{}", "IPv6": "2001:db8:203::3{}"}
 BALANCER_IPS = {"IPv4": "203.0.113.15{}", "IPv6": "2001:db8:203::15{}"}
+SHARED_IPS = (CLUSTER_IPS, EXTERNAL_IPS, BALANCER_IPS)
+MOST_SERVICES = 3
 NODE_IPS = {"IPv4": ("192.0.2.1", "10.244.1.1"), "IPv6": ("2001:db8:2::1", "fd00:10:244:1::1")}
 LOOPBACK = {"IPv4": "127.0.0.1", "IPv6": "::1"}
 RANGES = (
@@ -76,6 +78,15 @@ def configurations(draw: st.DrawFn) -> Document:
 
 
 @st.composite
+def _external_ips(draw: st.DrawFn, i: int, families: list[str]) -> list[str]:
+    """Addresses of a Service's own, or some that another one may have, too: its ClusterIP, its other addresses."""
+    if draw(st.booleans()):
+        return [EXTERNAL_IPS[family].format(i) for family in families]
+    pool = [ips[f].format(j) for f in families for ips in SHARED_IPS for j in range(MOST_SERVICES)]
+    return draw(st.lists(st.sampled_from(pool), min_size=1, max_size=3, unique=True))
+
+
+@st.composite
 def _services(draw: st.DrawFn, i: int, families: list[str]) -> Document:
     kind = draw(st.sampled_from(["ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer"]))
     outward = kind != "ClusterIP"
@@ -83,7 +94,7 @@ def _services(draw: st.DrawFn, i: int, families: list[str]) -> Document:
     for number, port in enumerate(ports):
         port["targetPort"] = TARGETS[port["name"]]
         if outward and draw(st.integers(0, 3)):
-            port["nodePort"] = 31000 + 10 * i + number
+            port["nodePort"] = 31000 + 10 * draw(st.sampled_from([i, i, 0])) + number
     spec: Document = {
         "type": kind,
         "ports": ports,
@@ -94,7 +105,7 @@ def _services(draw: st.DrawFn, i: int, families: list[str]) -> Document:
         "sessionAffinity": draw(st.sampled_from(["None", "None", "ClientIP"])),
     }
     if draw(st.booleans()):
-        spec["externalIPs"] = [EXTERNAL_IPS[family].format(i) for family in families]
+        spec["externalIPs"] = draw(_external_ips(i, families))
     if outward or "externalIPs" in spec:
         spec["externalTrafficPolicy"] = draw(st.sampled_from(["Cluster", "Local"]))
     status: Document = {}
@@ -165,14 +176,31 @@ def _slices(draw: st.DrawFn, i: int, part: int, family: str, ports: list[Documen
 def objects(draw: st.DrawFn) -> list[Document]:
     """Services, and EndpointSlices of them."""
     found: list[Document] = []
-    for i in range(draw(st.integers(1, 3))):
+    for i in range(draw(st.integers(1, MOST_SERVICES))):
         families = draw(st.sampled_from([["IPv4"], ["IPv4"], ["IPv4", "IPv6"]]))
         service = draw(_services(i, families))
         found.append(service)
         for family in families:
             parts = range(draw(st.sampled_from([1, 1, 2])))
             found += [draw(_slices(i, part, family, service["spec"]["ports"])) for part in parts]
+    _leave_out_uncontested([each["spec"] for each in found if each["kind"] == "Service"])
     return found
+
+
+def _leave_out_uncontested(specs: list[Document]) -> None:
+    """Removes external IPs that are ClusterIPs of a Service that does not have all of the ports.
+
+    nftables mode tells traffic to ClusterIPs by the address alone: what is sent to another port is masqueraded like it.
+    """
+    owned = {ip: _fronts(spec) for spec in specs for ip in spec["clusterIPs"]}
+    for spec in specs:
+        if "externalIPs" in spec:
+            ips = spec["externalIPs"]
+            spec["externalIPs"] = [ip for ip in ips if _fronts(spec) <= owned.get(ip, _fronts(spec))]
+
+
+def _fronts(spec: Document) -> set[tuple[str, int]]:
+    return {(port["protocol"], port["port"]) for port in spec["ports"]}
 
 
 def fronts(services: list[Document]) -> Fronts:

@@ -247,7 +247,7 @@ nodes = (
 )
 
 
-@given(strategies.histories(), nodes)
+@given(st.one_of(strategies.histories(), strategies.contests()), nodes)
 def test_every_front_has_one_owner_and_the_right_one(
     history: list[list[strategies.Event]], node: NodeConfig
 ) -> None:

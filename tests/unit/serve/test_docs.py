@@ -10,6 +10,7 @@ from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables.backend import IPTables
 from kubeproxy.backends.localhost import Localhost
 from kubeproxy.config.load import load
+from kubeproxy.contests import Contests
 from kubeproxy.figures import Figure
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.forwarding import Forwarding
@@ -54,6 +55,9 @@ async def served() -> dict[str, str]:
         *Localhost(IPTables(FakeTables(), counters=False, drop_invalid=True), FakeRelay()).figures(),
         *NodeHealth(Stage().loop, Door(), lambda: True, lambda *_: None).figures(),
     ]
+    contests = Contests(Hub("here").state, "here", lambda *_: None)
+    contests.follow(Stage().loop)
+    found += contests.figures()
     for mode in ("iptables", "nftables", "ipvs", "userspace"):
         stage = Stage()
         stage.loop.resync()

@@ -19,6 +19,7 @@ from tests import strategies
 from tests.unit.backends.ipvs.rig import Rig
 
 _LOCAL = {IPV4: ["127.0.0.1", "192.0.2.1", "10.244.1.1"], "IPv6": ["::1", "fe80::1", "2001:db8:2::1"]}
+_histories = st.one_of(strategies.histories(), strategies.contests())
 nodes = (
     st.sampled_from(FAMILIES)
     .flatmap(strategies.nodes)
@@ -39,7 +40,7 @@ def small_world() -> Iterator[None]:
         yield
 
 
-@given(strategies.histories(), nodes, st.sampled_from(["", "hostile", "restarting", "busy"]))
+@given(_histories, nodes, st.sampled_from(["", "hostile", "restarting", "busy"]))
 def test_the_end_is_that_of_a_fresh_start(
     history: list[list[strategies.Event]], node: NodeConfig, world: str
 ) -> None:

@@ -15,11 +15,12 @@ from tests import strategies
 from tests.unit.backends.nftables.rig import FAMILY, Rig
 
 some = settings(max_examples=40)
+_histories = st.one_of(strategies.histories(), strategies.contests())
 nodes = st.sampled_from(FAMILIES).flatmap(strategies.nodes)
 
 
 @some
-@given(strategies.histories(), nodes, st.booleans())
+@given(_histories, nodes, st.booleans())
 def test_the_end_is_that_of_a_fresh_start(
     history: list[list[strategies.Event]], node: NodeConfig, restarting: bool
 ) -> None:
