@@ -1,5 +1,6 @@
 """Fronts that two Services name: the owner has all of their traffic in every mode, whichever Service came first."""
 
+import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from kubeproxy.api import types
 from kubeproxy.backends.programs import Variant
 from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import Station, ask, until
-from tests.kernel.traffic import Front, Traffic
+from tests.kernel.traffic import LIMIT, Front, Traffic
 from tests.lab.topology import EP11, EP12, LOCAL, NODE_NAME, Lab
 
 CLIENTS = ("client", "out", "node")
@@ -120,6 +121,16 @@ def test_the_owner_has_the_traffic_from_the_first_to_the_last(lab: Lab, station:
             put(station, OWNER, *owners)
             until(lambda: answers(lab) == {OWNER: all_})
         assert ask(lab, "out", BRIDGE, 30088) == RIVAL, "at its other addresses the node has the node port"
+        daemon.says(
+            "Service default/attacker-1: external IP 10.96.0.11:80 TCP belongs to Service default/victim-1 and is not"
+            " served for this one"
+        )
+        with (
+            lab.inside("node"),
+            urllib.request.urlopen("http://127.0.0.1:10249/metrics", timeout=LIMIT) as page,
+        ):
+            told = page.read().decode()
+        assert f'kubeproxy_contested_fronts{{ip_family="IPv4"}} {len(CONTESTS)}.0' in told
         assert "sync failed" not in daemon.log()
         assert "rules refused" not in daemon.log()
     with station.running():

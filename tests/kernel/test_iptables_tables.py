@@ -62,7 +62,7 @@ class Twins(Real):
 
 @both
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(history=strategies.histories(5), data=st.data())
+@given(history=st.one_of(strategies.histories(5), strategies.contests(5)), data=st.data())
 def test_whatever_was_there_the_kernel_ends_as_after_a_fresh_start(
     inside: str, variant: Variant, history: list[list[strategies.Event]], data: st.DataObject
 ) -> None:

@@ -11,19 +11,23 @@ from msgspec import structs
 
 from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES
-from kubeproxy.backends.nftables import packing
+from kubeproxy.backends.nftables import layout, packing
 from kubeproxy.backends.nftables.backend import NFTables
+from kubeproxy.backends.userspace.led import Led
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages as m
 from kubeproxy.netlink.nft import text
 from kubeproxy.netlink.nft.kernel import Kernel
 from kubeproxy.netlink.nft.messages import Message
+from kubeproxy.relay import sockets
 from tests import strategies
 from tests.fakes.cluster import Proxy, endpoints, service
+from tests.fakes.relay import FakeRelay
 from tests.lab import netns
 from tests.unit.backends.iptables.rig import rich
-from tests.unit.backends.nftables.rig import FAMILY, NODES, content
+from tests.unit.backends.nftables.rig import FAMILY, NODES, Content, content
+from tests.unit.backends.test_relayed_properties import Ports
 
 few = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 NODE4, NODE6 = NODES
@@ -126,7 +130,10 @@ def test_nft_lists_what_we_render_and_reads_it_back(kernel: Kernel, node: NodeCo
 
 
 @few
-@given(history=strategies.histories(4), node=st.sampled_from(FAMILIES).flatmap(strategies.nodes))
+@given(
+    history=st.one_of(strategies.histories(4), strategies.contests(4)),
+    node=st.sampled_from(FAMILIES).flatmap(strategies.nodes),
+)
 def test_the_end_is_that_of_a_fresh_start(
     kernel: Kernel, history: list[list[strategies.Event]], node: NodeConfig
 ) -> None:
@@ -146,6 +153,39 @@ def test_the_end_is_that_of_a_fresh_start(
     assert not restarted(proxy, kernel).full()
     assert content(kernel, node.family) == found
     nft("list", "ruleset")
+
+
+@few
+@given(history=strategies.contests(4), node=st.sampled_from(FAMILIES).flatmap(strategies.nodes))
+def test_the_end_is_that_of_a_fresh_start_in_userspace_mode(
+    kernel: Kernel, history: list[list[strategies.Event]], node: NodeConfig
+) -> None:
+    """But for the ports of the relay's own choice."""
+    flush()
+    proxy = Proxy(Led(NFTables(kernel, node), FakeRelay(), lambda node: node.address), node)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sockets, "bind", Ports().bind)
+        assert not proxy.full()
+        for batch in history:
+            for event in batch:
+                proxy.hear(event)
+            assert not proxy.sync()
+        found = _without_ports(content(kernel, node.family))
+        flush()
+        other = Proxy(Led(NFTables(kernel, node), FakeRelay(), lambda node: node.address), node)
+        other.state = proxy.state
+        assert not other.full()
+    assert _without_ports(content(kernel, node.family)) == found
+
+
+def _without_ports(held: Content) -> Content:
+    """The same without the ports of endpoints."""
+    return {
+        (kind, name): sorted(part[:-4] for part in parts)
+        if kind == "elements" and layout.SLOTS.fullmatch(name)
+        else parts
+        for (kind, name), parts in held.items()
+    }
 
 
 class Spoiling(Kernel):

@@ -10,7 +10,7 @@ from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 
-from kubeproxy.api.addresses import IPV6, family_of, join
+from kubeproxy.api.addresses import IPV6, Family, family_of, join
 from kubeproxy.api.rows import Condition, EndpointRow, PortRow, Protocol, ServiceRow, SliceRow
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.select import Backend, Topology, select
@@ -279,10 +279,10 @@ class _PortFronts(NamedTuple):
     """The fronts that a Service port gets."""
 
     cluster_ip: str
-    node_port: int
-    node_port_except: tuple[str, ...]
-    external_ips: tuple[str, ...]
-    load_balancer_ips: tuple[str, ...]
+    node_port: int = 0
+    node_port_except: tuple[str, ...] = ()
+    external_ips: tuple[str, ...] = ()
+    load_balancer_ips: tuple[str, ...] = ()
 
 
 class _Fronts:
@@ -294,16 +294,14 @@ class _Fronts:
 
     def __init__(self, service: ServiceRow, cluster_ip: str, node: NodeConfig, owner: Owners) -> None:
         self._key = service.namespace, service.name
-        external_ips = _of_family(service.external_ips, node.family) if node.external_ips else ()
-        load_balancer_ips = _of_family(service.load_balancer_ips, node.family)
-        self._external_ips = dict.fromkeys(ip for ip in external_ips if ip != cluster_ip)
-        self._load_balancer_ips = dict.fromkeys(ip for ip in load_balancer_ips if ip != cluster_ip)
-        self._named: dict[str, FrontKind] = {
-            **dict.fromkeys(self._external_ips, "external IP"),
-            **dict.fromkeys(self._load_balancer_ips, "load balancer IP"),
-            cluster_ip: "ClusterIP",
-        }
         self._cluster_ip = cluster_ip
+        self._external_ips = self._others(service.external_ips, node.family) if node.external_ips else {}
+        self._load_balancer_ips = self._others(service.load_balancer_ips, node.family)
+        self._named: dict[str, FrontKind] = {}
+        if self._external_ips or self._load_balancer_ips:
+            self._named.update(dict.fromkeys(self._external_ips, "external IP"))
+            self._named.update(dict.fromkeys(self._load_balancer_ips, "load balancer IP"))
+        self._named[cluster_ip] = "ClusterIP"
         self._own_addresses = node.node_port_addresses if node.follows_addresses else (node.address,)
         self._owner = owner
         self._taken: set[Front] = set()
@@ -311,12 +309,15 @@ class _Fronts:
 
     def of(self, port: PortRow) -> _PortFronts:
         """The fronts of a port. What it names as its ClusterIP and as another address, too, is its ClusterIP only."""
+        if len(self._named) == 1 and not port.node_port:  # most ports, in half of the time
+            front: Front = (self._cluster_ip, port.protocol, port.port)
+            return _PortFronts(self._cluster_ip if self._takes("ClusterIP", front) else "")
         got = {
             address
             for address, kind in self._named.items()
             if self._takes(kind, (address, port.protocol, port.port))
         }
-        front: Front = ("", port.protocol, port.node_port)
+        front = ("", port.protocol, port.node_port)
         node_port = port.node_port if port.node_port and self._takes("node port", front) else 0
         return _PortFronts(
             cluster_ip=self._cluster_ip if self._cluster_ip in got else "",
@@ -325,6 +326,12 @@ class _Fronts:
             external_ips=tuple([ip for ip in self._external_ips if ip in got]),
             load_balancer_ips=tuple([ip for ip in self._load_balancer_ips if ip in got]),
         )
+
+    def _others(self, addresses: tuple[str, ...], family: Family) -> dict[str, None]:
+        """Addresses of a family, each once, without the ClusterIP."""
+        if not addresses:
+            return {}
+        return {ip: None for ip in addresses if family_of(ip) == family and ip != self._cluster_ip}
 
     def health_check_port(self, port: int) -> int:
         """The health-check node port if the Service gets it, else 0. To be asked after all ports."""

@@ -173,7 +173,8 @@ class IPTables:
 
         def fragments() -> Iterator[Fragment]:
             nonlocal chains
-            for c in changes:
+            # In several inputs a front that changes hands gets its new rule, on top of the old one, first.
+            for c in sorted(changes, key=_more_lost):
                 same = with_same_firewall(c.before, c.after)
                 before = compile_service(c.before, dialect, same)
                 after = compile_service(c.after, dialect, same)
@@ -423,6 +424,12 @@ def _lines(change: Change) -> int:
 
 def _endpoints(plan: ServicePlan | None) -> int:
     return sum(port.endpoints for port in plan.ports) if plan else 0
+
+
+def _more_lost(change: Change) -> int:
+    """How many more fronts belong to another Service than before."""
+    before, after = change.before, change.after
+    return (len(after.lost) if after else 0) - (len(before.lost) if before else 0)
 
 
 def _is_large(endpoints: int) -> bool:

@@ -177,6 +177,30 @@ def test_who_is_refused_gives_way_to_the_owner_of_a_front(variant: Variant, *, i
     assert rig.rules() == rig.fresh().rules()
 
 
+@pytest.mark.parametrize("names_it", ["a", "b"])
+def test_a_front_that_changes_hands_is_never_without_a_rule(
+    monkeypatch: pytest.MonkeyPatch, names_it: str
+) -> None:
+    """Also where the change is too large for one input of the programs, and whichever Service comes first in it."""
+    monkeypatch.setattr(backends, "_NF_TABLES_LINES", 1)
+    owner, loser = ("a", "b") if names_it == "a" else ("c", "b")
+    rig = Rig(FakeTables("nf_tables"))
+    for name_, ip in ((owner, "10.96.0.1"), (loser, "10.96.0.2")):
+        rig.tell(service(name_, ip), endpoints(name_, "10.244.1.1"))
+    rig.tell(service(loser, "10.96.0.2", external_ips=("10.96.0.3",)))
+    assert not rig.full()
+    for there in (True, False):
+        rig.sent()
+        if there:
+            rig.tell(service(owner, "10.96.0.3"))
+        else:
+            rig.gone("Service", owner)
+        rig.partial()
+        lines = [line for table, lines in rig.sent() if table == "nat" for line in lines]
+        moved = [line[:2] for line in lines if "-d 10.96.0.3/32" in line and line.startswith(("-I", "-D"))]
+        assert moved == ["-I", "-D"]
+
+
 @pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_refused_service_that_loses_its_endpoints(variant: Variant, told: Told) -> None:
