@@ -277,7 +277,7 @@ class App:
                 group.create_task(cleaner.run())
             group.create_task(watch.follow_addresses())
             group.create_task(self._report(loops, reporter, forwarding))
-            await self._all_synced(loops)
+            await self._all_synced(loops, [backend for _, backend in opened])
 
     async def _report(self, loops: Sequence[Loop], reporter: Reporter, forwarding: Forwarding) -> None:
         """Reports what is wrong around the rules, once they are in place; not much later if they never are."""
@@ -331,8 +331,8 @@ class App:
         log.error("%s: exiting, to start anew", why)
         self._end(1)
 
-    async def _all_synced(self, loops: Sequence[Loop]) -> None:
-        """When all rules are in place: says so, and removes what another mode left."""
+    async def _all_synced(self, loops: Sequence[Loop], opened: Sequence[Backend]) -> None:
+        """When all rules are in place: says so, and removes what another mode, or other programs, left."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_SYNC_SECONDS):
                 for loop in loops:
@@ -351,3 +351,10 @@ class App:
                 await asyncio.to_thread(backends.cleanup, mode)
             except SyncError as e:
                 log.warning("Old %s", e)
+        others = backends.other_variants(self._mode, opened)
+        while others:
+            for other in others:
+                await asyncio.to_thread(other.remove)
+            if len(others) > 1:
+                return  # nothing of ours is in any: that was for what another mode left
+            await asyncio.sleep(self._config.sync_period)

@@ -1,10 +1,13 @@
 """How a plan is made real: one package a proxy mode, each imported only when it is chosen."""
 
 import logging
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Protocol
 
-from kubeproxy.backends.base import Backend, SyncError, UnsupportedError
+from kubeproxy.backends.base import Backend, ByPrograms, SyncError, UnsupportedError
+from kubeproxy.backends.programs import VARIANTS
+from kubeproxy.backends.variants import OtherVariant
 from kubeproxy.model.node import NodeConfig
 
 log = logging.getLogger(__name__)
@@ -69,6 +72,20 @@ def cleanup(*modes: str) -> None:
             troubles.append(f"rules of {mode} mode stay: {e}")
     if troubles:
         raise SyncError("; ".join(troubles))
+
+
+def other_variants(mode: str, opened: Iterable[Backend]) -> list[OtherVariant]:
+    """The variants of iptables that a mode's rules are not in; none for a mode that has no rules.
+
+    Args:
+        mode: the mode.
+        opened: its backends.
+    """
+    if mode not in _REPLACES:
+        return []
+    used = {backend.variant for backend in opened if isinstance(backend, ByPrograms)}
+    cleaners = [import_module(_CLEANUPS[each]).clean for each in ("ipvs", "iptables")]
+    return [OtherVariant(variant, cleaners) for variant in VARIANTS if variant not in used]
 
 
 def serves(mode: str) -> bool:

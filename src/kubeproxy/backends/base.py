@@ -6,7 +6,7 @@ left in the kernel is adopted, changed or removed, without a moment in which pac
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -95,6 +95,15 @@ class Leading(Protocol):
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
         """A plan that was synced as the kernel knows it, with those in between as its backends."""
+
+
+@runtime_checkable
+class ByPrograms(Protocol):
+    """A backend that writes rules through the iptables programs."""
+
+    @property
+    def variant(self) -> Literal["legacy", "nf_tables"]:
+        """The variant of iptables its rules are in."""
 
 
 class Mode(Protocol):

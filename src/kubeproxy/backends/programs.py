@@ -30,6 +30,7 @@ FILTER: Final = "filter"
 TABLES: Final = (MANGLE, NAT, FILTER)
 
 Variant = Literal["legacy", "nf_tables"]
+VARIANTS: Final[tuple[Variant, ...]] = ("legacy", "nf_tables")
 
 OLDEST: Final = (1, 6, 2)
 """The first release with `iptables-restore --wait` and `--random-fully`."""
@@ -218,14 +219,24 @@ def spare(lookout: Lookout) -> None:
 def installed(which: Callable[[str], str | None] = shutil.which) -> Iterator[tuple[str, Programs]]:
     """Every kind of programs there is, for both families, with their name."""
     for family, base in ((IPV4, "iptables"), (IPV6, "ip6tables")):
-        kinds: tuple[tuple[Variant, str], ...] = (
-            ("legacy", "-legacy"),
-            ("nf_tables", "-nft"),
-            ("legacy", ""),
-        )
-        found = [(variant, base + suffix) for variant, suffix in kinds if which(f"{base}{suffix}-restore")]
-        for variant, name in found[:2]:
+        names: dict[Variant, str] = {}
+        if which(f"{base}-legacy-restore"):
+            names["legacy"] = f"{base}-legacy"
+        if which(f"{base}-nft-restore"):
+            names["nf_tables"] = f"{base}-nft"
+        if len(names) < len(VARIANTS) and which(f"{base}-restore"):
+            names.setdefault(_variant(base), base)
+        for variant, name in names.items():
             yield name, Programs(family, f"{name}-save", f"{name}-restore", variant)
+
+
+def _variant(name: str) -> Variant:
+    """The variant of programs that have a plain name."""
+    try:
+        version = _VERSION.search(run.output([name, "--version"]))
+    except (run.ProgramError, OSError):
+        version = None
+    return "nf_tables" if version and version[4] == "nf_tables" else "legacy"
 
 
 Held = Mapping[str, tuple[list[str], list[tuple[str, str]]]]

@@ -46,11 +46,28 @@ def drops_forwarded(domain: int, table: str = "filter") -> bool:
     policy, size = fields[7 + _FORWARD], fields[-1]
     if size > _LARGEST:
         return False
-    head = _HEAD.pack(table.encode(), size)
-    entries = _ask(domain, _SO_GET_ENTRIES, head, len(head) + size)[len(head) :]
-    (target,) = struct.unpack_from("=H", entries, policy + (88 if domain == socket.AF_INET else 140))
-    (verdict,) = struct.unpack_from("=i", entries, policy + target + _TARGET_HEAD)
+    rules = _entries(domain, table, size)
+    (target,) = struct.unpack_from("=H", rules, policy + (88 if domain == socket.AF_INET else 140))
+    (verdict,) = struct.unpack_from("=i", rules, policy + target + _TARGET_HEAD)
     return bool(verdict == _DROP)
+
+
+def entries(domain: int, table: str) -> bytes:
+    """The rules of a table as the kernel has them; the names of its chains are among the bytes.
+
+    Args:
+        domain: socket.AF_INET or AF_INET6.
+        table: its name; it must exist.
+
+    Raises:
+        OSError: as with `table_size`, or the table was changed meanwhile (EAGAIN).
+    """
+    return _entries(domain, table, table_size(domain, table)[1])
+
+
+def _entries(domain: int, table: str, size: int) -> bytes:
+    head = _HEAD.pack(table.encode(), size)
+    return _ask(domain, _SO_GET_ENTRIES, head, len(head) + size)[len(head) :]
 
 
 def _ask(domain: int, option: int, given: bytes, size: int) -> bytes:

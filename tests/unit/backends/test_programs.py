@@ -128,6 +128,18 @@ def test_one_named_variant_alone_does_not_count(install: Install) -> None:
     assert programs.find(IPV4).variant == "nf_tables"
 
 
+def test_programs_with_plain_names_are_of_the_variant_they_say(install: Install) -> None:
+    install("iptables", NFT)
+    assert [(name, tables.variant) for name, tables in programs.installed()] == [("iptables", "nf_tables")]
+    install("iptables-legacy", LEGACY)
+    install("ip6tables", LEGACY)
+    assert [(name, tables.variant) for name, tables in programs.installed()] == [
+        ("iptables-legacy", "legacy"), ("iptables", "nf_tables"), ("ip6tables", "legacy")
+    ]  # fmt: skip
+    install("iptables-nft", NFT)
+    assert [name for name, _ in programs.installed()][:2] == ["iptables-legacy", "iptables-nft"]
+
+
 def test_an_input_is_one_table_and_a_commit(folder: Path) -> None:
     tables = answering(folder, f'echo "$@" > {folder}/argv; cat > {folder}/input')
     tables.restore("nat", (line for line in [":A - [0:0]\n", "-A A -p tcp\n-A A -p udp\n"]))

@@ -31,7 +31,7 @@ from kubeproxy.backends.iptables.rules import (
 )
 from kubeproxy.backends.iptables.static import frame
 from kubeproxy.backends.iptables.watch import watch
-from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables
+from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables, Variant
 from kubeproxy.figures import Figure
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan, with_same_firewall
@@ -96,6 +96,11 @@ class IPTables:
         self._lookout: Lookout | None = None
         self._rules: Counter[str] = Counter()
         self._written: Counter[str] = Counter()
+
+    @property
+    def variant(self) -> Variant:
+        """See `ByPrograms`."""
+        return self._tables.variant
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         """See `Backend`. Runs in a thread: the programs take their time."""

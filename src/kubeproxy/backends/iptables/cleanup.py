@@ -7,6 +7,7 @@ Some chains ipvs mode has, too: they stay when they are its.
 
 import contextlib
 import logging
+from collections.abc import Callable
 
 from kubeproxy.backends import programs
 from kubeproxy.backends.base import SyncError
@@ -51,7 +52,7 @@ def cleanup() -> None:
     troubles = []
     for name, tables in programs.installed():
         try:
-            count = clean(tables)
+            count = clean(tables, exposed=_warn_of_localnet)
         except (RefusedError, SyncError) as e:
             troubles.append(str(e))
             continue
@@ -61,8 +62,12 @@ def cleanup() -> None:
         raise SyncError("; ".join(troubles))
 
 
-def clean(tables: Tables) -> int:
+def clean(tables: Tables, *, exposed: Callable[[], None] = lambda: None) -> int:
     """Removes our rules and chains from some tables; returns how many chains went.
+
+    Args:
+        tables: the tables.
+        exposed: called if KUBE-FIREWALL went.
 
     Raises:
         RefusedError: it was refused.
@@ -97,7 +102,7 @@ def clean(tables: Tables) -> int:
             )
             count += len(ours)
     if firewall:
-        _warn_of_localnet()
+        exposed()
     return count
 
 

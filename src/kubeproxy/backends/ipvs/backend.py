@@ -26,7 +26,7 @@ from kubeproxy.backends.ipvs.kernel import Kernel, ServerChange, Verb
 from kubeproxy.backends.ipvs.rules import Rules
 from kubeproxy.backends.ipvs.sets import SetKeeper
 from kubeproxy.backends.ipvs.watch import Watch
-from kubeproxy.backends.programs import RefusedError, Tables
+from kubeproxy.backends.programs import RefusedError, Tables, Variant
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.model.plan import Key, with_same_firewall
 from kubeproxy.netlink import ipvs
@@ -64,6 +64,11 @@ class IPVS:
         self._drainer: asyncio.Task[None] | None = None
         self._watch: Watch | None = None
         self._doubtful = False
+
+    @property
+    def variant(self) -> Variant:
+        """See `ByPrograms`."""
+        return self._tables.variant
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
         """See `Backend`."""

@@ -121,6 +121,14 @@ class Kernel(wire.Closing):
         """
         return self.generation() - Kernel.transactions
 
+    def ask(self, kind: int, family: int, body: bytes) -> list[memoryview]:
+        """Asks for one object: its attributes.
+
+        Raises:
+            NetlinkError: there is none, or the kernel refused.
+        """
+        return [reply.body[4:] for reply in self._socket.request(_SUBSYSTEM | kind, header(family) + body)]
+
     def dump(self, kind: int, family: int, body: bytes) -> Iterable[memoryview]:
         """Lists what is in one table: the attributes of each object.
 

@@ -3,6 +3,7 @@
 Elements come as the kernel's own bytes, undecoded, by their key: a table of 100,000 is read in a third of a second.
 """
 
+import errno
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -73,6 +74,20 @@ def chains(kernel: Kernel, table: Table) -> dict[str, ChainInfo]:
             hook = Hook(wire.string(found[7]), int.from_bytes(place[1]), priority)
         result[name] = ChainInfo(name, hook)
     return result
+
+
+def has_chain(kernel: Kernel, table: Table, name: str) -> bool:
+    """Whether a table has a chain; nothing is listed.
+
+    Raises:
+        NetlinkError: the kernel refused.
+    """
+    try:
+        return bool(kernel.ask(GETCHAIN, table.family, wire.text(1, table.name) + wire.text(3, name)))
+    except wire.NetlinkError as e:
+        if e.errno == errno.ENOENT:
+            return False
+        raise
 
 
 def rules(kernel: Kernel, table: Table) -> Iterator[RuleInfo]:

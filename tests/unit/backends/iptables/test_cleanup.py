@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kubeproxy.backends import programs
 from kubeproxy.backends.fake_tables import FakeTables
-from kubeproxy.backends.iptables import names
+from kubeproxy.backends.iptables import cleanup, names
 from kubeproxy.backends.iptables.cleanup import clean
 from kubeproxy.linux import sysctl
 from kubeproxy.model.node import NodeConfig
@@ -81,10 +82,11 @@ def test_a_setting_that_the_firewall_guarded_is_pointed_out(
     monkeypatch.setattr(sysctl, "read", {"net/ipv4/conf/all/route_localnet": "1"}.__getitem__)
     rig = Rig()
     rig.full()
-    clean(rig.tables)
+    monkeypatch.setattr(programs, "installed", lambda: [("fake", rig.tables)])
+    cleanup.cleanup()
     assert "route_localnet is 1, and the rule is gone that drops packets to 127.0.0.0/8" in caplog.text
     caplog.clear()
-    clean(rig.tables)
+    cleanup.cleanup()
     assert caplog.text == ""
 
 

@@ -1,0 +1,123 @@
+"""kube-proxy's rules in the other variant of iptables, which a daemon with other programs left behind.
+
+The kernel has two mechanisms for the rules of iptables, `legacy` and `nf_tables`, and a daemon writes through the programs of one.
+What an earlier daemon wrote through the other stays in force beside it, and may win: packets then go to the endpoints of that time.
+So when a daemon's own rules are in place, and again at intervals, it looks at the other variant. What it finds is removed as
+the rules of another mode are; where the programs for that are missing, a warning says so.
+
+A look is cheap and changes nothing. nf_tables is asked for a chain by its name, and only if anything in it has changed. A legacy
+table would be made by asking for it, so only those that the kernel lists are read, and only if their size has changed.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from socket import AF_INET, AF_INET6
+from typing import Final
+
+from kubeproxy.api.addresses import FAMILIES, IPV4, IPV6, Family
+from kubeproxy.backends import programs
+from kubeproxy.backends.base import SyncError
+from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables, Variant
+from kubeproxy.linux import xtables
+from kubeproxy.netlink.nft import objects
+from kubeproxy.netlink.nft.kernel import Kernel, generation
+from kubeproxy.netlink.nft.messages import IP, IP6, Table
+
+log = logging.getLogger(__name__)
+
+CHAIN: Final = "KUBE-SERVICES"
+"""The chain that every kube-proxy makes in tables nat and filter, in iptables and in ipvs mode, and nobody else."""
+
+_HELD: Final = (NAT, FILTER)
+_LISTED: Final = {IPV4: "/proc/net/ip_tables_names", IPV6: "/proc/net/ip6_tables_names"}
+_PROGRAMS: Final = {"legacy": "iptables-legacy", "nf_tables": "iptables-nft"}
+
+
+class OtherVariant:
+    """A variant that our own rules are not in, of both families."""
+
+    def __init__(self, variant: Variant, cleaners: Iterable[Callable[[Tables], int]]) -> None:
+        """Does nothing before `remove`.
+
+        Args:
+            variant: the variant to look at.
+            cleaners: remove the rules of a mode from some tables, and return how much that was.
+        """
+        self._variant = variant
+        self._cleaners = tuple(cleaners)
+        self._seen: dict[Family, object] = {}
+        self._warned: set[Family] = set()
+
+    def remove(self) -> None:
+        """Removes what kube-proxy's rules there are. What fails is logged, and done again at the next look."""
+        for family in FAMILIES:
+            try:
+                now = self._fingerprint(family)
+                if now == self._seen.get(family):
+                    continue
+                if now and self._is_there(family) and not self._clean(family):
+                    continue
+                self._seen[family] = self._fingerprint(family)
+            except OSError as e:
+                log.debug("%s: cannot look at the %s tables: %s", family, self._variant, e)
+
+    def _clean(self, family: Family) -> bool:
+        """Removes what is there; returns whether there is nothing more to do."""
+        found = [
+            (name, tables)
+            for name, tables in programs.installed()
+            if (tables.family, tables.variant) == (family, self._variant)
+        ]
+        if not found:
+            self._warn(family)
+            return False
+        for name, tables in found:
+            try:
+                count = sum(clean(tables) for clean in self._cleaners)
+            except (RefusedError, SyncError) as e:
+                log.warning("%s: old rules in the %s tables stay in force: %s", family, self._variant, e)
+                return False
+            log.info(
+                "%s: removed %d chains and rules of a kube-proxy from the %s tables through %s",
+                family, count, self._variant, name,
+            )  # fmt: skip
+        return True
+
+    def _warn(self, family: Family) -> None:
+        if family not in self._warned:
+            self._warned.add(family)
+            log.warning(
+                "%s: the %s tables have rules of another kube-proxy, which may send packets to endpoints that are gone,"
+                " and program %s to remove them is not installed: install it, or run kube-proxy --cleanup --cleanup-force"
+                " from an image that has it",
+                family, self._variant, _PROGRAMS[self._variant],
+            )  # fmt: skip
+
+    def _fingerprint(self, family: Family) -> object:
+        """What changes with the tables; false if there are none."""
+        if self._variant == "legacy":
+            return {table: xtables.table_size(_domain(family), table) for table in _listed(family)}
+        return generation()
+
+    def _is_there(self, family: Family) -> bool:
+        """Whether kube-proxy's chain is in one of the tables."""
+        if self._variant == "legacy":
+            name = CHAIN.encode() + b"\0"
+            return any(name in xtables.entries(_domain(family), table) for table in _listed(family))
+        number = IP if family == IPV4 else IP6
+        with Kernel() as kernel:
+            return any(objects.has_chain(kernel, Table(number, table), CHAIN) for table in _HELD)
+
+
+def _domain(family: Family) -> int:
+    return AF_INET if family == IPV4 else AF_INET6
+
+
+def _listed(family: Family) -> list[str]:
+    """The legacy tables there are that may hold our rules."""
+    try:
+        names = Path(_LISTED[family]).read_text().split()
+    except FileNotFoundError:
+        return []
+    return [table for table in _HELD if table in names]
