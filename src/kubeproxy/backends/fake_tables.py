@@ -25,6 +25,7 @@ class FakeTables:
         tables: chain -> rules without their "-A CHAIN", for each table.
         inputs: table and text of every input that was restored, for tests to look at.
         refuse: asked of each line; a string it returns is the refusal.
+        others: how many times somebody else changed the tables, which the nf_tables variant tells.
     """
 
     def __init__(self, variant: Variant = "legacy") -> None:
@@ -33,6 +34,8 @@ class FakeTables:
         self.tables: dict[str, dict[str, list[str]]] = {
             t: {c: [] for c in chains} for t, chains in BUILTIN.items()
         }
+        self.others = 0
+        self._last = self._sizes()
         self.inputs: list[tuple[str, str]] = []
         self.refuse: Callable[[str], str | None] = lambda _: None
 
@@ -42,6 +45,15 @@ class FakeTables:
 
     def fingerprint(self) -> object:
         """See `Tables`."""
+        sizes = self._sizes()
+        if self.variant == "legacy":
+            return sizes
+        if sizes != self._last:
+            self._last = sizes
+            self.others += 1
+        return self.others
+
+    def _sizes(self) -> list[int]:
         return [len(rules) for chains in self.tables.values() for rules in chains.values()]
 
     def entries(self) -> Mapping[str, int]:
@@ -71,6 +83,7 @@ class FakeTables:
         """See `Tables`."""
         text = "".join(lines)
         self.inputs.append((table, text))
+        self.fingerprint()
         work = {chain: list(rules) for chain, rules in self.tables[table].items()}
         for number, line in enumerate(text.splitlines(), 1):
             if (refused := self.refuse(line)) is not None:
@@ -80,6 +93,7 @@ class FakeTables:
             except (KeyError, ValueError, IndexError) as e:
                 raise RefusedError(f"iptables-restore: line {number} failed: {e}: {line}", number) from e
         self.tables[table] = work
+        self._last = self._sizes()
 
 
 def _apply(chains: dict[str, list[str]], line: str) -> None:

@@ -39,6 +39,10 @@ _LOCK_SECONDS = 5
 _REMEMBERED = 64
 _RESOURCE_PROBLEM = 4
 _BLOCK = 1 << 16
+_KEPT_BLOCKS = 64
+"""So much of an input is kept while it is written, so that a refusal can quote the line that was refused."""
+
+_QUOTED_CHARACTERS = 300
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.?(\d+)?(?:.*\((legacy|nf_tables)\))?")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _TARGET = re.compile(r"(?:^| )-[jg] (\S+)")
@@ -193,17 +197,19 @@ class Programs:
     def restore(self, table: str, lines: Iterable[str]) -> None:
         """See `Tables`."""
         blocks = _blocks(itertools.chain((f"*{table}\n",), lines, ("COMMIT\n",)))
+        kept: list[bytes] = []
         try:
             with _WE.lock:
                 before = self._generation()
-                run.feed(self._restore, blocks, started=_WE.started)
+                run.feed(self._restore, _keeping(blocks, kept), started=_WE.started)
                 _WE.transactions += self._generation() != before
         except run.ProgramError as e:
             found = _LINE.search(e.said)
             # The nf_tables programs call what the kernel refuses a resource problem, too, but they name the line.
             if e.code < 0 or (e.code == _RESOURCE_PROBLEM and not found):
                 raise SyncError(str(e)) from e
-            raise RefusedError(str(e), int(found[1]) - 1 if found else 0) from e
+            number = int(found[1]) if found else 0
+            raise RefusedError(f"table {table}: {e}{_quoted(kept, number)}", max(number - 1, 0)) from e
         except OSError as e:
             raise SyncError(f"cannot run {self._restore[0]}: {e}") from e
 
@@ -323,6 +329,23 @@ def _kubelet_uses(name: str) -> bool:
         return are_of_kubelet(by_table(run.lines(argv)))
     except (run.ProgramError, OSError):
         return False
+
+
+def _keeping(blocks: Iterable[bytes], kept: list[bytes]) -> Iterator[bytes]:
+    """Passes blocks on, and keeps the first of them."""
+    for block in blocks:
+        if len(kept) < _KEPT_BLOCKS:
+            kept.append(block)
+        yield block
+
+
+def _quoted(kept: list[bytes], number: int) -> str:
+    """The text of a line of an input, from 1, to be added to a message; nothing if it is not known."""
+    lines = b"".join(kept).split(b"\n") if number else []
+    if not 0 < number <= len(lines):
+        return ""
+    text = lines[number - 1].decode(errors="replace")
+    return f" (line {number} is: {text[:_QUOTED_CHARACTERS]})"
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[bytes]:

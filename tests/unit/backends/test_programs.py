@@ -103,7 +103,8 @@ def test_what_cannot_work_is_found_out_at_once(install: Install, code: int, erro
     install("iptables", NFT, restore=f"cat > /dev/null; echo 'the  words' >&2; exit {code}")
     with pytest.raises(error) as caught:
         programs.find(IPV4)
-    assert str(caught.value) == "iptables cannot run for IPv4: iptables-restore: the words"
+    where = "table nat: " if error is UnsupportedError else ""
+    assert str(caught.value) == f"iptables cannot run for IPv4: {where}iptables-restore: the words"
 
 
 HINT = "echo '*mangle'; echo ':KUBE-IPTABLES-HINT - [0:0]'"
@@ -176,6 +177,30 @@ def test_a_refusal_names_the_line_of_the_input(folder: Path, code: int, words: s
         tables.restore("nat", ["-A A\n"] * 9)
     assert caught.value.line == line
     assert words.partition("\n")[0].strip() in str(caught.value)
+
+
+def test_a_refusal_names_the_table_and_quotes_the_line(folder: Path) -> None:
+    words = "iptables-nft-restore: line 6 failed: No chain/target/match by that name"
+    tables = answering(folder, f"cat > /dev/null; echo '{words}' >&2; exit 1")
+    lines = [":A - [0:0]\n", "-A A -p tcp\n-A A -p udp\n", *(f"-A A -j KUBE-{i}\n" for i in range(3))]
+    with pytest.raises(RefusedError) as caught:
+        tables.restore("nat", lines)
+    assert str(caught.value) == f"table nat: r: {words} (line 6 is: -A A -j KUBE-1)"
+    with pytest.raises(RefusedError) as caught:
+        tables.restore("filter", ["-A A\n"] * 4)
+    assert str(caught.value) == f"table filter: r: {words} (line 6 is: COMMIT)"
+    with pytest.raises(RefusedError) as caught:
+        tables.restore("filter", [])
+    assert str(caught.value) == f"table filter: r: {words}"
+
+
+def test_a_long_line_is_cut_and_of_a_long_input_the_beginning_is_known(folder: Path) -> None:
+    tables = answering(folder, "cat > /dev/null; echo 'line 2 failed' >&2; exit 1")
+    with pytest.raises(RefusedError) as caught:
+        tables.restore("nat", ["x" * 1000 + "\n"])
+    assert str(caught.value) == f"table nat: r: line 2 failed (line 2 is: {'x' * 300})"
+    with pytest.raises(RefusedError, match="line 2 is: x"):
+        tables.restore("nat", ["x" * 1000 + "\n"] * 20_000)
 
 
 def test_what_the_kernel_refuses_the_nf_tables_programs_call_a_problem_of_resources(folder: Path) -> None:

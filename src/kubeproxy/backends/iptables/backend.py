@@ -33,6 +33,7 @@ from kubeproxy.backends.iptables.static import frame
 from kubeproxy.backends.iptables.watch import watch
 from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables, Variant
 from kubeproxy.figures import Figure
+from kubeproxy.log import V2
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan, with_same_firewall
 from kubeproxy.netlink import nfacct
@@ -50,6 +51,9 @@ _NF_TABLES_FIRST_LINES = 100_000
 """The first input of a first sync is spared that, see `_stream`; it has to fit into one message to the kernel."""
 
 _LINES_PER_ENDPOINT = 4
+
+_TRIES = 3
+"""So often a full sync is tried if it is refused while others change the tables."""
 
 _HOPELESS = 16
 """So many refusals without one success are not the Services' fault."""
@@ -145,13 +149,9 @@ class IPTables:
         # What somebody changed before or during a partial sync goes on to be seen: that one mends nothing.
         intact = full or self._is_intact()
         entries = {} if full else self._tables.entries()
-        if full:
-            self._before = self._tables.fingerprint()
-            if self._lookout is not None:
-                self._lookout.look()
         self._written.clear()
         try:
-            failures = self._full(node, changes) if full else self._partial(node, changes)
+            failures = self._whole(node, changes) if full else self._partial(node, changes)
         except RefusedError as e:
             # Perhaps a Service is at fault, perhaps somebody changed our rules: only a full look can tell.
             raise (SyncError if full else StaleError)(str(e)) from e
@@ -159,6 +159,32 @@ class IPTables:
         if intact and (full or self._grew_from(entries)):
             self._fingerprint = now
         return failures
+
+    def _whole(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+        """A full sync; one that others got in the way of is done again at once."""
+        for left in reversed(range(_TRIES)):
+            self._before = self._tables.fingerprint()
+            if self._lookout is not None:
+                self._lookout.look()
+            try:
+                failures = self._full(node, changes)
+            except RefusedError as e:
+                if not left or not self._is_race():
+                    raise
+                refused = str(e)
+            else:
+                if not failures or not left or not self._is_race():
+                    return failures
+                refused = "; ".join(failures.values())
+            log.log(
+                V2, "%s: trying again now, another program changed the tables meanwhile: %s",
+                self._tables.family, refused,
+            )  # fmt: skip
+        raise AssertionError
+
+    def _is_race(self) -> bool:
+        """Whether another program changed the tables during a full sync. Of legacy tables the kernel does not tell who did."""
+        return self._tables.variant == "nf_tables" and self._tables.fingerprint() != self._before
 
     def _grew_from(self, before: Mapping[str, int]) -> bool:
         """Whether the tables are larger by just what the last partial sync put there."""

@@ -13,9 +13,10 @@ from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables import backend as backends
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.programs import RefusedError, Variant
+from kubeproxy.log import V2
 from kubeproxy.model.plan import Key
 from tests.fakes.cluster import endpoints, service
-from tests.unit.backends.iptables.rig import VARIANTS, Rig, Rules, suffix
+from tests.unit.backends.iptables.rig import VARIANTS, Rig, Rules, rich, suffix
 
 Told = Literal["line", "no line", "the last line"]
 TOLD: Sequence[Told] = ("line", "no line", "the last line")
@@ -313,3 +314,41 @@ def test_few_inputs_find_who_is_at_fault(variant: Variant) -> None:
         tell(rig, i, f"10.96.0.{i + 1}", "10.244.1.2")
     assert set(rig.full()) == {key(100)}
     assert len(rig.sent()) < 10
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_race_with_others_is_no_refusal(times: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Another program changes the tables between our look and our input, and something is refused: it is tried again."""
+    caplog.set_level(V2, "kubeproxy")
+    rig = Rig(FakeTables("nf_tables"))
+    rig.tell(*rich())
+    left = times
+
+    def gone(_: str) -> str | None:
+        nonlocal left
+        if not left:
+            return None
+        left -= 1
+        rig.tables.others += 1
+        return "No chain/target/match by that name"
+
+    rig.tables.refuse = gone
+    if times == 3:
+        with pytest.raises(SyncError, match="No chain/target/match"):
+            rig.full()
+    else:
+        assert not rig.full()
+        assert rig.rules() == rig.fresh().rules()
+    said = [
+        r.levelno for r in caplog.records if "trying again now, another program changed" in r.getMessage()
+    ]
+    assert said == [V2] * min(times, 2)
+
+
+def test_a_refusal_while_nobody_else_does_anything_is_one(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(V2, "kubeproxy")
+    rig = Rig(FakeTables("nf_tables"))
+    rig.tables.refuse = lambda _: "Bad rule"
+    with pytest.raises(SyncError, match="Bad rule"):
+        rig.full()
+    assert "trying again" not in caplog.text
