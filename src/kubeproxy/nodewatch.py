@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from kubeproxy import host as hosts
-from kubeproxy.api.addresses import IPV4, Family, unpack
+from kubeproxy.api.addresses import IPV4, Family, is_loopback, unpack
 from kubeproxy.api.rows import NodeRow
 from kubeproxy.backends.base import VIRTUAL_INTERFACE
 from kubeproxy.config.types import KubeProxyConfiguration
@@ -29,6 +29,9 @@ ADDRESS_SECONDS = 30.0
 
 POD_CIDR_SECONDS = 300.0
 """How long we wait for the Node's podCIDRs when local traffic is told by them, before we give up."""
+
+
+_CURE = "set --hostname-override if this node has another name in the cluster"
 
 
 class NodeWatch:
@@ -64,12 +67,19 @@ class NodeWatch:
             await self._wait("podCIDRs", POD_CIDR_SECONDS, lambda row: bool(row.pod_cidrs))
         self._row = row = self._hub.node
         if self._by_node and not (row and row.pod_cidrs):
-            raise hosts.NodeError(f"Node {self._name} has no podCIDRs, but detectLocalMode is NodeCIDR")
-        addresses = ", ".join(row.addresses) if row else ""
-        log.info("This is node %s, its Node object has %s", self._name, addresses or "no addresses")
+            what = "has no podCIDRs" if row else f"does not exist, {_CURE}"
+            raise hosts.NodeError(f"Node {self._name} {what}, but detectLocalMode is NodeCIDR")
         self._supported = hosts.supported_families()
         self._found = hosts.own_addresses() if self._files else ()
-        return self._host(row)
+        made = self._host(row)
+        if row and row.addresses:
+            origin = "of its Node object"
+        else:
+            origin = "of this host" if self._found else "assumed"
+            origin += ", its Node object has none" if row else ", there is no Node object"
+        addresses = ", ".join(node.address for node in made.nodes if not is_loopback(node.address))
+        log.info("This is node %s, with addresses %s (%s)", self._name, addresses or "of loopback", origin)
+        return made
 
     def follow(self, loops: Sequence[Loop], end: Callable[[str], None]) -> None:
         """From now on the loops are told when the node is another.
@@ -113,12 +123,23 @@ class NodeWatch:
         """Waits until the Node has something, but not for ever, and of files only until they are read."""
         news = asyncio.Event()
         self._hub.on_node = lambda _: news.set()
+        said = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not ((row := self._hub.node) and there(row)):
-                    if self._files and self._hub.node_complete:
-                        return
-                    log.info("Node %s has no %s yet, waiting %g s at most", self._name, what, seconds)
+                    if self._hub.node_complete:
+                        if self._files:
+                            return
+                        if row:
+                            log.info("Node %s has no %s yet, waiting %g s at most", self._name, what, seconds)
+                        elif not said:
+                            said = True
+                            log.error(
+                                "Node %s does not exist: %s; waiting for it, %g s at most",
+                                self._name,
+                                _CURE,
+                                seconds,
+                            )
                     news.clear()
                     await news.wait()
 

@@ -20,7 +20,7 @@ from kubeproxy.api.addresses import Family
 from kubeproxy.backends.base import Backend, Change, Failures, Leading, Measured, StaleError, SyncError
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.figures import Figure
-from kubeproxy.log import V2
+from kubeproxy.log import V2, V3
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.model.state import State
@@ -344,7 +344,7 @@ class Loop:
         self.failures_in_row = 0
         self.synced.set()
         log.log(
-            V2, "%s: %s sync of %d Services took %.1f ms", self.family,
+            V3, "%s: %s sync of %d Services took %.1f ms", self.family,
             "full" if done.full else "partial", len(done.changes), 1e3 * done.seconds,
         )  # fmt: skip
         for listener in self._listeners:

@@ -336,3 +336,48 @@ class TestInitOnly:
 
 def _write(file: Path, text: str) -> None:
     file.write_text(text)
+
+
+async def test_a_node_that_does_not_exist(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(nodewatch, "ADDRESS_SECONDS", 0.3)
+    rig.begin()
+    node = await rig.synced()
+    assert node.address == "127.0.0.1"
+    told = [(r.levelname, r.getMessage()) for r in caplog.records if r.name.endswith(("nodewatch", "host"))]
+    cure = "set --hostname-override if this node has another name in the cluster"
+    assert [text for text in told if "does not exist" in text[1]] == [
+        ("ERROR", f"Node here does not exist: {cure}; waiting for it, 0.3 s at most")
+    ]
+    assert (
+        "INFO",
+        "This is node here, with addresses of loopback (assumed, there is no Node object)",
+    ) in told
+    assert any(level == "WARNING" and "assuming loopback" in text for level, text in told)
+    assert not any("has no addresses yet" in text for _, text in told)
+
+
+async def test_a_node_that_has_no_addresses_yet(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    rig.put()
+    rig.begin()
+    await rig.until(lambda: "Node here has no addresses yet, waiting 30 s at most" in caplog.text)
+    rig.put(ADDRESS)
+    await rig.synced()
+    assert f"This is node here, with addresses {ADDRESS} (of its Node object)" in caplog.text
+    assert "does not exist" not in caplog.text
+    assert "loopback" not in caplog.text
+
+
+async def test_before_the_node_was_listed_nothing_is_said_of_it(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rig.put(ADDRESS)
+    rig.server.next(_FORBIDDEN, kind="Node")
+    rig.begin()
+    await rig.synced()
+    assert "has no addresses yet" not in caplog.text
+    assert "does not exist" not in caplog.text

@@ -123,7 +123,9 @@ class ApiServer:
             await self._cidrs.run()
             if "ServiceCIDR" not in self._completed:
                 log.info(
-                    "ServiceCIDRs are not served or not ours to list: taken as none, looked for again later"
+                    "%s: ServiceCIDRs are not served, or we may not list them: none are assumed, and they are listed"
+                    " again later",
+                    self.client.server,
                 )
             self._complete("ServiceCIDR")
             await self._wait(_LOOK_AGAIN_SECONDS)
@@ -131,10 +133,17 @@ class ApiServer:
     async def _watch_endpoints(self) -> None:
         await self._slices.run()
         while await self._serves_slices():
-            log.warning("%s: not found although its API group is served; trying again", SLICES.path)
+            log.warning(
+                "%s%s: not found although its API group is served; trying again",
+                self.client.server,
+                SLICES.path,
+            )
             await self._wait(_TRY_AGAIN_SECONDS)
             await self._slices.run()
-        log.warning("discovery.k8s.io/v1 is not served: watching Endpoints instead of EndpointSlices")
+        log.warning(
+            "%s: discovery.k8s.io/v1 is not served: watching Endpoints instead of EndpointSlices",
+            self.client.server,
+        )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_old_endpoints())
             while True:
@@ -158,7 +167,10 @@ class ApiServer:
             watching = group.create_task(endpoints.run())
             await self._slices_listed.wait()
             watching.cancel()
-        log.info("discovery.k8s.io/v1 is served now: EndpointSlices take the place of Endpoints")
+        log.info(
+            "%s: discovery.k8s.io/v1 is served now: EndpointSlices take the place of Endpoints",
+            self.client.server,
+        )
         endpoints.forget()
         del self.statuses[ENDPOINTS.kind]
 

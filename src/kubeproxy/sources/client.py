@@ -12,6 +12,8 @@ peer after about 45 seconds. Lines are split here: an object may be megabytes lo
 import asyncio
 import contextlib
 import logging
+import os
+import re
 import socket
 import time
 from collections import Counter
@@ -26,7 +28,7 @@ from yarl import URL
 
 from kubeproxy import __version__
 from kubeproxy.figures import Figure, Histogram
-from kubeproxy.log import V4
+from kubeproxy.log import V4, V6
 from kubeproxy.sources import redirects
 from kubeproxy.sources.auth import Credentials, Grant
 from kubeproxy.sources.execplugin import PluginError
@@ -170,10 +172,15 @@ class Stream:
 
 
 class Client:
-    """Speaks to one API server. Not to be shared between event loops."""
+    """Speaks to one API server. Not to be shared between event loops.
+
+    Attributes:
+        server: the URL the last request went to, for messages; empty before the first one.
+    """
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
+        self.server = ""
         self._session: aiohttp.ClientSession | None = None
         self._requests: Counter[tuple[str, str, str]] = Counter()
         self._seconds: dict[tuple[str, str], Histogram] = {}
@@ -238,6 +245,7 @@ class Client:
         data = None if body is None else msgspec.json.encode(body)
         with _translated():
             grant = await self._credentials.grant()
+            self.server = grant.server
             response = await self._answer(grant, method, target, data, seconds)
             if response.status == 401 and await self._renewed(response, grant):
                 grant = await self._credentials.grant()
@@ -315,6 +323,7 @@ class Client:
                     timeout=aiohttp.ClientTimeout(connect=CONNECT_SECONDS, sock_read=seconds),
                 )
             code.append(str(response.status))
+        log.log(V6, "%s %s: %d", method, url, response.status)
         return response
 
     @contextlib.contextmanager
@@ -340,9 +349,7 @@ def _translated() -> Iterator[None]:
     except aiohttp.ClientHttpProxyError as e:
         raise UnreachableError(f"the proxy refused: {e.status} {e.message}") from e
     except aiohttp.ClientConnectorError as e:
-        raise UnreachableError(
-            f"cannot connect to {e.host}:{e.port}: {e.os_error.strerror or e.os_error}"
-        ) from e
+        raise UnreachableError(f"cannot connect to {e.host}:{e.port}: {_why(e.os_error)}") from e
     except aiohttp.ClientResponseError as e:
         raise UnreachableError(f"the answer is not HTTP: {e.message.partition(chr(10))[0]}") from e
     except aiohttp.ClientPayloadError as e:
@@ -355,6 +362,15 @@ def _translated() -> Iterator[None]:
         raise UnreachableError(str(e) or type(e).__name__) from e
     except PluginError as e:
         raise UnreachableError(str(e)) from e
+
+
+def _why(error: OSError) -> str:
+    """Why a connection failed. asyncio puts `Connect call failed (ADDRESS)` in the place of the system's words."""
+    text = str(error)
+    if "Connect call failed" not in text:
+        return error.strerror or text
+    numbers = dict.fromkeys(map(int, re.findall(r"\[Errno (\d+)\]", text)))
+    return ", ".join(map(os.strerror, numbers)) or text
 
 
 def _url(text: str) -> URL:

@@ -22,6 +22,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from kubeproxy.log import V2, V5, V6
 from kubeproxy.sources.backoff import Backoff
 from kubeproxy.sources.base import Sink, Status
 from kubeproxy.sources.client import ApiError, Client, SilentError, UnreachableError, api_error
@@ -112,7 +113,7 @@ class Reflector:
         self._silent = 0
         self._connected_at: float | None = None
         self._said = ("", 0.0)
-        self._complained = False
+        self._recovered = ""
 
     async def run(self) -> None:
         """Reports until it is cancelled; returns only if the server never had the resource (`Resource.absent`)."""
@@ -126,16 +127,21 @@ class Reflector:
                 if e.status in self._resource.absent and not self.status.lists:
                     return
                 self._judge(e)
-                trouble, pause = str(e), e.retry_after
+                trouble, pause, recovered = str(e), e.retry_after, "the API server accepts the request again"
             except UnreachableError as e:
-                trouble = str(e)
+                trouble, recovered = str(e), "the API server answers again"
             except Exception as e:
-                log.exception("%s: unexpected error, listing again", self._resource.path)
+                log.exception("%s: unexpected error, listing again", self._where)
                 self._resumable = False
-                trouble = repr(e)
+                trouble, recovered = repr(e), "the watch is back"
             finally:
                 self.status.connected = False
-            await self._pause(trouble, pause)
+            await self._pause(trouble, pause, recovered)
+
+    @property
+    def _where(self) -> str:
+        """The collection's URL, for messages."""
+        return f"{self._client.server}{self._resource.path}"
 
     def forget(self) -> None:
         """Reports everything that was set as gone."""
@@ -156,7 +162,7 @@ class Reflector:
         except ApiError as e:
             if self._resumable or e.status not in {400, 422}:
                 raise
-            log.debug("%s: no streaming list (%s), taking a plain one", self._resource.path, e)
+            log.log(V5, "%s: no streaming list (%s), taking a plain one", self._where, e)
             await self._list_pages()
 
     async def _watch(self, *, listing: bool) -> None:
@@ -254,6 +260,8 @@ class Reflector:
 
     def _hear(self, line: bytes, *, listing: bool) -> bool:
         """Takes one line of a watch. Returns whether a list is still going on."""
+        if log.isEnabledFor(V6):
+            log.log(V6, "%s: %.500s", self._where, line.decode(errors="replace"))
         try:
             event = decode_event(line)
             match event.type:
@@ -273,9 +281,7 @@ class Reflector:
                 case "ERROR":
                     raise api_error(event.object)
                 case _:
-                    log.warning(
-                        "%s: ignoring a watch event of unknown type %s", self._resource.path, event.type
-                    )
+                    log.warning("%s: ignoring a watch event of unknown type %s", self._where, event.type)
                     return listing
         except BROKEN as e:
             self._list_anew()
@@ -294,6 +300,7 @@ class Reflector:
         self._silent = 0
         self.status.objects = len(self._ledger)
         self.status.lists += 1
+        log.log(V2, "%s: listed, %d objects at resourceVersion %s", self._where, len(self._ledger), version)
         if self.status.lists == 1:
             self._complete()
 
@@ -319,7 +326,7 @@ class Reflector:
         elif error.expired:
             self._list_anew(any_version=not self._resumable)
         elif error.status == 400 and not self._resumable and self._fields and self._resource.fields_optional:
-            log.info("%s: the server does not know the field selector %s", self._resource.path, self._fields)
+            log.info("%s: the server does not know the field selector %s", self._where, self._fields)
             self._fields = ""
         elif error.status not in _TRANSIENT:
             self._list_anew()
@@ -328,11 +335,19 @@ class Reflector:
         self._connected_at = self._timing.now()
         self.status.connected = True
         self.status.trouble = ""
-        if self._complained:
-            self._complained = False
-            log.info("%s: the API server answers again", self._resource.path)
+        if self._recovered:
+            log.info("%s: %s", self._where, self._recovered)
+            self._recovered = ""
 
-    async def _pause(self, trouble: str, retry_after: float) -> None:
+    def _consequence(self) -> str:
+        """What the next round does, and what holds meanwhile."""
+        if not self.status.lists:
+            return "nothing is known of it yet, retrying"
+        if not self._resumable:
+            return "what is known stays in force, listing again"
+        return "what is known stays in force, resuming the watch"
+
+    async def _pause(self, trouble: str, retry_after: float, recovered: str) -> None:
         """Waits before the next round, and says why: once, and every five minutes while it stays so."""
         now = self._timing.now()
         if self._connected_at is not None and now - self._connected_at >= _GOOD_SPELL:
@@ -343,6 +358,6 @@ class Reflector:
         before, when = self._said
         if trouble != before or now - when >= _REPEAT_MESSAGE:
             self._said = trouble, now
-            self._complained = True
-            log.warning("%s: %s; what is known stays in force, trying again", self._resource.path, trouble)
+            self._recovered = recovered
+            log.warning("%s: %s; %s", self._where, trouble, self._consequence())
         await self._timing.sleep(delay)

@@ -19,6 +19,7 @@ from kubeproxy.sources.client import (
     SilentError,
     UnreachableError,
     _url,
+    _why,
     _without_zone,
     api_error,
 )
@@ -344,8 +345,28 @@ class TestUnreachable:
         async with FakeApiServer() as server:
             url = server.url
         async with client(url) as c:
-            with pytest.raises(UnreachableError, match=r"^cannot connect to 127.0.0.1:\d+: "):
+            with pytest.raises(
+                UnreachableError, match=r"^cannot connect to 127.0.0.1:\d+: Connection refused$"
+            ):
                 await c.request("GET", SERVICES)
+
+    @pytest.mark.parametrize(
+        ("error", "words"),
+        [
+            (OSError(111, "Connect call failed ('::1', 6443, 0, 0)"), "Connection refused"),
+            (
+                OSError(
+                    "Multiple exceptions: [Errno 111] Connect call failed ('::1', 1, 0, 0), [Errno 101] Connect call"
+                    " failed ('10.0.0.1', 1)"
+                ),
+                "Connection refused, Network is unreachable",
+            ),
+            (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+            (OSError("something else"), "something else"),
+        ],
+    )
+    def test_the_reason_is_told_in_words(self, error: OSError, words: str) -> None:
+        assert _why(error) == words
 
     async def test_not_http(self) -> None:
         async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

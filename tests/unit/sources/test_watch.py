@@ -658,7 +658,31 @@ class TestPause:
                 it.halt_at = float("inf")
                 it.gate.set()
                 await it.listed()
-                assert "answers again" in caplog.records[-1].message
+                assert f"{server.url}{SERVICES.path}: the API server accepts the request again" in caplog.text
+
+    async def test_what_is_logged_is_what_is_done(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO)
+        async with FakeApiServer() as server:
+            server.next(Fault(status=503))
+            async with watching(server) as it:
+                await it.listed()
+                where = f"{server.url}{SERVICES.path}"
+                assert f"{where}: " in caplog.messages[0]
+                assert caplog.messages[0].endswith("; nothing is known of it yet, retrying")
+                server.drop()
+                await it.asked("stream", "stream", "watch")
+                assert [
+                    t
+                    for t in caplog.messages
+                    if t.endswith("; what is known stays in force, resuming the watch")
+                ]
+                server.next(Fault(status=410), verb="watch")
+                server.drop()
+                await it.listed(2)
+                (gone,) = [text for text in caplog.messages if "410" in text]
+                assert gone.startswith(f"{where}: ")
+                assert gone.endswith("; what is known stays in force, listing again")
+                assert caplog.messages[-1] == f"{where}: the API server accepts the request again"
 
 
 class TestAbsent:
