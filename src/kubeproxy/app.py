@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kubeproxy import __version__, backends, nodewatch, sysctls
+from kubeproxy import __version__, backends, nodewatch, progress, sysctls
 from kubeproxy import host as hosts
+from kubeproxy import log as klog
 from kubeproxy.backends.base import Backend, SyncError, UnsupportedError
+from kubeproxy.config import KUBERNETES
 from kubeproxy.config.load import Options
 from kubeproxy.contests import Contests
 from kubeproxy.events import Events
@@ -53,13 +55,16 @@ _UNABLE = ("ermission denied", "not permitted", "unable to initialize table")
 """What the kernel and the iptables programs say to those who lack a right."""
 
 
+_MOST_VERBOSE = 7
+"""Nothing is logged above this level."""
+
+
 class FatalError(Exception):
     """The program cannot go on; the message is for the operator."""
 
 
 def run(options: Options) -> int:
     """Runs the program as told; returns its exit status."""
-    log.info("kube-proxy v%s", __version__)
     gc.set_threshold(*_GC_THRESHOLD)
     try:
         if options.cleanup:
@@ -170,6 +175,10 @@ class App:
         self._serving.tell(self._told)
         for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
             asyncio.get_running_loop().add_signal_handler(number, self._end, code)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._more_verbose)
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGUSR2, self._set_verbosity, self._config.logging.verbosity
+        )
         tasks: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(source.run()),
             asyncio.ensure_future(self._events.run()),
@@ -177,6 +186,7 @@ class App:
             asyncio.ensure_future(self._work()),
             asyncio.ensure_future(self._watch_config()),
         ]
+        reporting = asyncio.ensure_future(progress.report(self._hub, lambda: self._hub.loops))
         try:
             done, _ = await asyncio.wait([self._stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
             for ended in done:
@@ -184,10 +194,32 @@ class App:
             return self._stop.result()
         finally:
             notify("STOPPING=1")
+            tasks.append(reporting)
             for task in tasks:
                 task.cancel()
             programs.stop()  # each has done its work wholly or not at all
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _more_verbose(self) -> None:
+        """One step of two levels more, for the signal SIGUSR1."""
+        now = klog.verbosity(logging.getLogger().level)
+        self._set_verbosity(max(now, min(now + 2, _MOST_VERBOSE)))
+
+    def _set_verbosity(self, verbosity: int) -> None:
+        klog.set_verbosity(verbosity)
+        log.info("Verbosity is %d now; SIGUSR1 raises it, SIGUSR2 restores what is configured", verbosity)
+
+    def _introduce(self, source: str) -> None:
+        """Says what runs: the first two lines of three, the node's follows when it is known."""
+        log.info(
+            "kube-proxy v%s, compatible with Kubernetes v%s, in %s mode%s, configured by %s",
+            __version__,
+            KUBERNETES,
+            self._config.mode,
+            "" if self._has_rules else " without rules",
+            self._options.config_file or "flags",
+        )
+        log.info("Services come from %s", source)
 
     def _end(self, code: int) -> None:
         if not self._stop.done():
@@ -208,6 +240,7 @@ class App:
                     self._hub,
                     serves=lambda: backends.serves(self._mode),
                 )
+                self._introduce(f"manifests: {', '.join(self._options.manifests)}")
                 self._missing = manifests.unusable.unknown
                 self._told = manifests.figures
                 return manifests
@@ -219,6 +252,7 @@ class App:
             )
         except (OSError, ValueError) as e:
             raise FatalError(str(e)) from e
+        self._introduce(source.description)
         self._events = Events(self._name, source.client)
         self._statuses = source.statuses
         self._told = source.client.figures
@@ -341,8 +375,14 @@ class App:
             loop.watch()
         for loop in loops:
             await loop.synced.wait()
-        count = sum(len(loop.applied) for loop in loops)
-        log.info("Synced: %d Services in place, %d refused", count, sum(len(loop.refused) for loop in loops))
+        applied = {key for loop in loops for key in loop.applied}
+        refused = {key for loop in loops for key in loop.refused}
+        log.info(
+            "Synced: %d Services in place%s, %d refused",
+            len(applied - refused),
+            "".join(f", {loop.family} {len(loop.applied)}" for loop in loops),
+            len(refused),
+        )
         gc.freeze()  # not collected before: what is here stays, and to look through it would keep the first change waiting
         notify("READY=1")
         await asyncio.sleep(_HANDSHAKE_SECONDS)

@@ -9,6 +9,7 @@ from datetime import datetime
 from kubeproxy.api import flatten, types
 from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.api.rows import NodeRow
+from kubeproxy.log import V4
 from kubeproxy.model.complaints import Complaints
 from kubeproxy.model.state import State
 from kubeproxy.sync import Loop
@@ -71,6 +72,7 @@ class Hub:
             if keys := self.state.set(obj):
                 service = isinstance(obj, types.Service)
                 triggered = None if service else self._triggered(obj.metadata.annotations)
+                log.log(V4, "%s %s/%s is set", type(obj).__name__, obj.metadata.namespace, obj.metadata.name)
                 for loop in self.loops:
                     loop.touch(keys, triggered)
 
@@ -90,6 +92,8 @@ class Hub:
             elif self.state.has_slices(kind, namespace, name):
                 self.heard["EndpointSlice"] += 1
             keys = self.state.gone(kind, namespace, name)
+            if keys:
+                log.log(V4, "%s %s/%s is gone", kind, namespace, name)
             for loop in self.loops:
                 loop.touch(keys)
 

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from fnmatch import fnmatchcase
-from typing import IO, Final, Literal
+from typing import IO, ClassVar, Final, Literal
 
 import msgspec
 from msgspec import Struct
@@ -86,7 +86,16 @@ def setup(options: Options) -> None:
     for logger in _loggers():
         logger.setLevel(logging.NOTSET)
     root.setLevel(level(options.verbosity))
-    _set_vmodule(options)
+    _set_vmodule(options.vmodule, options.verbosity)
+
+
+def set_verbosity(verbosity: int) -> None:
+    """Changes how much is logged, until `setup` is called or the process ends; --vmodule stays in force."""
+    vmodule = getattr(logging.getLoggerClass(), "vmodule", ())
+    for logger in _loggers():
+        logger.setLevel(logging.NOTSET)
+    logging.getLogger().setLevel(level(verbosity))
+    _set_vmodule(vmodule, verbosity)
 
 
 def matches(pattern: str, module: str) -> bool:
@@ -201,21 +210,24 @@ class BufferedHandler(logging.Handler):
             self.flush()
 
 
-def _set_vmodule(options: Options) -> None:
+def _set_vmodule(vmodule: tuple[tuple[str, int], ...], verbosity: int) -> None:
     """Sets the level of the loggers that patterns name: those that exist now, and those made later."""
 
     def choose(logger: logging.Logger) -> None:
-        for pattern, wanted in options.vmodule:
+        for pattern, wanted in vmodule:
             if matches(pattern, logger.name):
-                logger.setLevel(level(max(wanted, options.verbosity)))
+                logger.setLevel(level(max(wanted, verbosity)))
                 return
 
     class ModuleLogger(logging.Logger):
+        vmodule: ClassVar[tuple[tuple[str, int], ...]] = ()
+
         def __init__(self, name: str, level: int = logging.NOTSET) -> None:
             super().__init__(name, level)
             choose(self)
 
-    logging.setLoggerClass(ModuleLogger if options.vmodule else logging.Logger)
+    ModuleLogger.vmodule = vmodule  # for `set_verbosity`
+    logging.setLoggerClass(ModuleLogger if vmodule else logging.Logger)
     for logger in _loggers():
         choose(logger)
 

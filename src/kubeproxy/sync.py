@@ -20,7 +20,7 @@ from kubeproxy.api.addresses import Family
 from kubeproxy.backends.base import Backend, Change, Failures, Leading, Measured, StaleError, SyncError
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.figures import Figure
-from kubeproxy.log import V2, V3
+from kubeproxy.log import V2, V3, V5
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.model.state import State
@@ -60,6 +60,19 @@ class Synced(Struct, frozen=True, gc=False):
     triggered: Sequence[float] = ()
 
 
+def _decided(change: Change) -> str:
+    """What a change means on this node, for the log."""
+    if change.after is None:
+        return "it is removed"
+    verb = "changes" if change.before else "is new"
+    ports = "; ".join(
+        f"{port.name} {port.protocol} port {port.port}: {port.internal_action} inside to"
+        f" {len(port.internal_backends)} endpoints, {port.external_action} outside to {len(port.external_backends)}"
+        for port in change.after.ports
+    )
+    return f"it {verb}: {ports or 'no ports'}"
+
+
 class Loop:
     """The control loop of one family.
 
@@ -72,6 +85,7 @@ class Loop:
         failures_in_row: syncs that failed since.
         failed: how many syncs failed, full ones and partial ones.
         repairs: how often the kernel had lost what we put there.
+        planned: how many Services the last full sync has planned, and of how many.
         synced: set after the first successful sync.
     """
 
@@ -121,6 +135,7 @@ class Loop:
         self.failures_in_row = 0
         self.failed = {True: 0, False: 0}
         self.repairs = 0
+        self.planned = 0, 0
         self.synced = asyncio.Event()
 
     @property
@@ -287,10 +302,14 @@ class Loop:
         So all plans are of one moment, in which a front has one owner. The next sync finds those touched in place.
         """
         plans = {}
-        for count, key in enumerate(list(self._state.services), 1):
+        keys = list(self._state.services)
+        self.planned = 0, len(keys)
+        for count, key in enumerate(keys, 1):
             plans[key] = await self._plan(key, node)
             if count % _YIELD_EVERY == 0:
+                self.planned = count, len(keys)
                 await asyncio.sleep(0)
+        self.planned = len(keys), len(keys)
         for key in self._pending:
             plans[key] = self._state.plan(key, node)
         return [Change(key, None, plan) for key, plan in plans.items() if plan is not None]
@@ -305,7 +324,17 @@ class Loop:
         for key in self._pending:
             plans[key] = self._state.plan(key, node)
         pairs = ((key, self.applied.get(key), after) for key, after in plans.items())
-        return [Change(key, before, after) for key, before, after in pairs if before != after]
+        changes = [Change(key, before, after) for key, before, after in pairs if before != after]
+        if log.isEnabledFor(V5):
+            self._explain(plans, changes)
+        return changes
+
+    def _explain(self, keys: Collection[Key], changes: Sequence[Change]) -> None:
+        """Logs what touched Services mean on this node."""
+        for key in set(keys) - {c.key for c in changes}:
+            log.log(V5, "Service %s/%s: %s: the change makes no difference on this node", *key, self.family)
+        for c in changes:
+            log.log(V5, "Service %s/%s: %s: %s", *c.key, self.family, _decided(c))
 
     async def _plan(self, key: Key, node: NodeConfig) -> ServicePlan | None:
         """Plans a Service; a large one in a thread, so that the event loop does not wait for it."""

@@ -196,6 +196,16 @@ class TestVModule:
         said = [line.split("] ")[1] for line in lines(capsys)[1]]
         assert said == ["early at 2", "early at 3", "early at 4", "late at 2", "late at 3", "other at 2"]
 
+    def test_verbosity_changes_at_run_time_and_modules_keep_theirs(self, capsys):
+        log.setup(log.Options(verbosity=0, vmodule=(("early*", 4),)))
+        early, other = logging.getLogger("kubeproxy.t.early"), logging.getLogger("kubeproxy.t.other")
+        for verbosity in (0, 2, 6, 0):
+            log.set_verbosity(verbosity)
+            assert log.verbosity(other.getEffectiveLevel()) == verbosity
+            assert log.verbosity(early.getEffectiveLevel()) == max(verbosity, 4)
+            late = logging.getLogger(f"kubeproxy.t.early{verbosity}")
+            assert log.verbosity(late.getEffectiveLevel()) == max(verbosity, 4)
+
     def test_setting_up_without_patterns_forgets_them(self, capsys):
         logger = logging.getLogger("kubeproxy.test.forgotten")
         log.setup(log.Options(vmodule=(("forgotten", 4),)))

@@ -19,6 +19,7 @@ from typing import Final, Literal, Protocol
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.backends.base import SyncError, UnsupportedError
 from kubeproxy.linux import run, xtables
+from kubeproxy.log import V6
 from kubeproxy.netlink.nft.kernel import generation
 from kubeproxy.netlink.nft.lookout import Lookout
 
@@ -196,6 +197,8 @@ class Programs:
 
     def restore(self, table: str, lines: Iterable[str]) -> None:
         """See `Tables`."""
+        if log.isEnabledFor(V6):
+            lines = _logged(f"{self._restore[0]}, table {table}", lines)
         blocks = _blocks(itertools.chain((f"*{table}\n",), lines, ("COMMIT\n",)))
         kept: list[bytes] = []
         try:
@@ -220,6 +223,14 @@ class Programs:
 def spare(lookout: Lookout) -> None:
     """From now on a look-out does not hear of what we do by programs."""
     _WE.lookouts = (*(other for other in _WE.lookouts if other()), weakref.ref(lookout))
+
+
+def _logged(where: str, lines: Iterable[str]) -> Iterator[str]:
+    """The same lines, each logged."""
+    for item in lines:
+        for line in item.splitlines():
+            log.log(V6, "%s: %s", where, line)
+        yield item
 
 
 def installed(which: Callable[[str], str | None] = shutil.which) -> Iterator[tuple[str, Programs]]:

@@ -9,11 +9,16 @@ Sources: linux/netlink.h, RFC 3549, Documentation/userspace-api/netlink.
 """
 
 import errno
+import logging
 import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Self
+
+from kubeproxy.log import V7
+
+log = logging.getLogger(__name__)
 
 ROUTE: Final = 0
 NETFILTER: Final = 12
@@ -224,6 +229,7 @@ class Socket(Closing):
 
     def send(self, data: bytes) -> None:
         """Sends messages in one datagram, of whatever size."""
+        log.log(V7, "netlink port %d: sending %d bytes", self.port, len(data))
         try:
             self._socket.send(data)
         except OSError as e:

@@ -120,6 +120,6 @@ def _set_verbosity(request: Request) -> Response:
     given = request.body.decode("latin-1").strip()
     if not (given.isascii() and given.isdigit() and len(given) <= 3):
         return text(f"{given!r:.40} is no verbosity\n", 400)
-    logging.getLogger().setLevel(klog.level(int(given)))
+    klog.set_verbosity(int(given))
     log.info("Verbosity is %s now", given)
     return text(f"verbosity is {given} now\n")

@@ -51,6 +51,7 @@ class ApiServer:
     """A source of objects (`base.Source`): the API server.
 
     Attributes:
+        description: the server and where its settings are from, as they are at the start.
         client: for other requests to the same server, e.g. `client.request("POST", path, event)`.
         statuses: facts about each kind that is watched, by kind; "Endpoints" only while they are.
     """
@@ -76,7 +77,11 @@ class ApiServer:
         Raises:
             kubeconfig.KubeconfigError: the settings cannot be used.
         """
-        self.client = Client(Credentials(lambda: settings.connection(kubeconfig, master)))
+        credentials = Credentials(lambda: settings.connection(kubeconfig, master))
+        self.client = Client(credentials)
+        self.description = (
+            f"API server {credentials.connection.cluster.server} ({credentials.connection.name})"
+        )
         self.statuses: dict[str, Status] = {}
         self._sink = sink
         self._timing = timing

@@ -99,6 +99,11 @@ class Credentials:
         if user.token_file:
             self._token = _read_token(user.token_file)
 
+    @property
+    def connection(self) -> Connection:
+        """The settings as they were last read."""
+        return self._settings.connection
+
     async def grant(self) -> Grant:
         """Says how to make a request now.
 

@@ -6,12 +6,16 @@ can be sent from a thread.
 """
 
 import errno
+import logging
 import struct
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Final
 
+from kubeproxy.log import V6
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft.messages import GETGEN, Message, Table, delete_table
+
+log = logging.getLogger(__name__)
 
 _SUBSYSTEM: Final = 10 << 8
 _BEGIN, _END = 0x10, 0x11
@@ -66,6 +70,9 @@ class Kernel(wire.Closing):
         if not messages:
             return
         sequences = [self._socket.next_sequence() for _ in range(len(messages) + 2)]
+        if log.isEnabledFor(V6):
+            for number, message in enumerate(messages, 1):
+                log.log(V6, "nf_tables, %d of %d: %s", number, len(messages), message.about)
         # The acknowledgement of the last message, or any error, says that all is done; of the end, kernels before 6.10
         # give none.
         first, last = sequences[0], sequences[-2]
