@@ -228,7 +228,9 @@ def unit_test(case: Case, series: dict[str, str], expected: list[dict[str, Any]]
 def run(folder: Path, *tests: dict[str, Any]) -> None:
     """Runs tests by promtool."""
     file = folder / "tests.yaml"
-    file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": list(tests)}))
+    file.write_text(
+        yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": list(tests)})
+    )
     call("promtool", "test", "rules", file)
 
 
@@ -259,7 +261,9 @@ def test_promtool_takes_the_rules_and_the_scrape_job(tmp_path: Path) -> None:
     jobs = yaml.safe_load((PROMETHEUS / "scrape.yaml").read_text())["scrape_configs"]
     for job in jobs:  # Debian's Prometheus is built without Kubernetes
         assert job.pop("kubernetes_sd_configs") == [{"role": "node"}]
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": jobs, "rule_files": [str(RULES)]}))
+    (tmp_path / "prometheus.yml").write_text(
+        yaml.safe_dump({"scrape_configs": jobs, "rule_files": [str(RULES)]})
+    )
     call("promtool", "check", "config", tmp_path / "prometheus.yml")
 
 
@@ -278,7 +282,9 @@ def test_every_alert_has_its_section_of_the_page_and_nothing_else_has_one() -> N
 
 def test_every_section_says_what_it_means_and_what_to_do() -> None:
     for section in PAGE.read_text().split("\n## ")[1:]:
-        assert re.findall(r"^\*\*(.+?)\*\*", section, re.MULTILINE) == ["Meaning.", "Look at.", "Do."], section
+        assert re.findall(r"^\*\*(.+?)\*\*", section, re.MULTILINE) == ["Meaning.", "Look at.", "Do."], (
+            section
+        )
 
 
 def test_every_metric_of_the_alerts_is_documented() -> None:

@@ -88,7 +88,7 @@ def configuration(folder: Path, address: str) -> Path:
 def prometheus(lab: Lab, folder: Path, address: str = NODE) -> Iterator[Prometheus]:
     """A Prometheus that scrapes the node's daemon, until the block ends."""
     command = [
-        path("bin", "prometheus"),
+        str(path("bin", "prometheus")),
         f"--config.file={configuration(folder, address)}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{PORT}",
@@ -170,7 +170,11 @@ async def test_every_query_answers_and_every_metric_is_there(
     try:
         await asyncio.to_thread(daemon.__enter__)
         await asyncio.to_thread(until, lambda: scraped.query("rest_client_requests_total"))
-        await asyncio.to_thread(until, lambda: scraped.query('kubeproxy_watch_connected{kind="Service"} == 1'))
+        await asyncio.to_thread(
+            until, lambda: scraped.query('kubeproxy_watch_connected{kind="Service"} == 1')
+        )
+        server.store.put({"kind": "Service", **msgspec.to_builtins(service("more", "10.96.0.11"))})
+        await asyncio.to_thread(until, lambda: scraped.query("kubeproxy_services == 2"))
         await asyncio.to_thread(answer_all, scraped)
     finally:
         await asyncio.to_thread(daemon.__exit__, None, None, None)
@@ -188,6 +192,8 @@ def answer_all(scraped: Prometheus) -> None:
         assert used, query
         assert used <= names, (panel, used - names)
     until(lambda: {rule["health"] for rule in scraped.rules().values()} == {"ok"})
+    # A healthy node raises none.
+    until(lambda: {rule["state"] for rule in scraped.rules().values()} == {"inactive"})
     # What a panel shows of a healthy node: most have something to show.
     (ready,) = scraped.query(queries()["Ready A"])
     assert ready["value"][1] == "1"
