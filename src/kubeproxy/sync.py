@@ -17,7 +17,16 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from msgspec import Struct, structs
 
 from kubeproxy.api.addresses import Family
-from kubeproxy.backends.base import Backend, Change, Failures, Leading, Measured, StaleError, SyncError
+from kubeproxy.backends.base import (
+    Backend,
+    Change,
+    Failures,
+    Leading,
+    Measured,
+    StaleError,
+    SyncError,
+    meaning,
+)
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.figures import Figure
 from kubeproxy.log import V2, V3, V5
@@ -58,19 +67,6 @@ class Synced(Struct, frozen=True, gc=False):
     seconds: float
     kernel_seconds: float = 0.0
     triggered: Sequence[float] = ()
-
-
-def _decided(change: Change) -> str:
-    """What a change means on this node, for the log."""
-    if change.after is None:
-        return "it is removed"
-    verb = "changes" if change.before else "is new"
-    ports = "; ".join(
-        f"{port.name} {port.protocol} port {port.port}: {port.internal_action} inside to"
-        f" {len(port.internal_backends)} endpoints, {port.external_action} outside to {len(port.external_backends)}"
-        for port in change.after.ports
-    )
-    return f"it {verb}: {ports or 'no ports'}"
 
 
 class Loop:
@@ -334,7 +330,7 @@ class Loop:
         for key in set(keys) - {c.key for c in changes}:
             log.log(V5, "Service %s/%s: %s: the change makes no difference on this node", *key, self.family)
         for c in changes:
-            log.log(V5, "Service %s/%s: %s: %s", *c.key, self.family, _decided(c))
+            log.log(V5, "Service %s/%s: %s: %s", *c.key, self.family, meaning(c))
 
     async def _plan(self, key: Key, node: NodeConfig) -> ServicePlan | None:
         """Plans a Service; a large one in a thread, so that the event loop does not wait for it."""

@@ -32,7 +32,8 @@ BOUND = "fe80::/10"
 @pytest.fixture
 def linked(space: str) -> tuple[str, str]:
     """The name of a namespace with IPv4 and a link, and the address it has there."""
-    netns.write_sysctls(space, {"net/ipv6/conf/default/accept_dad": "0"})
+    forwarding = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
+    netns.write_sysctls(space, {"net/ipv6/conf/default/accept_dad": "0", **forwarding})
     netns.finish(
         netns.ip_batch(
             "link add eth0 type veth peer name cable",

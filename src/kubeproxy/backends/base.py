@@ -26,6 +26,19 @@ class Change(Struct, frozen=True, gc=False):
     after: ServicePlan | None
 
 
+def meaning(change: Change) -> str:
+    """What a change means on this node, in words for the log."""
+    if change.after is None:
+        return "it is removed"
+    verb = "changes" if change.before else "is new"
+    ports = "; ".join(
+        f"{port.name} {port.protocol} port {port.port}: {port.internal_action} inside to"
+        f" {len(port.internal_backends)} endpoints, {port.external_action} outside to {len(port.external_backends)}"
+        for port in change.after.ports
+    )
+    return f"it {verb}: {ports or 'no ports'}"
+
+
 Failures = Mapping[Key, str]
 """Services the kernel refused, each with its words. Of such a Service the kernel keeps what it had."""
 
