@@ -38,21 +38,21 @@ help:
 
 # An installation of its own, independent of this folder. A running daemon keeps running until it is restarted.
 install: root system wheel
-	test -x $(DESTDIR)$(PREFIX)/bin/python || $(PYTHON) -m venv $(DESTDIR)$(PREFIX)
-	$(DESTDIR)$(PREFIX)/bin/$(PIP) install --require-hashes -r requirements/run.txt
-	$(DESTDIR)$(PREFIX)/bin/$(PIP) install --no-deps --no-index --force-reinstall dist/kubeproxy-*.whl
-	$(DESTDIR)$(PREFIX)/bin/python -m compileall -q $(DESTDIR)$(PREFIX)/lib
-	install -D -m 644 deploy/systemd/kube-proxy.service $(DESTDIR)$(UNITS)/kube-proxy.service
-	test -e $(DESTDIR)$(DEFAULTS) || install -D -m 644 deploy/systemd/kube-proxy.default $(DESTDIR)$(DEFAULTS)
-	@test -n "$(DESTDIR)" || ! test -d /run/systemd/system || systemctl daemon-reload
+	test -x $(PREFIX)/bin/python || $(PYTHON) -m venv $(PREFIX)
+	$(PREFIX)/bin/$(PIP) install --require-hashes -r requirements/run.txt
+	$(PREFIX)/bin/$(PIP) install --no-deps --no-index --force-reinstall dist/kubeproxy-*.whl
+	$(PREFIX)/bin/python -m compileall -q $(PREFIX)/lib
+	install -D -m 644 deploy/systemd/kube-proxy.service $(UNITS)/kube-proxy.service
+	test -e $(DEFAULTS) || install -D -m 644 deploy/systemd/kube-proxy.default $(DEFAULTS)
+	@! test -d /run/systemd/system || systemctl daemon-reload
 	@echo "Installed $(PREFIX)/bin/kube-proxy and $(UNITS)/kube-proxy.service."
 	@echo "Set its arguments in $(DEFAULTS), then: systemctl enable --now kube-proxy"
 
 # Rules stay in the kernel: `$(PREFIX)/bin/kube-proxy --cleanup`, before this, removes them.
 uninstall: root
-	@test -n "$(DESTDIR)" || ! test -d /run/systemd/system || systemctl disable --now kube-proxy
-	rm -rf $(DESTDIR)$(PREFIX) $(DESTDIR)$(UNITS)/kube-proxy.service
-	@test -n "$(DESTDIR)" || ! test -d /run/systemd/system || systemctl daemon-reload
+	@! test -d /run/systemd/system || systemctl disable --now kube-proxy
+	rm -rf $(PREFIX) $(UNITS)/kube-proxy.service
+	@! test -d /run/systemd/system || systemctl daemon-reload
 	@echo "Removed; $(DEFAULTS) is kept."
 
 root:
@@ -161,5 +161,5 @@ versions-test: .venv/.dev
 	tests/versions/run
 
 distro-test: root
-	$(call install,debootstrap,debootstrap)
+	$(call install,debootstrap systemd-nspawn,debootstrap systemd-container)
 	tests/distro/run
