@@ -46,15 +46,16 @@ def reals(lab: Lab) -> dict[str, int]:
 
 def test_open_connections_of_an_endpoint_that_goes_drain(lab: Lab, station: Station) -> None:
     fill(station, EP11, port=TALK_PORT)
-    with talkers(lab, "ep11", "ep12"), station.running():
-        talk = Talk(lab, [("client", WEB, 80), ("out", "192.0.2.1", 30080)])
-        talk.say()
-        fill(station, EP12, port=TALK_PORT)
-        until(lambda: reals(lab) == {EP11: 0, EP12: 1})
-        talk.say()
-        others = Talk(lab, [("client", WEB, 80)] * 3)  # go to the one that is left
-        others.say()
-        assert re.search(rf"-> {EP11}:{TALK_PORT} +Masq +0 +1 ", lab.run("node", "ipvsadm", "-Ln"))
+    with talkers(lab, "ep11", "ep12"):
+        with station.running():
+            talk = Talk(lab, [("client", WEB, 80), ("out", "192.0.2.1", 30080)])
+            talk.say()
+            fill(station, EP12, port=TALK_PORT)
+            until(lambda: reals(lab) == {EP11: 0, EP12: 1})
+            talk.say()
+            others = Talk(lab, [("client", WEB, 80)] * 3)  # go to the one that is left
+            others.say()
+            assert re.search(rf"-> {EP11}:{TALK_PORT} +Masq +0 +1 ", lab.run("node", "ipvsadm", "-Ln"))
         # It stays through a restart, too.
         with station.running():
             talk.say()
