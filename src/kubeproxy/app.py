@@ -10,6 +10,7 @@ import contextlib
 import gc
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,38 @@ def run(options: Options) -> int:
         if options.init_only:
             return asyncio.run(App(options).prepare())
         _spare(options.config.oom_score_adj)
-        return asyncio.run(App(options).run(alone))
+        return asyncio.run(_serve(App(options), alone))
     except (FatalError, UnsupportedError, SyncError, hosts.NodeError, OSError) as e:
         log.error("%s%s", e, _lacking(e))  # noqa: TRY400 the message says it all
         return 1
+
+
+async def _serve(app: "App", alone: instance.Instance) -> int:
+    """Runs the daemon until a signal ends it: SIGTERM and SIGINT, on Windows Ctrl-Break and Ctrl-C.
+
+    SIGUSR1 and SIGUSR2 change the verbosity of the log; Windows has nothing like them.
+    """
+    loop = asyncio.get_running_loop()
+    if sys.platform == "win32":  # its event loops handle no signals
+        for number, code in ((signal.SIGBREAK, 0), (signal.SIGINT, 130)):
+            signal.signal(number, lambda *_, code=code: loop.call_soon_threadsafe(app.end, code))
+    else:
+        for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+            loop.add_signal_handler(number, app.end, code)
+        loop.add_signal_handler(signal.SIGUSR1, _more_verbose)
+        loop.add_signal_handler(signal.SIGUSR2, _set_verbosity, app.verbosity)
+    return await app.run(alone)
+
+
+def _more_verbose() -> None:
+    """One step of two levels more, for the signal SIGUSR1."""
+    now = klog.verbosity(logging.getLogger().level)
+    _set_verbosity(max(now, min(now + 2, _MOST_VERBOSE)))
+
+
+def _set_verbosity(verbosity: int) -> None:
+    klog.set_verbosity(verbosity)
+    log.info("Verbosity is %d now; SIGUSR1 raises it, SIGUSR2 restores what is configured", verbosity)
 
 
 def _lacking(error: Exception) -> str:
@@ -153,16 +182,20 @@ class App:
         listens = options.userspace_listen and self._config.mode == "userspace"
         self._mode = "userspace-listen" if listens else self._config.mode
         self._has_rules = not listens
+        self._stop: asyncio.Future[int] | None = None
+        self._early: int | None = None
 
     async def run(self, alone: instance.Instance | None = None) -> int:
-        """Runs until a signal or an error ends it; returns the exit status.
+        """Runs until `end` is called or an error ends it; returns the exit status.
 
         Args:
             alone: the lock that keeps other instances out.
         """
         if alone is not None and alone.fileno() >= 0:
             asyncio.get_running_loop().add_reader(alone.fileno(), alone.answer)
-        self._stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._stop = asyncio.get_running_loop().create_future()
+        if self._early is not None:
+            self._stop.set_result(self._early)
         self._hub = Hub(self._name)
         self._events = Events(self._name, None)
         self._statuses: Mapping[str, Status] = {}
@@ -173,12 +206,6 @@ class App:
             self._options, self._hub, self._events, statuses=self._statuses, missing=self._missing
         )
         self._serving.tell(self._told)
-        for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
-            asyncio.get_running_loop().add_signal_handler(number, self._end, code)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._more_verbose)
-        asyncio.get_running_loop().add_signal_handler(
-            signal.SIGUSR2, self._set_verbosity, self._config.logging.verbosity
-        )
         tasks: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(source.run()),
             asyncio.ensure_future(self._events.run()),
@@ -200,14 +227,10 @@ class App:
             programs.stop()  # each has done its work wholly or not at all
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _more_verbose(self) -> None:
-        """One step of two levels more, for the signal SIGUSR1."""
-        now = klog.verbosity(logging.getLogger().level)
-        self._set_verbosity(max(now, min(now + 2, _MOST_VERBOSE)))
-
-    def _set_verbosity(self, verbosity: int) -> None:
-        klog.set_verbosity(verbosity)
-        log.info("Verbosity is %d now; SIGUSR1 raises it, SIGUSR2 restores what is configured", verbosity)
+    @property
+    def verbosity(self) -> int:
+        """The verbosity of the log that is configured."""
+        return self._config.logging.verbosity
 
     def _introduce(self, source: str) -> None:
         """Says what runs: the first two lines of three, the node's follows when it is known."""
@@ -221,8 +244,11 @@ class App:
         )
         log.info("Services come from %s", source)
 
-    def _end(self, code: int) -> None:
-        if not self._stop.done():
+    def end(self, code: int) -> None:
+        """Ends `run` with an exit status; may be called before it runs."""
+        if self._stop is None:
+            self._early = code
+        elif not self._stop.done():
             self._stop.set_result(code)
 
     def _source(self) -> Source:
@@ -363,7 +389,7 @@ class App:
     def _fail(self, why: str) -> None:
         """Ends the program, to be started again with things as they are now."""
         log.error("%s: exiting, to start anew", why)
-        self._end(1)
+        self.end(1)
 
     async def _all_synced(self, loops: Sequence[Loop], opened: Sequence[Backend]) -> None:
         """When all rules are in place: says so, and removes what another mode, or other programs, left."""

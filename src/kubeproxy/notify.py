@@ -1,16 +1,17 @@
 """Tells a service manager how we are: sd_notify(3), for units of Type=notify.
 
-A manager listens on the datagram socket it names in NOTIFY_SOCKET; without one, nothing is told.
+A manager listens on the datagram socket it names in NOTIFY_SOCKET; without one, and on Windows, nothing is sent.
 """
 
 import os
 import socket
+import sys
 
 
 def notify(message: str) -> None:
     """Sends a message such as "READY=1". Failing to is no reason to fail."""
     address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
+    if sys.platform == "win32" or not address:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]

@@ -113,7 +113,7 @@ async def test_nothing_is_written_before_services_and_endpoints_are_complete(
     assert rig.cleaned == ["nftables", "ipvs"], (
         "after its rules are in place it removes what other modes left"
     )
-    rig.app._end(0)
+    rig.app.end(0)
     assert await task == 0
 
 
@@ -136,7 +136,7 @@ async def test_a_service_without_endpoints_is_said_once_when_rules_are_in_place(
     await _until(lambda: len(rig.syncs) == 4)
     await FakeClock.settle()
     assert caplog.text.count(said) == 1
-    rig.app._end(0)
+    rig.app.end(0)
     assert await task == 0
 
 
@@ -150,7 +150,7 @@ async def test_a_second_family_that_cannot_be_served_is_done_without(
     await _until(lambda: rig.cleaned)
     assert rig.syncs == [(IPV4, [("default", "a")])]
     assert "Only IPv4 is served: no IPv6 here" in caplog.text
-    rig.app._end(0)
+    rig.app.end(0)
     assert await task == 0
 
 
@@ -233,5 +233,5 @@ async def test_node_ports_follow_the_addresses_of_the_host(
     here[:] = [4]
     monitor.tell()
     await _until(lambda: serves(4))
-    rig.app._end(0)
+    rig.app.end(0)
     assert await task == 0

@@ -9,11 +9,12 @@ came back is watched again.
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
+import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-_CLOEXEC_NONBLOCK = os.O_CLOEXEC | os.O_NONBLOCK
 _MASK = 0x8 | 0x40 | 0x80 | 0x200 | 0x400 | 0x800 | 0x4
 """CLOSE_WRITE, MOVED_FROM, MOVED_TO, DELETE, DELETE_SELF, MOVE_SELF, ATTRIB.
 
@@ -30,8 +31,10 @@ def changes(folders: Collection[Path], tell: Callable[[], None]) -> Iterator[Cal
     Raises:
         OSError: the kernel gives no notifications.
     """
+    if sys.platform != "linux":
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = _checked(libc.inotify_init1(_CLOEXEC_NONBLOCK))
+    descriptor = _checked(libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
 
     def watch(folder: Path) -> None:
         _checked(libc.inotify_add_watch(descriptor, os.fsencode(folder), _MASK))

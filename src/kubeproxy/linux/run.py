@@ -4,7 +4,6 @@ Their code runs in threads: the pipe does the pacing, and no text is held in mem
 """
 
 import contextlib
-import fcntl
 import os
 import subprocess
 import threading
@@ -47,6 +46,8 @@ def feed(
         ProgramError: it failed.
         OSError: it could not be started.
     """
+    import fcntl  # not on Windows, where modules that import this one must load
+
     with _running(argv, stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         started(process.pid)

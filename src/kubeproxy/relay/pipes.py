@@ -5,7 +5,6 @@ there is no descriptor left for one, bytes are copied through memory, so that no
 """
 
 import contextlib
-import fcntl
 import os
 from typing import Final
 
@@ -35,6 +34,8 @@ class Pipe:
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         # Without privilege many large pipes are refused; a small one only moves less at a time.
         with contextlib.suppress(OSError):
+            import fcntl  # not on Windows, where modules that import this one must load
+
             fcntl.fcntl(self._write, fcntl.F_SETPIPE_SZ, SIZE)
 
     def fill(self, source: int) -> int:

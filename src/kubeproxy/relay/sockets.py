@@ -7,7 +7,6 @@ the answer can come from it.
 import contextlib
 import errno
 import random
-import resource
 import socket
 from collections.abc import Iterable
 
@@ -81,6 +80,8 @@ def _candidates(ports: Span) -> Iterable[int]:
 
 def raise_limit() -> int:
     """Lets this process have as many descriptors as it may; returns how many."""
+    import resource  # not on Windows, where modules that import this one must load
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import logging
 import socket
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -48,7 +49,10 @@ def _bind(address: str, port: int, *, both: bool) -> socket.socket:
     made = socket.socket(socket.AF_INET6 if family == IPV6 else socket.AF_INET, socket.SOCK_STREAM)
     try:
         made.setblocking(False)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "win32":  # there SO_REUSEADDR lets another process take the port away from us
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == IPV6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
         made.bind(route.socket_address(address, port))
@@ -103,7 +107,12 @@ async def hold(
 
 
 def allow_many_files() -> None:
-    """Lets this process have as many files as it ever may: each port is one. The default is as low as 1,024."""
+    """Raises the limit of open files as far as allowed: each port is one, and the default is as low as 1,024.
+
+    Windows has no such limit.
+    """
+    if sys.platform == "win32":
+        return
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,7 +1,8 @@
 """/debug: what the program does with its time, where profiling is enabled, and nowhere else.
 
 A profile looks at the stacks of all threads each time the process has used another hundredth of a second of processor
-time, which costs about a percent; threads that wait are shown where they wait. It comes as folded stacks, one a line with
+time, which costs about a percent; threads that wait are shown where they wait. Windows has no timer of processor time: there
+a thread looks every hundredth of a second. It comes as folded stacks, one a line with
 the count of looks that found it: the form flame graph tools read (flamegraph.pl, speedscope, inferno). The level of
 logging can be changed without a restart.
 """
@@ -11,6 +12,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping
 from types import FrameType
@@ -72,6 +74,8 @@ class Profiles:
 
 async def sample(seconds: float) -> str:
     """Looks at all threads for so long; returns their stacks folded. To be called in the main thread."""
+    if sys.platform == "win32":
+        return await asyncio.to_thread(sample_by_thread, seconds)
     found: Counter[str] = Counter()
     me = threading.get_ident()
 
@@ -86,6 +90,23 @@ async def sample(seconds: float) -> str:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, signal.SIG_IGN)  # one that is still on its way would end the program
+    return _lines(found)
+
+
+def sample_by_thread(seconds: float) -> str:
+    """Does what `sample` does, from the calling thread, which is left out, and by the time that passes."""
+    found: Counter[str] = Counter()
+    me = threading.get_ident()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for thread, frame in sys._current_frames().items():  # noqa: SLF001
+            if thread != me:
+                found[_folded(frame)] += 1
+        time.sleep(_INTERVAL)
+    return _lines(found)
+
+
+def _lines(found: Counter[str]) -> str:
     return "".join(f"{stack} {count}\n" for stack, count in found.most_common())
 
 

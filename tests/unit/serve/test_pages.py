@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Iterator
 
 import msgspec
 import pytest
 
 from kubeproxy.config.load import load
+from kubeproxy.serve import profile
 from kubeproxy.serve.pages import Pages
 from kubeproxy.serve.profile import Profiles
 from tests.unit.serve.stage import ask
@@ -159,6 +161,16 @@ class TestProfiles:
         stacks = [line.rpartition(" ") for line in answer.body.decode().splitlines()]
         assert all(int(count) > 0 for _, _, count in stacks)
         assert any("busy_with_a_task" in stack for stack, _, _ in stacks)
+
+    async def test_on_windows_a_thread_takes_the_profile(self) -> None:
+        over = threading.Event()
+        waiting = asyncio.create_task(asyncio.to_thread(over.wait))
+        found = await asyncio.to_thread(profile.sample_by_thread, 0.3)
+        over.set()
+        await waiting
+        stacks = [line.rpartition(" ")[0] for line in found.splitlines()]
+        assert any("wait" in stack for stack in stacks)
+        assert not any("sample_by_thread" in stack for stack in stacks)
 
     @pytest.mark.parametrize("query", ["seconds=0", "seconds=-1", "seconds=x", "seconds=nan", "seconds=301"])
     async def test_nonsense_is_refused(self, query: str) -> None:
