@@ -11,7 +11,7 @@ from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.api.rows import NodeRow
 from kubeproxy.log import V4
 from kubeproxy.model.complaints import Complaints
-from kubeproxy.model.state import State
+from kubeproxy.model.state import State, Touched
 from kubeproxy.sync import Loop
 
 log = logging.getLogger(__name__)
@@ -69,12 +69,11 @@ class Hub:
             self._service_cidrs_changed()
         else:
             self._count(obj)
-            if keys := self.state.set(obj):
+            if touched := self.state.set(obj):
                 service = isinstance(obj, types.Service)
                 triggered = None if service else self._triggered(obj.metadata.annotations)
                 log.log(V4, "%s %s/%s is set", type(obj).__name__, obj.metadata.namespace, obj.metadata.name)
-                for loop in self.loops:
-                    loop.touch(keys, triggered)
+                self._touch(touched, triggered)
 
     def gone(self, kind: str, namespace: str, name: str) -> None:
         """See `Sink`."""
@@ -91,11 +90,9 @@ class Hub:
                 self.heard["Service"] += 1
             elif self.state.has_slices(kind, namespace, name):
                 self.heard["EndpointSlice"] += 1
-            keys = self.state.gone(kind, namespace, name)
-            if keys:
+            if touched := self.state.gone(kind, namespace, name):
                 log.log(V4, "%s %s/%s is gone", kind, namespace, name)
-            for loop in self.loops:
-                loop.touch(keys)
+                self._touch(touched)
 
     def complete(self, kind: str) -> None:
         """See `Sink`."""
@@ -111,6 +108,11 @@ class Hub:
         """See `Sink`."""
         consequence = ", its last good state stays" if kept else " and is left out"
         log.error("%s %s cannot be decoded%s: %s", kind, name, consequence, reason)
+
+    def _touch(self, touched: Touched, triggered: float | None = None) -> None:
+        """Wakes the control loops of the families that are concerned, and no other."""
+        for loop in self.loops:
+            loop.touch([key for key, families in touched.items() if loop.family in families], triggered)
 
     def _count(self, obj: types.Object) -> None:
         """Counts what the reference's trackers look at: each Service, and slices of addresses that name their Service."""

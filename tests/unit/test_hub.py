@@ -3,6 +3,7 @@
 import pytest
 
 from kubeproxy.api import types
+from kubeproxy.api.addresses import IPV4, IPV6
 from kubeproxy.api.rows import NodeRow
 from kubeproxy.hub import Hub
 from kubeproxy.model.node import NodeConfig
@@ -14,7 +15,8 @@ WEB = ("default", "web")
 class Loop:
     """Remembers what it was told."""
 
-    def __init__(self):
+    def __init__(self, family=IPV4):
+        self.family = family
         self.touched = []
         self.triggered = []
         self.node = NodeConfig()
@@ -84,15 +86,16 @@ class TestStartGate:
 
 
 class TestServices:
-    def test_every_loop_is_told_what_changed(self, hub):
-        hub.loops = [Loop(), Loop()]
+    def test_the_loops_of_the_families_concerned_are_woken(self, hub):
+        hub.loops = [Loop(IPV4), Loop(IPV6)]
         hub.set(service())
         hub.set(endpoint_slice("10.1.2.1"))
         hub.set(endpoint_slice("10.1.2.1"))
         hub.gone("EndpointSlice", "default", "web-x")
         hub.gone("Service", *WEB)
-        for loop in hub.loops:
-            assert [keys for keys in loop.touched if keys] == [{WEB}, {WEB}, {WEB}, {WEB}]
+        ipv4, ipv6 = ([keys for keys in loop.touched if keys] for loop in hub.loops)
+        assert ipv4 == [{WEB}, {WEB}, {WEB}, {WEB}]
+        assert ipv6 == []
 
     def test_whatever_is_told_of_services_is_counted_as_the_reference_does(self, hub):
         hub.set(service())

@@ -6,11 +6,11 @@ already touches none. Nothing here is planned: `plan` does that for one Service 
 A change of a Service may take a front from another one or leave it one, so it touches that one, too.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 
 from kubeproxy.api import flatten, types
-from kubeproxy.api.addresses import Family
+from kubeproxy.api.addresses import Family, family_of
 from kubeproxy.api.flatten import DEFAULT_NAMESPACE
 from kubeproxy.api.rows import ServiceRow, SliceRow
 from kubeproxy.model.claims import Claims
@@ -18,6 +18,9 @@ from kubeproxy.model.complaints import Complaints, Name
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, Owners, ServicePlan
 from kubeproxy.model.plan import plan as make_plan
+
+Touched = Mapping[Key, Collection[Family]]
+"""The Services whose plans may have changed, each with the IP families of those plans."""
 
 
 class State:
@@ -39,15 +42,15 @@ class State:
         self._claims: dict[tuple[Family, bool], Claims] = {}
         self._complaints = Complaints()
 
-    def set(self, obj: types.Service | types.EndpointSlice | types.Endpoints) -> Collection[Key]:
-        """Takes in an object; returns the Services whose plan may have changed.
+    def set(self, obj: types.Service | types.EndpointSlice | types.Endpoints) -> Touched:
+        """Takes in an object; returns the Services whose plans may have changed.
 
         What cannot be used of it is left out and logged with its field. An object that cannot be used at all changes
         nothing: what was known of it stays.
         """
         name = (type(obj).__name__, obj.metadata.namespace or DEFAULT_NAMESPACE, obj.metadata.name)
         complaints: list[tuple[str, str]] = []
-        touched: Collection[Key] = ()
+        touched: Touched = {}
 
         def complain(field: str, message: str) -> None:
             complaints.append((field, message))
@@ -66,8 +69,8 @@ class State:
         self._complaints.report(name, complaints)
         return touched
 
-    def gone(self, kind: str, namespace: str, name: str) -> Collection[Key]:
-        """Forgets an object; returns the Services whose plan may have changed."""
+    def gone(self, kind: str, namespace: str, name: str) -> Touched:
+        """Forgets an object; returns the Services whose plans may have changed."""
         who = (kind, namespace or DEFAULT_NAMESPACE, name)
         self._complaints.forget(who)
         return self._set_service(who, None, exists=False) if kind == "Service" else self._set_slices(who, ())
@@ -122,7 +125,7 @@ class State:
         """Whether an EndpointSlice or Endpoints object has given endpoints to a Service."""
         return (kind, namespace or DEFAULT_NAMESPACE, name) in self._service_of
 
-    def _set_service(self, name: Name, row: ServiceRow | None, *, exists: bool) -> Collection[Key]:
+    def _set_service(self, name: Name, row: ServiceRow | None, *, exists: bool) -> Touched:
         key = (name[1], name[2]) if row is None else (row.namespace, row.name)
         foreign = exists and row is None
         if foreign != (key in self.foreign):
@@ -130,21 +133,25 @@ class State:
             self._changed(key)
         before = self.services.get(key)
         if before == row:
-            return ()
+            return {}
         if row is None:
             del self.services[key]
         else:
             self.services[key] = row
         self._changed(key)
-        rivals = (claims.change(key, before, row) for claims in self._claims.values())
-        return {key}.union(*rivals)
+        touched = {key: {family_of(ip) for service in (before, row) if service for ip in service.cluster_ips}}
+        for (family, _), claims in self._claims.items():
+            for rival in claims.change(key, before, row):
+                touched.setdefault(rival, set()).add(family)
+        return touched
 
-    def _set_slices(self, name: Name, rows: tuple[SliceRow, ...]) -> Collection[Key]:
+    def _set_slices(self, name: Name, rows: tuple[SliceRow, ...]) -> Touched:
         """Replaces what an object said; it may have belonged to another Service before."""
         before = self._service_of.get(name)
         after = (rows[0].namespace, rows[0].service) if rows else None
-        if before is not None and before == after and self._slices[before][name] == rows:
-            return ()
+        known = () if before is None else self._slices[before][name]
+        if known == rows and before == after:
+            return {}
         if before is not None and before != after:
             del self._service_of[name]
             pieces = self._slices[before]
@@ -154,11 +161,18 @@ class State:
         if after is not None:
             self._service_of[name] = after
             self._slices.setdefault(after, {})[name] = rows
-        touched = {key for key in (before, after) if key is not None}
+        touched: dict[Key, set[Family]] = {}
+        for key, changed in ((before, known), (after, rows)):
+            if key is not None:
+                touched.setdefault(key, set()).update(_families(changed))
         for key in touched:
             self._changed(key)
-        return {key for key in touched if key in self.services}
+        return {key: families for key, families in touched.items() if key in self.services}
 
     def _changed(self, key: Key) -> None:
         if self.on_change is not None:
             self.on_change(key)
+
+
+def _families(rows: Iterable[SliceRow]) -> Iterable[Family]:
+    return (row.family for row in rows)

@@ -231,6 +231,14 @@ class TestTouched:
         assert set(state.set(endpoint_slice("s1", "web", "10.1.2.1"))) == {WEB}
         assert set(state.gone("EndpointSlice", "shop", "s1")) == {WEB}
 
+    def test_only_the_families_concerned_are_touched(self):
+        state = State()
+        assert state.set(service(clusterIPs=["10.96.0.1", "fd00:10:96::1"])) == {WEB: {"IPv4", "IPv6"}}
+        assert state.set(endpoint_slice("s1", "web", "10.1.2.1")) == {WEB: {"IPv4"}}
+        assert state.set(endpoint_slice("s2", "web", "fd00:1::1", family="IPv6")) == {WEB: {"IPv6"}}
+        assert state.set(endpoint_slice("s1", "web", "fd00:1::2", family="IPv6")) == {WEB: {"IPv4", "IPv6"}}
+        assert state.gone("EndpointSlice", "shop", "s2") == {WEB: {"IPv6"}}
+
     def test_slices_may_come_first(self):
         state = State()
         assert not state.set(endpoint_slice("s1", "web", "10.1.2.1"))
