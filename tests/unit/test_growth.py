@@ -47,6 +47,8 @@ class Operations:
         self.count = 0
 
     def __enter__(self) -> Self:
+        # Python 3.12 reports instructions only if some frame asked for them before tracing began.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(self._called)
         return self
 
