@@ -223,7 +223,7 @@ class Loop:
             while True:
                 await self._sync(await self._until_due())
         finally:
-            self._backend.close()
+            await self._backend.close()
 
     async def _until_due(self) -> Kind:
         """Waits until there is something to do and it may begin; returns what kind of sync does it."""

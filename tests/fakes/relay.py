@@ -48,3 +48,6 @@ class FakeRelay(Relay):
     def stop(self) -> None:
         for number in list(self._held):
             self.close(number)
+
+    def join(self) -> None:
+        pass

@@ -40,7 +40,19 @@ def relay(space: str) -> Iterator[Relay]:
         try:
             yield relay
         finally:
-            relay.stop()
+            ended(relay)
+
+
+def ended(relay: Relay) -> None:
+    relay.stop()
+    relay.join()
+
+
+def process_of(relay: Relay) -> int:
+    """Its number, as soon as there is one."""
+    until(lambda: relay.pid is not None)
+    assert relay.pid is not None
+    return relay.pid
 
 
 @contextlib.contextmanager
@@ -204,8 +216,7 @@ def test_a_slow_reader_grows_nothing_and_costs_nothing(relay: Relay) -> None:
             stack.enter_context(server.accept()[0])  # and reads nothing
             client.setblocking(False)
             clients.append(client)
-        assert relay.pid is not None
-        before = resident(relay.pid)
+        before = resident(process_of(relay))
         stuck = 0
         while stuck < 20:  # until for a second nothing is taken any more
             stuck += 1
@@ -214,10 +225,10 @@ def test_a_slow_reader_grows_nothing_and_costs_nothing(relay: Relay) -> None:
                     client.send(PATTERN)
                     stuck = 0
             time.sleep(0.05)
-        assert resident(relay.pid) - before < 2000
-        spent = processor(relay.pid)
+        assert resident(process_of(relay)) - before < 2000
+        spent = processor(process_of(relay))
         time.sleep(1)
-        assert processor(relay.pid) - spent < 0.1
+        assert processor(process_of(relay)) - spent < 0.1
 
 
 def test_many_idle_connections_cost_little(relay: Relay) -> None:
@@ -228,14 +239,13 @@ def test_many_idle_connections_cost_little(relay: Relay) -> None:
         with socket.create_connection(front, PATIENCE) as first:
             first.send(b"?")
             assert first.recv(1) == b"?"
-        assert relay.pid is not None
-        before, descriptors = resident(relay.pid), descriptors_of(relay.pid)
+        before, descriptors = resident(process_of(relay)), descriptors_of(process_of(relay))
         for _ in range(count):
             client = stack.enter_context(socket.create_connection(front, PATIENCE))
             client.send(b"?")
             assert client.recv(1) == b"?"
-        assert (resident(relay.pid) - before) / count < 2.5
-        assert descriptors_of(relay.pid) - descriptors < 2 * count + 150
+        assert (resident(process_of(relay)) - before) / count < 2.5
+        assert descriptors_of(process_of(relay)) - descriptors < 2 * count + 150
 
 
 def heard(sock: socket.socket, count: int) -> bytes:
@@ -249,7 +259,7 @@ def heard(sock: socket.socket, count: int) -> bytes:
 def test_at_the_limit_new_connections_wait(space: str, caplog: pytest.LogCaptureFixture) -> None:
     with netns.inside(space), echo(7001), contextlib.ExitStack() as stack:
         relay = Relay("relay", limit=21)  # a listener, and ten connections
-        stack.callback(relay.stop)
+        stack.callback(ended, relay)
         front, _ = opened(relay, (HOST, 7001))
         clients = [stack.enter_context(socket.create_connection(front, PATIENCE)) for _ in range(15)]
         for client in clients:
@@ -268,28 +278,10 @@ def test_at_the_limit_new_connections_wait(space: str, caplog: pytest.LogCapture
         assert len(told) == 1
 
 
-def test_a_process_that_is_stuck_is_replaced(relay: Relay, caplog: pytest.LogCaptureFixture) -> None:
-    with echo(7001):
-        front, number = opened(relay, (HOST, 7001))
-        stuck = relay.pid
-        assert stuck is not None
-        os.kill(stuck, signal.SIGSTOP)
-        targets = [(HOST, port) for port in range(1, 60_000)]
-        for i in range(20):  # more than a socket holds
-            relay.change(number, serving(*targets[i:]))
-        relay.change(number, serving((HOST, 7001)))
-        with socket.create_connection(front, PATIENCE) as client:
-            client.send(b"?")
-            assert client.recv(1) == b"?"
-        assert relay.pid != stuck
-        assert any("the process does not listen" in message for message in caplog.messages)
-
-
 def test_what_is_opened_while_a_process_is_replaced_is_served_by_the_one_successor(relay: Relay) -> None:
     with echo(7001):
         opened(relay, (HOST, 7001))
-        first = relay.pid
-        assert first is not None
+        first = process_of(relay)
         os.kill(first, signal.SIGKILL)
         fronts = [opened(relay, (HOST, 7001))[0] for _ in range(20)]
         for front in fronts:
@@ -426,9 +418,8 @@ def test_it_tells_what_it_did_also_in_processes_that_are_gone(relay: Relay) -> N
         for _ in range(4):
             client = stack.enter_context(socket.create_connection(front, PATIENCE))
             server = stack.enter_context(one.accept()[0])
-        refused = stack.enter_context(socket.create_connection(nobody, PATIENCE))
         with pytest.raises(ConnectionResetError):
-            refused.recv(1)
+            stack.enter_context(socket.create_connection(nobody, PATIENCE)).recv(1)
         with udp_server() as asker:
             asker.sendto(b"?", datagrams)
             assert two.recv(1) == b"?"
@@ -446,8 +437,7 @@ def test_it_tells_what_it_did_also_in_processes_that_are_gone(relay: Relay) -> N
             "lost_processes_total": 0,
         }
         assert told()["endpoint_failures_total"] >= 2
-        assert relay.pid is not None
-        os.kill(relay.pid, signal.SIGKILL)
+        os.kill(process_of(relay), signal.SIGKILL)
         until(lambda: told()["lost_processes_total"] == 1)
         assert told()["connections_totalTCP"] == 4
         assert told()["connectionsTCP"] == told()["connectionsUDP"] == 0
@@ -459,10 +449,9 @@ def test_it_is_settled_when_the_process_serves_all_listeners(relay: Relay) -> No
     assert relay.settle(0)
     with echo(7001):
         places = [opened(relay, (HOST, 7001))[0] for _ in range(20)]
-        assert relay.pid is not None
-        os.kill(relay.pid, signal.SIGSTOP)
+        os.kill(process_of(relay), signal.SIGSTOP)
         assert not relay.settle(0.05)
-        os.kill(relay.pid, signal.SIGCONT)
+        os.kill(process_of(relay), signal.SIGCONT)
         assert relay.settle(60)
         served = {str(file.readlink()) for file in Path(f"/proc/{relay.pid}/fd").iterdir()}
         assert sum(name.startswith("socket:") for name in served) > len(places)
@@ -473,15 +462,13 @@ def test_it_is_settled_when_the_process_serves_all_listeners(relay: Relay) -> No
 def test_it_is_settled_again_after_the_process_died(relay: Relay) -> None:
     opened(relay, (HOST, 7001))
     assert relay.settle(60)
-    assert relay.pid is not None
-    os.kill(relay.pid, signal.SIGKILL)
+    os.kill(process_of(relay), signal.SIGKILL)
     assert relay.settle(60)
 
 
 def test_who_waits_for_a_relay_is_woken_when_it_is_stopped(relay: Relay) -> None:
     opened(relay, (HOST, 7001))
-    assert relay.pid is not None
-    os.kill(relay.pid, signal.SIGSTOP)
+    os.kill(process_of(relay), signal.SIGSTOP)
     answers: list[bool] = []
     waiting = threading.Thread(target=lambda: answers.append(relay.settle(600)))
     waiting.start()

@@ -122,7 +122,7 @@ def test_a_relay_that_dies_has_a_successor(lab: Lab, tmp_path: Path) -> None:
         again = Talk(lab, [("client", WEB, 80)])  # waits in the socket, which the daemon keeps
         with contextlib.closing(again):
             again.say()
-        daemon.says("the process ended (-9), its connections are lost, starting another one")
+        daemon.says("the relay process is replaced, it ended; its connections are lost (exit status -9)")
         until(lambda: len(relays(daemon)) == 1)
 
 
@@ -404,3 +404,23 @@ def test_udp_clients_are_served_on_after_a_restart(lab: Lab, tmp_path: Path) -> 
         for _ in range(2):
             with here.running():
                 until(served)
+
+
+def test_a_relay_that_hangs_delays_neither_the_daemon_nor_its_end(lab: Lab, tmp_path: Path) -> None:
+    """Its process is stopped before each of them; the daemon's answers and changes go on, and it is replaced."""
+    here = station(lab, tmp_path, bindAddress=NODE)
+    here.folder.put(*web(EP11, port=TALK_PORT))
+    with talkers(lab, "ep11"), here.running() as daemon:
+        with contextlib.closing(Talk(lab, [("client", WEB, 80)])) as talk:
+            talk.say()
+            (relay,) = relays(daemon)
+            os.kill(relay, signal.SIGSTOP)
+            here.folder.put(service("other", OTHER), endpoints("other", EP12))
+            daemon.says("the relay process is replaced, it did not respond for")
+        with contextlib.closing(Talk(lab, [("client", WEB, 80)])) as again:
+            again.say()
+        until(lambda: len(relays(daemon)) == 1)
+        (relay,) = relays(daemon)
+        os.kill(relay, signal.SIGSTOP)
+        daemon.stop()
+        assert not Path(f"/proc/{relay}").exists()

@@ -40,7 +40,7 @@ class Recorder:
         self.disturbed = disturbed
         return False
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self.closed = True
 
     async def intact(self) -> bool:

@@ -52,7 +52,7 @@ class Kernel:
         """Nobody disturbs it."""
         return False
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Holds nothing."""
 
 

@@ -82,7 +82,7 @@ class Kernel:
         self.disturbed = disturbed
         return False
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self.closed = True
 
     async def intact(self) -> bool:

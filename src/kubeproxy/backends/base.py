@@ -90,8 +90,8 @@ class Backend(Protocol):
             OSError: the kernel refuses.
         """
 
-    def close(self) -> None:
-        """Lets go of the kernel; what is in it stays."""
+    async def close(self) -> None:
+        """Lets go of the kernel; what is in it stays. Processes of its own have ended when it returns."""
 
 
 @runtime_checkable

@@ -78,10 +78,10 @@ class Localhost:
         """See `Backend`."""
         return self._inner.watch(disturbed)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """See `Backend`."""
-        self._doors.stop()
-        self._inner.close()
+        await self._doors.stop()
+        await self._inner.close()
 
     def figures(self) -> Iterable[Figure]:
         """See `Measured`."""

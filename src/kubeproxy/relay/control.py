@@ -1,31 +1,52 @@
-"""The daemon's side of a relay: keeps the listening sockets, starts the process that serves them, and starts it again.
+"""The daemon's side of a relay: keeps the listening sockets and a process that serves them.
 
-The process is started with the first listener. If it ends, the next one gets the same sockets: clients that came meanwhile
-wait in them. Connections of the one that ended are lost.
+A thread (the keeper) starts the process with the first listener, sends it the table of listeners, receives what it reports,
+and replaces it when it ends or does not respond: the next one gets the same sockets, and clients that came meanwhile wait
+in them. Connections of the one that ended are lost.
+
+No method but `settle` and `join` waits for the process. A change is sent at once if the process reads; if not, only the number
+of the listener is noted, and the keeper sends what the table says when the process reads again. So a process that hangs
+costs no memory, and the event loop no time.
 """
 
-import contextlib
 import logging
+import os
+import select
 import socket
-import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
 
+from msgspec import Struct
+
 from kubeproxy.figures import Figure, Kind
+from kubeproxy.relay.process import Process
 from kubeproxy.relay.sockets import raise_limit
-from kubeproxy.relay.values import Change, Close, Counts, Decoder, Listener, Mark, Message, Open, Said, encode
+from kubeproxy.relay.table import Table
+from kubeproxy.relay.values import Counts, Listener, Mark, Message, Said
 
 log = logging.getLogger(__name__)
 
-_ANSWER_SECONDS = 5
-"""How long the process may not listen to us before it counts as stuck."""
 
-_BUFFER_BYTES = 4 << 20
-_SHORTEST_LIFE_SECONDS = 1.0
-_STOP_SECONDS = 5.0
+class Patience(Struct, frozen=True, gc=False):
+    """How long a process may take, in seconds.
+
+    Attributes:
+        idle: a process that owes no answer is asked for a sign of life so often.
+        tick: unanswered time is counted in steps of this length. A step counts only while this program runs, too, so that
+            a suspended machine or a frozen container is not taken for a process that hangs.
+        answer: until a process that has answered before is replaced.
+        start: until a process that has never answered is replaced.
+        life: processes are started at most so often.
+        stop: until a process that is to end is killed.
+    """
+
+    idle: float = 5.0
+    tick: float = 1.0
+    answer: float = 15.0
+    start: float = 60.0
+    life: float = 1.0
+    stop: float = 5.0
 
 
 class Relay:
@@ -36,7 +57,13 @@ class Relay:
     """
 
     def __init__(
-        self, name: str, *, mark: int = 0, limit: int = 0, labels: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *,
+        mark: int = 0,
+        limit: int = 0,
+        labels: Mapping[str, str] | None = None,
+        patience: Patience = Patience(),  # noqa: B008 immutable
     ) -> None:
         """Makes a relay that does nothing yet.
 
@@ -45,25 +72,27 @@ class Relay:
             mark: the mark of packets to targets; 0 for none.
             limit: how many descriptors connections may take; 0 for as many as the system gives.
             labels: of the figures that concern it.
+            patience: how long the process may take.
         """
         self._name = name
         self.labels = labels or {}
         self._arguments = [str(mark), str(limit)]
+        self._patience = patience
         self._lock = threading.RLock()
         self._heard = threading.Condition(self._lock)
-        self._listeners: dict[int, tuple[socket.socket, Listener]] = {}
-        self._next = 0
-        self._control: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._table = Table()
+        self._keeper: threading.Thread | None = None
+        self._wakeup = -1  # an eventfd on which the keeper waits
+        self._process: Process | None = None
         self._stopped = False
         self._counts = self._before = Counts()  # of the process, and of those before it
         self._lost = 0
-        self._marked = self._settled = 0  # the last mark that was sent, and the last that came back
 
     @property
     def pid(self) -> int | None:
         """The process' number; None as long as there is none."""
-        return self._process.pid if self._process else None
+        process = self._process
+        return process.pid if process else None
 
     def open(self, sock: socket.socket, listener: Listener) -> int:
         """Serves a socket of `sockets.bind`, which now belongs to the relay; returns the listener's number.
@@ -71,62 +100,58 @@ class Relay:
         A relay that was stopped closes it.
         """
         with self._lock:
-            self._next += 1
-            self._listeners[self._next] = sock, listener
+            number = self._table.add(sock, listener)
             if self._stopped:
                 sock.close()
-            elif self._control is None:
-                self._start()
             else:
-                self._send(Open(self._next, listener), sock)
-            return self._next
+                self._hurry()
+            return number
 
     def change(self, number: int, listener: Listener) -> None:
         """New connections of a listener are treated otherwise now."""
         with self._lock:
-            sock, before = self._listeners[number]
-            if listener != before:
-                self._listeners[number] = sock, listener
-                self._send(Change(number, listener))
+            if self._table.change(number, listener):
+                self._hurry()
 
     def close(self, number: int) -> None:
         """Ends a listener. TCP connections stay until they end by themselves."""
         with self._lock:
-            sock, _ = self._listeners.pop(number)
-            self._send(Close(number))
-            sock.close()
+            self._table.remove(number)
+            self._hurry()
 
     def settle(self, seconds: float) -> bool:
         """Waits until all listeners are served as they were last opened and changed; returns whether they are.
+
+        It blocks, so it is not for the thread of an event loop.
 
         Args:
             seconds: how long to wait at most. A relay that is stopped is waited for no longer.
         """
         with self._lock:
-            if not self._listeners:
+            if not self._table.listeners:
                 return True
-            self._marked += 1
-            mark = self._marked
-            self._send(Mark(mark))
-            self._heard.wait_for(lambda: self._stopped or self._settled >= mark, seconds)
-            return self._settled >= mark
+            mark = self._table.mark()
+            self._hurry()
+            self._heard.wait_for(lambda: self._stopped or self._table.settled >= mark, seconds)
+            return self._table.settled >= mark
 
     def stop(self) -> None:
-        """Ends the process, all connections and listeners."""
+        """Begins to end the process, all connections and listeners; `join` waits for the end."""
         with self._lock:
             self._stopped = True
             self._heard.notify_all()
-            process = self._process
-            self._hang_up()
-            for sock, _ in self._listeners.values():
-                sock.close()
-            self._listeners.clear()
-        if process is not None:
-            try:
-                process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            self._table.clear()
+            if self._process is not None:
+                self._process.hang_up()
+            self._wake()
+
+    def join(self) -> None:
+        """Waits until a relay that was stopped has ended. A process that hangs is killed after some seconds.
+
+        It blocks, so it is not for the thread of an event loop.
+        """
+        if self._keeper is not None:
+            self._keeper.join()
 
     def figures(self) -> Iterable[Figure]:
         """What the relay did and does, as of some seconds ago."""
@@ -145,7 +170,7 @@ class Relay:
         yield figure("refused_clients_total", "counter", text, done.refused)
         text = "Tries to reach an endpoint that failed."
         yield figure("endpoint_failures_total", "counter", text, done.failures)
-        yield figure("listeners", "gauge", "Sockets it listens on.", len(self._listeners))
+        yield figure("listeners", "gauge", "Sockets it listens on.", len(self._table.listeners))
         text = "How often the process ended, with its connections."
         yield figure("lost_processes_total", "counter", text, self._lost)
 
@@ -159,72 +184,119 @@ class Relay:
             failures=ours.failures + theirs.failures,
         )
 
-    def _start(self) -> None:
-        raise_limit()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
-            # Not settimeout: the thread that listens shares the socket, and waits without end.
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _ANSWER_SECONDS, 0))
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "kubeproxy.relay", str(theirs.fileno()), *self._arguments],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
-        self._control = ours
-        threading.Thread(
-            target=self._listen, args=(ours, self._process, time.monotonic()), name=self._name, daemon=True
-        ).start()
-        for number, (sock, listener) in self._listeners.items():
-            self._send(Open(number, listener), sock)
-        if self._settled < self._marked:
-            self._send(Mark(self._marked))
-
-    def _send(self, message: Message, sock: socket.socket | None = None) -> None:
-        """Sends an order. If that fails, the process is ended, and its successor will hear everything anew."""
-        if self._control is None:
+    def _hurry(self) -> None:
+        """Sends a change at once; what the process does not take is left to the keeper, which polls."""
+        if self._stopped:
             return
-        data = encode(message)
+        if self._keeper is None:
+            raise_limit()
+            self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._keeper = threading.Thread(target=self._keep, name=self._name, daemon=True)
+            self._keeper.start()
+        elif self._process is not None and not self._process.full and not self._send(self._process):
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._wakeup >= 0:
+            os.eventfd_write(self._wakeup, 1)
+
+    def _send(self, process: Process) -> bool:
+        """Sends some of what the process does not know. Returns whether it has been sent everything."""
         try:
-            sent = socket.send_fds(self._control, [data], [sock.fileno()]) if sock else 0
-            self._control.sendall(memoryview(data)[sent:])
+            return process.flush() and self._table.send(process.send) and not process.full
         except OSError as e:
-            log.warning("%s: the process does not listen: %s", self._name, e)
-            self._hang_up()
+            log.warning("%s: cannot send to the relay process, replacing it: %s", self._name, e)
+            process.hang_up()
+            return False
 
-    def _hang_up(self) -> None:
-        if self._control is not None:
-            with contextlib.suppress(OSError):
-                self._control.shutdown(socket.SHUT_RDWR)
-            self._control = None
+    def _keep(self) -> None:
+        """The keeper's thread: there is a process that serves, until the relay is stopped."""
+        stopped = False
+        while not stopped:
+            started = time.monotonic()
+            try:
+                self._begin(process := Process(self._arguments))
+            except OSError as e:
+                log.error(  # noqa: TRY400 the message says it all
+                    "%s: cannot start the relay process, trying again: %s", self._name, e
+                )
+            else:
+                try:
+                    why = self._serve(process)
+                except Exception:
+                    log.exception("%s: cannot handle what the relay process sent", self._name)
+                    why = "it does not work"
+                self._end(process, why)
+            with self._lock:
+                rest = started + self._patience.life - time.monotonic()
+                stopped = self._heard.wait_for(lambda: self._stopped, max(0.0, rest))
+        with self._lock:
+            os.close(self._wakeup)
+            self._wakeup = -1
 
-    def _listen(self, control: socket.socket, process: subprocess.Popen[bytes], started: float) -> None:
-        """Logs what a process says, until it ends; then there must be another one."""
-        decoder = Decoder()
-        with control, contextlib.suppress(OSError):
-            while data := control.recv(1 << 16):
-                for message in decoder.feed(data):
-                    if isinstance(message, Said):
-                        log.log(message.level, "%s: %s", self._name, message.text)
-                    elif isinstance(message, Counts):
-                        self._counts = message
-                    elif isinstance(message, Mark):
-                        with self._lock:
-                            self._settled = message.number
-                            self._heard.notify_all()
+    def _begin(self, process: Process) -> None:
+        """A process that was started knows no listener."""
         with self._lock:
-            if self._stopped:
-                return
-            if self._control is control:
-                self._hang_up()
-        process.kill()  # it may be stuck
-        code = process.wait()
-        self._lost += 1
-        self._before, self._counts = self._all(), Counts()
-        log.error(
-            "%s: the process ended (%d), its connections are lost, starting another one", self._name, code
-        )
-        time.sleep(max(0.0, started + _SHORTEST_LIFE_SECONDS - time.monotonic()))
+            self._process = process
+            self._table.restart()
+
+    def _serve(self, process: Process) -> str:
+        """Sends and receives until the process must end; returns why."""
+        patience, silent, limit = self._patience, 0.0, self._patience.start
+        poll = select.poll()
+        poll.register(self._wakeup, select.POLLIN)
+        while True:
+            with self._lock:
+                if self._stopped:
+                    return ""
+                sent = self._send(process)
+                idle = sent and self._table.settled >= self._table.marked
+            poll.register(process, select.POLLIN | (select.POLLOUT if process.full else 0))
+            wait = patience.idle if idle else patience.tick if sent or process.full else 0.0
+            ready = [descriptor for descriptor, _ in poll.poll(wait * 1000)]
+            if process.fileno() in ready:
+                messages = process.receive()
+                if messages is None:
+                    return "it ended"
+                silent = 0.0
+                if messages:
+                    limit = patience.answer
+                    self._take(messages)
+            if self._wakeup in ready:
+                os.eventfd_read(self._wakeup)
+            if not ready and idle:
+                with self._lock:
+                    self._table.mark()
+            elif not ready:
+                silent += wait
+                if silent >= limit:
+                    return f"it did not respond for {silent:.0f} s"
+
+    def _take(self, messages: Iterable[Message]) -> None:
+        for message in messages:
+            if isinstance(message, Said):
+                log.log(message.level, "%s: %s", self._name, message.text)
+            elif isinstance(message, Counts):
+                self._counts = message
+            elif isinstance(message, Mark):
+                with self._lock:
+                    self._table.settled = message.number
+                    self._heard.notify_all()
+
+    def _end(self, process: Process, why: str) -> None:
+        """Ends a process: with some patience if the relay was stopped, at once if not."""
         with self._lock:
-            if not self._stopped and self._control is None:
-                self._start()
+            self._process = None
+            stopped = self._stopped
+        code = process.end(self._patience.stop if stopped else 0.0)
+        if code is None:
+            log.error("%s: the relay process %d was killed, but does not end", self._name, process.pid)
+        if not stopped:
+            self._lost += 1
+            self._before, self._counts = self._all(), Counts()
+            log.error(
+                "%s: the relay process is replaced, %s; its connections are lost (exit status %s)",
+                self._name,
+                why,
+                code,
+            )

@@ -56,7 +56,8 @@ class Doors(Generic[Name]):
         """Waits until the relay accepts connections at all that are open; returns whether it does, after a minute at most."""
         return await asyncio.to_thread(self._relay.settle, _SETTLE_SECONDS)
 
-    def stop(self) -> None:
-        """Ends the relay with all there is."""
+    async def stop(self) -> None:
+        """Ends the relay with all there is, and waits for its end."""
         self._open.clear()
         self._relay.stop()
+        await asyncio.to_thread(self._relay.join)

@@ -4,7 +4,6 @@ When the daemon ends, whatever way, its end of the socket closes. All connection
 transfer that was cut off for a complete one.
 """
 
-import contextlib
 import gc
 import logging
 import signal
@@ -27,6 +26,7 @@ _SPARE = 64
 
 _TIDY_SECONDS = 60.0
 _TELL_SECONDS = 5.0
+_ANSWER_SECONDS = 0.1
 _RECEIVED_BYTES = 1 << 16
 _RECEIVED_SOCKETS = 250  # SCM_MAX_FD is 253
 _DESCRIPTOR = 4
@@ -91,7 +91,7 @@ class Worker:
                 self._entrances.pop(order.number).close()
                 self._shared.slots.give_back(1)
             elif isinstance(order, Mark):
-                self._send(order)
+                self._answer(order)
 
     def _take(self, ancillary: Sequence[tuple[int, int, bytes]]) -> None:
         """Keeps the sockets that came."""
@@ -126,10 +126,18 @@ class Worker:
     def _speak(self, level: int, text: str) -> None:
         self._send(Said(level, text))
 
-    def _send(self, message: Message) -> None:
-        # A daemon that does not listen is busy; it must not stop the traffic.
-        with contextlib.suppress(OSError):
+    def _answer(self, mark: Mark) -> None:
+        """Sends a mark back, later if the daemon does not read now: it takes a process that owes one for stuck."""
+        if not self._send(mark):
+            self._loop.after(_ANSWER_SECONDS, lambda: self._answer(mark))
+
+    def _send(self, message: Message) -> bool:
+        """Sends a message if the daemon reads; a daemon that is busy must not stop the traffic."""
+        try:
             self._control.send(encode(message))
+        except OSError:
+            return False
+        return True
 
     def _failed(self) -> None:
         self._speak(logging.ERROR, f"a connection failed in an unforeseen way: {traceback.format_exc()}")

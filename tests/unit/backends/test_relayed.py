@@ -63,7 +63,7 @@ class Rules:
         disturbed("watched")
         return False
 
-    def close(self) -> None:
+    async def close(self) -> None:
         pass
 
 

@@ -140,7 +140,7 @@ class IPTables:
                 with contextlib.suppress(OSError):
                     yield Figure(name, "counter", text, nfacct.packets(counter))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """See `Backend`."""
         if self._lookout is not None:
             self._lookout.close()

@@ -92,7 +92,7 @@ class IPVS:
         self._watch.join()
         return self._tables.fingerprint() != self._fingerprint
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """See `Backend`."""
         if self._drainer is not None:
             self._drainer.cancel()

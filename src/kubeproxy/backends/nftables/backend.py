@@ -69,7 +69,7 @@ class NFTables:
         self._lookout.join()
         return self._kernel.others() != self._others
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """See `Backend`."""
         if self._lookout is not None:
             self._lookout.close()

@@ -93,10 +93,10 @@ class Led:
             yield from self._rules.figures()
         yield from self._relay.figures()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """See `Backend`."""
-        self._rules.close()
-        self._doors.stop()
+        await self._rules.close()
+        await self._doors.stop()
 
     def _open(self, node: NodeConfig, changes: Sequence[Change]) -> dict[Key, str]:
         """Opens or changes the listeners of some Services; returns those that have not got all."""

@@ -84,9 +84,9 @@ class Listening:
         """See `Measured`."""
         return self._relay.figures()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """See `Backend`."""
-        self._doors.stop()
+        await self._doors.stop()
 
     def _open(self, wanted: Sequence[tuple[Key, _Front, Listener]]) -> dict[Key, str]:
         failures: dict[Key, str] = {}
