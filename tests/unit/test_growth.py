@@ -57,7 +57,7 @@ class Operations:
 
     def _called(self, frame: FrameType, _event: str, _argument: Any) -> Callable[..., Any] | None:
         name = frame.f_code.co_filename
-        if not name.startswith(self._ours) or "fake" in name:
+        if not name.startswith(self._ours) or "fake" in name.removeprefix(self._ours):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._executed
