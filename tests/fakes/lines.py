@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 from aiohttp import web
 
+from tests.fakes.refusals import status
 from tests.fakes.store import Kind, Selector, Stored
 
 PIECE = 256 * 1024
@@ -69,7 +70,7 @@ class Lines:
             case "garbage":
                 await self._response.write(b"<html>not found</html>\n")
             case "error":
-                error = status(self._fault.code, self._fault.reason, self._fault.message, {})
+                error = status(self._fault.code, self._fault.reason, self._fault.message)
                 await self._response.write(event("ERROR", error))
             case "lines":
                 await self._response.write("".join(f"{line}\n" for line in self._fault.lines).encode())
@@ -100,22 +101,19 @@ def change(before: Stored | None, after: Stored | None, fits: Selector) -> bytes
     assert before
     if after is None:
         return event("DELETED", before.data)
-    obj = msgspec.json.decode(before.data)
-    obj["metadata"]["resourceVersion"] = msgspec.json.decode(after.data)["metadata"]["resourceVersion"]
-    return event("DELETED", msgspec.json.encode(obj))
+    version = msgspec.json.decode(after.bare)["metadata"]["resourceVersion"]
+    return event("DELETED", before.at(int(version)).data)
 
 
 def bookmark(kind: Kind, version: int, *, ends_list: bool = False) -> bytes:
-    metadata: dict[str, Any] = {"resourceVersion": str(version), "creationTimestamp": None}
+    """An object without content, which only says what the server has sent."""
+    metadata: dict[str, Any] = {"resourceVersion": str(version)}
     if ends_list:
         metadata["annotations"] = {"k8s.io/initial-events-end": "true"}
-    return event(
-        "BOOKMARK", msgspec.json.encode({"kind": kind.kind, "apiVersion": kind.group, "metadata": metadata})
+    obj = b'{"kind":"%s","apiVersion":"%s","metadata":%s,%s}' % (
+        kind.kind.encode(),
+        kind.group.encode(),
+        msgspec.json.encode(metadata),
+        kind.empty.encode(),
     )
-
-
-def status(code: int, reason: str, message: str, details: dict[str, Any]) -> bytes:
-    status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
-    return msgspec.json.encode(
-        status | {"message": message, "reason": reason, "details": details, "code": code}
-    )
+    return event("BOOKMARK", obj)

@@ -7,7 +7,7 @@ may be broken in any way a test wants. All calls belong to one thread; `changed`
 import asyncio
 import bisect
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -19,6 +19,23 @@ class Kind(NamedTuple):
     group: str  # "v1" or "discovery.k8s.io/v1"
     plural: str
     namespaced: bool = True
+    own_fields: tuple[str, ...] = ()
+    empty: str = '"spec":{},"status":{}'  # what an object without content has beside its metadata
+
+    @property
+    def api_group(self) -> str:
+        """The group without its version; empty for the core group."""
+        return self.group.rpartition("/")[0]
+
+    @property
+    def qualified(self) -> str:
+        """The resource as messages name it."""
+        return f"{self.plural}.{self.api_group}" if self.api_group else self.plural
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """What field selectors may name."""
+        return frozenset({"metadata.name", "metadata.namespace", *self.own_fields})
 
     @property
     def path(self) -> str:
@@ -26,25 +43,74 @@ class Kind(NamedTuple):
         return f"/api{'' if self.group == 'v1' else 's'}/{self.group}"
 
 
+_SYSTEM = (
+    "machineID",
+    "systemUUID",
+    "bootID",
+    "kernelVersion",
+    "osImage",
+    "containerRuntimeVersion",
+    "kubeletVersion",
+    "kubeProxyVersion",
+    "operatingSystem",
+    "architecture",
+)
+_EMPTY_NODE = (
+    '"spec":{},"status":{"daemonEndpoints":{"kubeletEndpoint":{"Port":0}},"nodeInfo":{'
+    + ",".join(f'"{name}":""' for name in _SYSTEM)
+    + "}}"
+)
+
 KINDS = {
     kind.kind: kind
     for kind in (
-        Kind("Service", "v1", "services"),
-        Kind("Endpoints", "v1", "endpoints"),
-        Kind("Node", "v1", "nodes", namespaced=False),
-        Kind("EndpointSlice", "discovery.k8s.io/v1", "endpointslices"),
+        Kind(
+            "Service",
+            "v1",
+            "services",
+            own_fields=("spec.clusterIP",),
+            empty='"spec":{},"status":{"loadBalancer":{}}',
+        ),
+        Kind("Endpoints", "v1", "endpoints", empty='"subsets":null'),
+        Kind("Node", "v1", "nodes", namespaced=False, empty=_EMPTY_NODE),
+        Kind(
+            "EndpointSlice",
+            "discovery.k8s.io/v1",
+            "endpointslices",
+            empty='"addressType":"","endpoints":null,"ports":null',
+        ),
         Kind("ServiceCIDR", "networking.k8s.io/v1", "servicecidrs", namespaced=False),
     )
 }
 
 
 class Stored(NamedTuple):
-    """An object as it was put."""
+    """An object as it was put.
+
+    Attributes:
+        key: namespace and name.
+        head: its kind and apiVersion, encoded.
+        bare: all the rest, encoded: so objects are in lists.
+        labels: its labels.
+        fields: what field selectors see.
+    """
 
     key: tuple[str, str]
-    data: bytes
+    head: bytes
+    bare: bytes
     labels: dict[str, Any]
     fields: dict[str, str]
+
+    @property
+    def data(self) -> bytes:
+        """The whole object, encoded: so it is in watches and by itself."""
+        return self.head[:-1] + b"," + self.bare[1:]
+
+    def at(self, version: int) -> Self:
+        """The object with another resourceVersion."""
+        obj = msgspec.json.decode(self.bare)
+        obj["metadata"]["resourceVersion"] = str(version)
+        return self._replace(bare=msgspec.json.encode(obj))
 
 
 class Change(NamedTuple):
@@ -86,13 +152,17 @@ class Store:
         }
         if key[0]:
             metadata["namespace"] = key[0]
-        data = msgspec.json.encode({"apiVersion": kind.group, **obj, "metadata": metadata})
+        head = {"kind": obj["kind"], "apiVersion": obj.get("apiVersion", kind.group)}
+        rest = {key: value for key, value in obj.items() if key not in head}
+        bare = msgspec.json.encode({**rest, "metadata": metadata})
         spec = obj.get("spec")
         fields = {"metadata.name": key[1], "metadata.namespace": key[0]}
         if kind.kind == "Service":
             fields["spec.clusterIP"] = str(spec.get("clusterIP", "")) if isinstance(spec, dict) else ""
         labels = given.get("labels")
-        stored = Stored(key, data, labels if isinstance(labels, dict) else {}, fields)
+        stored = Stored(
+            key, msgspec.json.encode(head), bare, labels if isinstance(labels, dict) else {}, fields
+        )
         before = self.objects[kind.kind].get(key)
         self.objects[kind.kind][key] = stored
         self._happened(kind.kind, Change(self.version, before, stored))
@@ -104,9 +174,7 @@ class Store:
         before = self.objects[kind].pop(key)
         self.version += 1
         # A deletion bears its own version.
-        obj = msgspec.json.decode(before.data)
-        obj["metadata"]["resourceVersion"] = str(self.version)
-        self._happened(kind, Change(self.version, before._replace(data=msgspec.json.encode(obj)), None))
+        self._happened(kind, Change(self.version, before.at(self.version), None))
 
     def select(self, kind: str, labels: str, fields: str) -> list[Stored]:
         """The objects that fit both selectors, by name."""
@@ -171,12 +239,18 @@ class Selector(NamedTuple):
 
 
 def selector(labels: str, fields: str) -> Selector:
-    """Parses both selectors: `!a,b=c,d!=e,f`."""
+    """Parses both selectors: `!a,b=c,d!=e,f`.
+
+    Raises:
+        ValueError: they cannot be parsed.
+    """
     return Selector(tuple(_terms(labels)), tuple(_terms(fields)))
 
 
 def _terms(text: str) -> Iterator[tuple[str, str, str]]:
     for term in filter(None, text.split(",")):
+        if term.startswith("!!"):
+            raise ValueError("unable to parse requirement: found '!', expected: identifier")
         if term.startswith("!"):
             yield term[1:], "absent", ""
         elif "!=" in term:

@@ -54,6 +54,7 @@ class ApiError(Exception):
         reason: the API's word for it, e.g. "Expired".
         retry_after: seconds the server asks us to wait, or 0.
         too_large: the server does not know the resourceVersion yet, or, after a restore, not any more.
+        bad_version: the server cannot read the resourceVersion, which another server gave us.
     """
 
     def __init__(
@@ -64,12 +65,14 @@ class ApiError(Exception):
         *,
         retry_after: float = 0.0,
         too_large: bool = False,
+        bad_version: bool = False,
     ) -> None:
         super().__init__(f"{message} ({status}{f' {reason}' if reason else ''})")
         self.status = status
         self.reason = reason
         self.retry_after = retry_after
         self.too_large = too_large
+        self.bad_version = bad_version
 
     @property
     def expired(self) -> bool:
@@ -126,6 +129,7 @@ def api_error(
         told.reason,
         retry_after=retry_after or details.retry_after_seconds,
         too_large=too_large or "Too large resource version" in told.message,
+        bad_version="resourceVersion: Invalid value" in told.message,
     )
 
 

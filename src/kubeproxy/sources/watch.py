@@ -329,7 +329,7 @@ class Reflector:
             log.info("%s: the server does not know the field selector %s", self._where, self._fields)
             self._fields = ""
         elif error.status not in _TRANSIENT:
-            self._list_anew()
+            self._list_anew(any_version=error.bad_version)
 
     def _connected(self) -> None:
         self._connected_at = self._timing.now()

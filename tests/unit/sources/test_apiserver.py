@@ -251,7 +251,7 @@ class TestEndpoints:
             server.forbidden.add("EndpointSlice")
             async with source(server, sink) as it:
                 await sink.until(lambda: it.statuses["EndpointSlice"].errors > 2)
-                assert "endpointslices is forbidden" in it.statuses["EndpointSlice"].trouble
+                assert "endpointslices.discovery.k8s.io is forbidden" in it.statuses["EndpointSlice"].trouble
                 server.forbidden.clear()
                 await sink.until(lambda: complete(sink) == FOUR)
                 assert not server.asked("Endpoints")

@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from tests.fakes import answers
 from tests.fakes.apiserver import FakeApiServer
 from tests.fakes.store import Store, selector
 
@@ -119,9 +120,51 @@ async def test_watches(http: aiohttp.ClientSession) -> None:
 
 async def test_versions_it_does_not_know(http: aiohttp.ClientSession) -> None:
     async with FakeApiServer() as server:
-        for query in ({}, {"watch": "1", "sendInitialEvents": "true"}):
+        listing = {"watch": "1", "sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+        for query in ({}, listing):
             status, answer = await ask(http, server, SERVICES, resourceVersion=99, **query)
-            assert (status, answer["details"]["causes"]) == (504, [{"reason": "ResourceVersionTooLarge"}])
+            (cause,) = answer["details"]["causes"]
+            assert (status, cause["reason"]) == (504, "ResourceVersionTooLarge")
+
+
+async def test_the_last_bookmark_comes_before_the_end(
+    http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "LAST_BOOKMARK_SECONDS", 3599.9)
+    params = {"watch": "1", "timeoutSeconds": "3600", "resourceVersion": "1", "allowWatchBookmarks": "true"}
+    async with FakeApiServer() as server, http.get(server.url + SERVICES, params=params) as response:
+        assert msgspec.json.decode(await response.content.readline())["type"] == "BOOKMARK"
+        server.expire()
+        assert await response.content.readline() == b""
+
+
+async def test_a_server_that_is_told_to_stop_keeps_watches(http: aiohttp.ClientSession) -> None:
+    params = {"watch": "1", "resourceVersion": "1"}
+    async with FakeApiServer() as server, http.get(server.url + SERVICES, params=params) as response:
+        await server.terminate()
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await ask(http, server, SERVICES)
+        server.store.put(service("a"))
+        assert msgspec.json.decode(await response.content.readline())["type"] == "ADDED"
+        await server.stop()
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.content.readline()
+
+
+async def test_a_rest_that_is_inconsistent(http: aiohttp.ClientSession) -> None:
+    """The token that comes with 410 lists what is behind the pages before, as it is now."""
+    async with FakeApiServer() as server:
+        for name in "abcd":
+            server.store.put(service(name))
+        _, page = await ask(http, server, SERVICES, limit=2)
+        server.store.delete("Service", "c")
+        server.store.put(service("e"))
+        server.store.compact()
+        status, answer = await ask(http, server, SERVICES, **{"continue": page["metadata"]["continue"]})
+        assert status == 410
+        _, page = await ask(http, server, SERVICES, **{"continue": answer["metadata"]["continue"]})
+        assert [item["metadata"]["name"] for item in page["items"]] == ["d", "e"]
+        assert page["metadata"]["resourceVersion"] == str(server.store.version)
 
 
 async def test_writing(http: aiohttp.ClientSession) -> None:
