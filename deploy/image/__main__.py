@@ -31,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("--mirror", required=True, help="a mirror of Debian's archive")
     parser.add_argument("--wheel", required=True, type=Path, help="the wheel of this project")
-    parser.add_argument("--name", default=f"kube-proxy-python:{__version__}", help="the image's name and tag")
+    parser.add_argument("--name", default=f"kubeproxy:{__version__}", help="the image's name and tag")
     parser.add_argument("--output", type=Path, default=ROOT / f"dist/kube-proxy-{__version__}.tar")
     parser.add_argument("architectures", nargs="+", choices=PLATFORMS)
     options = parser.parse_args()

@@ -283,6 +283,11 @@ def test_one_address_in_every_role() -> None:
         world.tell(one)
         world.tell(hostile.endpoint_slice("web", "10.244.1.11"))
         world.sync()
+        for proxy in world.proxies:
+            for plan in proxy.plans().values():
+                (port,) = plan.ports
+                assert port.cluster_ip == "10.96.7.1"
+                assert "10.96.7.1" not in (*port.external_ips, *port.load_balancer_ips)
 
 
 def _is_named(obj: hostile.Wire, name: str) -> bool:

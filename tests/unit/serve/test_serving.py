@@ -102,9 +102,19 @@ async def test_a_fatal_address_ends_all(taken: socket.socket) -> None:
         await made.run()
 
 
-async def test_empty_addresses_are_none() -> None:
+async def test_a_server_without_an_address_listens_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[str] = []
+
+    async def remember(name: str, *_: object, **__: object) -> None:
+        held.append(name)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("kubeproxy.serve.serving.hold", remember)
     async with running(serving().run()):
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
+        async with running(serving(**{"healthz-port": 10256}).run()):  # type: ignore[arg-type]
+            await until(lambda: held == ["health"])
+    assert held == ["health"]
 
 
 @pytest.mark.parametrize(
