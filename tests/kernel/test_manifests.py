@@ -22,7 +22,7 @@ UNREADABLE = "kubeproxy_manifest_files_unreadable"
 
 def broken(file: Path) -> str:
     file.write_text(BROKEN)
-    return "line 4, column 1: while parsing a flow mapping"
+    return "line 4, column 1: metadata: while parsing a flow mapping"
 
 
 def undecodable(file: Path) -> str:

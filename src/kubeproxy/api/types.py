@@ -15,6 +15,9 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct, field
 
+from kubeproxy.api import jsontext
+from kubeproxy.api.jsontext import BROKEN
+
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 """Kubernetes' numbers; a number of a million digits can neither be kept nor told."""
 
@@ -282,11 +285,11 @@ def decode(kind: str, data: bytes | msgspec.Raw) -> Object:
     """
     try:
         return _with_name(kind, _decoders[kind].decode(data))
-    except _DECODE_ERRORS as e:
+    except BROKEN as e:
         error = e
     try:
         return convert(kind, msgspec.json.decode(data))
-    except _DECODE_ERRORS:
+    except BROKEN:
         raise UndecodableError(kind, _name(data), _reason(error)) from None
 
 
@@ -310,13 +313,10 @@ def _with_name(kind: str, obj: Object) -> Object:
     return obj
 
 
-_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
 def _without_nulls(value: object, seen: dict[int, object]) -> object:
     """A field that is null is one that is not there, as it is to Kubernetes; people write `namespace:` and no more.
 
-    What YAML's aliases make one in many places stays one (`seen`): unfolded, ten lines could fill the memory.
+    What YAML's aliases make one in many places stays one (`seen`).
     """
     if isinstance(value, dict) and id(value) not in seen:
         fields: dict[object, object] = {}
@@ -333,7 +333,7 @@ def _without_nulls(value: object, seen: dict[int, object]) -> object:
 
 def _reason(error: Exception) -> str:
     """Turns msgspec's "Expected `int`, got `str` - at `$.spec.port`" to "spec.port: Expected `int`, got `str`"."""
-    what, _, where = str(error).partition(" - at `")
+    what, _, where = jsontext.reason(error).partition(" - at `")
     path = where.rpartition("$")[2].rstrip("`").removeprefix(".")
     return f"{path}: {what}" if path else what
 
@@ -341,7 +341,7 @@ def _reason(error: Exception) -> str:
 def _name(data: bytes | msgspec.Raw) -> str:
     try:
         return _join(_named.decode(data).metadata)
-    except _DECODE_ERRORS:
+    except BROKEN:
         return "(unnamed)"
 
 

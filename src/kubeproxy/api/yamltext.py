@@ -2,180 +2,302 @@
 
 Kubernetes turns YAML into JSON, so the keys of a mapping are text: a number or a boolean becomes text, and null, a list
 or a mapping as key is an error. `{{ .NodeName }}`, a template nobody rendered, is a mapping with a mapping as key.
-Dates and numbers to the base of 60 exist in YAML 1.1 only and are text here (an IPv6 address of decimal digits looks
-like one), and `1e5` is a number, as it is to Go's YAML library. Nesting is limited: the parser, written in C, knows no
-limit and would crash the program.
+What scalars mean is in `yamlscalars`. A mapping that is merged by `<<` counts where it stands: of equal keys, the last counts.
 
-Every error is one line with line and column. Source: https://yaml.org/spec/1.1/, sigs.k8s.io/yaml.
+PyYAML's parser gives the events, and the values are made here without recursion. So the depth is checked before
+anything is made of it, and the values that aliases repeat are counted: ten lines of aliases to aliases would otherwise
+mean a billion values to everything that walks through the result. An alias gives the same value, not a copy.
+
+Every error is one line with line, column and field. Source: https://yaml.org/spec/1.1/, sigs.k8s.io/yaml.
 """
 
-import re
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any, Final
 
-DEEPEST: Final = 200
-"""How many levels deep YAML may be nested."""
+from kubeproxy.api import yamlscalars
+from kubeproxy.api.limits import (
+    DEEPEST,
+    MOST_REPEATED,
+    REPEATED_RATIO,
+    TOO_DEEP,
+    TextError,
+    as_utf8,
+    check_utf8,
+    joined,
+    place,
+)
 
-_TAG: Final = "tag:yaml.org,2002:"
-_PATTERNS: Final = {
-    "int": re.compile(r"[-+]?(?:0b[01_]+|0[0-7_]*|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
-    "float": re.compile(
-        r"[-+]?(?:\.[0-9][0-9_]*|[0-9][0-9_]*\.[0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?$"
-        r"|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
-    ),
-    "timestamp": None,
-}
-"""What plain text is taken for; None: for nothing but text."""
-
-_KEYS: Final = frozenset({"str", "int", "float", "bool", "timestamp", "merge", "value"})
-
-
-class YAMLTextError(ValueError):
-    """The text is no YAML that can be used; the message names the line and the column."""
+Repeated = Callable[[str, int], None]
+"""Is given the path of each key that is twice in a mapping by itself, and the line, 0 if that is not known."""
 
 
-def first(data: bytes | str, inspect: Callable[[Any], None] = lambda _: None) -> Any:
+def ignore(path: str, line: int) -> None:
+    """For those who do not ask which keys are given twice."""
+
+
+_NO_KEY: Final = object()
+_MERGE: Final = object()
+
+
+def first(data: bytes, repeated: Repeated = ignore) -> Any:
     """Reads the first document of a text; None if there is none.
 
     Args:
         data: the text.
-        inspect: is given the document's node before it is turned into values.
+        repeated: is given each key that is twice in a mapping; the last one counts.
 
     Raises:
-        YAMLTextError: the text is no YAML, or something other than a document follows the first one.
+        TextError: the text is not YAML, or something other than a document follows the first one.
     """
-
-    def read(loader: Any) -> Iterator[Any]:
-        if loader.check_node():
-            node = loader.get_node()
-            inspect(node)
-            yield loader.construct_document(node)
-            loader.check_node()
-
-    found = list(_guarded(data, read))
-    return found[0] if found else None
+    reader = _Reader(data, repeated)
+    try:
+        for document in reader.documents():
+            reader.begins_document()
+            return document
+        return None
+    finally:
+        reader.close()
 
 
-def documents(data: bytes | str, repeated: Callable[[str], None] | None = None) -> Iterator[Any]:
+def documents(data: bytes, repeated: Repeated = ignore) -> Iterator[Any]:
     """Reads all documents of a text, one after the other.
 
     Args:
         data: the text.
-        repeated: is told each key that is given twice in a mapping, with its line; the last one counts.
+        repeated: is given each key that is twice in a mapping; the last one counts.
 
     Raises:
-        YAMLTextError: the text is no YAML; the documents before the mistake were given.
+        TextError: the text is not YAML; the documents before the mistake were given.
+    """
+    reader = _Reader(data, repeated)
+    try:
+        yield from reader.documents()
+    finally:
+        reader.close()
+
+
+class _Value:
+    """A value with an anchor; `size` is 0 until it is complete."""
+
+    __slots__ = ("depth", "size", "value")
+
+    def __init__(self, value: Any, size: int = 0) -> None:
+        self.value = value
+        self.size = size
+        self.depth = 0
+
+
+class _Open:
+    """A list or mapping whose end has not come yet.
+
+    Attributes:
+        value: the list or dict.
+        key: the key that waits for its value, `_NO_KEY` while one is due, `_MERGE` for `<<`.
+        before: how many values there were before it.
+        anchor: what its anchor names.
+        depth: how many lists and mappings are inside each other within it.
+        merged: the keys that were only merged into it so far.
     """
 
-    def read(loader: Any) -> Iterator[Any]:
-        loader.repeated = repeated
-        while loader.check_data():
-            yield loader.get_data()
+    __slots__ = ("anchor", "before", "depth", "key", "merged", "value")
 
-    return _guarded(data, read)
+    def __init__(self, value: Any, before: int, anchor: _Value | None) -> None:
+        self.value = value
+        self.key: Any = _NO_KEY
+        self.before = before
+        self.anchor = anchor
+        self.depth = 1
+        self.merged: set[str] | None = None
 
 
-def as_text(key: Any) -> str:
-    """Turns the node of a mapping's key into text, and returns that.
+class _Reader:
+    """Makes the values of one text."""
 
-    Raises:
-        yaml.MarkedYAMLError: it is no text and cannot become any.
-    """
-    kind = key.tag.removeprefix(_TAG)
-    if key.id != "scalar" or kind not in _KEYS:
+    def __init__(self, data: bytes, repeated: Repeated) -> None:
         import yaml
 
-        what = {"mapping": "a mapping", "sequence": "a list"}.get(key.id, kind)
-        hint = " (was a template not rendered?)" if key.id == "mapping" else ""
-        raise yaml.MarkedYAMLError(
-            problem=f"a key must be text, not {what}{hint}", problem_mark=key.start_mark
+        self._yaml = yaml
+        self._data = as_utf8(data)
+        self._repeated = repeated
+        self._open: list[_Open] = []
+        self._values = 0
+        self._aliased = 0
+        check_utf8(self._data)
+        self._parser: Any = None
+        try:
+            self._parser = getattr(yaml, "CBaseLoader", yaml.BaseLoader)(self._data)
+        except yaml.YAMLError as e:
+            raise self._error(e) from None
+
+    def close(self) -> None:
+        """Frees the parser."""
+        self._parser.dispose()
+
+    def begins_document(self) -> None:
+        """Looks at what comes next, which is a document or the end."""
+        try:
+            self._parser.peek_event()
+        except self._yaml.YAMLError as e:
+            raise self._error(e) from None
+
+    def documents(self) -> Iterator[Any]:
+        """Makes one document after the other."""
+        yaml = self._yaml
+        try:
+            while self._parser.check_event():
+                event = self._parser.get_event()
+                if type(event) is yaml.DocumentStartEvent:
+                    yield self._document()
+        except yaml.YAMLError as e:
+            raise self._error(e) from None
+
+    def _document(self) -> Any:
+        yaml = self._yaml
+        scalar, alias, mapping, sequence = (
+            yaml.ScalarEvent,
+            yaml.AliasEvent,
+            yaml.MappingStartEvent,
+            yaml.SequenceStartEvent,
         )
-    if kind == "bool":
-        key.value = "true" if key.value.lower() in {"yes", "true", "on"} else "false"
-    if kind in {"int", "float", "bool", "timestamp"}:
-        key.tag = f"{_TAG}str"
-    return str(key.value)
+        mapping_end, sequence_end = yaml.MappingEndEvent, yaml.SequenceEndEvent
+        get, plain, stack = self._parser.get_event, yamlscalars.plain, self._open
+        anchors: dict[str, _Value] = {}
+        top: _Open | None = None
+        root: Any = None
+        value: Any
+        while True:
+            event = get()
+            kind = type(event)
+            depth = 0
+            if kind is scalar:
+                self._values += 1
+                if event.tag is None and event.implicit[0]:
+                    value = event.value
+                    if value == "<<" and top is not None and top.key is _NO_KEY and type(top.value) is dict:
+                        top.key = _MERGE
+                        continue
+                    try:
+                        value = plain(value)
+                    except ValueError as e:
+                        raise self._fault(event, str(e)) from None
+                elif event.tag is None:
+                    value = event.value
+                else:
+                    value = self._tagged(event)
+                if event.anchor is not None:
+                    anchors[event.anchor] = _Value(value, 1)
+            elif kind is mapping or kind is sequence:
+                self._values += 1
+                anchor = None
+                made: Any = {} if kind is mapping else []
+                if event.anchor is not None:
+                    anchors[event.anchor] = anchor = _Value(made)
+                if len(stack) >= DEEPEST:
+                    raise self._fault(event, TOO_DEEP, "")
+                if top is not None and top.key is _NO_KEY and type(top.value) is dict:
+                    self._key(event, made)
+                top = _Open(made, self._values, anchor)
+                stack.append(top)
+                continue
+            elif kind is mapping_end or kind is sequence_end:
+                done = stack.pop()
+                value, depth = done.value, done.depth
+                if done.anchor is not None:
+                    done.anchor.size = self._values - done.before + 1
+                    done.anchor.depth = depth
+                top = stack[-1] if stack else None
+            elif kind is alias:
+                value, depth = self._alias(event, anchors.get(event.anchor))
+            else:  # the end of the document
+                return root
 
+            if top is None:
+                root = value
+                continue
+            if depth >= top.depth:
+                top.depth = depth + 1
+            if type(top.value) is list:
+                top.value.append(value)
+            elif top.key is _NO_KEY:
+                top.key = value if type(value) is str else self._key(event, value)
+                if top.key in top.value:
+                    self._again(top, event)
+            elif top.key is _MERGE:
+                self._merge(top, event, value)
+                top.key = _NO_KEY
+            else:
+                top.value[top.key] = value
+                top.key = _NO_KEY
 
-def _guarded(data: bytes | str, read: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
-    """Runs a loader, and turns what it raises into one error."""
-    loader = None
-    try:
-        loader = _loader()(data)
-        yield from read(loader)
-    except Exception as e:  # a wrong value for a tag, as in `!!int x`, fails in many ways
-        raise YAMLTextError(_reason(data, e)) from None
-    finally:
-        if loader is not None:
-            loader.dispose()
+    def _tagged(self, event: Any) -> Any:
+        try:
+            return yamlscalars.tagged(event.tag, event.value)
+        except ValueError as e:
+            raise self._fault(event, str(e)) from None
 
+    def _key(self, event: Any, value: Any) -> str:
+        try:
+            return yamlscalars.key(value)
+        except ValueError as e:
+            raise self._fault(event, str(e)) from None
 
-def place(data: bytes, position: int, words: str) -> str:
-    """What is wrong at a byte of a text, with its line and column."""
-    before = data[:position]
-    return f"line {before.count(10) + 1}, column {position - before.rfind(10)}: {words}"
+    def _alias(self, event: Any, found: _Value | None) -> tuple[Any, int]:
+        """The value an alias repeats, and its depth."""
+        if found is None:
+            raise self._fault(event, f"unknown anchor {event.anchor[:80]!r}")
+        if not found.size:
+            raise self._fault(event, f"anchor {event.anchor[:80]!r} contains itself")
+        own = self._values - self._aliased
+        self._values += found.size
+        self._aliased += found.size
+        if self._aliased > max(MOST_REPEATED, own * REPEATED_RATIO):
+            raise self._fault(event, f"aliases repeat more than {MOST_REPEATED} values")
+        if len(self._open) + found.depth > DEEPEST:
+            raise self._fault(event, TOO_DEEP, "")
+        return found.value, found.depth
 
+    def _merge(self, top: _Open, event: Any, value: Any) -> None:
+        """Puts mappings into another; of several, the first one counts."""
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, dict) for part in parts):
+            raise self._fault(event, "<< must have a mapping or a list of mappings")
+        if top.merged is None:
+            top.merged = set()
+        for part in reversed(parts):
+            top.merged.update(key for key in part if key not in top.value)
+            top.value.update(part)
 
-def _reason(data: bytes | str, error: Exception) -> str:
-    """What is wrong, with line and column where the parser gives them."""
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    if mark is not None:
-        parts = (getattr(error, "context", None), getattr(error, "problem", None))
-        words = ": ".join(part for part in parts if part)
-        return f"line {mark.line + 1}, column {mark.column + 1}: {words}"
-    position = getattr(error, "position", None)
-    if isinstance(position, int):
-        return place(data.encode() if isinstance(data, str) else data, position, getattr(error, "reason", ""))
-    return " ".join(str(error).split()) or type(error).__name__
+    def _again(self, top: _Open, event: Any) -> None:
+        """A key is there already: by itself, or because it was merged."""
+        if top.merged is not None and top.key in top.merged:
+            top.merged.discard(top.key)
+        else:
+            self._repeated(self._path(), event.start_mark.line + 1)
 
+    def _path(self) -> str:
+        """The path of the value that comes next."""
+        parts: list[str | int] = []
+        for part in self._open:
+            if isinstance(part.value, list):
+                parts.append(len(part.value))
+            elif isinstance(part.key, str):
+                parts.append(part.key)
+        return joined(parts)
 
-def _find_repeated(node: Any, repeated: Callable[[str], None]) -> None:
-    """Tells the keys that a mapping has twice by itself, without what is merged into it."""
-    keys: set[str] = set()
-    for key, _ in node.value:
-        if key.id == "scalar" and key.tag != f"{_TAG}merge":
-            if key.value in keys:
-                repeated(f"{key.value:.80} in line {key.start_mark.line + 1}")
-            keys.add(key.value)
+    def _fault(self, event: Any, words: str, path: str | None = None) -> TextError:
+        path = self._path() if path is None else path
+        mark = event.start_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: "
+        return TextError(f"{where}{path}: {words}" if path else f"{where}{words}")
 
-
-@cache
-def _loader() -> Any:
-    import yaml
-
-    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    resolvers = {
-        initial: [
-            (tag, pattern)
-            for tag, given in known
-            if (pattern := _PATTERNS.get(tag.removeprefix(_TAG), given)) is not None
-        ]
-        for initial, known in base.yaml_implicit_resolvers.items()
-    }
-
-    class Loader(base):  # type: ignore[misc]
-        """Reads keys as text and limits the depth."""
-
-        yaml_implicit_resolvers = resolvers
-        depth = 0
-        repeated: Callable[[str], None] | None = None
-
-        def descend_resolver(self, *_: Any) -> None:
-            self.depth += 1
-            if self.depth > DEEPEST:
-                raise yaml.YAMLError(f"nested more than {DEEPEST} levels deep")
-
-        def ascend_resolver(self) -> None:
-            self.depth -= 1
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:  # noqa: FBT001, FBT002 - PyYAML's
-            if isinstance(node, yaml.MappingNode):
-                if self.repeated is not None:
-                    _find_repeated(node, self.repeated)
-                self.flatten_mapping(node)
-                for key, _ in node.value:
-                    as_text(key)
-            return super().construct_mapping(node, deep)
-
-    return Loader
+    def _error(self, error: Any) -> TextError:
+        """What the parser found wrong, with line and column."""
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        if mark is not None:
+            parts = (self._path(), getattr(error, "context", None), getattr(error, "problem", None))
+            words = ": ".join(part for part in parts if part)
+            return TextError(f"line {mark.line + 1}, column {mark.column + 1}: {words}")
+        position = getattr(error, "position", None)
+        if isinstance(position, int):
+            return TextError(place(self._data, position, getattr(error, "reason", "")))
+        return TextError(" ".join(str(error).split()) or type(error).__name__)

@@ -4,7 +4,7 @@ As in the reference, the file is judged strictly first: fields nobody knows and 
 files must go on working, they do not end the program, but every one of them is named; the last of equal keys counts.
 What has the wrong type is an error. A null is the same as not being there.
 
-YAML is read by `api.yamltext`; only the first document of a file counts. A whole number may be written `1e5` or `1.0`.
+The file is read by `api.reader`; only the first document of YAML counts. A whole number may be written `1e5` or `1.0`.
 """
 
 from functools import cache
@@ -13,7 +13,8 @@ from typing import Any, Final, get_args
 import msgspec
 from msgspec.structs import fields
 
-from kubeproxy.api import yamltext
+from kubeproxy.api import reader
+from kubeproxy.api.limits import TextError
 from kubeproxy.config import ConfigError
 from kubeproxy.config.durations import Duration, Quantity, parse_duration, parse_quantity
 from kubeproxy.config.types import API_VERSION, KIND, KubeProxyConfiguration, NanosecondDuration
@@ -36,16 +37,16 @@ def decode(data: bytes, name: str) -> tuple[KubeProxyConfiguration, tuple[str, .
     Raises:
         ConfigError: the text is broken, of another kind, or a field has the wrong type.
     """
+    doubts: list[str] = []
+
+    def repeated(path: str, line: int) -> None:
+        again = f", again in line {line}" if line else ""
+        doubts.append(f'key "{path}" is given twice{again}; the last counts')
+
     try:
-        return _decode(data.decode(), name)
-    except UnicodeDecodeError as e:
-        raise ConfigError(f"{name}: not UTF-8: {e.reason} at byte {e.start}") from None
-    except RecursionError:
-        raise ConfigError(f"{name}: nested too deeply") from None
-
-
-def _decode(text: str, name: str) -> tuple[KubeProxyConfiguration, tuple[str, ...]]:
-    raw, doubts = (_json(text, name) if text.lstrip().startswith("{") else None) or _yaml(text, name)
+        raw = reader.read(data, repeated)
+    except TextError as e:
+        raise ConfigError(f"{name}: {e}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{name}: not a {KIND}: the file holds no mapping")
     kind, version = raw.pop("kind", None), raw.pop("apiVersion", None)
@@ -62,58 +63,6 @@ def _decode(text: str, name: str) -> tuple[KubeProxyConfiguration, tuple[str, ..
     except msgspec.ValidationError as e:
         raise ConfigError(f"{name}: {_reason(e)}") from None
     return config, tuple(doubts)
-
-
-def _json(text: str, name: str) -> tuple[Any, list[str]] | None:
-    """Reads JSON; None: it is none, and may be YAML that starts with a brace."""
-    import json
-
-    doubts = []
-
-    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                doubts.append(f'key "{key}" is given twice; the last counts')
-            found[key] = value
-        return found
-
-    try:
-        return json.loads(text, object_pairs_hook=mapping), doubts
-    except json.JSONDecodeError as e:
-        if e.msg == "Extra data":
-            raise ConfigError(
-                f"{name}: line {e.lineno}, column {e.colno}: something follows the JSON object"
-            ) from None
-        return None
-
-
-def _yaml(text: str, name: str) -> tuple[Any, list[str]]:
-    """Reads the first document of YAML."""
-    doubts: list[str] = []
-    try:
-        return yamltext.first(text, lambda node: _find_repeated(node, "", doubts, set())), doubts
-    except yamltext.YAMLTextError as e:
-        raise ConfigError(f"{name}: {e}") from None
-
-
-def _find_repeated(node: Any, path: str, doubts: list[str], seen: set[int]) -> None:
-    """Finds keys given twice."""
-    if node.id == "scalar" or id(node) in seen:
-        return
-    seen.add(id(node))
-    if node.id == "sequence":
-        for i, item in enumerate(node.value):
-            _find_repeated(item, f"{path}[{i}]", doubts, seen)
-        return
-    keys: set[str] = set()
-    for key, value in node.value:
-        text = yamltext.as_text(key)
-        here = f"{path}.{text}" if path else text
-        if text in keys:
-            doubts.append(f'key "{here}" is given twice; the last counts')
-        keys.add(text)
-        _find_repeated(value, here, doubts, seen)
 
 
 @cache

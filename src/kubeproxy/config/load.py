@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from kubeproxy.api.limits import read_file
 from kubeproxy.config import ConfigError
 from kubeproxy.config.decode import UNKNOWN_FIELD, decode
 from kubeproxy.config.defaults import (
@@ -129,12 +130,12 @@ def read(path: str) -> bytes:
     Raises:
         ConfigError: it cannot be read.
     """
-    from pathlib import Path
-
     try:
-        return Path(path).read_bytes()
+        return read_file(path)
     except OSError as e:
         raise ConfigError(f"--config: {path}: {e.strerror or e}") from None
+    except ValueError as e:  # larger than a file may be, or a NUL in the path
+        raise ConfigError(f"--config: {path}: {e}") from None
 
 
 def _from_flags(values: Mapping[str, Any], platform: str) -> KubeProxyConfiguration:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from kubeproxy.api import yamlscalars
 from kubeproxy.config import ConfigError
 from kubeproxy.config.durations import Duration
 from kubeproxy.config.types import API_VERSION, KIND, SYNC_PERIOD, KubeProxyConfiguration
@@ -42,7 +43,7 @@ def dump(config: KubeProxyConfiguration) -> str:
 
     def text(dumper: Dumper, value: str) -> yaml.ScalarNode:
         tag = "tag:yaml.org,2002:str"
-        odd = not value.isprintable() or value in {"", "y", "Y", "n", "N"} or _is_number(value)
+        odd = not value.isprintable() or not _is_text(value)
         resolved = dumper.resolve(yaml.ScalarNode, value, (True, False))  # type: ignore[no-untyped-call]
         odd = odd or resolved != tag
         return dumper.represent_scalar(tag, value, style='"' if odd else None)
@@ -79,9 +80,9 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _is_number(text: str) -> bool:
+def _is_text(text: str) -> bool:
+    """Whether it is read as text without quotes."""
     try:
-        float(text)
+        return isinstance(yamlscalars.plain(text), str)
     except ValueError:
         return False
-    return True

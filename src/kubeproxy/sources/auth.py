@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
+from kubeproxy.api.limits import read_file
 from kubeproxy.sources import execplugin, tls
 from kubeproxy.sources.kubeconfig import Cluster, Connection, ExecPlugin, KubeconfigError, User
 from kubeproxy.sources.proxies import proxy_for
@@ -261,9 +262,11 @@ def _read_file(path: str, where: str) -> bytes:
     if not path:
         return b""
     try:
-        return Path(path).read_bytes()
+        return read_file(path)
     except OSError as e:
         raise KubeconfigError(f"{where}: {path}: {e.strerror}") from None
+    except ValueError as e:
+        raise KubeconfigError(f"{where}: {path}: {e}") from None
 
 
 def _read_token(path: str) -> str:

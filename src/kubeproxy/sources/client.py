@@ -27,6 +27,8 @@ from msgspec import Struct
 from yarl import URL
 
 from kubeproxy import __version__
+from kubeproxy.api.jsontext import BROKEN
+from kubeproxy.api.limits import LARGEST_ANSWER, LONGEST_LINE
 from kubeproxy.figures import Figure, Histogram
 from kubeproxy.log import V4, V6
 from kubeproxy.sources import redirects
@@ -42,7 +44,6 @@ ANSWER_SECONDS: Final = 70.0
 ANSWER_BOUNDS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)
 """The bounds, in seconds, Kubernetes' clients measure answers by."""
 
-_LONGEST_LINE: Final = 64 * 1024 * 1024
 _IDLE_SECONDS, _PROBE_SECONDS, _DEAD_MILLISECONDS = 30, 5, 45_000
 
 
@@ -119,7 +120,7 @@ def api_error(
     """
     try:
         told = msgspec.json.decode(body, type=_Status)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except BROKEN:
         told = _Status(bytes(body)[:200].decode(errors="replace").strip())
     details = told.details or _Details()
     too_large = any(cause.reason == "ResourceVersionTooLarge" for cause in details.causes or ())
@@ -144,6 +145,7 @@ class Stream:
         self.silence = silence
         self._content = response.content
         self._begun: list[bytes] = []
+        self._length = 0
 
     async def lines(self) -> list[bytes]:
         """The next lines, at least one; none at the end.
@@ -166,11 +168,13 @@ class Stream:
             head, newline, rest = chunk.rpartition(b"\n")
             if not newline:
                 self._begun.append(chunk)
-                if sum(map(len, self._begun)) > _LONGEST_LINE:
-                    raise UnreachableError(f"the server sent a line of more than {_LONGEST_LINE} bytes")
+                self._length += len(chunk)
+                if self._length > LONGEST_LINE:
+                    raise UnreachableError(f"the server sent a line of more than {LONGEST_LINE} bytes")
                 continue
             whole = b"".join([*self._begun, head])
             self._begun = [rest] if rest else []
+            self._length = len(rest)
             if lines := [line for line in whole.split(b"\n") if line]:
                 return lines
 
@@ -219,10 +223,10 @@ class Client:
 
         Raises:
             ApiError: the server refused.
-            UnreachableError: no whole answer came.
+            UnreachableError: no whole answer came, or one that is larger than `LARGEST_ANSWER`.
         """
         async with self._send(method, path, query, body, seconds=ANSWER_SECONDS) as response:
-            return await response.read()
+            return await _body(response)
 
     @contextlib.asynccontextmanager
     async def stream(self, path: str, query: Mapping[str, str], silence: float) -> AsyncIterator[Stream]:
@@ -341,6 +345,19 @@ class Client:
             self._requests[method, host, code[0] if code else "<error>"] += 1
             histogram = self._seconds.setdefault((method, host), Histogram(ANSWER_BOUNDS))
             histogram.observe(time.monotonic() - started)
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """Reads an answer. Its size after decompression is limited: a few kilobytes may become any number of gigabytes."""
+    parts: list[bytes] = []
+    size = 0
+    while part := await response.content.readany():
+        parts.append(part)
+        size += len(part)
+        if size > LARGEST_ANSWER:
+            response.close()
+            raise UnreachableError(f"the server's answer is larger than {LARGEST_ANSWER} bytes")
+    return b"".join(parts)
 
 
 @contextlib.contextmanager

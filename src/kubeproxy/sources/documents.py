@@ -1,12 +1,11 @@
 """The objects in a manifest: documents of YAML or JSON, and the items of their Lists.
 
-YAML is read by `api.yamltext`. JSON is not turned into Python objects but cut into pieces, each decoded straight to its
+YAML is read by `api.yamltext`, within the limits of `api.limits`. JSON is not turned into Python objects but cut into pieces, each decoded straight to its
 Struct: a List of 10,000 objects costs little more than reading the file.
 """
 
 import logging
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
-from kubeproxy.api import types, yamltext
+from kubeproxy.api import jsontext, types, yamltext
+from kubeproxy.api.limits import LARGEST_MANIFEST, as_utf8, read_file
 from kubeproxy.api.schema import SCHEMAS
 from kubeproxy.fields import Unknown, strict_decoder, unknown
 
@@ -62,10 +62,12 @@ class Decode(msgspec.Struct, frozen=True, gc=False):
         if not isinstance(self.data, dict):
             try:
                 _strict(self.kind).decode(self.data)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except jsontext.BROKEN:
                 try:
-                    tree = msgspec.json.decode(self.data)
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    tree = msgspec.json.decode(
+                        self.data
+                    )  # of any depth: `unknown` goes no deeper than the schema
+                except jsontext.BROKEN:
                     return
             else:
                 return
@@ -97,7 +99,7 @@ def documents(path: Path) -> Iterator[tuple[str, Decode]]:
     """
     twice: list[str] = []
     passed: dict[str, None] = {}
-    yield from _documents(path, twice.append, passed)
+    yield from _documents(path, lambda key, line: twice.append(f"{key} in line {line}"), passed)
     if twice:
         log.warning(
             "%s: the last counts of keys that are given twice: %s", path, types.listed(twice, MOST_NAMED)
@@ -107,20 +109,20 @@ def documents(path: Path) -> Iterator[tuple[str, Decode]]:
 
 
 def _documents(
-    path: Path, repeated: Callable[[str], None], passed: dict[str, None]
+    path: Path, repeated: yamltext.Repeated, passed: dict[str, None]
 ) -> Iterator[tuple[str, Decode]]:
-    data = path.read_bytes()
+    data = as_utf8(read_file(str(path), LARGEST_MANIFEST))
     if data.lstrip()[:1] == b"{":
         try:
             yield from _json(data, _Piece(), passed)
-        except (msgspec.DecodeError, RecursionError) as e:
-            if path.suffix == ".json":
-                raise ValueError(_of_json(data, str(e))) from None
+        except jsontext.BROKEN as e:
+            if path.suffix == ".json" or isinstance(e, RecursionError):
+                raise ValueError(jsontext.placed(data, e)) from None
         else:
             return
     for number, document in enumerate(yamltext.documents(data, repeated), 1):
         if document is not None:
-            yield from _tree(document, f"document {number}", _Piece(), set(), passed)
+            yield from _tree(document, f"document {number}", _Piece(), passed)
 
 
 def _json(
@@ -142,12 +144,9 @@ _decode_piece = msgspec.json.Decoder(_Piece).decode
 
 
 def _tree(
-    document: Any, where: str, implied: _Piece, seen: set[int], passed: dict[str, None]
+    document: Any, where: str, implied: _Piece, passed: dict[str, None]
 ) -> Iterator[tuple[str, Decode]]:
-    """The objects in a tree, each once: an alias can make a List hold itself."""
-    if id(document) in seen:
-        return
-    seen.add(id(document))
+    """The objects in a tree."""
     if not isinstance(document, dict):
         raise ValueError(f"{where} is no Kubernetes object but {type(document).__name__}")  # noqa: TRY004 of a file
     kind = document.get("kind") or implied.kind
@@ -160,7 +159,7 @@ def _tree(
     items = document.get("items")
     if isinstance(items, list) and kind.endswith("List"):
         for i, item in enumerate(items):
-            yield from _tree(item, f"{where}: items[{i}]", piece.of_items(), seen, passed)
+            yield from _tree(item, f"{where}: items[{i}]", piece.of_items(), passed)
     elif _is_ours(piece, passed):
         yield kind, Decode(kind, document)
 
@@ -186,12 +185,3 @@ def _mistake(kind: str, version: str) -> str:
     by_lower = {known.lower(): known for known in _VERSIONS}
     close = get_close_matches(kind.lower(), by_lower, 1, _NEARLY)
     return f"kind {kind}, did you mean {by_lower[close[0]]}?" if close else ""
-
-
-def _of_json(data: bytes, words: str) -> str:
-    """What is wrong with a JSON file, with the line and column where msgspec gives the byte."""
-    found = _BYTE.search(words)
-    return yamltext.place(data, int(found[1]), words[: found.start()].strip()) if found else words
-
-
-_BYTE = re.compile(r"\(byte (\d+)\)")

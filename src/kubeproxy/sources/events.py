@@ -61,9 +61,6 @@ decode_event = msgspec.json.Decoder(Event).decode
 decode_head = msgspec.json.Decoder(Head).decode
 decode_page = msgspec.json.Decoder(Page).decode
 
-BROKEN = (msgspec.DecodeError, UnicodeDecodeError)
-"""What the decoders raise."""
-
 
 def older(version: str, than: str) -> bool:
     """Compares two resourceVersions, which are decimal numbers (KEP-5504); others are never older."""

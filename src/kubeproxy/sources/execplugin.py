@@ -15,13 +15,23 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from kubeproxy.api.jsontext import BROKEN, reason
+from kubeproxy.api.limits import LARGEST_SETTINGS
 from kubeproxy.sources.kubeconfig import Cluster, ExecPlugin
 
 _EXTENSION = "client.authentication.k8s.io/exec"
+_CHUNK = 65536
+_MOST_SAID = 4096
+_SHOWN = 500
+"""Characters of its standard error that are shown of a plugin that failed."""
 
 
 class PluginError(Exception):
     """The plugin gave no usable credential; the message says which plugin and why."""
+
+
+class _TooMuchError(Exception):
+    """The plugin prints without end."""
 
 
 class Credential(Struct, frozen=True, gc=False):
@@ -84,9 +94,11 @@ async def run(plugin: ExecPlugin, cluster: Cluster, authority: bytes, seconds: f
         raise PluginError(f"{name}: cannot be run: {e.strerror}{hint}") from None
     try:
         async with asyncio.timeout(seconds):
-            out, err = await process.communicate()
+            out, err = await _output(process)
     except TimeoutError:
         raise PluginError(f"{name}: did not answer within {seconds:g} s and was ended") from None
+    except _TooMuchError:
+        raise PluginError(f"{name}: printed more than {LARGEST_SETTINGS} bytes and was ended") from None
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -96,9 +108,43 @@ async def run(plugin: ExecPlugin, cluster: Cluster, authority: bytes, seconds: f
                     os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     if process.returncode:
-        said = err.decode(errors="replace").strip()[-500:]
+        said = err.decode(errors="replace").strip()[-_SHOWN:]
         raise PluginError(f"{name}: exit status {process.returncode}{': ' if said else ''}{said}")
     return _parse(out, plugin.api_version, name)
+
+
+async def _output(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
+    """What a program prints until it ends, and the end of what it says on its standard error.
+
+    Raises:
+        _TooMuchError: it prints more than a credential can have.
+    """
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        async with asyncio.TaskGroup() as group:
+            out = group.create_task(_printed(process.stdout))
+            err = group.create_task(_end(process.stderr))
+            group.create_task(process.wait())
+    except ExceptionGroup as e:
+        raise e.exceptions[0] from None
+    return out.result(), err.result()
+
+
+async def _printed(stream: asyncio.StreamReader) -> bytes:
+    out = bytearray()
+    while chunk := await stream.read(_CHUNK):
+        out += chunk
+        if len(out) > LARGEST_SETTINGS:
+            raise _TooMuchError
+    return bytes(out)
+
+
+async def _end(stream: asyncio.StreamReader) -> bytes:
+    said = b""
+    while chunk := await stream.read(_CHUNK):
+        said = (said + chunk)[-_MOST_SAID:]
+    return said
 
 
 def _request(plugin: ExecPlugin, cluster: Cluster, authority: bytes) -> dict[str, Any]:
@@ -121,8 +167,8 @@ def _request(plugin: ExecPlugin, cluster: Cluster, authority: bytes) -> dict[str
 def _parse(out: bytes, version: str, name: str) -> Credential:
     try:
         answer = msgspec.json.decode(out, type=_ExecCredential)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise PluginError(f"{name}: printed no ExecCredential: {e}") from None
+    except BROKEN as e:
+        raise PluginError(f"{name}: printed no ExecCredential: {reason(e)}") from None
     if answer.kind != "ExecCredential" or answer.api_version != version:
         raise PluginError(
             f'{name}: printed kind "{answer.kind}" of "{answer.api_version}", expected ExecCredential of {version}'

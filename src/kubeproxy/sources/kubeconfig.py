@@ -8,7 +8,6 @@ resolved to absolute paths: `auth` reads them, for they rotate.
 Format: kubeconfig v1 (YAML or JSON), ExecConfig of client.authentication.k8s.io.
 """
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct, field
 
-from kubeproxy.api import yamltext
+from kubeproxy.api import reader
+from kubeproxy.api.limits import read_file
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where the kubelet puts a pod's token and the cluster's CA."""
@@ -228,14 +228,9 @@ def in_cluster(env: Mapping[str, str] = os.environ, folder: Path = SERVICE_ACCOU
 
 def _read(path: str) -> object:
     try:
-        data = Path(path).read_bytes()
+        return reader.read(read_file(path))
     except OSError as e:
         raise KubeconfigError(f"{path}: {e.strerror}") from None
-    try:
-        if data.lstrip().startswith(b"{"):
-            with contextlib.suppress(msgspec.DecodeError):
-                return msgspec.json.decode(data)
-        return yamltext.first(data)
     except ValueError as e:
         raise KubeconfigError(f"{path}: {e}") from None
 
@@ -243,8 +238,6 @@ def _read(path: str) -> object:
 def _convert(type_: type[_T], raw: object, where: str) -> _T:
     try:
         return msgspec.convert(_clean(raw), type_)
-    except RecursionError:
-        raise KubeconfigError(f"{where}: a part of it contains itself") from None
     except msgspec.ValidationError as e:
         what, _, at = str(e).partition(" - at `$")
         at = at.rstrip("`").removeprefix(".")

@@ -7,9 +7,10 @@ each of its versions; if it was known before, what was known stands.
 
 from msgspec import Raw
 
+from kubeproxy.api.jsontext import BROKEN
 from kubeproxy.api.types import UndecodableError, decode
 from kubeproxy.sources.base import Sink
-from kubeproxy.sources.events import BROKEN, Head, decode_head
+from kubeproxy.sources.events import Head, decode_head
 
 
 class Ledger:

@@ -22,11 +22,12 @@ from typing import Final
 
 from msgspec import Struct
 
+from kubeproxy.api.jsontext import BROKEN, reason
 from kubeproxy.log import V2, V5, V6
 from kubeproxy.sources.backoff import Backoff
 from kubeproxy.sources.base import Sink, Status
 from kubeproxy.sources.client import ApiError, Client, SilentError, UnreachableError, api_error
-from kubeproxy.sources.events import BROKEN, Page, decode_event, decode_head, decode_page, older
+from kubeproxy.sources.events import Page, decode_event, decode_head, decode_page, older
 from kubeproxy.sources.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -252,7 +253,7 @@ class Reflector:
         try:
             return decode_page(body)
         except BROKEN as e:
-            raise UnreachableError(f"the server's list cannot be read: {e}") from None
+            raise UnreachableError(f"the server's list cannot be read: {reason(e)}") from None
 
     def _query(self) -> dict[str, str]:
         query = {"labelSelector": self._resource.labels, "fieldSelector": self._fields}
@@ -285,7 +286,7 @@ class Reflector:
                     return listing
         except BROKEN as e:
             self._list_anew()
-            raise UnreachableError(f"the server sent a line that is no watch event: {e}") from None
+            raise UnreachableError(f"the server sent a line that is no watch event: {reason(e)}") from None
         if event.type != "BOOKMARK":
             self.status.event = self._timing.now()
             self.status.objects = len(self._ledger)

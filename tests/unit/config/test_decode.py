@@ -70,7 +70,7 @@ oomScoreAdj: 17
 portRange: "2-7"
 showHiddenMetricsForVersion: "1.35"
 windowsRunAsService: true
-winkernel: {enableDSR: true, forwardHealthCheckVip: true, networkName: n, rootHnsEndpointName: r, sourceVip: 1.1.1.1}
+winkernel: {enableDSR: true, forwardHealthCheckVip: true, networkName: net, rootHnsEndpointName: r, sourceVip: 1.1.1.1}
 """
 
 
@@ -131,7 +131,7 @@ def test_every_field_lands(written, bind):
         port_range="2-7",
         show_hidden_metrics_for_version="1.35",
         windows_run_as_service=True,
-        winkernel=Winkernel("n", "1.1.1.1", True, "r", True),
+        winkernel=Winkernel("net", "1.1.1.1", True, "r", True),
     )
 
 
@@ -217,10 +217,10 @@ def test_yaml_may_begin_with_a_brace():
         ("scheduler: lc", ['unknown field "scheduler"; did you mean "ipvs.scheduler"?']),
         ("syncPeriod: 1s", ['unknown field "syncPeriod"']),
         ("iptables: {bit: 3, masqueradeBit: 3}\nipvs: {ipSet: {hashSize: 1}}", ['unknown field "iptables.bit"', 'unknown field "ipvs.ipSet"']),
-        ("logging: {vmodule: [{filePattern: a, verbosity: 1, x: 1}], options: {json: {y: 1}}}",
-         ['unknown field "logging.vmodule[0].x"', 'unknown field "logging.options.json.y"']),
-        ("mode: ipvs\nmode: nftables", ['key "mode" is given twice; the last counts']),
-        ("iptables:\n  masqueradeBit: 1\n  masqueradeBit: 2\nbar: 1", ['key "iptables.masqueradeBit" is given twice; the last counts', 'unknown field "bar"']),
+        ("logging: {vmodule: [{filePattern: a, verbosity: 1, x: 1}], options: {json: {z: 1}}}",
+         ['unknown field "logging.vmodule[0].x"', 'unknown field "logging.options.json.z"']),
+        ("mode: ipvs\nmode: nftables", ['key "mode" is given twice, again in line 4; the last counts']),
+        ("iptables:\n  masqueradeBit: 1\n  masqueradeBit: 2\nbar: 1", ['key "iptables.masqueradeBit" is given twice, again in line 5; the last counts', 'unknown field "bar"']),
         ("MODE: ipvs", ['unknown field "MODE"; did you mean "mode"?']),
     ],
 )  # fmt: skip
@@ -273,26 +273,26 @@ def test_a_wrong_type_is_an_error_that_names_the_field(text, error):
         ),
         ("bindAddress: ::", "mapping values are not allowed in this context"),
         ("mode: [", "line 4, column 1"),
-        ("mode: !!python/object:os.system x", "could not determine a constructor"),
+        ("mode: !!int x", "line 3, column 7: mode: 'x' is not a !!int"),
+        ("mode: .inf", "line 3, column 7: mode: .inf is not a number that JSON can express"),
         ("mode: \x01", "characters are not allowed"),
-        ("nodePortAddresses: &a [*a]", "nested too deeply"),
+        ("nodePortAddresses: &a [*a]", "line 3, column 24: nodePortAddresses[0]: anchor 'a' contains itself"),
         ("bindAddress: " + "[" * 300 + "]" * 300, "nested more than 200 levels deep"),
         ("bindAddress: " + "[" * 5000 + "]" * 5000, "nest"),  # newer libraries refuse that themselves
         (
             "hostnameOverride: {{ .NodeName }}",
-            "line 3, column 20: a key must be text, not a mapping (was a template not rendered?)",
+            "line 3, column 20: hostnameOverride: a key must be text, not a mapping (was a template not rendered?)",
         ),
-        ("conntrack:\n  [1]: 2", "line 4, column 3: a key must be text, not a list"),
-        ("iptables: {null: 1}", "line 3, column 12: a key must be text, not null"),
+        ("conntrack:\n  [1]: 2", "line 4, column 3: conntrack: a key must be text, not a list"),
+        ("iptables: {null: 1}", "line 3, column 12: iptables: a key must be text, not null"),
         (
             "iptables: {: 1}",
-            "line 3, column 12: while parsing a flow node: did not find expected node content",
+            "line 3, column 12: iptables: while parsing a flow node: did not find expected node content",
         ),
-        ("? !!binary aGk=\n: 1", "line 3, column 3: a key must be text, not binary"),
         ("? {a: b}\n: 1", "line 3, column 3: a key must be text, not a mapping"),
         (
             "iptables: &x {masqueradeBit: 1}\nnftables: {*x : 1}",
-            "line 3, column 11: a key must be text, not a mapping",
+            "line 4, column 12: nftables: a key must be text, not a mapping",
         ),
     ],
 )
@@ -317,7 +317,7 @@ def test_what_follows_the_object_is_refused_with_its_place(text):
 def test_numbers_and_booleans_as_keys_are_text():
     _, doubts = decode(f"{HEADER}1: a\nyes: b\n1.5: c\n2024-01-01: d\n'1': e".encode(), "f")
     unknown = [f'unknown field "{key}"' for key in ("1", "true", "1.5", "2024-01-01")]
-    assert doubts == ('key "1" is given twice; the last counts', *unknown)
+    assert doubts == ('key "1" is given twice, again in line 7; the last counts', *unknown)
 
 
 @pytest.mark.parametrize("number", ["100000", "1e5", "1E+5", "100000.0", "1_00000", "+1e5"])
@@ -357,7 +357,7 @@ def test_the_kind_and_version_must_be_right(text, error):
 
 def test_yaml_without_libyaml_is_the_same(monkeypatch):
     expected = yaml(FULL % "::0")
-    monkeypatch.delattr("yaml.CSafeLoader", raising=False)
+    monkeypatch.delattr("yaml.CBaseLoader", raising=False)
     assert yaml(FULL % "::0") == expected
     assert "mapping values are not allowed" in refused("bindAddress: ::")
 

@@ -281,7 +281,7 @@ class TestWarnings:
             f'{path}: ignored unknown field "clusterCidr"; did you mean "clusterCIDR"?',
             f'{path}: ignored unknown field "foo"',
         )
-        assert options.warnings == (f'{path}: key "mode" is given twice; the last counts',)
+        assert options.warnings == (f'{path}: key "mode" is given twice, again in line 6; the last counts',)
 
     def test_gates(self, file):
         assert of("--feature-gates=NodeSwap=true").warnings == (

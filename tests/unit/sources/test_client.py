@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -471,11 +472,28 @@ class TestStream:
             assert b"BOOKMARK" in (await stream.lines())[0]
 
     async def test_a_line_without_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("kubeproxy.sources.client._LONGEST_LINE", 100_000)
+        monkeypatch.setattr("kubeproxy.sources.client.LONGEST_LINE", 100_000)
         async with FakeApiServer() as server:
             server.store.put({"kind": "Service", "metadata": {"name": "s"}, "spec": {"x": "x" * 1_000_000}})
             with pytest.raises(UnreachableError, match="a line of more than 100000 bytes"):
                 await self.lines(server, 1)
+
+    async def test_what_is_left_of_a_chunk_begins_the_next_line(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Many short lines are no long one."""
+        monkeypatch.setattr("kubeproxy.sources.client.LONGEST_LINE", 5000)
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + (b"x" * 1000 + b"\n") * 100)
+            writer.close()
+
+        async with tcp(answer) as url, client(url) as c, c.stream("/", {}, 20) as stream:
+            found: list[bytes] = []
+            while lines := await stream.lines():
+                found += lines
+            assert found == [b"x" * 1000] * 100
 
     async def test_leaving_ends_the_watch_at_the_server(self) -> None:
         async with FakeApiServer() as server, client(server) as c:
@@ -483,3 +501,20 @@ class TestStream:
                 assert len(server._transports) == 1
             while server._transports:  # noqa: ASYNC110 the server says nothing when a client leaves
                 await asyncio.sleep(0.01)
+
+
+async def test_an_answer_that_is_too_large_once_decompressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes of gzip may become gigabytes."""
+    monkeypatch.setattr("kubeproxy.sources.client.LARGEST_ANSWER", 10_000_000)
+    bomb = gzip.compress(b" " * 100_000_000)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n"
+        writer.write(head.encode() + bomb)
+        await writer.drain()
+        writer.close()
+
+    async with tcp(answer) as url, client(url) as c:
+        with pytest.raises(UnreachableError, match="the server's answer is larger than 10000000 bytes"):
+            await c.request("GET", "/")

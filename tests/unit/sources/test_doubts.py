@@ -109,7 +109,7 @@ async def test_keys_given_twice(tmp_path: Path, said: Any) -> None:
         "kind: Service\nmetadata: {name: web, namespace: shop}\nspec:\n  ports: [{port: 80}]\n  ports: [{port: 81}]\n"
     )
     async with follow(tmp_path) as ear:
-        assert said() == [f"{file}: the last counts of keys that are given twice: ports in line 5"]
+        assert said() == [f"{file}: the last counts of keys that are given twice: spec.ports in line 5"]
         assert ear.port("web") == 81
 
 

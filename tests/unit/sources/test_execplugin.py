@@ -160,3 +160,23 @@ def alive(stat: Path) -> bool:
         return stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+async def test_one_that_prints_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kubeproxy.sources.execplugin.LARGEST_SETTINGS", 100_000)
+    endless = plugin("import sys\nwhile True: sys.stdout.write('x' * 65536)")
+    assert await failure(endless) == "printed more than 100000 bytes and was ended"
+
+
+async def test_of_what_it_says_the_end_is_kept() -> None:
+    assert (
+        await failure(
+            plugin("import sys\nfor i in range(300_000): print(i, file=sys.stderr)\nprint('x')\nsys.exit(3)")
+        )
+        == ("exit status 3: " + "\n".join(map(str, range(300_000)))[-500:]).rstrip()
+    )
+
+
+async def test_one_whose_answer_is_nested_without_end() -> None:
+    deep = plugin("print('{\"x\":' + '[' * 200_000)")
+    assert await failure(deep) == "printed no ExecCredential: nested too deeply"

@@ -54,7 +54,7 @@ def test_everything_lands_in_its_field(tmp_path: Path) -> None:
             "as": "boss",
             "as-uid": "7",
             "as-groups": ["a", "b"],
-            "as-user-extra": {"scopes": ["x", "y"]},
+            "as-user-extra": {"scopes": ["x", "w"]},
         },
     )
     found = load(path)
@@ -67,7 +67,7 @@ def test_everything_lands_in_its_field(tmp_path: Path) -> None:
     assert (found.user.token_file, found.user.token) == ("/abs/token", "abc")
     assert (found.user.client_certificate_data, found.user.client_key_data) == (b"CERT", b"KEY")
     assert (found.user.as_user, found.user.as_uid, found.user.as_groups) == ("boss", "7", ("a", "b"))
-    assert found.user.as_user_extra == {"scopes": ("x", "y")}
+    assert found.user.as_user_extra == {"scopes": ("x", "w")}
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ V1 = "client.authentication.k8s.io/v1"
             {"exec": {"command": "x", "apiVersion": V1, "interactiveMode": "Never", "env": [{"value": "v"}]}},
             "exec.env has an entry without a name",
         ),
-        ({"exec": {"command": "x", "args": "y"}}, "exec.args: Expected `array`, got `str`"),
+        ({"exec": {"command": "x", "args": "w"}}, "exec.args: Expected `array`, got `str`"),
         ({"token": 12}, "token: Expected `str`, got `int`"),
     ],
 )

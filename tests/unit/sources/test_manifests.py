@@ -83,7 +83,7 @@ class TestStart:
         async with follow(tmp_path) as ear:
             assert ear.names("Service") == {"b"}
             assert (
-                "a.yaml cannot be used, none of its objects is known: line 3, column 1: while parsing"
+                "a.yaml cannot be used, none of its objects is known: line 3, column 1: metadata.name[0]: while parsing"
                 in caplog.text
             )
             assert "c.yaml cannot be used, none of its objects is known: [Errno" in caplog.text
@@ -91,10 +91,10 @@ class TestStart:
 
 class TestNamespaces:
     async def test_none_is_the_default_one(self, tmp_path):
-        text = "kind: Service\nmetadata:\n  name: a\n  namespace:\n---\nkind: Node\nmetadata: {name: n, namespace: x}\n"
+        text = "kind: Service\nmetadata:\n  name: a\n  namespace:\n---\nkind: Node\nmetadata: {name: node, namespace: x}\n"
         (tmp_path / "a.yaml").write_text(text)
         async with follow(tmp_path) as ear:
-            assert ear.view.keys() == {("Service", "default", "a"), ("Node", "", "n")}
+            assert ear.view.keys() == {("Service", "default", "a"), ("Node", "", "node")}
 
     async def test_it_is_the_same_object_with_and_without_it(self, tmp_path):
         (tmp_path / "a.yaml").write_text(service("a", 1, namespace=""))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kubeproxy.api import types
+from kubeproxy.api.limits import read_file
 from kubeproxy.sources.manifests import Manifests
 from tests.unit.sources.manifest_files import BROKEN, Ear, follow, replace, service, undecodable
 
@@ -49,7 +50,7 @@ def _unreadable(path):
 
 
 KINDS = {
-    _broken: "b.yaml cannot be used: line 8, column 1: while parsing a flow node",
+    _broken: "b.yaml cannot be used: line 8, column 1: metadata.name[0]: while parsing a flow node",
     _undecodable: "b.yaml: Service shop/b: spec.ports[0].port: Expected `int`, got `str`",
     _nameless: "b.yaml: Service (unnamed): metadata.name: is not set",
     _dangling: "b.yaml cannot be used: [Errno 2] No such file or directory",
@@ -189,15 +190,14 @@ async def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch, caplog):
 async def test_a_file_that_can_be_read_again_without_having_changed(tmp_path, monkeypatch, caplog):
     """A disk or a file server may have failed for a moment."""
     fails = True
-    read = Path.read_bytes
 
-    def read_bytes(path):
+    def read_bytes(path, most):
         if fails:
             raise OSError(5, "Input/output error")
-        return read(path)
+        return read_file(path, most)
 
     (tmp_path / "a.yaml").write_text(service("a"))
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr("kubeproxy.sources.documents.read_file", read_bytes)
     async with waiting(tmp_path, look_seconds=0.02) as ear:
         await ear.until(lambda: "Waiting until" in caplog.text)
         fails = False
