@@ -190,9 +190,10 @@ class Events:
 
     async def _write(self, api: Api, subject: _Subject, series: _Series) -> None:
         path = f"/apis/events.k8s.io/v1/namespaces/{subject.namespace or 'default'}/events"
+        patch = {"series": _count(series)}
         if series.told:
             try:
-                await api.request("PATCH", f"{path}/{series.name}", {"series": _count(series)})
+                await api.request("PATCH", f"{path}/{series.name}", patch)
             except Exception as e:
                 if getattr(e, "status", 0) != 404:
                     raise
@@ -200,8 +201,16 @@ class Events:
             else:
                 return
         uid = self._node if subject.kind == "Node" else await _uid(api, subject)
-        if uid is not None:
+        if uid is None:
+            return
+        try:
             await api.request("POST", path, self._event(subject, series, uid))
+        except Exception as e:
+            if getattr(e, "status", 0) != 409:
+                raise
+            # An earlier try created it, and its answer was lost.
+            if series.count > 1:
+                await api.request("PATCH", f"{path}/{series.name}", patch)
 
     def _event(self, subject: _Subject, series: _Series, uid: str) -> dict[str, Any]:
         """The object; an Event of something without a namespace is in `default`."""

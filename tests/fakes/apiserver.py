@@ -26,7 +26,7 @@ from aiohttp import web
 from tests.fakes import sentevents
 from tests.fakes.answers import send_list, send_watch
 from tests.fakes.discovery import discovery
-from tests.fakes.lines import Fault
+from tests.fakes.lines import Fault, abort
 from tests.fakes.lists import Lists
 from tests.fakes.refusals import (
     RefusalError,
@@ -240,7 +240,8 @@ class FakeApiServer:
             action = {"post": "create", "put": "update", "stream": "watch"}.get(verb, verb)
             raise forbidden(user, action, kind, namespace, name)
         if event:
-            return await sentevents.take(request, self.events, namespace, name, self.namespaces)
+            answer = await sentevents.take(request, self.events, namespace, name, self.namespaces)
+            return abort(request) if fault.then == "drop" else answer
         if verb in ("watch", "stream"):
             return await self._watch(request, kind, namespace, query, fault)
         if verb == "list":

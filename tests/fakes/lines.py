@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 from aiohttp import web
@@ -20,7 +20,7 @@ class Fault(NamedTuple):
     `status` answers with a refusal at once. Otherwise the answer begins well, and after so many lines of a watch
     (lists: in the middle of the body) `then` happens: "drop" resets the connection, "half" sends half a line and
     does the same, "garbage" sends a line that is not JSON, "error" an ERROR event with `code`, "stall" says nothing
-    more, "end" ends the answer, "lines" sends `lines` and then nothing more.
+    more, "end" ends the answer, "lines" sends `lines` and then nothing more. An Event is taken; "drop" resets the connection in place of the answer.
     """
 
     status: int = 0
@@ -80,7 +80,8 @@ class Lines:
         self.over = True
 
 
-def abort(request: web.Request) -> None:
+def abort(request: web.Request) -> NoReturn:
+    """Resets the connection of a request."""
     if request.transport is not None:
         request.transport.abort()
     raise ConnectionResetError

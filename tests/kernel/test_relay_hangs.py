@@ -5,7 +5,9 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -225,3 +227,42 @@ def test_listeners_of_a_relay_that_is_stopped_are_closed(make: Make) -> None:
     assert sock.fileno() == -1
     with pytest.raises(ConnectionRefusedError), contextlib.closing(socket.socket()) as client:
         client.connect(front)
+
+
+WITH_A_RELAY = """
+import sys, time
+from kubeproxy.relay import sockets
+from kubeproxy.relay.control import Patience, Relay
+from kubeproxy.relay.values import Listener
+relay = Relay("relay", patience=Patience(idle=0.1, tick=0.2, answer=4.0))
+relay.open(sockets.bind("127.0.0.1", (0, 0), udp=False), Listener("web", "web"))
+assert relay.settle(300)
+for _ in sys.stdin:
+    relay.settle(300)
+    print(relay.pid, flush=True)
+"""
+
+
+def test_time_in_which_everything_was_suspended_does_not_count(space: str) -> None:
+    """As in a container that is frozen: relay and daemon stop, and go on later than a process may be silent."""
+    with netns.inside(space):
+        command = [sys.executable, "-c", WITH_A_RELAY]
+        daemon = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask() -> int:
+        assert daemon.stdin is not None
+        assert daemon.stdout is not None
+        print(file=daemon.stdin, flush=True)
+        return int(daemon.stdout.readline())
+
+    try:
+        first = ask()
+        for pid in (first, daemon.pid):
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(6)
+        for pid in (daemon.pid, first):
+            os.kill(pid, signal.SIGCONT)
+        assert ask() == first
+    finally:
+        daemon.kill()
+        daemon.communicate()

@@ -174,6 +174,22 @@ async def test_what_fails_is_tried_again(rig: Rig, caplog: pytest.LogCaptureFixt
     assert len([m for m in caplog.messages if "Events cannot be written" in m]) == 1
 
 
+@pytest.mark.parametrize("more", [0, 2])
+async def test_one_whose_answer_was_lost_is_not_there_twice(
+    rig: Rig, caplog: pytest.LogCaptureFixture, more: int
+) -> None:
+    """A real server answers the second try with 409. What happened meanwhile is counted."""
+    rig.server.next(Fault(then="drop"))
+    for _ in range(1 + more):
+        rig.events.node("Starting", "StartKubeProxy")
+        await rig.until(1, asked=1)
+    await rig.clock.advance(60)
+    (event,) = await rig.until(1, asked=3 if more else 2)
+    assert event.get("series", {}).get("count", 1) == 1 + more
+    assert rig.asked() == ["POST", "POST", *(["PATCH"] if more else [])]
+    assert [m for m in caplog.messages if "Events cannot be written" in m and "409" in m] == []
+
+
 async def test_what_is_refused_is_not_tried_again(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         rig.server.next(Fault(status=403, reason="Forbidden", message="not yours"))
