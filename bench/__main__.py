@@ -12,6 +12,7 @@ BENCHES = (
     "conntrack",
     "iptables",
     "ipvs",
+    "manifests",
     "memory",
     "metrics",
     "nftables",

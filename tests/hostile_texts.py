@@ -59,17 +59,29 @@ def _encodings() -> Iterator[Text]:
     yield "utf-16-without-mark", "kind: Config".encode("utf-16-le"), "control characters are not allowed"
     yield "utf-16-broken", b"\xff\xfe\x00\xd8", "not UTF-16"
     yield "utf-32", "kind: Config".encode("utf-32"), "."
-    yield "latin-1", "kind: Config\nx: é".encode("latin-1"), "line 2, column 4: not UTF-8"
+    yield "latin-1", "kind: Config\nx: é".encode("latin-1"), r"line \d, column 4: not UTF-8"
     yield "json-latin-1", '{"kind": "Config", "x": "é"}'.encode("latin-1"), ""
     yield "json-surrogate", b'{"kind": "Config", "\\ud800": "\\ud800"}', ""
     yield "surrogate", b"kind: Config\nx: \xed\xa0\x80", "not UTF-8"
     yield "nul", b"kind: Config\nx: \0", "control characters are not allowed"
     yield "json-nul", b'{"kind": "Config", "x": "\0"}', "."
     yield "escape", b"kind: Config\nx: \x1b[31m", "control characters are not allowed"
-    yield "tab", b"kind: Config\n\tx: 1", "line 2, column 1: .*tab character"
+    yield "tab", b"kind: Config\n\tx: 1", r"line \d, column 1: .*tab character"
     yield "tab-within", b"kind: Config\nx:\t1\n", ""
     yield "template", b"kind: {{ .Kind }}", "was a template not rendered"
     yield "not-text", bytes(range(256)) * 100, "."
+
+
+def as_object(text: bytes, version: str, kind: str) -> bytes:
+    """One of these texts as an object of another kind."""
+    for old, new in (
+        ("kind: Config\n", f"apiVersion: {version}\nkind: {kind}\n"),
+        ("{kind: Config,", f"{{apiVersion: {version}, kind: {kind},"),
+        ('"kind":"Config"', f'"apiVersion":"{version}","kind":"{kind}"'),
+        ('"kind": "Config"', f'"apiVersion":"{version}","kind":"{kind}"'),
+    ):
+        text = text.replace(old.encode(), new.encode(), 1)
+    return text
 
 
 TEXTS: Sequence[Text] = (*_deep(), *_aliases(), *_long(), *_encodings())

@@ -20,12 +20,13 @@ from kubeproxy.api import limits, types
 from kubeproxy.api.jsontext import BROKEN
 from kubeproxy.config import ConfigError
 from kubeproxy.config.decode import decode
+from kubeproxy.config.types import API_VERSION, KIND
 from kubeproxy.config.watch import _judge
 from kubeproxy.sources import events, execplugin
 from kubeproxy.sources.client import api_error
 from kubeproxy.sources.documents import documents
 from kubeproxy.sources.kubeconfig import KubeconfigError, load
-from tests.hostile_texts import TEXTS
+from tests.hostile_texts import TEXTS, as_object
 
 MEMORY = 2 * 2**30
 SECONDS = 300
@@ -64,15 +65,23 @@ FILES: dict[str, tuple[Callable[[Path], None], tuple[type[Exception], ...]]] = {
 }
 """What reads files, and the errors that its callers expect."""
 
+KINDS = {
+    "config": (API_VERSION, KIND),
+    "watched config": (API_VERSION, KIND),
+    "kubeconfig": ("v1", "Config"),
+}
+"""What the texts must be to get as far as possible."""
+
 
 def child(name: str, folder: str) -> None:
     """Reads all texts and prints what came of each, as a line of JSON."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     read, errors = FILES[name]
+    version, kind = KINDS.get(name, ("v1", "Service"))
     for case, text, _ in TEXTS:
         file = Path(folder) / "file.yaml"
-        file.write_bytes(text)
+        file.write_bytes(as_object(text, version, kind))
         try:
             read(file)
             words = ""

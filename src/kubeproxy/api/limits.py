@@ -4,6 +4,7 @@ Files and answers may be broken, endless or made to harm. What is larger, deeper
 error like any other. The limits are far above what Kubernetes itself allows for the same data.
 """
 
+import os
 from typing import Final
 
 DEEPEST: Final = 200
@@ -28,6 +29,7 @@ LARGEST_ANSWER: Final = 1024 * 2**20
 LONGEST_LINE: Final = 64 * 2**20
 """Bytes in one event of a watch. An API server holds no object of more than a few megabytes."""
 
+_CHUNK: Final = 65536
 _LONGEST_KEY: Final = 80
 _LONGEST_PATH: Final = 300
 
@@ -47,11 +49,18 @@ def read_file(path: str, most: int = LARGEST_SETTINGS) -> bytes:
         OSError: it cannot be read.
         TextError: it is larger.
     """
-    with open(path, "rb") as file:  # noqa: PTH123 Path has no bounded read
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise TextError(f"larger than {most} bytes")
-    return data
+    parts: list[bytes] = []
+    left = most + 1
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 Path has no bounded read
+        size = os.fstat(
+            file.fileno()
+        ).st_size  # 0 for what is no file; a read of `most` bytes would reserve as many
+        while part := file.read(min(left, max(size + 1, _CHUNK))):
+            parts.append(part)
+            left -= len(part)
+            if left <= 0:
+                raise TextError(f"larger than {most} bytes")
+    return b"".join(parts)
 
 
 def as_utf8(data: bytes) -> bytes:
