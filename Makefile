@@ -5,6 +5,7 @@ PYTHON ?= python3
 PREFIX ?= /opt/kube-proxy
 UNITS ?= /etc/systemd/system
 DEFAULTS ?= /etc/default/kube-proxy
+MANUALS ?= /usr/local/share/man
 PIP = python -m pip --disable-pip-version-check --quiet
 PROGRAMS = ip iptables iptables-legacy nft conntrack setpriv
 PACKAGES = iproute2 iptables nftables conntrack util-linux
@@ -18,7 +19,7 @@ WORKERS ?= 4
 ROUNDS ?= 10
 
 .PHONY: help install uninstall demo test fuzz lint format bench clean lock wheel system test-programs haproxy vm vm-programs
-.PHONY: image versions-test distro-test root tools
+.PHONY: image versions-test distro-test root tools docs man
 .DELETE_ON_ERROR:
 
 help:
@@ -28,22 +29,25 @@ help:
 	@echo "make versions-test   unit tests with the oldest and newest libraries, and with every Python there is from 3.11 on"
 	@echo "make distro-test     demo and tests in minimal installations of Debian (SUITES=\"bookworm trixie\")"
 	@echo "make fuzz      the tests of properties with new random examples, ROUNDS=10 times"
-	@echo "make lint      style, types, import contracts"
+	@echo "make lint      style, types, import contracts, links of the documentation"
 	@echo "make format    rewrites the sources in the house style"
 	@echo "make bench     measures speed and memory"
+	@echo "make docs      the documentation as a web site, in site/"
+	@echo "make man       the manual page kube-proxy(8), in dist/"
 	@echo "make lock      resolves requirements/ again, with the newest versions that pyproject.toml allows"
 	@echo "make image     the container image, as an OCI archive in dist/ (ARCHITECTURES=\"amd64 arm64\")"
 	@echo "make tools     kubectl, Helm and Prometheus for tests of deploy/, unpacked into .tools"
 	@echo "make clean     removes what was made here"
 
 # An installation of its own, independent of this folder. A running daemon keeps running until it is restarted.
-install: root system wheel
+install: root system wheel man
 	test -x $(PREFIX)/bin/python || $(PYTHON) -m venv $(PREFIX)
 	$(PREFIX)/bin/$(PIP) install --require-hashes -r requirements/run.txt
 	$(PREFIX)/bin/$(PIP) install --no-deps --no-index --force-reinstall dist/kubeproxy-*.whl
 	$(PREFIX)/bin/python -m compileall -q $(PREFIX)/lib
 	install -D -m 644 deploy/systemd/kube-proxy.service $(UNITS)/kube-proxy.service
 	test -e $(DEFAULTS) || install -D -m 644 deploy/systemd/kube-proxy.default $(DEFAULTS)
+	install -D -m 644 dist/kube-proxy.8 $(MANUALS)/man8/kube-proxy.8
 	@! test -d /run/systemd/system || systemctl daemon-reload
 	@echo "Installed $(PREFIX)/bin/kube-proxy and $(UNITS)/kube-proxy.service."
 	@echo "Set its arguments in $(DEFAULTS), then: systemctl enable --now kube-proxy"
@@ -51,7 +55,7 @@ install: root system wheel
 # Rules stay in the kernel: `$(PREFIX)/bin/kube-proxy --cleanup`, before this, removes them.
 uninstall: root
 	@! test -d /run/systemd/system || systemctl disable --now kube-proxy
-	rm -rf $(PREFIX) $(UNITS)/kube-proxy.service
+	rm -rf $(PREFIX) $(UNITS)/kube-proxy.service $(MANUALS)/man8/kube-proxy.8
 	@! test -d /run/systemd/system || systemctl daemon-reload
 	@echo "Removed; $(DEFAULTS) is kept."
 
@@ -85,6 +89,15 @@ lint: .venv/.dev
 	.venv/bin/mypy
 	.venv/bin/mypy --platform win32 --follow-imports silent --cache-dir .mypy_cache/win32 --exclude '$(NOT_WINDOWS)' src
 	.venv/bin/lint-imports --no-logo
+	.venv/bin/python -m tools.links
+
+# No network is needed to build it, and none to read it.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --quiet --strict
+
+man: .venv/.dev
+	@mkdir -p dist
+	.venv/bin/python -m tools.man > dist/kube-proxy.8
 
 format: .venv/.dev
 	.venv/bin/ruff check --fix-only
@@ -94,7 +107,7 @@ bench: system vm haproxy .venv/.dev
 	PYTHONPATH=. .venv/bin/python -m bench $(BENCH)
 
 clean:
-	rm -rf .vm .tools .distro .image .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	rm -rf site .vm .tools .distro .image .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Programs of the system: installed when one is missing and we may.
@@ -151,6 +164,12 @@ vm-programs:
 	.venv/bin/$(PIP) install --no-build-isolation --no-deps -e .
 	@touch $@ .venv/.run
 
+# Apart from the others, because what builds the site has many libraries of its own.
+.venv/.docs: .venv/bin/python requirements/docs.txt
+	test -x .venv/docs/bin/python || $(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/$(PIP) install --require-hashes -r requirements/docs.txt
+	@touch $@
+
 # The same resolution for every platform and every Python from 3.11 on; lowest.txt has the oldest versions allowed.
 LOCK = .venv/lock/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 lock: .venv/bin/python
@@ -158,6 +177,7 @@ lock: .venv/bin/python
 	$(LOCK) --upgrade pyproject.toml -o requirements/run.txt
 	$(LOCK) --upgrade --extra dev -c requirements/run.txt pyproject.toml -o requirements/dev.txt
 	$(LOCK) --upgrade --no-deps requirements/tools.in -o requirements/tools.txt
+	$(LOCK) --upgrade --extra docs -c requirements/run.txt pyproject.toml -o requirements/docs.txt
 	$(LOCK) --upgrade --resolution lowest-direct pyproject.toml -o requirements/lowest.txt
 
 versions-test: .venv/.dev

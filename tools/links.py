@@ -1,0 +1,87 @@
+"""Checks the links of all Markdown pages, without a network: `python -m tools.links` (part of `make lint`).
+
+A relative link must lead to a file of this repository, and its fragment to a heading of that page. Links of pages in docs/ must
+stay in docs/, because the web site holds nothing else. README and CONTRIBUTING name files in code spans (`docs/nftables.md`):
+those must exist, too. The navigation of mkdocs.yml has each page of docs/, and no other. Links to other hosts are not followed.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("*.md", "docs/**/*.md")
+NAMES_FILES = ("README.md", "CONTRIBUTING.md", "SECURITY.md")
+"""Pages whose code spans are checked, too."""
+
+_FENCE = re.compile(r"^(```|~~~).*?^\1\s*?$", re.MULTILINE | re.DOTALL)
+_INDENTED = re.compile(r"^(?: {4}|\t).*$", re.MULTILINE)
+_CODE = re.compile(r"`[^`\n]+`")
+_LINK = re.compile(r"\[[^\]]*\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)|(?:href|src|srcset)=\"([^\"]+)\"")
+_HEADING = re.compile(r"^#{1,6}\s+(.*?)\s*#*$", re.MULTILINE)
+_FILE = re.compile(r"`((?:bench|deploy|docs|examples|requirements|src|tests|tools|\.ci)/[\w./-]*)`")
+_EXTERNAL = re.compile(r"[a-z][a-z0-9+.-]*:")
+
+
+def prose(text: str) -> str:
+    """The text without its blocks of code, whose brackets are no links and whose `#` begin no headings."""
+    return _INDENTED.sub("", _FENCE.sub("", text))
+
+
+def anchor(heading: str) -> str:
+    """The fragment that leads to a heading, as GitHub and Python-Markdown's `toc` build it for the headings used here."""
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
+    return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", plain.lower())).strip("-")
+
+
+@cache
+def anchors(page: Path) -> frozenset[str]:
+    """The fragments of a page. Equal headings are numbered; a link to the second one would break with each new heading, so only the first counts."""
+    return frozenset(anchor(heading) for heading in _HEADING.findall(prose(page.read_text())))
+
+
+def problems(root: Path = ROOT) -> Iterator[str]:
+    """What is wrong with the links of all pages below a directory, one line each."""
+    pages = sorted({page for pattern in PAGES for page in root.glob(pattern)})
+    for page in pages:
+        name = page.relative_to(root)
+        text = prose(page.read_text())
+        for match in _LINK.finditer(_CODE.sub("", text)):
+            if wrong := _wrong(match[1] or match[2], page, root):
+                yield f"{name}: {wrong}"
+        if str(name) in NAMES_FILES:
+            yield from (
+                f"{name}: {path} does not exist" for path in _FILE.findall(text) if not (root / path).exists()
+            )
+    navigation = (root / "mkdocs.yml").read_text() if (root / "mkdocs.yml").exists() else ""
+    for page in sorted((root / "docs").rglob("*.md")):
+        path = page.relative_to(root / "docs")
+        if not re.search(rf"[:-] {re.escape(str(path))}$", navigation, re.MULTILINE):
+            yield f"mkdocs.yml: docs/{path} is not in the navigation"
+    for path in re.findall(r"[:-] ([\w/-]+\.md)$", navigation, re.MULTILINE):
+        if not (root / "docs" / path).exists():
+            yield f"mkdocs.yml: docs/{path} does not exist"
+
+
+def _wrong(link: str, page: Path, root: Path) -> str:
+    if _EXTERNAL.match(link):
+        return ""
+    path, _, fragment = unquote(link).partition("#")
+    target = (page.parent / path).resolve() if path else page
+    if not target.exists():
+        return f"link to {link}: no such file"
+    docs = root / "docs"
+    if page.is_relative_to(docs) and not target.is_relative_to(docs):
+        return f"link to {link}: leaves docs/, which is all that the web site holds"
+    if fragment and target.suffix == ".md" and fragment not in anchors(target):
+        return f"link to {link}: no such heading"
+    return ""
+
+
+if __name__ == "__main__":
+    found = list(problems())
+    print("\n".join(found), file=sys.stderr, end="\n" if found else "")
+    sys.exit(bool(found))
