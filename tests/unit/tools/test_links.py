@@ -48,14 +48,6 @@ def test_pages_of_the_site_stay_in_it(tree):
     ]
 
 
-def test_each_page_is_in_the_navigation(tree):
-    (tree / "docs" / "b.md").write_text("")
-    assert list(problems(tree)) == ["mkdocs.yml: docs/b.md is not in the navigation"]
-    (tree / "docs" / "b.md").unlink()
-    (tree / "mkdocs.yml").write_text("nav:\n- A: a.md\n- B: b.md\n")
-    assert list(problems(tree)) == ["mkdocs.yml: docs/b.md does not exist"]
-
-
 @pytest.mark.parametrize(
     ("heading", "fragment"),
     [
