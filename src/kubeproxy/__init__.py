@@ -1,3 +1,3 @@
-"""Kubernetes' kube-proxy in Python: Services made real in the node's kernel."""
+"""Kubernetes' kube-proxy in Python: programs the node's kernel so that Services are reachable."""
 
 __version__ = "0.1.0"
