@@ -388,7 +388,7 @@ class App:
 
     def _fail(self, why: str) -> None:
         """Ends the program, to be started again with things as they are now."""
-        log.error("%s: exiting, to start anew", why)
+        log.error("%s: exiting, to be started again", why)
         self.end(1)
 
     async def _all_synced(self, loops: Sequence[Loop], opened: Sequence[Backend]) -> None:

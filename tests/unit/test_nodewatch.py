@@ -229,7 +229,7 @@ class TestChanges:
         begun.put("192.0.2.9", cidrs=["10.244.1.0/24"], zone="a")
         assert await begun.ends() == 1
         assert (
-            "Node here had addresses 192.0.2.1, it has 192.0.2.9 now: exiting, to start anew"
+            "Node here had addresses 192.0.2.1, it has 192.0.2.9 now: exiting, to be started again"
             in caplog.messages
         )
 
@@ -251,7 +251,7 @@ class TestChanges:
     async def test_deleted(self, begun: Rig, caplog: pytest.LogCaptureFixture) -> None:
         begun.server.store.delete("Node", "here")
         assert await begun.ends() == 1
-        assert "Node here was deleted: exiting, to start anew" in caplog.messages
+        assert "Node here was deleted: exiting, to be started again" in caplog.messages
 
     async def test_deleted_while_the_server_was_away(self, begun: Rig) -> None:
         await begun.server.stop()

@@ -1,4 +1,4 @@
-"""Waits for the configuration file to say something else, which is a reason to start anew.
+"""Waits for the content of the configuration file to change, which is a reason to exit and be started again.
 
 What counts is the content: neither a `touch` nor the same text again, as a ConfigMap volume brings it with each swap
 of its links, is worth a restart. Nor is a file that cannot be used, or none at all: whoever restarts us would find
