@@ -22,6 +22,7 @@ from kubeproxy.sources.kubeconfig import Cluster, ExecPlugin
 _EXTENSION = "client.authentication.k8s.io/exec"
 _CHUNK = 65536
 _MOST_SAID = 4096
+_ENDING_SECONDS = 5.0
 _SHOWN = 500
 """Characters of its standard error that are shown of a plugin that failed."""
 
@@ -106,7 +107,7 @@ async def run(plugin: ExecPlugin, cluster: Cluster, authority: bytes, seconds: f
                     process.kill()
                 else:
                     os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            await _ended(process)
     if process.returncode:
         said = err.decode(errors="replace").strip()[-_SHOWN:]
         raise PluginError(f"{name}: exit status {process.returncode}{': ' if said else ''}{said}")
@@ -129,6 +130,18 @@ async def _output(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
     except ExceptionGroup as e:
         raise e.exceptions[0] from None
     return out.result(), err.result()
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """Waits for a program that was killed.
+
+    asyncio reports the end only after the pipes were read to theirs, which processes that it left behind may hold open.
+    """
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_ENDING_SECONDS):
+            await asyncio.gather(_end(process.stdout), _end(process.stderr), process.wait())
 
 
 async def _printed(stream: asyncio.StreamReader) -> bytes:
