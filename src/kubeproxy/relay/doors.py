@@ -20,6 +20,7 @@ class Doors(Generic[Name]):
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
         self._open: dict[Name, tuple[int, int]] = {}
+        self._served = False
 
     def __len__(self) -> int:
         return len(self._open)
@@ -53,8 +54,13 @@ class Doors(Generic[Name]):
                 self._relay.close(self._open.pop(name)[0])
 
     async def served(self) -> bool:
-        """Waits until the relay accepts connections at all that are open; returns whether it does, after a minute at most."""
-        return await asyncio.to_thread(self._relay.settle, _SETTLE_SECONDS)
+        """Waits until the relay accepts connections at all that are open; returns whether it does, after a minute at most.
+
+        Once it did, it is not waited for again: the relay has what is opened later, and no sync is delayed if its process hangs.
+        """
+        if self._open and not self._served:
+            self._served = await asyncio.to_thread(self._relay.settle, _SETTLE_SECONDS)
+        return self._served or not self._open
 
     async def stop(self) -> None:
         """Ends the relay with all there is, and waits for its end."""

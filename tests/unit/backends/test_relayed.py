@@ -129,6 +129,8 @@ def test_a_full_sync_waits_until_the_relay_accepts_connections(relay: FakeRelay)
     relay.accepts = False
     assert sync(backend, (wanted, plan(E1, FAR)), full=False) == {}, "a process that runs is not waited for"
     assert rules.plans
+    assert sync(backend, (None, wanted), full=True) == {}, "nor one that was ready and hangs now"
+    assert relay.settled == [1, 1]
 
 
 def test_a_change_of_endpoints_is_none_for_the_rules(relay: FakeRelay) -> None:
