@@ -212,9 +212,9 @@ def test_a_process_that_sends_nonsense_is_replaced(
     relay = make(Patience(life=0.05))
     with echo(7001):
         front, _ = opened(relay, (HOST, 7001))
-        answers(front)
         until(lambda: any("cannot handle what the relay process sent" in m for m in caplog.messages))
         assert relay.settle(PATIENCE)
+        answers(front)
 
 
 def test_listeners_of_a_relay_that_is_stopped_are_closed(make: Make) -> None:
