@@ -52,12 +52,12 @@ def read_file(path: str, most: int = LARGEST_SETTINGS) -> bytes:
     parts: list[bytes] = []
     left = most + 1
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123 Path has no bounded read
-        size = os.fstat(
-            file.fileno()
-        ).st_size  # 0 for what is no file; a read of `most` bytes would reserve as many
-        while part := file.read(min(left, max(size + 1, _CHUNK))):
+        # Reading `most` bytes at once would reserve as many. The size is 0 for what is no file.
+        size = os.fstat(file.fileno()).st_size
+        while part := file.read(min(left, max(size, _CHUNK))):
             parts.append(part)
             left -= len(part)
+            size -= len(part)
             if left <= 0:
                 raise TextError(f"larger than {most} bytes")
     return b"".join(parts)
