@@ -13,7 +13,7 @@ from kubeproxy.backends.base import Change
 from kubeproxy.flows import Cleaned, FlowCleaner
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import PortPlan, ServicePlan
-from kubeproxy.model.select import Backend
+from kubeproxy.model.select import Endpoint
 from kubeproxy.sync import Synced
 from tests.lab import flows, netns
 from tests.lab.flows import Entry
@@ -21,7 +21,7 @@ from tests.lab.flows import Entry
 FLOWS, STALE = 100_000, 1_000
 DNS = ("kube-system", "kube-dns")
 VIP = ("10.96.0.10", 53)
-STAYS, GOES = Backend("10.128.0.1", 53), Backend("10.128.0.2", 53)
+STAYS, GOES = Endpoint("10.128.0.1", 53), Endpoint("10.128.0.2", 53)
 
 
 def main(rounds: int) -> None:
@@ -69,13 +69,13 @@ async def _measure(node: str, rounds: int) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _flow(i: int, backend: Backend) -> Entry:
+def _flow(i: int, backend: Endpoint) -> Entry:
     """A client's flow to the DNS."""
     client = f"10.{200 + (i >> 16)}.{i >> 8 & 255}.{i & 255}"
     return Entry((client, 40000), VIP, (backend.address, backend.port))
 
 
-def _plan(*backends: Backend) -> ServicePlan:
+def _plan(*backends: Endpoint) -> ServicePlan:
     port = PortPlan("kube-system/kube-dns:dns", "UDP", VIP[1], VIP[0], cluster=backends, serving=backends)
     return ServicePlan(*DNS, (port,))
 

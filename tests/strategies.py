@@ -162,7 +162,7 @@ def slices(draw: st.DrawFn, keys: Sequence[Key] = KEYS) -> types.EndpointSlice:
         ),
         address_type=family,
         endpoints=tuple(
-            types.Endpoint(
+            types.SliceEndpoint(
                 addresses=(address,),
                 conditions=draw(_conditions),
                 node_name=draw(st.sampled_from([NODE, OTHER_NODE, None])),
@@ -254,7 +254,7 @@ def _endpoints_of_rivals() -> st.SearchStrategy[list[types.EndpointSlice]]:
         types.EndpointSlice(
             types.ObjectMeta(name=f"{name}-{family}", namespace=namespace, labels=types.Labels(service=name)),
             address_type=family,
-            endpoints=(types.Endpoint((ENDPOINTS[family][i],), node_name=NODE),),
+            endpoints=(types.SliceEndpoint((ENDPOINTS[family][i],), node_name=NODE),),
             ports=tuple(
                 types.EndpointPort(port, 8080, protocol)
                 for port in ("", "a", "b")

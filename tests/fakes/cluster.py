@@ -65,7 +65,9 @@ def endpoints(
             name=name or f"{service}-1", namespace=namespace, labels=types.Labels(service=service)
         ),
         address_type=IPV6 if any(":" in a for a in addresses) else IPV4,
-        endpoints=tuple(types.Endpoint((a,), node_name=node if a in local else "there") for a in addresses),
+        endpoints=tuple(
+            types.SliceEndpoint((a,), node_name=node if a in local else "there") for a in addresses
+        ),
         ports=(types.EndpointPort(port_name, port, protocol),),
     )
 

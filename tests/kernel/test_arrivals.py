@@ -19,7 +19,7 @@ from kubeproxy.flows import FlowCleaner
 from kubeproxy.model.flows import place
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import PortPlan, ServicePlan
-from kubeproxy.model.select import Backend
+from kubeproxy.model.select import Endpoint
 from kubeproxy.netlink import conntrack, wire
 from kubeproxy.sync import Synced
 from tests.fakes.cluster import endpoints, service
@@ -200,7 +200,7 @@ def test_of_any_table_only_clients_who_wait_at_the_front_are_forgotten(
     ]
     port = PortPlan(
         "shop/web", "TCP", 80, VIP, external_ips=(EXTERNAL,), load_balancer_ips=(BALANCER,),
-        cluster=(Backend(EP11, 8080),),
+        cluster=(Endpoint(EP11, 8080),),
     )  # fmt: skip
     fronts = {(VIP, 80), (EXTERNAL, 80), (BALANCER, 80)}
     forgotten = {

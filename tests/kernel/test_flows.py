@@ -206,7 +206,7 @@ def test_an_endpoint_that_still_serves_keeps_its_clients_until_it_is_gone(statio
         return types.EndpointSlice(
             types.ObjectMeta(name="dns-leaving", namespace="default", labels=types.Labels(service="dns")),
             address_type="IPv4",
-            endpoints=(types.Endpoint((EP11,), node_name=NODE_NAME, conditions=conditions),),
+            endpoints=(types.SliceEndpoint((EP11,), node_name=NODE_NAME, conditions=conditions),),
             ports=(types.EndpointPort("dns", 5353, "UDP"),),
         )
 

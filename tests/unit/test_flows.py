@@ -17,7 +17,7 @@ from kubeproxy.flows import Cleaned, FlowCleaner
 from kubeproxy.model.flows import place
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
-from kubeproxy.model.select import Backend
+from kubeproxy.model.select import Endpoint
 from kubeproxy.netlink import conntrack, route
 from kubeproxy.sync import Synced
 
@@ -167,7 +167,7 @@ def rig(kernel: Kernel) -> Rig:
 
 
 def service(*endpoints: int, key: Key = DNS, protocol: Protocol = "UDP", **fields: Any) -> ServicePlan:
-    backends = tuple(Backend(f"10.244.1.{i}", 5353) for i in endpoints)
+    backends = tuple(Endpoint(f"10.244.1.{i}", 5353) for i in endpoints)
     defaults = {"cluster_ip": "10.96.0.10", "cluster": backends}
     serving = () if protocol == "TCP" else backends
     return ServicePlan(
@@ -263,7 +263,7 @@ async def test_at_a_full_sync_who_is_not_told_is_gone_and_who_is_refused_is_not(
 
 async def test_ipv6(kernel: Kernel) -> None:
     rig = Rig(kernel, NodeConfig(family=IPV6))
-    there = (Backend("fd00:1::1", 53),)
+    there = (Endpoint("fd00:1::1", 53),)
     stays = Flow(UDP, place("fd00::2", 30053), A)
     kernel.table = [Flow(UDP, place("fd00:10::1", 53), A), Flow(UDP, place("fd00::1", 30053), A), stays]
     async with rig.running():

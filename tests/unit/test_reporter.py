@@ -24,7 +24,7 @@ def unready(name: str, address: str) -> types.EndpointSlice:
     """The EndpointSlice of an endpoint that is not ready."""
     given = endpoints(name, address)
     conditions = types.EndpointConditions(ready=False, serving=False)
-    return replace(given, endpoints=(types.Endpoint((address,), conditions),))
+    return replace(given, endpoints=(types.SliceEndpoint((address,), conditions),))
 
 
 class Rig:

@@ -141,7 +141,7 @@ class EndpointHints(Struct, gc=False, frozen=True, rename="camel"):
     for_nodes: tuple[Hint, ...] | None = None
 
 
-class Endpoint(Struct, gc=False, frozen=True, rename="camel"):
+class SliceEndpoint(Struct, gc=False, frozen=True, rename="camel"):
     """One backend. Its addresses are the same backend: the first is used."""
 
     addresses: tuple[str, ...] | None = None
@@ -163,7 +163,7 @@ class EndpointSlice(Struct, gc=False, frozen=True, rename="camel"):
 
     metadata: ObjectMeta
     address_type: str = "IPv4"
-    endpoints: tuple[Endpoint, ...] | None = None
+    endpoints: tuple[SliceEndpoint, ...] | None = None
     ports: tuple[EndpointPort, ...] | None = None
 
 

@@ -3,7 +3,7 @@
 from kubeproxy.api.addresses import BITS, family_of
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import PortPlan, ServicePlan
-from kubeproxy.model.select import Backend
+from kubeproxy.model.select import Endpoint
 from kubeproxy.relay.values import Choice, Listener, Target
 
 SILENT = "the relay does not accept connections"
@@ -44,12 +44,12 @@ def listener(
     )
 
 
-def targets(backends: tuple[Backend, ...]) -> tuple[Target, ...]:
+def targets(backends: tuple[Endpoint, ...]) -> tuple[Target, ...]:
     """Backends as a relay knows them."""
     return tuple([(backend.address, backend.port) for backend in backends])
 
 
-def anybody(backends: tuple[Backend, ...]) -> Choice:
+def anybody(backends: tuple[Endpoint, ...]) -> Choice:
     """Everybody may go to these."""
     return Choice(targets(backends))
 

@@ -13,7 +13,7 @@ from msgspec import Struct
 from kubeproxy.api.addresses import IPV6, Family, family_of, join
 from kubeproxy.api.rows import Condition, EndpointRow, PortRow, Protocol, ServiceRow, SliceRow
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.model.select import Backend, Topology, select
+from kubeproxy.model.select import Endpoint, Topology, select
 
 Key = tuple[str, str]
 """Namespace and name of a Service."""
@@ -72,13 +72,13 @@ class PortPlan(Struct, frozen=True, gc=False):
     affinity: int = 0
     internal_local: bool = False
     external_local: bool = False
-    cluster: tuple[Backend, ...] = ()
-    local: tuple[Backend, ...] = ()
+    cluster: tuple[Endpoint, ...] = ()
+    local: tuple[Endpoint, ...] = ()
     any: bool = False
     topology: Topology = ""
     endpoints: int = 0
-    serving: tuple[Backend, ...] = ()
-    near: tuple[Backend, ...] = ()
+    serving: tuple[Endpoint, ...] = ()
+    near: tuple[Endpoint, ...] = ()
 
     @property
     def external(self) -> bool:
@@ -96,12 +96,12 @@ class PortPlan(Struct, frozen=True, gc=False):
         return self.internal_local or (self.external_local and self.external)
 
     @property
-    def internal_backends(self) -> tuple[Backend, ...]:
+    def internal_backends(self) -> tuple[Endpoint, ...]:
         """Where internal traffic may go."""
         return self.local if self.internal_local else self.cluster
 
     @property
-    def external_backends(self) -> tuple[Backend, ...]:
+    def external_backends(self) -> tuple[Endpoint, ...]:
         """Where external traffic that did not start on this node may go."""
         return self.local if self.external_local else self.cluster
 
@@ -116,7 +116,7 @@ class PortPlan(Struct, frozen=True, gc=False):
         return self._action(self.external_backends)
 
     @property
-    def backends(self) -> tuple[Backend, ...]:
+    def backends(self) -> tuple[Endpoint, ...]:
         """Every backend some traffic may use, in address order."""
         if not self.uses_local:
             return self.cluster
@@ -126,7 +126,7 @@ class PortPlan(Struct, frozen=True, gc=False):
             return self.cluster
         return tuple(sorted({*self.cluster, *self.local}, key=lambda b: join(b.address, b.port)))
 
-    def _action(self, backends: tuple[Backend, ...]) -> Action:
+    def _action(self, backends: tuple[Endpoint, ...]) -> Action:
         return FORWARD if backends else DROP if self.any else REJECT
 
 
@@ -369,13 +369,13 @@ def _by_port(slices: list[SliceRow]) -> dict[tuple[str, str], list[tuple[SliceRo
     return found
 
 
-def _candidates(served: Iterable[tuple[SliceRow, int]], node: str) -> list[tuple[EndpointRow, Backend]]:
+def _candidates(served: Iterable[tuple[SliceRow, int]], node: str) -> list[tuple[EndpointRow, Endpoint]]:
     """The endpoints of a Service port in address order, the better of two with one address and port."""
-    found: dict[str, tuple[EndpointRow, Backend]] = {}
+    found: dict[str, tuple[EndpointRow, Endpoint]] = {}
     for piece, number in served:
         for row in piece.endpoints:
             at = join(row.address, number)
-            candidate = (row, Backend(row.address, number, row.node == node))
+            candidate = (row, Endpoint(row.address, number, row.node == node))
             other = found.get(at)
             if other is None or _merit(candidate) > _merit(other):
                 found[at] = candidate
@@ -383,14 +383,14 @@ def _candidates(served: Iterable[tuple[SliceRow, int]], node: str) -> list[tuple
 
 
 def _serving(
-    candidates: list[tuple[EndpointRow, Backend]], cluster: tuple[Backend, ...]
-) -> tuple[Backend, ...]:
+    candidates: list[tuple[EndpointRow, Endpoint]], cluster: tuple[Endpoint, ...]
+) -> tuple[Endpoint, ...]:
     """The endpoints that are ready or serve until they end; most often those of the Cluster policy, then no second tuple."""
     serving = tuple([backend for row, backend in candidates if row.conditions & _KEPT])
     return cluster if serving == cluster else serving
 
 
-def _merit(candidate: tuple[EndpointRow, Backend]) -> tuple[bool, bool, bool, bool]:
+def _merit(candidate: tuple[EndpointRow, Endpoint]) -> tuple[bool, bool, bool, bool]:
     """What makes an endpoint better than another at its place: not terminating, then ready, then serving, then local.
 
     Two meet when a Pod takes over the address of one that is leaving, and while an endpoint moves between slices.

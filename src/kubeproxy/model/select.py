@@ -23,8 +23,8 @@ _DRAINING = int(Condition.SERVING | Condition.TERMINATING)
 Topology = Literal["", "PreferSameNode", "PreferSameZone"]
 
 
-class Backend(Struct, frozen=True, gc=False):
-    """Where a packet can be sent: an endpoint's address and port, and whether it is on this node."""
+class Endpoint(Struct, frozen=True, gc=False):
+    """Where a packet can be sent: address and port, and whether it is on this node."""
 
     address: str
     port: int
@@ -42,13 +42,13 @@ class Selection(Struct, frozen=True, gc=False):
         topology: how `cluster` was narrowed.
     """
 
-    cluster: tuple[Backend, ...] = ()
-    local: tuple[Backend, ...] = ()
+    cluster: tuple[Endpoint, ...] = ()
+    local: tuple[Endpoint, ...] = ()
     any: bool = False
     topology: Topology = ""
 
 
-Candidates = Sequence[tuple[EndpointRow, Backend]]
+Candidates = Sequence[tuple[EndpointRow, Endpoint]]
 """Endpoints of one Service port, in the order they are to be listed."""
 
 

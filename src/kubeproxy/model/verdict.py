@@ -16,7 +16,7 @@ from kubeproxy.api.addresses import contains, join
 from kubeproxy.api.rows import Protocol
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import DROP, FORWARD, REJECT, Action, PortPlan, ServicePlan
-from kubeproxy.model.select import Backend
+from kubeproxy.model.select import Endpoint
 
 
 class Manners(Struct, frozen=True, gc=False):
@@ -74,10 +74,10 @@ class Verdict(Struct, frozen=True, gc=False):
     action: Action | Literal["pass"]
     reason: str
     port: PortPlan | None = None
-    backends: tuple[Backend, ...] = ()
+    backends: tuple[Endpoint, ...] = ()
     masquerade: bool = False
 
-    def masquerades(self, packet: Packet, backend: Backend) -> bool:
+    def masquerades(self, packet: Packet, backend: Endpoint) -> bool:
         """Whether the packet is masqueraded on its way to this backend; always if that is where it came from."""
         return self.masquerade or packet.source == backend.address
 

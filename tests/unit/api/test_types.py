@@ -177,13 +177,13 @@ class TestWhatAServerSends:
         assert piece.metadata.annotations == types.Annotations(triggered="2026-01-02T03:04:05Z")
         assert piece.address_type == "IPv4"
         assert piece.endpoints == (
-            types.Endpoint(
+            types.SliceEndpoint(
                 ("10.244.1.5",),
                 types.EndpointConditions(ready=True, serving=True, terminating=False),
                 "node-1",
                 types.EndpointHints((types.Hint("a"),), (types.Hint("node-1"),)),
             ),
-            types.Endpoint(("10.244.1.6",), types.EndpointConditions()),
+            types.SliceEndpoint(("10.244.1.6",), types.EndpointConditions()),
         )
         assert piece.ports == (types.EndpointPort("http", 8080, "TCP"), types.EndpointPort())
 
@@ -257,7 +257,7 @@ def test_null_in_lists_of_an_endpoint(read):
         "hints": {"forZones": None, "forNodes": None},
     }
     piece = read("EndpointSlice", {"metadata": {"name": "a"}, "endpoints": [endpoint, {"hints": None}]})
-    assert piece.endpoints == (types.Endpoint(hints=types.EndpointHints()), types.Endpoint())
+    assert piece.endpoints == (types.SliceEndpoint(hints=types.EndpointHints()), types.SliceEndpoint())
 
 
 @pytest.mark.parametrize("kind", types.KINDS)

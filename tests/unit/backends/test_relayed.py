@@ -19,15 +19,15 @@ from kubeproxy.backends.userspace.listening import Listening
 from kubeproxy.figures import Histogram
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
-from kubeproxy.model.select import Backend
+from kubeproxy.model.select import Endpoint
 from tests.fakes.relay import FakeRelay
 
 HERE = "127.0.0.1"
 NODE = NodeConfig(name="here", address=HERE, local_traffic=LocalTraffic("range", "10.244.1.0/24"))
 E1, E2, FAR = (
-    Backend("10.244.1.11", 8080, local=True),
-    Backend("10.244.1.12", 8080, local=True),
-    Backend("10.244.2.21", 8080),
+    Endpoint("10.244.1.11", 8080, local=True),
+    Endpoint("10.244.1.12", 8080, local=True),
+    Endpoint("10.244.2.21", 8080),
 )
 
 
@@ -74,7 +74,7 @@ def relay() -> Iterator[FakeRelay]:
     relay.stop()
 
 
-def plan(*backends: Backend, name: str = "web", **settings: Any) -> ServicePlan:
+def plan(*backends: Endpoint, name: str = "web", **settings: Any) -> ServicePlan:
     port = PortPlan(
         name=f"default/{name}",
         protocol=settings.pop("protocol", "TCP"),
@@ -109,7 +109,7 @@ def test_rules_lead_to_a_socket_that_knows_the_endpoints(relay: FakeRelay) -> No
     assert sync(backend, (None, wanted), full=True) == {}
     ((address, number, udp), listener) = next(iter(relay.open_now.items()))
     (port,) = rules.plans["default", "web"].ports
-    assert port.cluster == (Backend(HERE, number),)
+    assert port.cluster == (Endpoint(HERE, number),)
     assert (address, udp, port.affinity, port.node_port) == (HERE, False, 0, 30080)
     assert listener.choices[0].targets == ((E1.address, 8080), (FAR.address, 8080))
     assert listener.affinity == 60
@@ -190,7 +190,7 @@ def test_without_a_free_port_one_service_is_refused_and_the_others_are_led(relay
         assert list(failures) == [("default", "web")]
         assert "no socket on 127.0.0.1 for default/web" in failures["default", "web"]
         assert rules.plans["default", "web"].ports == ()
-        assert rules.plans["default", "dns"].ports[0].cluster == (Backend(HERE, port),)
+        assert rules.plans["default", "dns"].ports[0].cluster == (Endpoint(HERE, port),)
         with pytest.raises(StaleError, match="no socket"):
             sync(backend, (None, plan(E1, name="late")), node=node)
 

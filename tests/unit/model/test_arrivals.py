@@ -10,7 +10,7 @@ from kubeproxy.api.addresses import pack
 from kubeproxy.model.arrivals import TCP, Arrivals, have_come
 from kubeproxy.model.flows import MOST_LISTINGS, Listing, Place, fronts, place
 from kubeproxy.model.plan import PortPlan, ServicePlan
-from kubeproxy.model.select import Backend
+from kubeproxy.model.select import Endpoint
 
 HERE = pack("192.0.2.1")
 A, B, C = (place(f"10.244.1.{i}", 8080) for i in (1, 2, 3))
@@ -28,7 +28,7 @@ class Flow(NamedTuple):
 
 def port(*endpoints: int, **fields: Any) -> PortPlan:
     """A port of shop/web with endpoints 10.244.1.N:8080, and every kind of front."""
-    backends = tuple(Backend(f"10.244.1.{i}", 8080) for i in endpoints)
+    backends = tuple(Endpoint(f"10.244.1.{i}", 8080) for i in endpoints)
     defaults = {"cluster_ip": "10.96.0.10", "node_port": 30080, "external_ips": ("203.0.113.10",)}
     defaults |= {"load_balancer_ips": ("203.0.113.20",), "cluster": backends}
     return PortPlan("shop/web", fields.pop("protocol", "TCP"), 80, **{**defaults, **fields})
@@ -80,7 +80,7 @@ def test_what_leads_to_an_endpoint_of_any_service_at_a_front_is_left_alone() -> 
 
 
 def test_local_endpoints_count() -> None:
-    arrivals = arrived(port(cluster=(), local=(Backend("10.244.1.1", 8080),)))
+    arrivals = arrived(port(cluster=(), local=(Endpoint("10.244.1.1", 8080),)))
     assert not arrivals.is_waiting(Flow(CLUSTER, A), local)
     assert arrivals.is_waiting(Flow(CLUSTER, CLUSTER), local)
 
@@ -101,7 +101,7 @@ def test_local_endpoints_count() -> None:
         (port(1), port(1, load_balancer_ips=("203.0.113.21",)), True),
         (port(1), port(1, node_port=0), True),
         (port(1), port(1, cluster_ip="10.96.0.11"), True),
-        (port(cluster=(), local=(Backend("10.244.1.1", 8080),)), port(1), False),
+        (port(cluster=(), local=(Endpoint("10.244.1.1", 8080),)), port(1), False),
     ],
 )
 def test_what_comes(before: PortPlan | None, after: PortPlan, *, came: bool) -> None:

@@ -10,7 +10,7 @@ from kubeproxy.api.addresses import pack
 from kubeproxy.api.rows import Protocol
 from kubeproxy.model.flows import MOST_LISTINGS, Fronts, Listing, Place, place
 from kubeproxy.model.plan import PortPlan, ServicePlan
-from kubeproxy.model.select import Backend
+from kubeproxy.model.select import Endpoint
 
 UDP, SCTP, TCP = 17, 132, 6
 DNS, WEB = ("shop", "dns"), ("shop", "web")
@@ -27,7 +27,7 @@ class Flow(NamedTuple):
 
 def port(*endpoints: int, name: str = "dns", protocol: Protocol = "UDP", **fields: Any) -> PortPlan:
     """A port of shop/dns with endpoints 10.244.1.N:5353."""
-    backends = tuple(Backend(f"10.244.1.{i}", 5353) for i in endpoints)
+    backends = tuple(Endpoint(f"10.244.1.{i}", 5353) for i in endpoints)
     defaults = {"cluster_ip": "10.96.0.10", "port": 53, "cluster": backends, "serving": backends}
     return PortPlan(f"shop/{name}", protocol, **{**defaults, **fields})
 
@@ -107,7 +107,7 @@ class TestStale:
         assert not stale(fronts, CLUSTER, B, TCP)
 
     def test_an_endpoint_that_only_serves_until_it_ends_keeps_its_flows(self):
-        draining = (Backend("10.244.1.1", 5353), Backend("10.244.1.2", 5353))
+        draining = (Endpoint("10.244.1.1", 5353), Endpoint("10.244.1.2", 5353))
         fronts = started(port(1, serving=draining))
         assert not stale(fronts, CLUSTER, B)
 
@@ -121,7 +121,7 @@ class TestStale:
 
     def test_an_endpoint_at_its_front(self):
         """A Pod in the node's network that listens on the very node port."""
-        backend = (Backend("192.0.2.1", 30053),)
+        backend = (Endpoint("192.0.2.1", 30053),)
         fronts = started(port(node_port=30053, serving=backend))
         assert not stale(fronts, place("192.0.2.1", 30053))
 
@@ -133,7 +133,7 @@ class TestStale:
         assert not stale(fronts, CLUSTER, A, zone=7)
 
     def test_ipv6(self):
-        backends = (Backend("fd00::1", 53),)
+        backends = (Endpoint("fd00::1", 53),)
         fronts = started(port(cluster_ip="fd00:10::1", serving=backends))
         assert not stale(fronts, place("fd00:10::1", 53), place("fd00::1", 53))
         assert stale(fronts, place("fd00:10::1", 53), place("fd00::2", 53))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kubeproxy.api.rows import EndpointPortRow, PortRow
 from kubeproxy.model.plan import PortPlan, ServicePlan, plan
-from kubeproxy.model.select import Backend
+from kubeproxy.model.select import Endpoint
 from tests.unit.model.make import IPV6, STATES, endpoint, node, numbers, piece, planned, service
 
 
@@ -28,8 +28,8 @@ class TestService:
             piece("1 local", "2", ports=(EndpointPortRow("http", "TCP", 8080), EndpointPortRow("dns", "UDP", 5353))),
             piece("7 local", family=IPV6, ports=(EndpointPortRow("http", "TCP", 8080),)),
         ]  # fmt: skip
-        both = (Backend("10.1.2.1", 8080, local=True), Backend("10.1.2.2", 8080))
-        dns = (Backend("10.1.2.1", 5353, local=True), Backend("10.1.2.2", 5353))
+        both = (Endpoint("10.1.2.1", 8080, local=True), Endpoint("10.1.2.2", 8080))
+        dns = (Endpoint("10.1.2.1", 5353, local=True), Endpoint("10.1.2.2", 5353))
         assert planned(wanted, *slices) == ServicePlan(
             namespace="shop",
             name="web",
@@ -75,7 +75,7 @@ class TestService:
         assert http.external_ips == ("2001:db8::10",)
         assert http.load_balancer_ips == ("2001:db8:5::1",)
         assert http.source_ranges == ("2001:db8:1::/48",)
-        assert http.cluster == (Backend("fd00:1::7", 8080, local=True),)
+        assert http.cluster == (Endpoint("fd00:1::7", 8080, local=True),)
         assert (nothing.cluster, nothing.internal_action) == ((), "reject")
 
     @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubeproxy.api.rows import Condition, PortRow
-from kubeproxy.model.select import Backend, select
+from kubeproxy.model.select import Endpoint, select
 from tests.unit.model.make import HERE, STATES, endpoint, node, numbers, piece, planned, service
 
 INTERNAL = 1  # internalTrafficPolicy Local
@@ -159,7 +159,7 @@ rows = st.lists(
 
 @given(rows, st.booleans(), st.booleans(), st.sampled_from(["", "zone-a", "zone-c"]))
 def test_what_is_chosen(endpoints, cluster, local, zone):
-    candidates = [(row, Backend(row.address, 80, row.node == HERE)) for row in endpoints]
+    candidates = [(row, Endpoint(row.address, 80, row.node == HERE)) for row in endpoints]
     chosen = select(candidates, cluster=cluster, local=local, node=HERE, zone=zone)
     state = {backend: Condition(row.conditions) for row, backend in candidates}
     ready = [b for b in state if Condition.READY in state[b]]

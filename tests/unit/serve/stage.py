@@ -8,14 +8,14 @@ from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.backends.base import Change, Failures
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
-from kubeproxy.model.select import Backend
+from kubeproxy.model.select import Endpoint
 from kubeproxy.model.state import State
 from kubeproxy.serve.message import Handler, Request, Response
 from kubeproxy.sync import Loop, Synced
 from tests.fakes.clock import FakeClock
 from tests.unit.test_sync import Kernel
 
-HERE, THERE = Backend("10.1.0.1", 80, True), Backend("10.2.0.1", 80, False)
+HERE, THERE = Endpoint("10.1.0.1", 80, True), Endpoint("10.2.0.1", 80, False)
 
 
 class Stage:

@@ -27,7 +27,7 @@ from kubeproxy.backends.iptables import names
 from kubeproxy.backends.programs import FILTER, NAT
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.model.plan import FORWARD, REJECT, Action, LostFront, PortId, PortPlan, ServicePlan
-from kubeproxy.model.select import Backend
+from kubeproxy.model.select import Endpoint
 
 Shared = tuple[str, str]
 """Table and chain shared by all Services."""
@@ -143,7 +143,7 @@ def _port_chains(p: PortPlan, proto: str) -> tuple[str, str, str, str]:
     return f"KUBE-SVC-{hash_}", f"KUBE-SVL-{hash_}", f"KUBE-EXT-{hash_}", f"KUBE-FW-{hash_}"
 
 
-def _endpoint_chain_name(b: Backend, p: PortPlan, proto: str) -> str:
+def _endpoint_chain_name(b: Endpoint, p: PortPlan, proto: str) -> str:
     return f"KUBE-SEP-{names.suffix(p.name + proto + join(b.address, b.port))}"
 
 
@@ -253,7 +253,7 @@ class _Fronts:
         )
 
 
-def _endpoint_chain(b: Backend, p: PortPlan, proto: str, d: Dialect, chains: dict[str, str]) -> str:
+def _endpoint_chain(b: Endpoint, p: PortPlan, proto: str, d: Dialect, chains: dict[str, str]) -> str:
     at = join(b.address, b.port)
     chain = _endpoint_chain_name(b, p, proto)
     comment = f' -m comment --comment "{p.name}"' if d.comments else ""
@@ -282,7 +282,7 @@ def _mark_internal(chain: str, p: PortPlan, proto: str, d: Dialect) -> str:
 
 
 def _balance(
-    chain: str, backends: tuple[Backend, ...], seps: dict[Backend, str], p: PortPlan, d: Dialect
+    chain: str, backends: tuple[Endpoint, ...], seps: dict[Endpoint, str], p: PortPlan, d: Dialect
 ) -> str:
     """Picks one of the backends: the one the client had, or any, each with the same probability."""
     lines = []

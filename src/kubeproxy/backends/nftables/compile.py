@@ -23,7 +23,7 @@ from kubeproxy.backends.nftables.steps import Rule, Steps
 from kubeproxy.backends.nftables.sticky import Own, own_objects
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import DROP, FORWARD, Action, PortPlan, ServicePlan
-from kubeproxy.model.select import Backend
+from kubeproxy.model.select import Endpoint
 
 Element = tuple[str, bytes]
 """The name of a set or map, and an element of it."""
@@ -183,7 +183,7 @@ class _Port:
         self._put(name, packing.goto(key, chain, self._port.name))
 
     def _slots(
-        self, key: bytes, backends: tuple[Backend, ...], *, here: bool = False, node_port: bool = False
+        self, key: bytes, backends: tuple[Endpoint, ...], *, here: bool = False, node_port: bool = False
     ) -> None:
         family = self._compiler.steps.family
         name = layout.endpoints(family, len(backends), here=here, node_port=node_port).name

@@ -12,7 +12,7 @@ from kubeproxy.backends.nftables import frame
 from kubeproxy.backends.nftables.content import Content
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import PortPlan, ServicePlan
-from kubeproxy.model.select import Backend
+from kubeproxy.model.select import Endpoint
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages
 from kubeproxy.netlink.nft.kernel import Kernel, RefusedError
@@ -63,7 +63,7 @@ def _expression(kernel: Kernel, table: Table, there: Sequence[Message], rule: Me
 def _services(node: NodeConfig) -> list[ServicePlan]:
     """Services that use everything: kinds of fronts, policies, affinity, source ranges, any number of endpoints."""
     address = "192.0.2.{}" if node.family == IPV4 else "2001:db8::{}"
-    everyone = tuple(Backend(address.format(100 + i), 80) for i in range(_ENDPOINTS))
+    everyone = tuple(Endpoint(address.format(100 + i), 80) for i in range(_ENDPOINTS))
     ports = tuple(
         PortPlan(
             name=f"probe/{protocol}:{affinity}",

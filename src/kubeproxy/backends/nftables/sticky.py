@@ -21,7 +21,7 @@ from kubeproxy.backends.nftables import names
 from kubeproxy.backends.nftables.chains import go_to, short_circuit
 from kubeproxy.backends.nftables.steps import Rule, Steps
 from kubeproxy.model.plan import FORWARD, PortPlan
-from kubeproxy.model.select import Backend
+from kubeproxy.model.select import Endpoint
 from kubeproxy.netlink.nft import expressions as x
 
 CLIENTS = 65535
@@ -75,7 +75,7 @@ def own_objects(port: PortPlan, steps: Steps) -> Own:
 
 
 def _balance(
-    protocol: Protocol, backends: tuple[Backend, ...], sets: dict[str, str], steps: Steps
+    protocol: Protocol, backends: tuple[Endpoint, ...], sets: dict[str, str], steps: Steps
 ) -> list[Rule]:
     known, fresh = [], []
     for i, backend in enumerate(backends):

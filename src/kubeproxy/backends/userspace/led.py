@@ -21,7 +21,7 @@ from kubeproxy.backends.base import Backend, Change, Failures, Measured, StaleEr
 from kubeproxy.figures import Figure
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
-from kubeproxy.model.select import Backend as Endpoint
+from kubeproxy.model.select import Endpoint
 from kubeproxy.relay.control import Relay
 from kubeproxy.relay.doors import Doors
 from kubeproxy.relay.values import Listener
