@@ -16,7 +16,7 @@ import msgspec
 
 from bench import objects, rig
 from kubeproxy.backends.nftables import names
-from kubeproxy.backends.nftables.backend import NFTables
+from kubeproxy.backends.nftables.driver import NFTables
 from kubeproxy.hub import Hub
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.netlink.nft.kernel import Kernel

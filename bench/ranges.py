@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from bench import objects, rig
 from bench.nftables import NODE, Daemon, Timed, _line
-from kubeproxy.backends.nftables.backend import NFTables
+from kubeproxy.backends.nftables.driver import NFTables
 from tests.lab import netns
 
 FEW, MANY, PORTS = 10, 2_000, 3

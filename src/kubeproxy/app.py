@@ -1,7 +1,7 @@
 """Puts the parts together and runs them: the only module that knows everything.
 
 In order: the source starts and tells the state; the node is waited for, since rules depend on what it is called,
-where it is and which Pods are its own; a backend and a loop is made for each IP family; and when the first lists are
+where it is and which Pods are its own; a driver and a loop is made for each IP family; and when the first lists are
 complete, the loops run. On SIGTERM everything stops and the rules stay.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 from kubeproxy import __version__, backends, nodewatch, progress, sysctls
 from kubeproxy import host as hosts
 from kubeproxy import log as klog
-from kubeproxy.backends.base import Backend, SyncError, UnsupportedError
+from kubeproxy.backends.base import Driver, SyncError, UnsupportedError
 from kubeproxy.config import KUBERNETES
 from kubeproxy.config.load import Options
 from kubeproxy.contests import Contests
@@ -311,7 +311,7 @@ class App:
         if self._has_rules:
             sysctls.apply(self._config.conntrack)
         opened = await self._open(host)
-        loops = [self._loop(node, backend) for node, backend in opened]
+        loops = [self._loop(node, driver) for node, driver in opened]
         cleaners = [FlowCleaner(loop) for loop in loops] if self._has_rules else []
         self._serving.attach(loops, cleaners)
         files = bool(self._options.manifests)
@@ -337,7 +337,7 @@ class App:
                 group.create_task(cleaner.run())
             group.create_task(watch.follow_addresses())
             group.create_task(self._report(loops, reporter, forwarding))
-            await self._all_synced(loops, [backend for _, backend in opened])
+            await self._all_synced(loops, [driver for _, driver in opened])
 
     async def _report(self, loops: Sequence[Loop], reporter: Reporter, forwarding: Forwarding) -> None:
         """Reports what is wrong around the rules, once they are in place; not much later if they never are."""
@@ -350,30 +350,30 @@ class App:
             if self._config.mode != "userspace":  # its relay connects to endpoints itself
                 group.create_task(forwarding.run())
 
-    async def _open(self, host: hosts.Host) -> list[tuple[NodeConfig, Backend]]:
-        """The backend of each family that can be served; the primary one must be.
+    async def _open(self, host: hosts.Host) -> list[tuple[NodeConfig, Driver]]:
+        """The driver of each family that can be served; the primary one must be.
 
         Raises:
             UnsupportedError: the mode cannot run here.
         """
         mode = backends.load(self._mode)
         opened = await asyncio.gather(
-            *(asyncio.to_thread(mode.open_backend, node) for node in host.nodes), return_exceptions=True
+            *(asyncio.to_thread(mode.open_driver, node) for node in host.nodes), return_exceptions=True
         )
         found = []
-        for node, backend in zip(host.nodes, opened, strict=True):
-            if isinstance(backend, UnsupportedError) and node is not host.primary:
-                log.warning("Only %s is served: %s", host.primary.family, backend)
+        for node, driver in zip(host.nodes, opened, strict=True):
+            if isinstance(driver, UnsupportedError) and node is not host.primary:
+                log.warning("Only %s is served: %s", host.primary.family, driver)
                 continue
-            if isinstance(backend, BaseException):
-                raise backend
-            found.append((node, backend))
+            if isinstance(driver, BaseException):
+                raise driver
+            found.append((node, driver))
         return found
 
-    def _loop(self, node: NodeConfig, backend: Backend) -> Loop:
+    def _loop(self, node: NodeConfig, driver: Driver) -> Loop:
         loop = Loop(
             self._hub.state,
-            backend,
+            driver,
             node.with_addresses(nodewatch.local_addresses(node.family)),
             sync_period=self._config.sync_period,
             min_sync_period=self._config.min_sync_period,
@@ -391,7 +391,7 @@ class App:
         log.error("%s: exiting, to be started again", why)
         self.end(1)
 
-    async def _all_synced(self, loops: Sequence[Loop], opened: Sequence[Backend]) -> None:
+    async def _all_synced(self, loops: Sequence[Loop], opened: Sequence[Driver]) -> None:
         """When all rules are in place: says so, and removes what another mode, or other programs, left."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_SYNC_SECONDS):

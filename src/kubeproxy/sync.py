@@ -18,7 +18,7 @@ from msgspec import Struct, structs
 
 from kubeproxy.api.addresses import Family
 from kubeproxy.backends.base import (
-    Backend,
+    Driver,
     Change,
     Failures,
     Leading,
@@ -56,7 +56,7 @@ class Synced(Struct, frozen=True, gc=False):
         failures: Services the kernel refuses.
         started: when it started, by the loop's clock.
         seconds: how long it took.
-        kernel_seconds: how much of that the backend took.
+        kernel_seconds: how much of that the driver took.
         triggered: when, in Unix time, what led to these changes happened in the cluster, as far as that was told.
     """
 
@@ -88,7 +88,7 @@ class Loop:
     def __init__(
         self,
         state: State,
-        backend: Backend,
+        driver: Driver,
         node: NodeConfig,
         *,
         sync_period: float = 30.0,
@@ -99,14 +99,14 @@ class Loop:
 
         Args:
             state: what the cluster says.
-            backend: what brings it to the kernel.
+            driver: what brings it to the kernel.
             node: the node under this family.
             sync_period: seconds between looks at the kernel, and the longest delay before a failed sync is retried.
             min_sync_period: least seconds between the end of a sync and the next; None: adapt to what partial syncs cost.
             clock: the time.
         """
         self._state = state
-        self._backend = backend
+        self._driver = driver
         self.node = node
         self._sync_period = sync_period
         self._clock = clock or SystemClock()
@@ -151,11 +151,11 @@ class Loop:
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
         """A plan that was synced as the kernel knows it: in some modes its backends are others."""
-        return self._backend.in_kernel(plan) if isinstance(self._backend, Leading) else plan
+        return self._driver.in_kernel(plan) if isinstance(self._driver, Leading) else plan
 
     def figures(self) -> Iterable[Figure]:
-        """What the backend tells of itself."""
-        return self._backend.figures() if isinstance(self._backend, Measured) else ()
+        """What the driver tells of itself."""
+        return self._driver.figures() if isinstance(self._driver, Measured) else ()
 
     def on_sync(self, listener: Callable[[Synced], None]) -> None:
         """Calls back after each successful sync, when the kernel has it."""
@@ -212,7 +212,7 @@ class Loop:
     def watch(self) -> None:
         """From now on what others do to the rules is noticed when they do it, where the kernel tells."""
         try:
-            if self._backend.watch(self._disturbed):
+            if self._driver.watch(self._disturbed):
                 self.resync()
         except OSError as e:
             log.warning("%s: what others do to the rules will not be noticed at once: %s", self.family, e)
@@ -223,7 +223,7 @@ class Loop:
             while True:
                 await self._sync(await self._until_due())
         finally:
-            await self._backend.close()
+            await self._driver.close()
 
     async def _until_due(self) -> Kind:
         """Waits until there is something to do and it may begin; returns what kind of sync does it."""
@@ -242,7 +242,7 @@ class Loop:
                 self.resync()
             elif now >= self._next_look:
                 self._next_look = now + self._sync_period
-                if not await self._backend.intact():
+                if not await self._driver.intact():
                     self._disturbed("somebody changed the rules in the kernel")
             else:
                 timers = [self._next_look, self._next_full, *([self._next_refused] if self.refused else [])]
@@ -279,7 +279,7 @@ class Loop:
             if not full and not changes and not node_changed:
                 return
             planned = self._clock.now()
-            failures = await self._backend.sync(node, changes, full=full)
+            failures = await self._driver.sync(node, changes, full=full)
         except Exception as e:
             self._full = True
             self._queued = self._syncing

@@ -9,7 +9,7 @@ import msgspec
 
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4, IPV6
-from kubeproxy.backends.base import Backend, Change, Failures, SyncError
+from kubeproxy.backends.base import Change, Driver, Failures, SyncError
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.model.state import State
@@ -112,7 +112,7 @@ class Proxy:
         applied: the plans that are in the kernel.
     """
 
-    def __init__(self, backend: Backend, node: NodeConfig = NODE) -> None:
+    def __init__(self, backend: Driver, node: NodeConfig = NODE) -> None:
         self.backend = backend
         self.node = node
         self.state = State()

@@ -10,7 +10,7 @@ import pytest
 from kubeproxy.api.addresses import IPV4, Family
 from kubeproxy.backends.fake_tables import BUILTIN, FakeTables
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.backend import IPTables
+from kubeproxy.backends.iptables.driver import IPTables
 from kubeproxy.backends.programs import TABLES, Programs, Variant
 from kubeproxy.netlink import nfacct
 from tests.fakes.cluster import NODE, NODE6, Proxy

@@ -16,9 +16,9 @@ from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES, IPV4, IPV6, Family
 from kubeproxy.backends import programs
 from kubeproxy.backends.base import StaleError, SyncError
-from kubeproxy.backends.iptables import backend as backends
 from kubeproxy.backends.iptables import cleanup, mode, names
-from kubeproxy.backends.iptables.backend import IPTables
+from kubeproxy.backends.iptables import driver as drivers
+from kubeproxy.backends.iptables.driver import IPTables
 from kubeproxy.backends.iptables.rules import probability
 from kubeproxy.backends.programs import RefusedError, Variant
 from kubeproxy.linux import run
@@ -72,9 +72,9 @@ def test_whatever_was_there_the_kernel_ends_as_after_a_fresh_start(
     tables = Twins(family, variant)
     node = data.draw(strategies.nodes(family))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "LARGE_CLUSTER_ENDPOINTS", 6)
-        patch.setattr(backends, "_NF_TABLES_LINES", 8)
-        patch.setattr(backends, "_NF_TABLES_FIRST_LINES", 20)
+        patch.setattr(drivers, "LARGE_CLUSTER_ENDPOINTS", 6)
+        patch.setattr(drivers, "_NF_TABLES_LINES", 8)
+        patch.setattr(drivers, "_NF_TABLES_FIRST_LINES", 20)
         proxy = Proxy(IPTables(tables, counters=True, drop_invalid=True), node)
         for number, batch in enumerate(history):
             for event in batch:
@@ -457,7 +457,7 @@ def test_the_mode_finds_all_it_needs_here(
     tables = Real(family, variant)
     with monkeypatch.context() as path:
         use_variant(path, tmp_path, variant)
-        backend = mode.open_backend(node)
+        backend = mode.open_driver(node)
     assert not any("KUBE" in line for line in tables.save())
     with monkeypatch.context() as path:
         use_variant(path, tmp_path, variant)

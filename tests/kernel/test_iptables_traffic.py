@@ -9,7 +9,7 @@ import pytest
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.backend import IPTables
+from kubeproxy.backends.iptables.driver import IPTables
 from kubeproxy.backends.programs import Variant
 from tests.fakes.cluster import Folder, Proxy, endpoints, service
 from tests.kernel.daemons import NODE, PATIENCE, Station, answers, until

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kubeproxy.api import types
-from kubeproxy.backends.nftables.backend import NFTables
+from kubeproxy.backends.nftables.driver import NFTables
 from kubeproxy.netlink.nft.kernel import Kernel
 from tests.fakes.cluster import NODE, Folder, Proxy, endpoints, service
 from tests.kernel.daemons import PATIENCE, Station, answers, ask, until

@@ -12,7 +12,7 @@ from msgspec import structs
 from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.backends.nftables import layout, packing
-from kubeproxy.backends.nftables.backend import NFTables
+from kubeproxy.backends.nftables.driver import NFTables
 from kubeproxy.backends.userspace.led import Led
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.netlink import wire

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kubeproxy.backends.nftables.backend import NFTables
+from kubeproxy.backends.nftables.driver import NFTables
 from kubeproxy.netlink.nft.kernel import Kernel
 from tests.fakes.cluster import Proxy, endpoints, service
 from tests.kernel.daemons import Station, ask, until

@@ -14,7 +14,7 @@ from kubeproxy import app, backends, host, sysctls
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.app import App
-from kubeproxy.backends.base import VIRTUAL_INTERFACE, Backend, Change, Failures, UnsupportedError
+from kubeproxy.backends.base import VIRTUAL_INTERFACE, Change, Driver, Failures, UnsupportedError
 from kubeproxy.config.load import load
 from kubeproxy.config.types import Conntrack
 from kubeproxy.hub import Hub
@@ -68,7 +68,7 @@ class Rig:
         given = {"manifests": [str(folder)], "hostname-override": "here", **silent, **flags}
         self.app = App(load(given, "linux"))
 
-    def open_backend(self, node: NodeConfig) -> Backend:
+    def open_driver(self, node: NodeConfig) -> Driver:
         if node.family in self.unsupported:
             raise UnsupportedError(f"no {node.family} here")
         self.opened.add(node.family)

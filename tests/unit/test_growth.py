@@ -20,7 +20,7 @@ import kubeproxy
 from kubeproxy.api import types
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.localhost import Localhost
-from kubeproxy.backends.nftables.backend import NFTables
+from kubeproxy.backends.nftables.driver import NFTables
 from kubeproxy.backends.userspace.led import Led
 from kubeproxy.backends.userspace.listening import Listening
 from kubeproxy.model.flows import Fronts

@@ -17,7 +17,7 @@ from kubeproxy import backends, host
 from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES, IPV4, Family, family_of, parse_address, parse_range
 from kubeproxy.app import App
-from kubeproxy.backends.base import Backend, Change, Failures
+from kubeproxy.backends.base import Change, Driver, Failures
 from kubeproxy.config.load import load
 from kubeproxy.hub import Hub
 from kubeproxy.model.node import NodeConfig
@@ -40,7 +40,7 @@ class Kernel:
     def __init__(self) -> None:
         self.plans: dict[Family, dict[Key, ServicePlan]] = {family: {} for family in FAMILIES}
 
-    def open_backend(self, node: NodeConfig) -> Backend:
+    def open_driver(self, node: NodeConfig) -> Driver:
         return self
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:

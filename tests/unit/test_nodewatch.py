@@ -11,7 +11,7 @@ import pytest
 from kubeproxy import backends, host, nodewatch
 from kubeproxy.api.addresses import IPV4, IPV6
 from kubeproxy.app import App
-from kubeproxy.backends.base import Backend, Change, Failures
+from kubeproxy.backends.base import Change, Driver, Failures
 from kubeproxy.config.load import load
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink import route
@@ -36,7 +36,7 @@ class Kernel:
         self.refuses: dict[tuple[str, str], str] = {}
         self.opened: list[NodeConfig] = []
 
-    def open_backend(self, node: NodeConfig) -> Backend:
+    def open_driver(self, node: NodeConfig) -> Driver:
         self.opened.append(node)
         return self
 

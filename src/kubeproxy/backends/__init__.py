@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Protocol
 
-from kubeproxy.backends.base import Backend, ByPrograms, SyncError, UnsupportedError
+from kubeproxy.backends.base import ByPrograms, Driver, SyncError, UnsupportedError
 from kubeproxy.backends.programs import VARIANTS
 from kubeproxy.backends.variants import OtherVariant
 from kubeproxy.model.node import NodeConfig
@@ -38,8 +38,8 @@ _END_WITH_THE_PROCESS = {"userspace", "userspace-listen"}
 class Mode(Protocol):
     """What a mode's module offers."""
 
-    def open_backend(self, node: NodeConfig) -> Backend:
-        """Makes the backend of a node's family and prepares the kernel for it.
+    def open_driver(self, node: NodeConfig) -> Driver:
+        """Makes the driver of a node's family and prepares the kernel for it.
 
         Raises:
             UnsupportedError: it cannot run here.
@@ -74,7 +74,7 @@ def cleanup(*modes: str) -> None:
         raise SyncError("; ".join(troubles))
 
 
-def other_variants(mode: str, opened: Iterable[Backend]) -> list[OtherVariant]:
+def other_variants(mode: str, opened: Iterable[Driver]) -> list[OtherVariant]:
     """The variants of iptables that a mode's rules are not in; none for a mode that has no rules.
 
     Args:

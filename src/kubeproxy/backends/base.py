@@ -1,6 +1,6 @@
 """What every mode does for the control loop, and the values that pass between them.
 
-A backend is handed differences of plans and brings the kernel there. It knows nothing of Kubernetes and remembers
+A driver is handed differences of plans and brings the kernel there. It knows nothing of Kubernetes and remembers
 no plan: the loop does. A full sync is the same call with nothing before, so whatever an earlier run or somebody else
 left in the kernel is adopted, changed or removed, without a moment in which packets go astray.
 """
@@ -55,7 +55,7 @@ class UnsupportedError(Exception):
     """This mode cannot run here. The message says what is missing and what to do."""
 
 
-class Backend(Protocol):
+class Driver(Protocol):
     """One proxy mode for one IP family."""
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
@@ -96,7 +96,7 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Measured(Protocol):
-    """A backend that has something to tell beside what every loop knows."""
+    """A driver that has something to tell beside what every loop knows."""
 
     def figures(self) -> Iterable[Figure]:
         """What it counted; asked at each scrape, so it must be cheap."""
@@ -104,7 +104,7 @@ class Measured(Protocol):
 
 @runtime_checkable
 class Leading(Protocol):
-    """A backend that leads traffic to somebody in between."""
+    """A driver that leads traffic to somebody in between."""
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
         """A plan that was synced as the kernel knows it, with those in between as its backends."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from kubeproxy.api.addresses import IPV4, is_loopback, join
 from kubeproxy.backends import relayed
-from kubeproxy.backends.base import Backend, Change, Failures, Leading, Measured
+from kubeproxy.backends.base import Change, Driver, Failures, Leading, Measured
 from kubeproxy.figures import Figure
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
@@ -25,15 +25,15 @@ _Front = tuple[Key, str, int, bool]
 
 
 class Localhost:
-    """A backend, and beside it a relay for node ports on localhost. See `backends.base.Backend`."""
+    """A driver, and beside it a relay for node ports on localhost. See `backends.base.Driver`."""
 
-    def __init__(self, inner: Backend, relay: Relay, *, shared: bool = False) -> None:
+    def __init__(self, inner: Driver, relay: Relay, *, shared: bool = False) -> None:
         """Makes it.
 
         Args:
             inner: what does all the rest.
             relay: serves localhost.
-            shared: the relay is the inner backend's, which tells of it, and sends PROXY protocol headers to
+            shared: the relay is the inner driver's, which tells of it, and sends PROXY protocol headers to
                 endpoints of Services that ask for them.
         """
         self._inner = inner
@@ -44,7 +44,7 @@ class Localhost:
         self._failed = 0
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
-        """See `Backend`."""
+        """See `Driver`."""
         failures = await self._inner.sync(node, changes, full=full)
         wanted: dict[_Front, Listener] = {}
         gone: set[_Front] = set()
@@ -69,17 +69,17 @@ class Localhost:
         return self._inner.in_kernel(plan) if isinstance(self._inner, Leading) else plan
 
     async def intact(self) -> bool:
-        """See `Backend`."""
+        """See `Driver`."""
         for front, (listener, _) in list(self._missing.items()):
             self._open(front, listener)
         return await self._inner.intact()
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:
-        """See `Backend`."""
+        """See `Driver`."""
         return self._inner.watch(disturbed)
 
     async def close(self) -> None:
-        """See `Backend`."""
+        """See `Driver`."""
         await self._doors.stop()
         await self._inner.close()
 

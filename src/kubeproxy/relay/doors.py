@@ -1,4 +1,4 @@
-"""The listeners of a backend, by name."""
+"""The listeners of a driver, by name."""
 
 import asyncio
 from collections.abc import Collection, Hashable

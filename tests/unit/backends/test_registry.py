@@ -11,7 +11,7 @@ from kubeproxy.backends.base import UnsupportedError
 def test_a_mode_there_is() -> None:
     mode = backends.load("iptables")
     assert isinstance(mode, ModuleType)
-    assert callable(mode.open_backend)
+    assert callable(mode.open_driver)
 
 
 def test_a_mode_there_is_not_is_told_with_those_there_are() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from kubeproxy.api.addresses import FAMILIES, IPV4
-from kubeproxy.backends.base import Backend
+from kubeproxy.backends.base import Driver
 from kubeproxy.backends.localhost import Localhost
 from kubeproxy.backends.userspace.led import Led
 from kubeproxy.backends.userspace.listening import Listening
@@ -80,12 +80,12 @@ def local(node: NodeConfig) -> list[str]:
     return sorted({node.address, *strategies.CLUSTER_IPS[family], *external})
 
 
-def listening(node: NodeConfig) -> tuple[Backend, FakeRelay]:
+def listening(node: NodeConfig) -> tuple[Driver, FakeRelay]:
     relay = FakeRelay()
     return Listening(relay, lambda: local(node)), relay
 
 
-def led(node: NodeConfig) -> tuple[Backend, FakeRelay]:
+def led(node: NodeConfig) -> tuple[Driver, FakeRelay]:
     relay = FakeRelay()
     return Localhost(Led(Rules(), relay, lambda _: node.address), relay, shared=True), relay
 
@@ -103,7 +103,7 @@ def held(relay: FakeRelay) -> object:
 def test_the_end_is_that_of_a_fresh_start(
     history: list[list[strategies.Event]],
     node: NodeConfig,
-    backend: Callable[[NodeConfig], tuple[Backend, FakeRelay]],
+    backend: Callable[[NodeConfig], tuple[Driver, FakeRelay]],
 ) -> None:
     node = replace(node, localhost_relay=True)
     with pytest.MonkeyPatch.context() as patch:

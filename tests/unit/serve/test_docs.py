@@ -7,7 +7,7 @@ import pytest
 
 from kubeproxy import sysctls
 from kubeproxy.backends.fake_tables import FakeTables
-from kubeproxy.backends.iptables.backend import IPTables
+from kubeproxy.backends.iptables.driver import IPTables
 from kubeproxy.backends.localhost import Localhost
 from kubeproxy.config.load import load
 from kubeproxy.contests import Contests

@@ -179,7 +179,7 @@ def test_repairs_and_refused_services_are_told() -> None:
 def test_what_a_backend_tells_of_itself_is_told() -> None:
     rig = Rig()
     figure = Figure("kubeproxy_x_total", "counter", "X.", 7, {"table": "nat", "ip_family": "IPv4"})
-    rig.stage.loop._backend.figures = lambda: [figure]  # type: ignore[attr-defined]
+    rig.stage.loop._driver.figures = lambda: [figure]  # type: ignore[attr-defined]
     assert rig.scrape().labelled("kubeproxy_x_total", table="nat") == 7
 
 

@@ -4,9 +4,9 @@ import logging
 
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends import programs
-from kubeproxy.backends.base import Backend
+from kubeproxy.backends.base import Driver
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.backend import IPTables
+from kubeproxy.backends.iptables.driver import IPTables
 from kubeproxy.backends.programs import MANGLE, RefusedError, Tables
 from kubeproxy.linux import sysctl
 from kubeproxy.model.node import NodeConfig
@@ -18,8 +18,8 @@ _BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 _ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
 
 
-def open_backend(node: NodeConfig) -> Backend:
-    """Makes the backend of a node's family and prepares the kernel for it.
+def open_driver(node: NodeConfig) -> Driver:
+    """Makes the driver of a node's family and prepares the kernel for it.
 
     Raises:
         UnsupportedError: it cannot run here.

@@ -8,10 +8,10 @@ from typing import Final
 
 from kubeproxy.api.addresses import IPV4, pack
 from kubeproxy.backends import programs
-from kubeproxy.backends.base import Backend, UnsupportedError
+from kubeproxy.backends.base import Driver, UnsupportedError
 from kubeproxy.backends.ipvs import names
-from kubeproxy.backends.ipvs.backend import IPVS
 from kubeproxy.backends.ipvs.compile import Dialect
+from kubeproxy.backends.ipvs.driver import IPVS
 from kubeproxy.backends.ipvs.kernel import Linux, ServerChange
 from kubeproxy.linux import sysctl
 from kubeproxy.model.node import IPVSSettings, NodeConfig
@@ -34,8 +34,8 @@ _REUSE: Final = "net/ipv4/vs/conn_reuse_mode"
 _STRICT_ARP: Final = {"net/ipv4/conf/all/arp_ignore": 1, "net/ipv4/conf/all/arp_announce": 2}
 
 
-def open_backend(node: NodeConfig) -> Backend:
-    """Makes the backend of a node's family and prepares the kernel for it.
+def open_driver(node: NodeConfig) -> Driver:
+    """Makes the driver of a node's family and prepares the kernel for it.
 
     Raises:
         UnsupportedError: it cannot run here.

@@ -3,9 +3,9 @@
 import errno
 import logging
 
-from kubeproxy.backends.base import Backend, SyncError, UnsupportedError
+from kubeproxy.backends.base import Driver, SyncError, UnsupportedError
 from kubeproxy.backends.nftables import forwarding, probe
-from kubeproxy.backends.nftables.backend import NFTables
+from kubeproxy.backends.nftables.driver import NFTables
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink.nft.kernel import Kernel
 
@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 _NO_RIGHT = {errno.EPERM, errno.EACCES}
 
 
-def open_backend(node: NodeConfig, *, forwards: bool = True) -> Backend:
-    """Makes the backend of a node's family.
+def open_driver(node: NodeConfig, *, forwards: bool = True) -> Driver:
+    """Makes the driver of a node's family.
 
     Args:
         node: the node.

@@ -1,7 +1,7 @@
 """Rules lead the traffic to a relay.
 
 For each Service port there is a socket for the Cluster policy and one for the Local policy, as far as some traffic has it and
-endpoints are there. A plan that names the socket in place of the endpoints goes to nftables mode's backend, which does
+endpoints are there. A plan that names the socket in place of the endpoints goes to nftables mode's driver, which does
 everything in front of it: node ports, source ranges, refusals, who is under which policy. A change of endpoints does not
 change such a plan, so it never reaches the kernel.
 
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from msgspec.structs import replace
 
 from kubeproxy.backends import relayed
-from kubeproxy.backends.base import Backend, Change, Failures, Measured, StaleError, SyncError
+from kubeproxy.backends.base import Change, Driver, Failures, Measured, StaleError, SyncError
 from kubeproxy.figures import Figure
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
@@ -33,13 +33,13 @@ _Door = tuple[str, str, str, str]
 
 
 class Led:
-    """Userspace mode with rules, for one IP family. See `backends.base.Backend`."""
+    """Userspace mode with rules, for one IP family. See `backends.base.Driver`."""
 
-    def __init__(self, rules: Backend, relay: Relay, own_address: Callable[[NodeConfig], str]) -> None:
+    def __init__(self, rules: Driver, relay: Relay, own_address: Callable[[NodeConfig], str]) -> None:
         """Makes it.
 
         Args:
-            rules: the backend that leads traffic to endpoints.
+            rules: the driver that leads traffic to endpoints.
             relay: carries it.
             own_address: finds the address of the node that the relay is to listen on.
         """
@@ -50,7 +50,7 @@ class Led:
         self._address = ""
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
-        """See `Backend`."""
+        """See `Driver`."""
         if full:
             self._address = self._own_address(node)
             failures = await asyncio.to_thread(self._open, node, changes)
@@ -80,11 +80,11 @@ class Led:
         return replace(plan, ports=tuple(port for port in ports if port is not None))
 
     async def intact(self) -> bool:
-        """See `Backend`."""
+        """See `Driver`."""
         return await self._rules.intact()
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:
-        """See `Backend`."""
+        """See `Driver`."""
         return self._rules.watch(disturbed)
 
     def figures(self) -> Iterable[Figure]:
@@ -94,7 +94,7 @@ class Led:
         yield from self._relay.figures()
 
     async def close(self) -> None:
-        """See `Backend`."""
+        """See `Driver`."""
         await self._rules.close()
         await self._doors.stop()
 

@@ -30,7 +30,7 @@ _Front = tuple[Key, str, int, str]
 
 
 class Listening:
-    """Userspace mode without rules, for one IP family. See `backends.base.Backend`."""
+    """Userspace mode without rules, for one IP family. See `backends.base.Driver`."""
 
     def __init__(self, relay: Relay, local_addresses: Callable[[], Sequence[str]]) -> None:
         """Makes it.
@@ -47,7 +47,7 @@ class Listening:
         self._told = ""
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
-        """See `Backend`."""
+        """See `Driver`."""
         if full:
             local = tuple(self._local_addresses())
             self._local, self._own = frozenset(local), relayed.own(node, local)
@@ -73,11 +73,11 @@ class Listening:
         return failures
 
     async def intact(self) -> bool:
-        """See `Backend`. Addresses that came or went are something to follow, too."""
+        """See `Driver`. Addresses that came or went are something to follow, too."""
         return frozenset(self._local_addresses()) == self._local
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:  # noqa: ARG002
-        """See `Backend`. Nobody can disturb a socket."""
+        """See `Driver`. Nobody can disturb a socket."""
         return False
 
     def figures(self) -> Iterable[Figure]:
@@ -85,7 +85,7 @@ class Listening:
         return self._relay.figures()
 
     async def close(self) -> None:
-        """See `Backend`."""
+        """See `Driver`."""
         await self._doors.stop()
 
     def _open(self, wanted: Sequence[tuple[Key, _Front, Listener]]) -> dict[Key, str]:

@@ -2,7 +2,7 @@
 
 from msgspec.structs import replace
 
-from kubeproxy.backends.base import Backend, UnsupportedError
+from kubeproxy.backends.base import Driver, UnsupportedError
 from kubeproxy.backends.localhost import Localhost
 from kubeproxy.backends.nftables import mode as nftables
 from kubeproxy.backends.userspace import here
@@ -11,15 +11,15 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.relay.control import Relay
 
 
-def open_backend(node: NodeConfig) -> Backend:
-    """Makes the backend of a node's family.
+def open_driver(node: NodeConfig) -> Driver:
+    """Makes the driver of a node's family.
 
     Raises:
         UnsupportedError: it cannot run here.
         SyncError: it cannot run now.
     """
     try:
-        rules = nftables.open_backend(replace(node, localhost_relay=False), forwards=False)
+        rules = nftables.open_driver(replace(node, localhost_relay=False), forwards=False)
     except UnsupportedError as e:
         raise UnsupportedError(
             f"userspace mode leads traffic to itself by nftables rules; --userspace-listen does without: {e}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from kubeproxy.api import types
 from kubeproxy.backends.fake_tables import BUILTIN, FakeTables
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.backend import IPTables
+from kubeproxy.backends.iptables.driver import IPTables
 from kubeproxy.backends.iptables.rules import SHARED
 from kubeproxy.backends.programs import Variant
 from kubeproxy.model.node import NodeConfig

@@ -4,7 +4,7 @@ import pytest
 
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.backend import IPTables
+from kubeproxy.backends.iptables.driver import IPTables
 from kubeproxy.figures import Figure
 from kubeproxy.netlink import nfacct
 from tests.fakes.cluster import Proxy, endpoints, service

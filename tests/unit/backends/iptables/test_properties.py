@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.backends.fake_tables import BUILTIN, FakeTables
-from kubeproxy.backends.iptables import backend as backends
+from kubeproxy.backends.iptables import driver as drivers
 from kubeproxy.backends.programs import Variant
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.state import State
@@ -35,9 +35,9 @@ def small_world() -> Iterator[None]:
         return work(*args, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "LARGE_CLUSTER_ENDPOINTS", 6)
-        patch.setattr(backends, "_NF_TABLES_LINES", 8)
-        patch.setattr(backends, "_NF_TABLES_FIRST_LINES", 20)
+        patch.setattr(drivers, "LARGE_CLUSTER_ENDPOINTS", 6)
+        patch.setattr(drivers, "_NF_TABLES_LINES", 8)
+        patch.setattr(drivers, "_NF_TABLES_FIRST_LINES", 20)
         patch.setattr(asyncio, "to_thread", at_once)
         yield
 
@@ -97,7 +97,7 @@ async def _live_through(
 def _started(
     state: State, tables: FakeTables, node: NodeConfig, clock: FakeClock
 ) -> tuple[Loop, asyncio.Task[None]]:
-    backend = backends.IPTables(tables, counters=True, drop_invalid=True)
+    backend = drivers.IPTables(tables, counters=True, drop_invalid=True)
     loop = Loop(state, backend, node, clock=clock)
     return loop, asyncio.create_task(loop.run())
 

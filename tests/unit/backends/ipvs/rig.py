@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from kubeproxy.api.addresses import IPV4, join, unpack
 from kubeproxy.backends.fake_tables import FakeTables
-from kubeproxy.backends.ipvs.backend import IPVS
+from kubeproxy.backends.ipvs.driver import IPVS
 from kubeproxy.backends.ipvs.fake import FakeKernel
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.netlink import ipvs

@@ -7,7 +7,7 @@ from msgspec import structs
 from kubeproxy.api.addresses import Family
 from kubeproxy.backends.base import Change
 from kubeproxy.backends.nftables import layout
-from kubeproxy.backends.nftables.backend import NFTables
+from kubeproxy.backends.nftables.driver import NFTables
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages as m

@@ -33,7 +33,7 @@ _LARGE = 2_000
 
 
 class NFTables:
-    """The nftables backend of one IP family. See `backends.base.Backend`."""
+    """The nftables driver of one IP family. See `backends.base.Driver`."""
 
     def __init__(self, kernel: Kernel, node: NodeConfig) -> None:
         self._kernel = kernel
@@ -43,7 +43,7 @@ class NFTables:
         self._others = 0
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
-        """See `Backend`."""
+        """See `Driver`."""
         try:
             if full:
                 failures = await asyncio.to_thread(self._full, node, changes)
@@ -60,17 +60,17 @@ class NFTables:
         return {}
 
     async def intact(self) -> bool:
-        """See `Backend`. The watch tells what happens when it happens."""
+        """See `Driver`. The watch tells what happens when it happens."""
         return True
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:
-        """See `Backend`."""
+        """See `Driver`."""
         self._lookout = watch(self._table, disturbed)
         self._lookout.join()
         return self._kernel.others() != self._others
 
     async def close(self) -> None:
-        """See `Backend`."""
+        """See `Driver`."""
         if self._lookout is not None:
             self._lookout.close()
         self._kernel.close()

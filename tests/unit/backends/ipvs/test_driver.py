@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from kubeproxy.api import types
 from kubeproxy.api.addresses import pack
 from kubeproxy.backends.base import StaleError, SyncError
-from kubeproxy.backends.ipvs import backend as backends
+from kubeproxy.backends.ipvs import driver as drivers
 from kubeproxy.backends.ipvs import sets
 from kubeproxy.backends.ipvs.kernel import ServerChange
 from kubeproxy.model.node import IPVSSettings
@@ -231,7 +231,7 @@ class TestDraining:
 
     def _look(self, rig: Rig) -> None:
         backend = rig.backend
-        assert isinstance(backend, backends.IPVS)
+        assert isinstance(backend, drivers.IPVS)
         backend._delete_drained()
 
 

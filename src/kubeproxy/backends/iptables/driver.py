@@ -79,10 +79,10 @@ _STAGES: tuple[tuple[str, Callable[[Fragment], list[str]]], ...] = (
 
 
 class IPTables:
-    """The iptables backend of one IP family. See `backends.base.Backend`."""
+    """The iptables driver of one IP family. See `backends.base.Driver`."""
 
     def __init__(self, tables: Tables, *, counters: bool, drop_invalid: bool) -> None:
-        """Makes a backend.
+        """Makes a driver.
 
         Args:
             tables: the tables to write to.
@@ -107,7 +107,7 @@ class IPTables:
         return self._tables.variant
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
-        """See `Backend`. Runs in a thread: the programs take their time."""
+        """See `Driver`. Runs in a thread: the programs take their time."""
         failures = await asyncio.to_thread(self._sync, node, changes, full=full)
         self._affinity.look(changes)
         if full and self._lookout is not None:
@@ -115,11 +115,11 @@ class IPTables:
         return failures
 
     async def intact(self) -> bool:
-        """See `Backend`."""
+        """See `Driver`."""
         return await asyncio.to_thread(self._is_intact)
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:
-        """See `Backend`. Legacy tables tell nothing."""
+        """See `Driver`. Legacy tables tell nothing."""
         if self._tables.variant == "legacy":
             return False
         self._lookout = watch(self._tables.family, self._tables.wrote, disturbed)
@@ -141,7 +141,7 @@ class IPTables:
                     yield Figure(name, "counter", text, nfacct.packets(counter))
 
     async def close(self) -> None:
-        """See `Backend`."""
+        """See `Driver`."""
         if self._lookout is not None:
             self._lookout.close()
 

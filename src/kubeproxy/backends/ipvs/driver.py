@@ -45,10 +45,10 @@ _PROTOCOLS = {ipvs.TCP: "TCP", ipvs.UDP: "UDP", ipvs.SCTP: "SCTP"}
 
 
 class IPVS:
-    """The ipvs backend of one IP family. See `backends.base.Backend`."""
+    """The ipvs driver of one IP family. See `backends.base.Driver`."""
 
     def __init__(self, kernel: Kernel, tables: Tables, node: NodeConfig) -> None:
-        """Makes a backend; the kernel is prepared already, see `mode`."""
+        """Makes a driver; the kernel is prepared already, see `mode`."""
         self._kernel = kernel
         self._tables = tables
         self._sets = SetKeeper(kernel, node.family)
@@ -71,7 +71,7 @@ class IPVS:
         return self._tables.variant
 
     async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
-        """See `Backend`."""
+        """See `Driver`."""
         async with self._lock:
             try:
                 return await asyncio.to_thread(self._full if full else self._partial, node, changes)
@@ -82,18 +82,18 @@ class IPVS:
                     self._drainer = asyncio.create_task(self._drain())
 
     async def intact(self) -> bool:
-        """See `Backend`."""
+        """See `Driver`."""
         async with self._lock:
             return await asyncio.to_thread(self._is_intact)
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:
-        """See `Backend`. Of virtual servers and sets the kernel tells nothing: there `intact` must do."""
+        """See `Driver`. Of virtual servers and sets the kernel tells nothing: there `intact` must do."""
         self._watch = Watch(self._tables, self._wants, self._missing, disturbed)
         self._watch.join()
         return self._tables.fingerprint() != self._fingerprint
 
     async def close(self) -> None:
-        """See `Backend`."""
+        """See `Driver`."""
         if self._drainer is not None:
             self._drainer.cancel()
         if self._watch is not None:
