@@ -179,9 +179,9 @@ class App:
         self._name = self._config.node_name
         if not self._name:
             raise FatalError("this host has no name; set --hostname-override to the name of its Node")
-        listens = options.userspace_listen and self._config.mode == "userspace"
-        self._mode = "userspace-listen" if listens else self._config.mode
-        self._has_rules = not listens
+        self._mode = backends.mode(self._config.mode)
+        if options.userspace_listen and self._mode.without_rules:
+            self._mode = backends.mode(self._mode.without_rules)
         self._stop: asyncio.Future[int] | None = None
         self._early: int | None = None
 
@@ -239,7 +239,7 @@ class App:
             __version__,
             KUBERNETES,
             self._config.mode,
-            "" if self._has_rules else " without rules",
+            "" if self._mode.tracked else " without rules",
             self._options.config_file or "flags",
         )
         log.info("Services come from %s", source)
@@ -308,11 +308,11 @@ class App:
         """Does everything but listening to the source."""
         watch = NodeWatch(self._config, self._name, self._hub, files=bool(self._options.manifests))
         host = await watch.known()
-        if self._has_rules:
+        if self._mode.tracked:
             sysctls.apply(self._config.conntrack)
         opened = await self._open(host)
         loops = [self._loop(node, driver) for node, driver in opened]
-        cleaners = [FlowCleaner(loop) for loop in loops] if self._has_rules else []
+        cleaners = [FlowCleaner(loop) for loop in loops] if self._mode.tracked else []
         self._serving.attach(loops, cleaners)
         files = bool(self._options.manifests)
         reporter = Reporter(self._hub.state, self._name, self._events.service, files=files)
@@ -321,7 +321,7 @@ class App:
         for loop in loops:
             contests.follow(loop)
         self._serving.tell(reporter.figures, contests.figures, sysctls.figures)
-        if self._config.mode != "userspace":
+        if self._mode.forwards:
             self._serving.tell(forwarding.figures)
         watch.follow(loops, self._fail)
         await self._hub.lists_complete.wait()
@@ -347,7 +347,7 @@ class App:
                     await loop.synced.wait()
         async with asyncio.TaskGroup() as group:
             group.create_task(reporter.run())
-            if self._config.mode != "userspace":  # its relay connects to endpoints itself
+            if self._mode.forwards:  # its relay connects to endpoints itself
                 group.create_task(forwarding.run())
 
     async def _open(self, host: hosts.Host) -> list[tuple[NodeConfig, Driver]]:
@@ -356,9 +356,8 @@ class App:
         Raises:
             UnsupportedError: the mode cannot run here.
         """
-        mode = backends.load(self._mode)
         opened = await asyncio.gather(
-            *(asyncio.to_thread(mode.open_driver, node) for node in host.nodes), return_exceptions=True
+            *(asyncio.to_thread(self._mode.open, node) for node in host.nodes), return_exceptions=True
         )
         found = []
         for node, driver in zip(host.nodes, opened, strict=True):
@@ -375,8 +374,8 @@ class App:
             self._hub.state,
             driver,
             node.with_addresses(nodewatch.local_addresses(node.family)),
-            sync_period=self._config.sync_period,
-            min_sync_period=self._config.min_sync_period,
+            sync_period=self._mode.sync_period(self._config),
+            min_sync_period=self._mode.min_sync_period(self._config),
         )
 
         def tell_refusals(done: Synced) -> None:
@@ -412,7 +411,7 @@ class App:
         gc.freeze()  # not collected before: what is here stays, and to look through it would keep the first change waiting
         notify("READY=1")
         await asyncio.sleep(_HANDSHAKE_SECONDS)
-        for mode in backends.replaced_by(self._mode):
+        for mode in self._mode.replaces:
             try:
                 await asyncio.to_thread(backends.cleanup, mode)
             except SyncError as e:
@@ -423,4 +422,4 @@ class App:
                 await asyncio.to_thread(other.remove)
             if len(others) > 1:
                 return  # nothing of ours is in any: that was for what another mode left
-            await asyncio.sleep(self._config.sync_period)
+            await asyncio.sleep(self._mode.sync_period(self._config))

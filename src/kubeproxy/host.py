@@ -11,13 +11,13 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from kubeproxy import backends
 from kubeproxy.api.addresses import (
     BITS,
     FAMILIES,
     IPV4,
     IPV6,
     Family,
-    contains,
     family_of,
     is_everything,
     is_link_local,
@@ -27,12 +27,11 @@ from kubeproxy.api.addresses import (
 from kubeproxy.api.rows import NodeRow
 from kubeproxy.config.gates import resolve
 from kubeproxy.config.types import KubeProxyConfiguration
-from kubeproxy.model.node import IPVSSettings, LocalTraffic, NodeConfig
+from kubeproxy.model.node import LOOPBACK, LocalTraffic, NodeConfig
 from kubeproxy.netlink import route
 
 log = logging.getLogger(__name__)
 
-LOOPBACK: Mapping[Family, str] = {IPV4: "127.0.0.1", IPV6: "::1"}
 UNSPECIFIED = frozenset({"0.0.0.0", "::"})
 
 
@@ -79,6 +78,7 @@ def host(
         log.warning(
             "Cannot determine this node's IP, assuming loopback; if that is wrong, set --bind-address"
         )
+    mode = backends.mode(config.mode)
     families = [primary, *(f for f in FAMILIES if f != primary and f in supported)]
     node_ports = node_port_cidrs(config, addresses)
     ranges = node_port_ranges(node_ports)
@@ -91,19 +91,16 @@ def host(
             zone=row.zone if row else "",
             address=addresses[family],
             local_traffic=local_traffic(config, family, pod_cidrs),
-            masquerade_all=config.masquerade_all,
-            masquerade_mark=1 << config.masquerade_bit,
+            masquerade_all=mode.masquerade_all(config),
+            masquerade_mark=1 << mode.masquerade_bit(config),
             node_port_ranges=ranges[family],
-            localhost_node_ports=_localhost(config, family, ranges[family]),
-            localhost_relay=_localhost_relay(config, family, ranges[family]),
             relay_ports=config.ports or (0, 0),
             external_ips=external_ips,
-            ipvs=_ipvs(config),
         )
         for family in families
     )
     _check(config, families, node_ports, pod_cidrs)
-    return Host(nodes)
+    return Host(tuple(mode.node(node, config) for node in nodes))
 
 
 def node_addresses(given: Sequence[str], bind_address: str) -> tuple[Family, dict[Family, str]]:
@@ -180,33 +177,6 @@ def own_addresses() -> tuple[str, ...]:
     return tuple(a for a in found if a and not (":" in a and is_link_local(a)))
 
 
-def _ipvs(config: KubeProxyConfiguration) -> IPVSSettings | None:
-    """The settings of ipvs mode, if it is the mode."""
-    if config.mode != "ipvs":
-        return None
-    given = config.ipvs
-    timeouts = int(given.tcp_timeout), int(given.tcp_fin_timeout), int(given.udp_timeout)
-    return IPVSSettings(given.scheduler, config.ipvs_exclude_cidrs, given.strict_arp, timeouts)
-
-
-def _localhost(config: KubeProxyConfiguration, family: Family, ranges: Sequence[str]) -> bool:
-    """Whether node ports work on localhost: in iptables mode, over IPv4, unless the configuration excludes it."""
-    wanted = config.mode == "iptables" and family == IPV4 and config.iptables.localhost_node_ports
-    return wanted and (not ranges or _hold_loopback(ranges, family))
-
-
-def _localhost_relay(config: KubeProxyConfiguration, family: Family, ranges: Sequence[str]) -> bool:
-    """Whether a relay serves node ports on localhost: in nftables mode where the configuration names it (KEP-6032)."""
-    if config.mode == "userspace":
-        return not ranges or _hold_loopback(ranges, family)
-    return config.mode == "nftables" and _hold_loopback(ranges, family)
-
-
-def _hold_loopback(ranges: Sequence[str], family: Family) -> bool:
-    """Whether one of some ranges of a family is of loopback addresses, or holds the usual one."""
-    return any(is_loopback(cidr.partition("/")[0]) or contains(cidr, LOOPBACK[family]) for cidr in ranges)
-
-
 def _check(
     config: KubeProxyConfiguration,
     families: Sequence[Family],
@@ -239,8 +209,8 @@ def _check(
         log.warning("%s", message)
     if both:
         return
-    if config.mode == "ipvs" and _families(config.ipvs_exclude_cidrs) == {other}:
-        log.warning("ipvs.excludeCIDRs has only %s ranges, but this host speaks only %s", other, primary)
+    for doubt in backends.mode(config.mode).doubts(config, primary):
+        log.warning("%s", doubt)
     for field, listener in (
         ("healthzBindAddress", config.healthz_address),
         ("metricsBindAddress", config.metrics_address),

@@ -18,8 +18,8 @@ from msgspec import Struct, structs
 
 from kubeproxy.api.addresses import Family
 from kubeproxy.backends.base import (
-    Driver,
     Change,
+    Driver,
     Failures,
     Leading,
     Measured,

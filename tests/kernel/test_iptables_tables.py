@@ -16,7 +16,7 @@ from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES, IPV4, IPV6, Family
 from kubeproxy.backends import programs
 from kubeproxy.backends.base import StaleError, SyncError
-from kubeproxy.backends.iptables import cleanup, mode, names
+from kubeproxy.backends.iptables import cleanup, names, prepare
 from kubeproxy.backends.iptables import driver as drivers
 from kubeproxy.backends.iptables.driver import IPTables
 from kubeproxy.backends.iptables.rules import probability
@@ -457,7 +457,7 @@ def test_the_mode_finds_all_it_needs_here(
     tables = Real(family, variant)
     with monkeypatch.context() as path:
         use_variant(path, tmp_path, variant)
-        backend = mode.open_driver(node)
+        backend = prepare.open_driver(node)
     assert not any("KUBE" in line for line in tables.save())
     with monkeypatch.context() as path:
         use_variant(path, tmp_path, variant)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from kubeproxy.model.verdict import IPTABLES, NFTABLES, Manners
+from kubeproxy.model.manners import Manners
+from tests.fakes.manners import IPTABLES, NFTABLES
 from tests.lab import cases, probe, random_case
 from tests.lab.daemon import Daemon, kube_proxy
 from tests.lab.probe import SOME_LOST, Outcomes

@@ -9,7 +9,7 @@ Who is served by whom, and who is dropped or rejected, is the same.
 
 from kubeproxy.api.addresses import IPV6, family_of
 from kubeproxy.model.plan import FORWARD
-from kubeproxy.model.verdict import NFTABLES
+from tests.fakes.manners import NFTABLES
 from tests.lab.probe import NO_ANSWER, SOME_LOST, Outcome, Outcomes
 from tests.scenarios.world import BRIDGE, World, parse_front
 

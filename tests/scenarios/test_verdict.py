@@ -2,7 +2,8 @@
 
 import pytest
 
-from kubeproxy.model.verdict import IPTABLES, NFTABLES, Manners
+from kubeproxy.model.manners import Manners
+from tests.fakes.manners import IPTABLES, NFTABLES
 from tests.lab import cases, probe
 from tests.lab.probe import Outcomes
 from tests.scenarios.world import World, outcome

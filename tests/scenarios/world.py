@@ -9,9 +9,10 @@ from kubeproxy import host
 from kubeproxy.api.addresses import FAMILIES, IPV4, IPV6, Family, family_of
 from kubeproxy.config.load import load
 from kubeproxy.hub import Hub
+from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import FORWARD, ServicePlan
-from kubeproxy.model.verdict import Book, Manners, Packet, Verdict
+from kubeproxy.model.verdict import Book, Packet, Verdict
 from tests.lab import cases
 from tests.lab.probe import SOME_LOST
 

@@ -21,6 +21,7 @@ from kubeproxy.hub import Hub
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key
 from kubeproxy.netlink import route, wire
+from tests.fakes import modes
 from tests.fakes.clock import FakeClock
 
 
@@ -59,7 +60,7 @@ class Rig:
         self.settings: list[Conntrack] = []
         self.listed = asyncio.Event()
         monkeypatch.setattr(host, "supported_families", lambda: [IPV4, IPV6])
-        monkeypatch.setattr(backends, "load", lambda _: self)
+        modes.open_by(monkeypatch, self.open_driver)
         monkeypatch.setattr(backends, "cleanup", self.cleaned.append)
         monkeypatch.setattr(app, "_HANDSHAKE_SECONDS", 0)
         monkeypatch.setattr(sysctls, "apply", self.settings.append)

@@ -26,6 +26,7 @@ from kubeproxy.netlink import route
 from kubeproxy.sources.ledger import Ledger
 from kubeproxy.sources.manifests import Manifests
 from tests import hostile
+from tests.fakes import modes
 from tests.fakes.apiserver import FakeApiServer
 from tests.fakes.cluster import NODE, NODE6
 from tests.unit.backends.iptables.rig import Rig as IPTables
@@ -114,7 +115,7 @@ async def test_the_corpus(
     """All cases at once, and the good one among them."""
     kernel = Kernel()
     monkeypatch.setattr(host, "supported_families", lambda: list(FAMILIES))
-    monkeypatch.setattr(backends, "load", lambda _: kernel)
+    modes.open_by(monkeypatch, kernel.open_driver)
     monkeypatch.setattr(backends, "cleanup", lambda *_: None)
     monkeypatch.setattr(route, "addresses", list)
     caplog.set_level("INFO", "kubeproxy")

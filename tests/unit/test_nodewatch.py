@@ -15,6 +15,7 @@ from kubeproxy.backends.base import Change, Driver, Failures
 from kubeproxy.config.load import load
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink import route
+from tests.fakes import modes
 from tests.fakes.apiserver import FakeApiServer
 from tests.fakes.lines import Fault
 
@@ -128,7 +129,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     async with FakeApiServer() as server:
         rig = Rig(server)
         monkeypatch.setattr(host, "supported_families", lambda: [IPV4, IPV6])
-        monkeypatch.setattr(backends, "load", lambda _: rig.kernel)
+        modes.open_by(monkeypatch, rig.kernel.open_driver)
         monkeypatch.setattr(backends, "cleanup", lambda *_: None)
         monkeypatch.setattr(route, "addresses", list)
         yield rig

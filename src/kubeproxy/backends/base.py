@@ -112,15 +112,8 @@ class Leading(Protocol):
 
 @runtime_checkable
 class ByPrograms(Protocol):
-    """A backend that writes rules through the iptables programs."""
+    """A driver that writes rules through the iptables programs."""
 
     @property
     def variant(self) -> Literal["legacy", "nf_tables"]:
         """The variant of iptables its rules are in."""
-
-
-class Mode(Protocol):
-    """What a mode's package offers."""
-
-    async def cleanup(self) -> None:
-        """Removes everything this mode, or the reference in this mode, ever left in the kernel."""

@@ -10,11 +10,13 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from kubeproxy import backends
 from kubeproxy.api.addresses import IPV4, family_of, join
 from kubeproxy.config.netparse import parse_ip, split_host_port
 from kubeproxy.config.types import (
     IPVS,
-    PRIMARY,
+    LINUX_MODES,
+    WINDOWS_MODES,
     ClientConnection,
     IPTables,
     KubeProxyConfiguration,
@@ -71,13 +73,13 @@ def with_platform_defaults(config: KubeProxyConfiguration, platform: str) -> Kub
         winkernel = config.winkernel
         if not winkernel.root_hns_endpoint_name:
             winkernel = replace(winkernel, root_hns_endpoint_name="cbr0")
-        return replace(config, mode=config.mode or "kernelspace", winkernel=winkernel)
+        return replace(config, mode=config.mode or WINDOWS_MODES[0], winkernel=winkernel)
+    mode = config.mode or LINUX_MODES[0]
     addresses = config.node_port_addresses
-    if config.mode == "nftables" and not addresses:
-        addresses = (PRIMARY,)
+    addresses = addresses or backends.mode(mode).node_port_addresses or addresses
     return replace(
         config,
-        mode=config.mode or "iptables",
+        mode=mode,
         detect_local_mode=config.detect_local_mode or "ClusterCIDR",
         node_port_addresses=addresses,
     )

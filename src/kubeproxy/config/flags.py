@@ -1,7 +1,7 @@
 """The table of flags. It drives parsing, -h, the way into the configuration, and the table in docs/configuration.md.
 
 One row is one flag. `config` says which field of the configuration it sets, as a path of attributes; the few flags
-whose field depends on the mode have one path for each section of periods (`KubeProxyConfiguration.section`). Defaults
+whose field depends on the mode have one path for each section of periods (`backends.mode.Mode.section`). Defaults
 are read from the configuration, so that they are said once.
 """
 

@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from kubeproxy import backends
 from kubeproxy.api.limits import read_file
 from kubeproxy.config import ConfigError
 from kubeproxy.config.decode import UNKNOWN_FIELD, decode
@@ -101,7 +102,7 @@ def load(values: Mapping[str, Any], platform: str) -> Options:
         if not hostname.strip():
             raise ConfigError("--hostname-override: empty hostname-override is invalid")
         config = replace(config, hostname_override=hostname.strip().lower())
-    if values.get("userspace-listen") and config.mode != "userspace":
+    if values.get("userspace-listen") and not backends.mode(config.mode).without_rules:
         warnings.append(f"--userspace-listen has no effect in {config.mode} mode")
     return Options(
         config=config,
@@ -145,9 +146,10 @@ def _from_flags(values: Mapping[str, Any], platform: str) -> KubeProxyConfigurat
     for flag in given:
         if isinstance(flag.config, str) and flag.config and flag.name != "hostname-override":
             config = _set(config, flag.config, values[flag.name])
+    section = backends.mode(config.mode).section
     for flag in given:
-        if isinstance(flag.config, dict) and config.section in flag.config:
-            config = _set(config, flag.config[config.section], values[flag.name])
+        if isinstance(flag.config, dict) and section in flag.config:
+            config = _set(config, flag.config[section], values[flag.name])
     healthz, metrics = values.get("healthz-port", HEALTHZ_PORT), values.get("metrics-port", METRICS_PORT)
     return replace(
         without_zeros(config),

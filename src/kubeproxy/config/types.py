@@ -174,38 +174,6 @@ class KubeProxyConfiguration(Struct, gc=False, frozen=True, rename="camel"):
     windows_run_as_service: bool = False
 
     @property
-    def section(self) -> str:
-        """The name of the section that holds the mode's sync periods: iptables, ipvs or nftables."""
-        return self.mode if self.mode in {"ipvs", "nftables"} else "iptables"
-
-    @property
-    def _periods(self) -> IPTables | IPVS | NFTables:
-        if self.mode == "ipvs":
-            return self.ipvs
-        return self.nftables if self.mode == "nftables" else self.iptables
-
-    @property
-    def sync_period(self) -> Duration:
-        """How often, in seconds, clean-up and re-synchronisation happen at least."""
-        period = self._periods.sync_period
-        return SYNC_PERIOD if period is None else period
-
-    @property
-    def min_sync_period(self) -> Duration | None:
-        """The least time between two syncs in seconds, if somebody asked for one; None: adapt to the load."""
-        return self._periods.min_sync_period or None
-
-    @property
-    def masquerade_all(self) -> bool:
-        """Whether all traffic to a ClusterIP is masqueraded."""
-        return self.nftables.masquerade_all if self.mode == "nftables" else self.iptables.masquerade_all
-
-    @property
-    def masquerade_bit(self) -> int:
-        """The number of the packet mark's bit that asks for masquerading."""
-        return self.nftables.masquerade_bit if self.mode == "nftables" else self.iptables.masquerade_bit
-
-    @property
     def cluster_cidrs(self) -> tuple[str, ...]:
         """The pods' ranges in canonical form: none, one, or one of each family."""
         return _cidrs(self.cluster_cidr.split(","))

@@ -5,11 +5,14 @@ true: `KubeProxyConfiguration.BindAddress: Invalid value: "x": ...`. Its paths n
 (`KubeProxyLinuxConfiguration.OOMScoreAdj`), which the last word still makes plain.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
-from kubeproxy.config import PREVIOUS
+from kubeproxy import backends
+from kubeproxy.config import PREVIOUS, checks
+from kubeproxy.config.checks import CIDR, NOT_NEGATIVE, POSITIVE, Problem
 from kubeproxy.config.durations import Duration
 from kubeproxy.config.gates import problems, resolve
 from kubeproxy.config.netparse import parse_cidr, parse_ip, split_host_port
@@ -24,10 +27,6 @@ from kubeproxy.config.types import (
     parse_port_range,
 )
 
-_NOT_NEGATIVE = "must be greater than or equal to 0"
-_POSITIVE = "must be greater than 0"
-_BIT = "must be within the range [0, 31]"
-_CIDR = "must be a valid CIDR"
 _PAIR = "must be either a single CIDR or a dual-stack pair of CIDRs (e.g. 10.100.0.0/16,fde4:8dba:82e1::/48)"
 
 
@@ -44,9 +43,10 @@ def validate(config: KubeProxyConfiguration, platform: str) -> list[str]:
     _sections(config, found)
     _mode(config.mode, platform, found)
     found.at_least_0("ClientConnection.Burst", config.client_connection.burst)
-    found.require(config.config_sync_period > 0, "ConfigSyncPeriod", config.config_sync_period, _POSITIVE)
-    period, least = config.sync_period, config.min_sync_period or Duration(0)
-    found.require(period > 0, "SyncPeriod", period, _POSITIVE)
+    found.require(config.config_sync_period > 0, "ConfigSyncPeriod", config.config_sync_period, POSITIVE)
+    mode = backends.mode(config.mode)
+    period, least = mode.sync_period(config), mode.min_sync_period(config) or Duration(0)
+    found.require(period > 0, "SyncPeriod", period, POSITIVE)
     found.at_least_0("MinSyncPeriod", least)
     found.require(
         least <= period,
@@ -87,6 +87,10 @@ class _Findings:
         shown = str(value) if isinstance(value, int | float) else msgspec.json.encode(value).decode()
         self.errors.append(f"{KIND}.{path}: Invalid value: {shown}: {why}")
 
+    def add(self, problems: Iterable[Problem]) -> None:
+        for problem in problems:
+            self.invalid(problem.path, problem.value, problem.why)
+
     def forbidden(self, path: str, why: str) -> None:
         self.errors.append(f"{KIND}.{path}: Forbidden: {why}")
 
@@ -95,23 +99,14 @@ class _Findings:
             self.invalid(path, value, why)
 
     def at_least_0(self, path: str, value: float) -> None:
-        self.require(value >= 0, path, value, _NOT_NEGATIVE)
+        self.require(value >= 0, path, value, NOT_NEGATIVE)
 
 
 def _sections(config: KubeProxyConfiguration, found: _Findings) -> None:
     """The rules of the modes' sections and of the process."""
     bit = config.iptables.masquerade_bit
-    found.require(0 <= bit <= 31, "KubeProxyIPTablesConfiguration.MasqueradeBit", bit, _BIT)
-    if config.mode == "nftables":
-        bit = config.nftables.masquerade_bit
-        found.require(0 <= bit <= 31, "KubeProxyNFTablesConfiguration.MasqueradeBit", bit, _BIT)
-    if config.mode == "ipvs":
-        ipvs, section = config.ipvs, "KubeProxyIPVSConfiguration"
-        found.at_least_0(f"{section}.TCPTimeout", ipvs.tcp_timeout)
-        found.at_least_0(f"{section}.TCPFinTimeout", ipvs.tcp_fin_timeout)
-        found.at_least_0(f"{section}.UDPTimeout", ipvs.udp_timeout)
-        for i, cidr in enumerate(ipvs.exclude_cidrs or ()):
-            found.require(parse_cidr(cidr) is not None, f"{section}.ExcludeCidrs[{i}]", cidr, _CIDR)
+    found.add(checks.bit("KubeProxyIPTablesConfiguration.MasqueradeBit", bit))
+    found.add(backends.mode(config.mode).problems(config))
     conntrack, section = config.conntrack, "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration"
     found.at_least_0(f"{section}.MaxPerCore", conntrack.max_per_core)
     found.at_least_0(f"{section}.Min", conntrack.min)
@@ -157,7 +152,7 @@ def _node_ports(addresses: tuple[str, ...], found: _Findings) -> None:
             if len(addresses) > 1:
                 found.invalid(f"NodePortAddresses[{i}]", address, "can't use both 'primary' and CIDRs")
             return
-        found.require(parse_cidr(address) is not None, f"NodePortAddresses[{i}]", address, _CIDR)
+        found.require(parse_cidr(address) is not None, f"NodePortAddresses[{i}]", address, CIDR)
 
 
 def _detect_local(config: KubeProxyConfiguration, found: _Findings) -> None:
@@ -176,7 +171,7 @@ def _detect_local(config: KubeProxyConfiguration, found: _Findings) -> None:
             return
         parsed = [parse_cidr(cidr) for cidr in cidrs]
         for i, cidr in enumerate(parsed):
-            found.require(cidr is not None, f"{path}[{i}]", cidrs[i], f"{_CIDR} (e.g. 10.100.0.0/16)")
+            found.require(cidr is not None, f"{path}[{i}]", cidrs[i], f"{CIDR} (e.g. 10.100.0.0/16)")
         if len(cidrs) == 2 and len({":" in cidr for cidr in parsed if cidr}) == 1 and None not in parsed:
             found.invalid(path, cidrs, _PAIR)
 
@@ -185,7 +180,7 @@ def _logging(logging: Logging, *, alpha: bool, found: _Findings) -> None:
     """The rules of the logging section. `alpha`: whether LoggingAlphaOptions is on."""
     if logging.format not in {"text", "json"}:
         found.invalid("logging.format", logging.format, "Unsupported log format (text or json)")
-    found.require(logging.flush_frequency > 0, "logging.flushFrequency", logging.flush_frequency, _POSITIVE)
+    found.require(logging.flush_frequency > 0, "logging.flushFrequency", logging.flush_frequency, POSITIVE)
     most = 2**31 - 1
     found.require(logging.verbosity <= most, "logging.verbosity", logging.verbosity, f"Must be <= {most}")
     if logging.vmodule and logging.format != "text":

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from kubeproxy import backends
 from kubeproxy.api import yamlscalars
 from kubeproxy.config import ConfigError
 from kubeproxy.config.durations import Duration
@@ -59,10 +60,11 @@ def dump(config: KubeProxyConfiguration) -> str:
 def plain(config: KubeProxyConfiguration) -> dict[str, Any]:
     """Gives the configuration as plain mappings, lists, strings and numbers, under the names the file uses."""
     found: dict[str, Any] = {"apiVersion": API_VERSION, "kind": KIND, **_plain(config)}
+    used = backends.mode(config.mode).section
     for section in ("iptables", "ipvs", "nftables"):
         periods = found[section]
         if periods["syncPeriod"] is None:
-            periods["syncPeriod"] = str(SYNC_PERIOD if section == config.section else Duration(0))
+            periods["syncPeriod"] = str(SYNC_PERIOD if section == used else Duration(0))
         if periods["minSyncPeriod"] is None:
             periods["minSyncPeriod"] = str(Duration(0))
     return found

@@ -1,11 +1,13 @@
 """The node, as far as its plans depend on it, and the settings that shape them. One value a family."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from msgspec import Struct, structs
 
-from kubeproxy.api.addresses import IPV4, Family, contains, family_of, is_loopback
+from kubeproxy.api.addresses import IPV4, IPV6, Family, contains, family_of, is_loopback
+
+LOOPBACK: Mapping[Family, str] = {IPV4: "127.0.0.1", IPV6: "::1"}
 
 
 class LocalTraffic(Struct, frozen=True, gc=False):
@@ -88,6 +90,14 @@ class NodeConfig(Struct, frozen=True, gc=False):
     def follows_addresses(self) -> bool:
         """Whether anything depends on the local addresses."""
         return bool(self.node_port_ranges) or self.ipvs is not None
+
+    @property
+    def ranges_hold_loopback(self) -> bool:
+        """Whether one of the ranges of node ports is of loopback addresses, or holds the usual one."""
+        return any(
+            is_loopback(cidr.partition("/")[0]) or contains(cidr, LOOPBACK[self.family])
+            for cidr in self.node_port_ranges
+        )
 
     def with_addresses(self, local: Iterable[str]) -> "NodeConfig":
         """The same node now that these are its local addresses."""

@@ -8,39 +8,16 @@ random, or with session affinity the one the client had.
 """
 
 from collections.abc import Collection, Iterable
-from typing import Final, Literal
+from typing import Literal
 
 from msgspec import Struct
 
 from kubeproxy.api.addresses import contains, join
 from kubeproxy.api.rows import Protocol
+from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import DROP, FORWARD, REJECT, Action, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
-
-
-class Manners(Struct, frozen=True, gc=False):
-    """What a mode does where the plans say nothing.
-
-    Attributes:
-        closed_cluster_ips: ports of a ClusterIP that are no Service's reject, and addresses of the ServiceCIDRs that
-            are no Service's drop; otherwise routing decides.
-        refuses_everywhere: a node port without usable endpoints drops or rejects on every local address, also on
-            those that do not serve node ports.
-        lets_own_out: what a process of this node sends to an external or load balancer IP elsewhere is not refused
-            when there are no usable endpoints; routing decides.
-        firewall_first: source ranges are checked before the Service is looked up. So they also apply if there are no
-            endpoints, and if the load balancer IP is one of the Service's external IPs, too; otherwise neither.
-    """
-
-    closed_cluster_ips: bool = False
-    refuses_everywhere: bool = False
-    lets_own_out: bool = False
-    firewall_first: bool = False
-
-
-IPTABLES: Final = Manners(refuses_everywhere=True, lets_own_out=True)
-NFTABLES: Final = Manners(closed_cluster_ips=True, firewall_first=True)
 
 
 class Packet(Struct, frozen=True, gc=False):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from kubeproxy.backends.mode import Mode
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.config.load import Options
 from kubeproxy.figures import DURATIONS, Figure, Histogram, Kind
@@ -29,7 +30,7 @@ class LoopMetrics:
     def __init__(
         self,
         loop: Loop,
-        mode: str,
+        mode: Mode,
         *,
         clock: Clock | None = None,
         wall: Callable[[], float] = time.time,
@@ -38,7 +39,7 @@ class LoopMetrics:
 
         Args:
             loop: the loop.
-            mode: the proxy mode, which has some names of its own.
+            mode: the proxy mode, which has some metrics of its own.
             clock: the loop's clock.
             wall: the time of day, in seconds since 1970.
         """
@@ -122,13 +123,8 @@ class LoopMetrics:
         name = "kubeproxy_sync_failures_total"
         yield figure(name, "counter", text, full, scope="full")
         yield figure(name, "counter", text, partial, scope="partial")
-        if self._mode in {"iptables", "ipvs"}:
-            yield figure(f"{_SYNC}iptables_restore_failures_total", "counter", text, full + partial)
-        if self._mode == "iptables":
-            text = "Syncs of changes that failed and were done again in full."
-            yield figure(f"{_SYNC}iptables_partial_restore_failures_total", "counter", text, partial)
-        if self._mode == "nftables":
-            yield figure(f"{_SYNC}nftables_sync_failures_total", "counter", text, full + partial)
+        for metric in self._mode.failure_metrics:
+            yield figure(metric.name, "counter", metric.help, partial if metric.partial else full + partial)
 
     def _synced(self, done: Synced) -> None:
         self._all_syncs.observe(done.seconds)

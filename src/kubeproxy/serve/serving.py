@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
+from kubeproxy import backends
 from kubeproxy.config.load import Options
 from kubeproxy.events import Events
 from kubeproxy.flows import FlowCleaner
@@ -54,11 +55,12 @@ class Serving:
             missing: what the source cannot read and has never read, with the reasons.
         """
         self._options = options
+        self._mode = backends.mode(options.config.mode)
         self._hub = hub
         self._events = events
         self._statuses = {} if statuses is None else statuses
         self.health = Health(
-            timeout=LATE * options.config.sync_period,
+            timeout=LATE * self._mode.sync_period(options.config),
             eligible=self._eligible,
             statuses=self._statuses.values,
             missing=missing,
@@ -87,7 +89,7 @@ class Serving:
         for loop in loops:
             ports = NodeHealth(loop, door, self.health.healthy, self._service_failed)
             self._ports.append(ports)
-            self.tell(metrics.LoopMetrics(loop, self._options.config.mode).figures, ports.figures)
+            self.tell(metrics.LoopMetrics(loop, self._mode).figures, ports.figures)
         self._attached.set()
 
     async def run(self) -> None:

@@ -1,5 +1,6 @@
 import pytest
 
+from kubeproxy import backends
 from kubeproxy.config import ConfigError
 from kubeproxy.config.commandline import parse
 from kubeproxy.config.defaults import DEFAULTS, with_platform_defaults, with_port
@@ -186,6 +187,12 @@ def test_a_port_is_added_to_a_bare_address_only(address, joined):
     assert with_port(address, 99) == joined
 
 
+def periods(config):
+    """The period and the least period of the configuration's mode."""
+    mode = backends.mode(config.mode)
+    return mode.sync_period(config), mode.min_sync_period(config)
+
+
 class TestPeriods:
     """Which section the period flags reach, and that unset can be told from set."""
 
@@ -196,20 +203,20 @@ class TestPeriods:
     def test_the_flags_of_the_modes_section_count(self, mode, expected):
         flags = "--iptables-sync-period=1s --iptables-min-sync-period=2s --ipvs-sync-period=3s --ipvs-min-sync-period=4s"
         config = of(f"--proxy-mode={mode}", *flags.split()).config
-        assert (config.sync_period, config.min_sync_period) == expected
+        assert periods(config) == expected
 
     @pytest.mark.parametrize("mode", ["iptables", "ipvs", "nftables", "userspace"])
     def test_nobody_said_anything(self, mode, file):
         for options in (of(f"--proxy-mode={mode}"), of(file(f"mode: {mode}"))):
-            assert (options.config.sync_period, options.config.min_sync_period) == (30, None)
+            assert periods(options.config) == (30, None)
 
     @pytest.mark.parametrize("mode", ["iptables", "ipvs", "nftables"])
     def test_zero_is_the_same_as_unset_for_the_least_and_an_error_later_for_the_other(self, mode, file):
         name = "ipvs" if mode == "ipvs" else "iptables"
         config = of(f"--proxy-mode={mode}", f"--{name}-min-sync-period=0", f"--{name}-sync-period=0").config
-        assert (config.sync_period, config.min_sync_period) == (0, None)
+        assert periods(config) == (0, None)
         config = of(file(f"mode: {mode}\n{mode}: {{minSyncPeriod: 0s, syncPeriod: 0s}}")).config
-        assert (config.sync_period, config.min_sync_period) == (30, None)
+        assert periods(config) == (30, None)
 
     @pytest.mark.parametrize("mode", ["iptables", "ipvs", "nftables"])
     def test_the_file_sets_the_modes_section(self, mode, file):
@@ -219,7 +226,7 @@ class TestPeriods:
         )
         config = of(file(f"mode: {mode}\n{sections}")).config
         n = ("iptables", "ipvs", "nftables").index(mode) + 1
-        assert (config.sync_period, config.min_sync_period) == (10 + n, n)
+        assert periods(config) == (10 + n, n)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +236,7 @@ class TestPeriods:
 def test_masquerade_all_reaches_the_modes_section(mode, iptables, nftables):
     config = of(f"--proxy-mode={mode}", "--masquerade-all").config
     assert (config.iptables.masquerade_all, config.nftables.masquerade_all) == (iptables, nftables)
-    assert config.masquerade_all is True
+    assert backends.mode(config.mode).masquerade_all(config) is True
 
 
 class TestPlatformDefaults:

@@ -4,7 +4,7 @@ import socket
 import pytest
 
 from kubeproxy.config.defaults import DEFAULTS
-from kubeproxy.config.types import IPVS, IPTables, KubeProxyConfiguration, NFTables, parse_port_range
+from kubeproxy.config.types import IPVS, KubeProxyConfiguration, parse_port_range
 
 
 def test_the_defaults_are_the_references():
@@ -17,7 +17,7 @@ def test_the_defaults_are_the_references():
     )
     assert (config.healthz_address, config.metrics_address) == (("0.0.0.0", 10256), ("127.0.0.1", 10249))
     assert (config.client_connection.qps, config.client_connection.burst) == (5, 10)
-    assert (config.oom_score_adj, config.masquerade_bit) == (-999, 14)
+    assert (config.oom_score_adj, config.iptables.masquerade_bit) == (-999, 14)
     assert str(config.config_sync_period) == "15m0s"
     assert (config.conntrack.max_per_core, config.conntrack.min) == (32768, 131072)
     assert str(config.conntrack.tcp_established_timeout) == "24h0m0s"
@@ -25,20 +25,6 @@ def test_the_defaults_are_the_references():
     assert config.iptables.localhost_node_ports is True
     assert config.logging.format == "text"
     assert str(config.logging.flush_frequency) == "5s"
-
-
-@pytest.mark.parametrize(
-    ("mode", "section", "bit", "everything"),
-    [("", "iptables", 1, True), ("iptables", "iptables", 1, True), ("ipvs", "ipvs", 1, True),
-     ("userspace", "iptables", 1, True), ("nftables", "nftables", 2, False)],
-)  # fmt: skip
-def test_each_mode_reads_its_own_sections(mode, section, bit, everything):
-    config = KubeProxyConfiguration(
-        mode=mode,
-        iptables=IPTables(masquerade_bit=1, masquerade_all=True),
-        nftables=NFTables(masquerade_bit=2),
-    )
-    assert (config.section, config.masquerade_bit, config.masquerade_all) == (section, bit, everything)
 
 
 def test_addresses_are_canonical():

@@ -5,7 +5,8 @@ import pytest
 from kubeproxy.api.rows import PortRow, Protocol, ServiceRow
 from kubeproxy.model.node import LocalTraffic
 from kubeproxy.model.plan import ServicePlan
-from kubeproxy.model.verdict import IPTABLES, NFTABLES, Book, Packet
+from kubeproxy.model.verdict import Book, Packet
+from tests.fakes.manners import IPTABLES, NFTABLES
 from tests.unit.model.make import node, service
 
 NODE = "192.168.0.1"

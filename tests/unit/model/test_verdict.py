@@ -4,7 +4,7 @@ import pytest
 
 from kubeproxy.api.rows import PortRow
 from kubeproxy.model.node import LocalTraffic
-from kubeproxy.model.verdict import IPTABLES, NFTABLES
+from tests.fakes.manners import IPTABLES, NFTABLES
 from tests.unit.model.make import IPV6, node, numbers, piece, planned, service
 from tests.unit.model.packets import BOTH, CLIENT, LOCAL, NODE, POD, PODS, REMOTE_POD, book, reachable, send
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from kubeproxy.api.rows import Condition, PortRow
 from kubeproxy.model.node import LocalTraffic
-from kubeproxy.model.verdict import IPTABLES, NFTABLES
+from tests.fakes.manners import IPTABLES, NFTABLES
 from tests.unit.model.make import STATES, node, piece, planned
 from tests.unit.model.packets import CLIENT, LOCAL, NODE, POD, PODS, REMOTE_POD, book, reachable, send
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kubeproxy import sysctls
+from kubeproxy import backends, sysctls
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables.driver import IPTables
 from kubeproxy.backends.localhost import Localhost
@@ -61,7 +61,7 @@ async def served() -> dict[str, str]:
     for mode in ("iptables", "nftables", "ipvs", "userspace"):
         stage = Stage()
         stage.loop.resync()
-        found += LoopMetrics(stage.loop, mode, clock=stage.clock).figures()
+        found += LoopMetrics(stage.loop, backends.mode(mode), clock=stage.clock).figures()
     return {figure.name: figure.kind for figure in found} | COUNTED_BY_THE_KERNEL
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kubeproxy import backends
 from kubeproxy.api import types
 from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.figures import Figure, Histogram
@@ -62,7 +63,9 @@ class Rig:
         self.stage = Stage()
         self.exposition = Exposition(process=False)
         self.wall = 5000.0
-        loop = LoopMetrics(self.stage.loop, mode, clock=self.stage.clock, wall=lambda: self.wall)
+        loop = LoopMetrics(
+            self.stage.loop, backends.mode(mode), clock=self.stage.clock, wall=lambda: self.wall
+        )
         self.exposition.providers.append(loop.figures)
 
     def scrape(self) -> Scrape:

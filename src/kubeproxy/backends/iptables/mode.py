@@ -1,76 +1,65 @@
-"""Starts iptables mode: what must be there before the first rule, and how to tell that rules were changed."""
+"""iptables mode."""
 
-import logging
+from typing import Final
+
+from msgspec.structs import replace
 
 from kubeproxy.api.addresses import IPV4
-from kubeproxy.backends import programs
 from kubeproxy.backends.base import Driver
-from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.driver import IPTables
-from kubeproxy.backends.programs import MANGLE, RefusedError, Tables
-from kubeproxy.linux import sysctl
+from kubeproxy.backends.mode import FailureMetric, Mode
+from kubeproxy.backends.programs import Tables
+from kubeproxy.config.types import KubeProxyConfiguration
+from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.netlink import nfacct
-
-log = logging.getLogger(__name__)
-
-_BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
-_ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
 
 
-def open_driver(node: NodeConfig) -> Driver:
-    """Makes the driver of a node's family and prepares the kernel for it.
+def _open(node: NodeConfig) -> Driver:
+    from kubeproxy.backends.iptables import prepare
 
-    Raises:
-        UnsupportedError: it cannot run here.
-        SyncError: it cannot run now.
-    """
-    tables = programs.find(node.family)
-    log.info("%s: iptables mode through the %s programs", node.family, tables.variant)
-    if node.family == IPV4 and node.localhost_node_ports:
-        _route_localnet()
-    return IPTables(tables, counters=_counters(tables), drop_invalid=_drops_invalid())
+    return prepare.open_driver(node)
 
 
-def _route_localnet() -> None:
-    """Lets packets from 127.0.0.1 be sent to a backend elsewhere; rules keep others from using that."""
-    try:
-        if sysctl.ensure(_ROUTE_LOCALNET, 1):
-            log.info(
-                "Set %s=1 so that node ports work on localhost; iptables.localhostNodePorts=false or node port"
-                " addresses without loopback prevent it",
-                _ROUTE_LOCALNET,
-            )
-    except OSError as e:
-        log.warning("Node ports will not work on localhost: cannot set %s: %s", _ROUTE_LOCALNET, e)
+def _cleanup() -> None:
+    from kubeproxy.backends.iptables import cleanup
+
+    cleanup.cleanup()
 
 
-def _counters(tables: Tables) -> bool:
-    """Makes the nfacct counters; returns whether the kernel has them and rules can count into them."""
-    probe = f"{names.CANARY}-{names.INVALID_COUNTER[:8]}"
-    match = f"-m nfacct --nfacct-name {names.INVALID_COUNTER}"
-    try:
-        for counter in (names.INVALID_COUNTER, names.LOCALHOST_COUNTER):
-            nfacct.ensure(counter)
-        # The chain is made and deleted in one input, so it never exists; but the rule is checked.
-        tables.restore(
-            MANGLE,
-            [
-                f":{probe} - [0:0]\n",
-                f"-A {probe} {match} -j RETURN\n",
-                f"-D {probe} {match} -j RETURN\n",
-                f"-X {probe}\n",
-            ],
-        )
-    except (OSError, RefusedError) as e:
-        log.info("Dropped and localhost packets are not counted, the kernel has no nfacct: %s", e)
-        return False
-    return True
+def _serves() -> bool:
+    from kubeproxy.backends.iptables import cleanup
+
+    return cleanup.serves()
 
 
-def _drops_invalid() -> bool:
-    """Packets in state INVALID are dropped unless conntrack takes them for part of their connection anyway."""
-    try:
-        return sysctl.read(_BE_LIBERAL) == "0"
-    except OSError:
-        return True
+def _clean_tables(tables: Tables) -> int:
+    from kubeproxy.backends.iptables import cleanup
+
+    return cleanup.clean(tables)
+
+
+def _node(node: NodeConfig, config: KubeProxyConfiguration) -> NodeConfig:
+    """Node ports work on localhost over IPv4, unless the configuration excludes it."""
+    wanted = node.family == IPV4 and config.iptables.localhost_node_ports
+    return replace(
+        node, localhost_node_ports=wanted and (not node.node_port_ranges or node.ranges_hold_loopback)
+    )
+
+
+MODE: Final = Mode(
+    name="iptables",
+    replaces=("nftables", "ipvs"),
+    manners=Manners(refuses_everywhere=True, lets_own_out=True),
+    failure_metrics=(
+        FailureMetric("kubeproxy_sync_proxy_rules_iptables_restore_failures_total"),
+        FailureMetric(
+            "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total",
+            "Syncs of changes that failed and were done again in full.",
+            partial=True,
+        ),
+    ),
+    node=_node,
+    open=_open,
+    cleanup=_cleanup,
+    serves=_serves,
+    clean_tables=_clean_tables,
+)

@@ -1,67 +1,57 @@
-"""Starts nftables mode."""
+"""nftables mode."""
 
-import errno
-import logging
+from collections.abc import Iterator
+from typing import Final
 
-from kubeproxy.backends.base import Driver, SyncError, UnsupportedError
-from kubeproxy.backends.nftables import forwarding, probe
-from kubeproxy.backends.nftables.driver import NFTables
+from msgspec.structs import replace
+
+from kubeproxy.backends.base import Driver
+from kubeproxy.backends.mode import FailureMetric, Mode
+from kubeproxy.config import checks
+from kubeproxy.config.checks import Problem
+from kubeproxy.config.types import PRIMARY, KubeProxyConfiguration
+from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.netlink.nft.kernel import Kernel
-
-log = logging.getLogger(__name__)
-
-_NO_RIGHT = {errno.EPERM, errno.EACCES}
 
 
-def open_driver(node: NodeConfig, *, forwards: bool = True) -> Driver:
-    """Makes the driver of a node's family.
+def _open(node: NodeConfig) -> Driver:
+    from kubeproxy.backends.nftables import prepare
 
-    Args:
-        node: the node.
-        forwards: the kernel forwards packets to endpoints; otherwise a relay has the connections.
-
-    Raises:
-        UnsupportedError: it cannot run here.
-        SyncError: it cannot run now.
-    """
-    try:
-        kernel = Kernel()
-        kernel.generation()
-    except OSError as e:
-        missing = "the right CAP_NET_ADMIN" if e.errno in _NO_RIGHT else "nf_tables in the kernel"
-        raise UnsupportedError(
-            f"nftables mode cannot run for {node.family}: {missing} is missing: {e.strerror}"
-        ) from e
-    try:
-        refused = probe.missing(kernel, node)
-    except OSError as e:
-        raise SyncError(f"nftables mode cannot run for {node.family}: {e}") from e
-    if refused:
-        raise UnsupportedError(
-            f"nftables mode cannot run for {node.family}, the kernel does not have: {refused}"
-        )
-    if forwards:
-        _warn_of_drops(kernel, node)
-    rules = NFTables(kernel, node)
-    if not node.localhost_relay:
-        return rules
-    from kubeproxy.backends.localhost import Localhost
-    from kubeproxy.relay.control import Relay
-
-    return Localhost(rules, Relay(f"{node.family} relay for localhost", labels={"ip_family": node.family}))
+    return prepare.open_driver(node)
 
 
-def _warn_of_drops(kernel: Kernel, node: NodeConfig) -> None:
-    try:
-        found = list(forwarding.dropping(kernel, node.family))
-    except OSError as e:
-        log.info("%s: cannot read the policies for forwarded packets: %s", node.family, e)
-        return
-    for chain in found:
-        log.warning(
-            "%s: %s drops forwarded packets by default, also those to endpoints of Services, unless it has a rule that accepts"
-            " them; add one, e.g. 'iptables -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT' or 'ct status dnat accept'",
-            node.family,
-            chain,
-        )
+def _cleanup() -> None:
+    from kubeproxy.backends.nftables import cleanup
+
+    cleanup.cleanup()
+
+
+def _serves() -> bool:
+    from kubeproxy.backends.nftables import cleanup
+
+    return cleanup.serves()
+
+
+def _node(node: NodeConfig, _: KubeProxyConfiguration) -> NodeConfig:
+    """A relay serves node ports on localhost where the configuration names it (KEP-6032)."""
+    return replace(node, localhost_relay=node.ranges_hold_loopback)
+
+
+def _problems(config: KubeProxyConfiguration) -> Iterator[Problem]:
+    return checks.bit("KubeProxyNFTablesConfiguration.MasqueradeBit", config.nftables.masquerade_bit)
+
+
+MODE: Final = Mode(
+    name="nftables",
+    section="nftables",
+    masquerade="nftables",
+    node_port_addresses=(PRIMARY,),
+    replaces=("ipvs", "iptables"),
+    manners=Manners(closed_cluster_ips=True, firewall_first=True),
+    failure_metrics=(FailureMetric("kubeproxy_sync_proxy_rules_nftables_sync_failures_total"),),
+    node=_node,
+    problems=_problems,
+    open=_open,
+    cleanup=_cleanup,
+    serves=_serves,
+)

@@ -1,29 +1,34 @@
-"""Starts userspace mode."""
+"""userspace mode."""
+
+from typing import Final
 
 from msgspec.structs import replace
 
-from kubeproxy.backends.base import Driver, UnsupportedError
-from kubeproxy.backends.localhost import Localhost
+from kubeproxy.backends.base import Driver
+from kubeproxy.backends.mode import Mode
 from kubeproxy.backends.nftables import mode as nftables
-from kubeproxy.backends.userspace import here
-from kubeproxy.backends.userspace.led import Led
+from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.relay.control import Relay
 
 
-def open_driver(node: NodeConfig) -> Driver:
-    """Makes the driver of a node's family.
+def _open(node: NodeConfig) -> Driver:
+    from kubeproxy.backends.userspace import prepare
 
-    Raises:
-        UnsupportedError: it cannot run here.
-        SyncError: it cannot run now.
-    """
-    try:
-        rules = nftables.open_driver(replace(node, localhost_relay=False), forwards=False)
-    except UnsupportedError as e:
-        raise UnsupportedError(
-            f"userspace mode leads traffic to itself by nftables rules; --userspace-listen does without: {e}"
-        ) from e
-    relay = Relay(f"{node.family} relay", mark=node.masquerade_mark, labels={"ip_family": node.family})
-    led = Led(rules, relay, here.Reachable())
-    return Localhost(led, relay, shared=True) if node.localhost_relay else led
+    return prepare.open_driver(node)
+
+
+def _node(node: NodeConfig, _: KubeProxyConfiguration) -> NodeConfig:
+    """The relay serves node ports on localhost, unless the configuration excludes it."""
+    return replace(node, localhost_relay=not node.node_port_ranges or node.ranges_hold_loopback)
+
+
+MODE: Final = Mode(
+    name="userspace",
+    without_rules="userspace-listen",
+    replaces=("ipvs", "iptables"),
+    forwards=False,
+    lasting=False,
+    manners=nftables.MODE.manners,  # its rules are those of nftables mode
+    node=_node,
+    open=_open,
+)

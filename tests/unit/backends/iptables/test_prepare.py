@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kubeproxy.backends.fake_tables import FakeTables
-from kubeproxy.backends.iptables import mode, names
+from kubeproxy.backends.iptables import names, prepare
 from kubeproxy.linux import sysctl
 from kubeproxy.netlink import nfacct
 
@@ -21,7 +21,7 @@ def counters(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sysctl, "ROOT", tmp_path)
-    for name in (mode._BE_LIBERAL, mode._ROUTE_LOCALNET):
+    for name in (prepare._BE_LIBERAL, prepare._ROUTE_LOCALNET):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("0\n")
     return tmp_path
@@ -29,7 +29,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_counters_are_made_and_tried_and_nothing_is_left(counters: list[str]) -> None:
     tables = FakeTables()
-    assert mode._counters(tables)
+    assert prepare._counters(tables)
     assert counters == [names.INVALID_COUNTER, names.LOCALHOST_COUNTER]
     assert tables.tables == FakeTables().tables
     assert len(tables.inputs) == 1
@@ -38,7 +38,7 @@ def test_counters_are_made_and_tried_and_nothing_is_left(counters: list[str]) ->
 def test_rules_cannot_count(counters: list[str]) -> None:
     tables = FakeTables()
     tables.refuse = lambda line: "no match nfacct" if "nfacct" in line else None
-    assert not mode._counters(tables)
+    assert not prepare._counters(tables)
     assert counters
 
 
@@ -48,7 +48,7 @@ def test_there_are_no_counters(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(nfacct, "ensure", missing)
     tables = FakeTables()
-    assert not mode._counters(tables)
+    assert not prepare._counters(tables)
     assert tables.inputs == []
 
 
@@ -57,18 +57,18 @@ def test_invalid_packets_are_dropped_unless_conntrack_is_liberal(
     settings: Path, value: str | None, drops: bool
 ) -> None:
     if value is None:
-        (settings / mode._BE_LIBERAL).unlink()
+        (settings / prepare._BE_LIBERAL).unlink()
     else:
-        (settings / mode._BE_LIBERAL).write_text(f"{value}\n")
-    assert mode._drops_invalid() == drops
+        (settings / prepare._BE_LIBERAL).write_text(f"{value}\n")
+    assert prepare._drops_invalid() == drops
 
 
 def test_localhost_packets_may_leave(settings: Path) -> None:
-    mode._route_localnet()
-    assert sysctl.read(mode._ROUTE_LOCALNET) == "1"
+    prepare._route_localnet()
+    assert sysctl.read(prepare._ROUTE_LOCALNET) == "1"
 
 
 def test_a_setting_that_cannot_be_made_is_told(settings: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (settings / mode._ROUTE_LOCALNET).unlink()
-    mode._route_localnet()
+    (settings / prepare._ROUTE_LOCALNET).unlink()
+    prepare._route_localnet()
     assert "Node ports will not work on localhost" in caplog.text

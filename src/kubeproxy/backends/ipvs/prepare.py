@@ -1,0 +1,120 @@
+"""Starts ipvs mode: what must be there before the first virtual server."""
+
+import errno
+import logging
+import os
+import re
+from typing import Final
+
+from kubeproxy.api.addresses import IPV4, pack
+from kubeproxy.backends import programs
+from kubeproxy.backends.base import Driver, UnsupportedError
+from kubeproxy.backends.ipvs import names
+from kubeproxy.backends.ipvs.compile import Dialect
+from kubeproxy.backends.ipvs.driver import IPVS
+from kubeproxy.backends.ipvs.kernel import Linux, ServerChange
+from kubeproxy.linux import sysctl
+from kubeproxy.model.node import IPVSSettings, NodeConfig
+from kubeproxy.netlink import ipvs, route
+from kubeproxy.netlink.ipvs import Settings, Timeouts, Virtual
+
+log = logging.getLogger(__name__)
+
+PROBE: Final = {True: "198.51.100.0", False: "2001:db8:198:51::"}
+"""Addresses for documentation, which nobody has: a virtual server there says whether the kernel has a scheduler."""
+
+_PROBE_PORT = 20000
+_SYSCTLS: Final = {
+    "net/ipv4/vs/conntrack": 1,  # masquerading needs it
+    "net/ipv4/vs/expire_nodest_conn": 1,  # a connection whose real server is gone is reset, not left hanging
+    "net/ipv4/vs/expire_quiescent_template": 1,  # nobody is sent to a real server that drains for his affinity's sake
+    "net/ipv4/ip_forward": 1,
+}
+_REUSE: Final = "net/ipv4/vs/conn_reuse_mode"
+_STRICT_ARP: Final = {"net/ipv4/conf/all/arp_ignore": 1, "net/ipv4/conf/all/arp_announce": 2}
+
+
+def open_driver(node: NodeConfig) -> Driver:
+    """Makes the driver of a node's family and prepares the kernel for it.
+
+    Raises:
+        UnsupportedError: it cannot run here.
+        SyncError: it cannot run now.
+    """
+    settings = node.ipvs or IPVSSettings()
+    tables = programs.find(node.family)
+    try:
+        kernel = Linux(node.family)
+    except OSError as e:
+        raise _lacks("IPVS", "ip_vs", e) from e
+    try:
+        kernel.headers()
+    except OSError as e:
+        raise _lacks("IP sets", "ip_set", e) from e
+    try:
+        route.ensure_dummy(names.INTERFACE)
+    except OSError as e:
+        raise _lacks("dummy interfaces", "dummy", e) from e
+    for name, value in _settings(settings, os.uname().release).items():
+        _set(name, value)
+    _try_scheduler(kernel, node)
+    if any(settings.timeouts):
+        with ipvs.IPVS() as machine:
+            machine.set_timeouts(Timeouts(*settings.timeouts))
+    log.info(
+        "%s: ipvs mode with scheduler %s, and the %s programs",
+        node.family,
+        Dialect(node).scheduler,
+        tables.variant,
+    )
+    return IPVS(kernel, tables, node)
+
+
+def _settings(settings: IPVSSettings, release: str) -> dict[str, int]:
+    """The sysctls, for a kernel release."""
+    wanted = dict(_SYSCTLS)
+    version = tuple(int(part) for part in re.findall(r"\d+", release)[:2])
+    if version < (5, 9):
+        # Until then a client that comes with a port it had before waits a second for its connection.
+        wanted[_REUSE] = 0
+    return {**wanted, **(_STRICT_ARP if settings.strict_arp else {})}
+
+
+def _set(name: str, value: int) -> None:
+    try:
+        if sysctl.ensure(name, value):
+            log.info("Set %s=%d", name, value)
+    except FileNotFoundError as e:
+        raise UnsupportedError(f"ipvs mode cannot run: the kernel has no {name}") from e
+    except OSError as e:
+        raise UnsupportedError(
+            f"ipvs mode cannot run: {name} must be {value} and cannot be set: {e.strerror};"
+            " set it, or run kube-proxy --init-only with the right to, first"
+        ) from e
+
+
+def _try_scheduler(kernel: Linux, node: NodeConfig) -> None:
+    """Fails where the kernel does not have the scheduler."""
+    dialect = Dialect(node)
+    probe = Virtual(ipvs.TCP, pack(PROBE[node.family == IPV4]), _PROBE_PORT)
+    settings = Settings(dialect.scheduler, dialect.flags)
+    refused = kernel.change_servers(
+        [ServerChange("delete", probe), ServerChange("add", probe, settings), ServerChange("delete", probe)]
+    )
+    if 1 not in refused:
+        return
+    error = refused[1]
+    if error.errno == errno.ENOENT:
+        raise UnsupportedError(
+            f"ipvs mode cannot run: the kernel has no scheduler {dialect.scheduler!r} (module ip_vs_{dialect.scheduler});"
+            " set --ipvs-scheduler to one it has, or to nothing for rr"
+        )
+    raise UnsupportedError(f"ipvs mode cannot run for {node.family}: a virtual server is refused: {error}")
+
+
+def _lacks(what: str, module: str, error: OSError) -> UnsupportedError:
+    if error.errno in {errno.EPERM, errno.EACCES}:
+        return UnsupportedError("ipvs mode cannot run: CAP_NET_ADMIN is missing")
+    return UnsupportedError(
+        f"ipvs mode cannot run: the kernel has no {what} (module {module}): {error.strerror}"
+    )

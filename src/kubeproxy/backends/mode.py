@@ -1,0 +1,132 @@
+"""A mode as a value: everything about a way of programming Services that is not its driver.
+
+There is one value in the `mode` module of each mode. What depends on the mode elsewhere (configuration, node, metrics,
+conntrack, clean-up) is asked of this value, so that nothing outside this package compares the names of modes. The
+functions of a mode import the rest of its package when they are called: who looks at a mode does not load its driver.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from msgspec import Struct
+
+from kubeproxy.api.addresses import FAMILIES, Family
+from kubeproxy.backends.base import Driver, UnsupportedError
+from kubeproxy.backends.programs import Tables
+from kubeproxy.config.checks import Problem
+from kubeproxy.config.durations import Duration
+from kubeproxy.config.types import IPVS, SYNC_PERIOD, IPTables, KubeProxyConfiguration, NFTables
+from kubeproxy.model.manners import Manners
+from kubeproxy.model.node import NodeConfig
+
+
+class FailureMetric(Struct, frozen=True, gc=False):
+    """A counter of failed syncs, under the name the reference has for it in a mode.
+
+    Attributes:
+        name: the metric's name.
+        help: the help text.
+        partial: only syncs of changes are counted; otherwise full syncs, too.
+    """
+
+    name: str
+    help: str = "Syncs that failed and were done again."
+    partial: bool = False
+
+
+def _no_problems(_: KubeProxyConfiguration) -> Iterable[Problem]:
+    return ()
+
+
+def _no_doubts(_: KubeProxyConfiguration, __: Family) -> Iterable[str]:
+    return ()
+
+
+def _same(node: NodeConfig, _: KubeProxyConfiguration) -> NodeConfig:
+    return node
+
+
+class Mode(Struct, frozen=True, kw_only=True):
+    """One way of programming Services.
+
+    Attributes:
+        name: the name in the configuration.
+        platforms: the values of `sys.platform` it runs on.
+        families: the IP families it can serve.
+        section: the section of the configuration that holds its periods.
+        masquerade: the section that holds masqueradeAll and masqueradeBit for it.
+        node_port_addresses: what nodePortAddresses is where nobody set it.
+        without_rules: the mode that does the same without rules in the kernel; "" if there is none.
+        replaces: the modes whose rules are removed when the mode's own are in place, as the reference does.
+        tracked: conntrack tracks the flows to its Services, so stale ones must be deleted.
+        forwards: the kernel forwards packets to endpoints; otherwise this process connects to them.
+        lasting: what it leaves in the kernel serves Services after the process has ended.
+        manners: what it does where the plans do not decide; None: the verdict has no answer for it.
+        failure_metrics: the reference's counters of failed syncs that it has.
+        node: adds what the mode needs to know to the value of the node.
+        problems: the fields of its sections that break a rule.
+        doubts: what is probably not meant, on a host that has one IP family only.
+        open: makes the driver of a family and prepares the kernel for it. It raises UnsupportedError if the mode cannot
+            run here, and SyncError if it cannot run now.
+        cleanup: removes what the mode, or the reference in it, left in the kernel. It raises OSError or SyncError if
+            something was refused; all else is removed. None: it leaves nothing but what other modes remove.
+        serves: whether what was left in the kernel has the address of a Service. It raises OSError or SyncError if the
+            kernel does not say.
+        clean_tables: removes the mode's rules from some tables of iptables and returns how many that were; None: it has
+            none there.
+    """
+
+    name: str
+    platforms: frozenset[str] = frozenset({"linux"})
+    families: tuple[Family, ...] = FAMILIES
+    section: Literal["iptables", "ipvs", "nftables"] = "iptables"
+    masquerade: Literal["iptables", "nftables"] = "iptables"
+    node_port_addresses: tuple[str, ...] | None = None
+    without_rules: str = ""
+    replaces: tuple[str, ...] = ()
+    tracked: bool = True
+    forwards: bool = True
+    lasting: bool = True
+    manners: Manners | None = None
+    failure_metrics: tuple[FailureMetric, ...] = ()
+    node: Callable[[NodeConfig, KubeProxyConfiguration], NodeConfig] = _same
+    problems: Callable[[KubeProxyConfiguration], Iterable[Problem]] = _no_problems
+    doubts: Callable[[KubeProxyConfiguration, Family], Iterable[str]] = _no_doubts
+    open: Callable[[NodeConfig], Driver]
+    cleanup: Callable[[], None] | None = None
+    serves: Callable[[], bool] | None = None
+    clean_tables: Callable[[Tables], int] | None = None
+
+    def sync_period(self, config: KubeProxyConfiguration) -> Duration:
+        """How often, in seconds, clean-up and re-synchronisation happen at least."""
+        period = self._periods(config).sync_period
+        return SYNC_PERIOD if period is None else period
+
+    def min_sync_period(self, config: KubeProxyConfiguration) -> Duration | None:
+        """The least time between two syncs in seconds, if the configuration has one; None: adapt to the load."""
+        return self._periods(config).min_sync_period or None
+
+    def masquerade_all(self, config: KubeProxyConfiguration) -> bool:
+        """Whether all traffic to a ClusterIP is masqueraded."""
+        return self._masquerade(config).masquerade_all
+
+    def masquerade_bit(self, config: KubeProxyConfiguration) -> int:
+        """The number of the packet mark's bit that asks for masquerading."""
+        return self._masquerade(config).masquerade_bit
+
+    def _periods(self, config: KubeProxyConfiguration) -> IPTables | IPVS | NFTables:
+        found: IPTables | IPVS | NFTables = getattr(config, self.section)
+        return found
+
+    def _masquerade(self, config: KubeProxyConfiguration) -> IPTables | NFTables:
+        found: IPTables | NFTables = getattr(config, self.masquerade)
+        return found
+
+
+def unavailable(name: str, available: Iterable[str]) -> Mode:
+    """The mode of a name that is none of ours: it has no sections of its own and cannot be opened."""
+
+    def refuse(_: NodeConfig) -> Driver:
+        raise UnsupportedError(f"proxy mode {name} is not available; available: {', '.join(available)}")
+
+    return Mode(name=name, open=refuse, lasting=False, platforms=frozenset())

@@ -1,0 +1,67 @@
+"""Starts nftables mode."""
+
+import errno
+import logging
+
+from kubeproxy.backends.base import Driver, SyncError, UnsupportedError
+from kubeproxy.backends.nftables import forwarding, probe
+from kubeproxy.backends.nftables.driver import NFTables
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.netlink.nft.kernel import Kernel
+
+log = logging.getLogger(__name__)
+
+_NO_RIGHT = {errno.EPERM, errno.EACCES}
+
+
+def open_driver(node: NodeConfig, *, forwards: bool = True) -> Driver:
+    """Makes the driver of a node's family.
+
+    Args:
+        node: the node.
+        forwards: the kernel forwards packets to endpoints; otherwise a relay has the connections.
+
+    Raises:
+        UnsupportedError: it cannot run here.
+        SyncError: it cannot run now.
+    """
+    try:
+        kernel = Kernel()
+        kernel.generation()
+    except OSError as e:
+        missing = "the right CAP_NET_ADMIN" if e.errno in _NO_RIGHT else "nf_tables in the kernel"
+        raise UnsupportedError(
+            f"nftables mode cannot run for {node.family}: {missing} is missing: {e.strerror}"
+        ) from e
+    try:
+        refused = probe.missing(kernel, node)
+    except OSError as e:
+        raise SyncError(f"nftables mode cannot run for {node.family}: {e}") from e
+    if refused:
+        raise UnsupportedError(
+            f"nftables mode cannot run for {node.family}, the kernel does not have: {refused}"
+        )
+    if forwards:
+        _warn_of_drops(kernel, node)
+    rules = NFTables(kernel, node)
+    if not node.localhost_relay:
+        return rules
+    from kubeproxy.backends.localhost import Localhost
+    from kubeproxy.relay.control import Relay
+
+    return Localhost(rules, Relay(f"{node.family} relay for localhost", labels={"ip_family": node.family}))
+
+
+def _warn_of_drops(kernel: Kernel, node: NodeConfig) -> None:
+    try:
+        found = list(forwarding.dropping(kernel, node.family))
+    except OSError as e:
+        log.info("%s: cannot read the policies for forwarded packets: %s", node.family, e)
+        return
+    for chain in found:
+        log.warning(
+            "%s: %s drops forwarded packets by default, also those to endpoints of Services, unless it has a rule that accepts"
+            " them; add one, e.g. 'iptables -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT' or 'ct status dnat accept'",
+            node.family,
+            chain,
+        )

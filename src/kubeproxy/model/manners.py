@@ -1,0 +1,23 @@
+"""What a mode does with a packet where the plans do not decide. Each mode has one such value; the verdict reads it."""
+
+from msgspec import Struct
+
+
+class Manners(Struct, frozen=True, gc=False):
+    """What a mode does where the plans do not decide.
+
+    Attributes:
+        closed_cluster_ips: ports of a ClusterIP that are no Service's reject, and addresses of the ServiceCIDRs that
+            are no Service's drop; otherwise routing decides.
+        refuses_everywhere: a node port without usable endpoints drops or rejects on every local address, also on
+            those that do not serve node ports.
+        lets_own_out: what a process of this node sends to an external or load balancer IP elsewhere is not refused
+            when there are no usable endpoints; routing decides.
+        firewall_first: source ranges are checked before the Service is looked up. So they also apply if there are no
+            endpoints, and if the load balancer IP is one of the Service's external IPs, too; otherwise neither.
+    """
+
+    closed_cluster_ips: bool = False
+    refuses_everywhere: bool = False
+    lets_own_out: bool = False
+    firewall_first: bool = False
