@@ -127,18 +127,19 @@ class FlowCleaner:
         """Takes what a sync did; nobody is woken by what concerns neither UDP, nor SCTP, nor a front that came."""
         applied = [c for c in done.changes if c.key not in done.failures]
         changes = [c for c in applied if _has_flows(c)]
-        came = [port for c in applied for port in self._come(c)]
+        # Rules may have been missing before a full sync: then every front has come.
+        came = [port for c in applied for port in self._come(None if done.full else c.before, c.after)]
         if done.full or changes or came:
             plans = [(c.key, c.after and self._loop.in_kernel(c.after)) for c in changes]
             self._inbox.append(News(done.full, plans, tuple(done.failures), came))
             self._wake.set()
 
-    def _come(self, change: Change) -> Sequence[PortPlan]:
+    def _come(self, before: ServicePlan | None, after: ServicePlan | None) -> Sequence[PortPlan]:
         """The TCP ports of a Service of which fronts came."""
-        if change.after is None or not (ports := arrivals.have_come(change.before, change.after)):
+        if after is None or not (ports := arrivals.have_come(before, after)):
             return ()
-        known = self._loop.in_kernel(change.after)
-        if known is change.after:
+        known = self._loop.in_kernel(after)
+        if known is after:
             return ports
         which = {(port.name, port.port) for port in ports}
         return [port for port in known.ports if port.protocol == "TCP" and (port.name, port.port) in which]

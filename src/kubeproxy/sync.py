@@ -52,7 +52,8 @@ class Synced(Struct, frozen=True, gc=False):
 
     Attributes:
         full: whether everything was compared.
-        changes: the differences that reached the kernel.
+        changes: the Services whose plans were sent, each with the plan that was sent before; in a full sync all Services, and
+            those that are gone.
         failures: Services the kernel refuses.
         started: when it started, by the loop's clock.
         seconds: how long it took.
@@ -275,11 +276,18 @@ class Loop:
         self._syncing = started if self._queued is None else self._queued
         self._queued = self._syncing if self._retried else None
         try:
-            changes = await self._all(node) if full else await self._differences(pending, node)
-            if not full and not changes and not node_changed:
-                return
-            planned = self._clock.now()
-            failures = await self._driver.sync(node, changes, full=full)
+            if full:
+                plans = await self._all(node)
+                planned = self._clock.now()
+                failures = await self._driver.load(node, plans)
+                changes = [Change(key, self.applied.get(key), plan) for key, plan in plans.items()]
+                changes += [Change(key, plan, None) for key, plan in self.applied.items() if key not in plans]
+            else:
+                changes = await self._differences(pending, node)
+                if not changes and not node_changed:
+                    return
+                planned = self._clock.now()
+                failures = await self._driver.apply(node, changes)
         except Exception as e:
             self._full = True
             self._queued = self._syncing
@@ -292,7 +300,7 @@ class Loop:
         triggered = [at for c in changes for at in pending.get(c.key, ())] if pending else ()
         self._succeeded(Synced(full, changes, failures, started, ended - started, ended - planned, triggered))
 
-    async def _all(self, node: NodeConfig) -> list[Change]:
+    async def _all(self, node: NodeConfig) -> dict[Key, ServicePlan]:
         """Plans every Service, some at a time, and those that are touched meanwhile again at the end.
 
         So all plans are of one moment, in which a front has one owner. The next sync finds those touched in place.
@@ -308,7 +316,7 @@ class Loop:
         self.planned = len(keys), len(keys)
         for key in self._pending:
             plans[key] = self._state.plan(key, node)
-        return [Change(key, None, plan) for key, plan in plans.items() if plan is not None]
+        return {key: plan for key, plan in plans.items() if plan is not None}
 
     async def _differences(self, keys: Collection[Key], node: NodeConfig) -> list[Change]:
         """Plans some Services, and those that are touched meanwhile, see `_all`."""

@@ -1,7 +1,7 @@
 """Small clusters in few words, and a proxy without a loop: what is told is planned and synced when the test says so."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ class Proxy:
     def full(self) -> Failures:
         """A full sync."""
         plans = self.plans()
-        failures = self._run([Change(key, None, plan) for key, plan in plans.items()], full=True)
+        failures = self._run(self.backend.load(self.node, plans))
         self.applied = {key: plan for key, plan in plans.items() if key not in failures}
         return failures
 
@@ -154,7 +154,7 @@ class Proxy:
         pairs = ((key, self.applied.get(key), plans.get(key)) for key in sorted(self._touched))
         changes = [Change(key, before, after) for key, before, after in pairs if before != after]
         if changes:
-            assert not self._run(changes, full=False)
+            assert not self._run(self.backend.apply(self.node, changes))
         self.applied = plans
 
     def sync(self) -> Failures:
@@ -172,9 +172,6 @@ class Proxy:
     async def _intact(self) -> bool:
         return await self.backend.intact()
 
-    def _run(self, changes: list[Change], *, full: bool) -> Failures:
-        async def sync() -> Failures:
-            return await self.backend.sync(self.node, changes, full=full)
-
+    def _run(self, work: Coroutine[None, None, Failures]) -> Failures:
         self._touched.clear()
-        return asyncio.run(sync())
+        return asyncio.run(work)

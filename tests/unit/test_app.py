@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from kubeproxy.config.load import load
 from kubeproxy.config.types import Conntrack
 from kubeproxy.hub import Hub
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.model.plan import Key
+from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.netlink import route, wire
 from tests.fakes import modes
 from tests.fakes.clock import FakeClock
@@ -32,7 +32,12 @@ class Recorder:
         self._syncs = syncs
         self._nodes = nodes
 
-    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
+    async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
+        self._syncs.append((node.family, list(plans)))
+        self._nodes.append(node)
+        return {}
+
+    async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
         self._syncs.append((node.family, [c.key for c in changes]))
         self._nodes.append(node)
         return {}

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,10 +44,12 @@ class Kernel:
     def open_driver(self, node: NodeConfig) -> Driver:
         return self
 
-    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
+    async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
+        self.plans[node.family] = dict(plans)
+        return {}
+
+    async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
         held = self.plans[node.family]
-        if full:
-            held.clear()
         for change in changes:
             if change.after is None:
                 del held[change.key]

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from kubeproxy.app import App
 from kubeproxy.backends.base import Change, Driver, Failures
 from kubeproxy.config.load import load
 from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.netlink import route
 from tests.fakes import modes
 from tests.fakes.apiserver import FakeApiServer
@@ -41,7 +42,12 @@ class Kernel:
         self.opened.append(node)
         return self
 
-    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
+    async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
+        if node.family == IPV4:
+            self.nodes.append(node)
+        return {key: self.refuses[key] for key in plans if key in self.refuses}
+
+    async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
         if node.family == IPV4:
             self.nodes.append(node)
         return {c.key: self.refuses[c.key] for c in changes if c.key in self.refuses}

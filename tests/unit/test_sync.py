@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 import pytest
 from hypothesis import given
@@ -47,26 +47,18 @@ class Kernel:
         self.whole = True
         self.shared: set[tuple[str, str, int]] = set()
 
-    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
-        self.syncs.append((self.clock.time, full, [c.key for c in changes]))
-        self.nodes.append(node)
-        given = [front for c in changes if c.after for front in _fronts(c.after)]
-        self.shared |= {front for front in given if given.count(front) > 1}
-        self.clock.time += self.cost
-        answer = self.answers.pop(0) if self.answers else None
-        if isinstance(answer, BaseException):
-            raise answer
-        if answer is not None:
-            await answer.wait()
-        if full:
-            assert all(c.before is None for c in changes)
-            held, self.plans = self.plans, {}
-            for c in changes:
-                plan = held.get(c.key) if c.key in self.refused else c.after
-                if plan is not None:
-                    self.plans[c.key] = plan
-            self.whole = True
-            return {c.key: self.refused[c.key] for c in changes if c.key in self.refused}
+    async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
+        await self._begin(node, plans, full=True)
+        held, self.plans = self.plans, {}
+        for key, wanted in plans.items():
+            plan = held.get(key) if key in self.refused else wanted
+            if plan is not None:
+                self.plans[key] = plan
+        self.whole = True
+        return {key: self.refused[key] for key in plans if key in self.refused}
+
+    async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+        await self._begin(node, {c.key: c.after for c in changes}, full=False)
         if not self.refused.keys().isdisjoint(c.key for c in changes):
             raise StaleError("somebody is refused")
         for c in changes:
@@ -84,6 +76,18 @@ class Kernel:
 
     async def close(self) -> None:
         self.closed = True
+
+    async def _begin(self, node: NodeConfig, plans: Mapping[Key, ServicePlan | None], *, full: bool) -> None:
+        self.syncs.append((self.clock.time, full, list(plans)))
+        self.nodes.append(node)
+        given = [front for plan in plans.values() if plan for front in _fronts(plan)]
+        self.shared |= {front for front in given if given.count(front) > 1}
+        self.clock.time += self.cost
+        answer = self.answers.pop(0) if self.answers else None
+        if isinstance(answer, BaseException):
+            raise answer
+        if answer is not None:
+            await answer.wait()
 
     async def intact(self) -> bool:
         self.looks.append(self.clock.time)

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Iterable, Iterator
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from kubeproxy.backends.base import ByPrograms, Driver, SyncError
 from kubeproxy.backends.mode import Mode, unavailable
-from kubeproxy.backends.programs import VARIANTS
-from kubeproxy.backends.variants import OtherVariant
+
+if TYPE_CHECKING:
+    from kubeproxy.backends.variants import OtherVariant
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ def cleanup(*names: str) -> None:
         raise SyncError("; ".join(troubles))
 
 
-def other_variants(chosen: Mode, opened: Iterable[Driver]) -> list[OtherVariant]:
+def other_variants(chosen: Mode, opened: Iterable[Driver]) -> "list[OtherVariant]":
     """The variants of iptables that a mode's rules are not in; none for a mode that replaces no other.
 
     Args:
@@ -55,6 +57,9 @@ def other_variants(chosen: Mode, opened: Iterable[Driver]) -> list[OtherVariant]
     """
     if not chosen.replaces:
         return []
+    from kubeproxy.backends.programs import VARIANTS
+    from kubeproxy.backends.variants import OtherVariant
+
     used = {driver.variant for driver in opened if isinstance(driver, ByPrograms)}
     cleaners = [each.clean_tables for each in _modes() if each.clean_tables is not None]
     return [OtherVariant(variant, cleaners) for variant in VARIANTS if variant not in used]

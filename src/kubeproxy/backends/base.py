@@ -1,8 +1,9 @@
 """What every mode does for the control loop, and the values that pass between them.
 
-A driver is handed differences of plans and brings the kernel there. It knows nothing of Kubernetes and remembers
-no plan: the loop does. A full sync is the same call with nothing before, so whatever an earlier run or somebody else
-left in the kernel is adopted, changed or removed, without a moment in which packets go astray.
+A driver programs plans: all of them by `load`, which reads what the kernel has and adopts, changes or removes what an
+earlier run or another program left there, without a moment in which packets are misrouted; and afterwards by `apply`
+the difference for the Services that change, which costs what changed. A driver knows nothing of Kubernetes, and the
+plans are the loop's: it says what a Service's plan was, and what it is to be.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,13 @@ VIRTUAL_INTERFACE = "kube-ipvs0"
 
 
 class Change(Struct, frozen=True, gc=False):
-    """One Service's plan, as it is in the kernel and as it should be. None: it has none there, or should have none."""
+    """A Service's plan changes.
+
+    Attributes:
+        key: the Service.
+        before: the plan that was programmed last; None: there was none.
+        after: the plan that is to be programmed; None: the Service is to be removed.
+    """
 
     key: Key
     before: ServicePlan | None
@@ -58,17 +65,33 @@ class UnsupportedError(Exception):
 class Driver(Protocol):
     """One proxy mode for one IP family."""
 
-    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
-        """Brings the kernel from `before` to `after`.
+    async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
+        """Programs the full state: compares with what the kernel has, whoever put it there, and corrects every difference.
 
         Args:
-            node: the node as it is now. Between two full syncs it is the same, but for its ServiceCIDRs.
-            changes: the Services that change; at a full sync all there are, with no `before`.
-            full: compare with what the kernel holds, whoever put it there, and mend every difference.
+            node: the node as it is now.
+            plans: the plans of all Services.
+
+        Returns:
+            The Services the kernel refused; all others are programmed.
 
         Raises:
-            StaleError: this needs a full sync, now.
-            SyncError: the sync did not happen; the next one must be full.
+            SyncError: it did not happen, and must be done again.
+        """
+
+    async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+        """Programs the difference for some Services, after a `load`; the cost is that of the change.
+
+        Args:
+            node: the node as it is now: the one of the last `load`, but for its ServiceCIDRs.
+            changes: the Services that change.
+
+        Returns:
+            Nothing: a driver that is refused something raises StaleError, and `load` finds the Service.
+
+        Raises:
+            StaleError: this needs a `load`, now.
+            SyncError: it did not happen; a `load` must come next.
         """
 
     async def intact(self) -> bool:
@@ -77,14 +100,14 @@ class Driver(Protocol):
     def watch(self, disturbed: Callable[[str], None]) -> bool:
         """From now on looks out, in the running event loop, for others that change what we put into the kernel.
 
-        Called once, after the first full sync of all families: a great load takes the kernel twice the time when somebody
+        Called once, after the first `load` of all families: a great load takes the kernel twice the time when somebody
         listens.
 
         Args:
             disturbed: told what was done and by whom, as soon as the kernel tells; where it does not, `intact` must do.
 
         Returns:
-            Whether somebody may have changed something since the last full sync.
+            Whether somebody may have changed something since the last `load`.
 
         Raises:
             OSError: the kernel refuses.

@@ -6,7 +6,7 @@ tried again from time to time; everything else works meanwhile.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from kubeproxy.api.addresses import IPV4, is_loopback, join
 from kubeproxy.backends import relayed
@@ -43,26 +43,37 @@ class Localhost:
         self._missing: dict[_Front, tuple[Listener, str]] = {}
         self._failed = 0
 
-    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
+    async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`."""
-        failures = await self._inner.sync(node, changes, full=full)
+        failures = await self._inner.load(node, plans)
         wanted: dict[_Front, Listener] = {}
-        gone: set[_Front] = set()
+        for key, plan in plans.items():
+            wanted.update(self._fronts(key, plan, node))
+        self._listen({*self._doors.names, *self._missing}, wanted)
+        if not await self._doors.served():
+            # All else is in place, and must not be held up.
+            log.error("%s: node ports on localhost are not served yet: %s", node.family, relayed.SILENT)
+        return failures
+
+    async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+        """See `Driver`."""
+        failures = await self._inner.apply(node, changes)
+        wanted: dict[_Front, Listener] = {}
+        before: set[_Front] = set()
         for change in changes:
             wanted.update(self._fronts(change.key, change.after, node))
-            gone.update(self._fronts(change.key, change.before, node))
-        if full:
-            gone = {*self._doors.names, *self._missing}
-        gone -= wanted.keys()
+            before.update(self._fronts(change.key, change.before, node))
+        self._listen(before, wanted)
+        return failures
+
+    def _listen(self, before: set[_Front], wanted: Mapping[_Front, Listener]) -> None:
+        """Serves what is wanted, and no more what was served before and is not."""
+        gone = before - wanted.keys()
         self._doors.close(gone)
         for front in gone:
             self._missing.pop(front, None)
         for front, listener in wanted.items():
             self._open(front, listener)
-        if full and not await self._doors.served():
-            # All else is in place, and must not be held up.
-            log.error("%s: node ports on localhost are not served yet: %s", node.family, relayed.SILENT)
-        return failures
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
         """See `Leading`."""

@@ -6,18 +6,20 @@ functions of a mode import the rest of its package when they are called: who loo
 """
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
 from kubeproxy.api.addresses import FAMILIES, Family
 from kubeproxy.backends.base import Driver, UnsupportedError
-from kubeproxy.backends.programs import Tables
 from kubeproxy.config.checks import Problem
 from kubeproxy.config.durations import Duration
 from kubeproxy.config.types import IPVS, SYNC_PERIOD, IPTables, KubeProxyConfiguration, NFTables
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
+
+if TYPE_CHECKING:
+    from kubeproxy.backends.programs import Tables
 
 
 class FailureMetric(Struct, frozen=True, gc=False):
@@ -95,7 +97,7 @@ class Mode(Struct, frozen=True, kw_only=True):
     open: Callable[[NodeConfig], Driver]
     cleanup: Callable[[], None] | None = None
     serves: Callable[[], bool] | None = None
-    clean_tables: Callable[[Tables], int] | None = None
+    clean_tables: "Callable[[Tables], int] | None" = None
 
     def sync_period(self, config: KubeProxyConfiguration) -> Duration:
         """How often, in seconds, clean-up and re-synchronisation happen at least."""

@@ -57,10 +57,11 @@ class NodeConfig(Struct, frozen=True, gc=False):
         masquerade_all: masquerade all traffic to ClusterIPs.
         masquerade_mark: the bit in the packet mark that asks for masquerading.
         node_port_ranges: the ranges whose local addresses accept node ports; empty for every local address.
-        node_port_addresses: with ranges, the local addresses in them, sorted; in ipvs mode without ranges, too.
+        node_port_addresses: with ranges, the local addresses in them, sorted; in ipvs mode and with `listens` without ranges, too.
         local_addresses: in ipvs mode, all local addresses, sorted.
         localhost_node_ports: whether 127.0.0.1 accepts them too.
         localhost_relay: whether a relay serves node ports on loopback addresses, without rules.
+        listens: sockets on the node's own addresses serve the fronts, without rules.
         relayed: connections are carried by a relay, whose own have `masquerade_mark` and are for no Service.
         relay_ports: the first and last port a relay may listen on; (0, 0) for any.
         service_cidrs: the ranges ClusterIPs come from, of this family; empty where that is not known.
@@ -80,6 +81,7 @@ class NodeConfig(Struct, frozen=True, gc=False):
     local_addresses: tuple[str, ...] = ()
     localhost_node_ports: bool = False
     localhost_relay: bool = False
+    listens: bool = False
     relayed: bool = False
     relay_ports: tuple[int, int] = (0, 0)
     service_cidrs: tuple[str, ...] = ()
@@ -89,7 +91,7 @@ class NodeConfig(Struct, frozen=True, gc=False):
     @property
     def follows_addresses(self) -> bool:
         """Whether anything depends on the local addresses."""
-        return bool(self.node_port_ranges) or self.ipvs is not None
+        return bool(self.node_port_ranges) or self.ipvs is not None or self.listens
 
     @property
     def ranges_hold_loopback(self) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -41,15 +41,21 @@ class Rules:
         self.fails = False
         self.node = NODE
 
-    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
+    async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
+        if self.fails:
+            raise SyncError("no")
+        self.node = node
+        self.calls.append([Change(key, None, plan) for key, plan in plans.items()])
+        self.plans = dict(plans)
+        return self.refuses
+
+    async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
         if self.fails:
             raise SyncError("no")
         self.node = node
         self.calls.append(changes)
-        if full:
-            self.plans = {}
         for change in changes:
-            assert full or self.plans.get(change.key) == change.before
+            assert self.plans.get(change.key) == change.before
             if change.after is None:
                 self.plans.pop(change.key, None)
             else:
@@ -95,7 +101,9 @@ def sync(
     node: NodeConfig = NODE,
 ) -> Failures:
     told = [Change((before or after).key, before, after) for before, after in changes if before or after]  # type: ignore[union-attr]
-    return asyncio.run(backend.sync(node, told, full=full))
+    if full:
+        return asyncio.run(backend.load(node, {c.key: c.after for c in told if c.after is not None}))
+    return asyncio.run(backend.apply(node, told))
 
 
 def led(relay: FakeRelay) -> tuple[Led, Rules]:

@@ -105,7 +105,8 @@ def test_the_end_is_that_of_a_fresh_start(
     node: NodeConfig,
     backend: Callable[[NodeConfig], tuple[Driver, FakeRelay]],
 ) -> None:
-    node = replace(node, localhost_relay=True)
+    node = replace(node, localhost_relay=True, listens=backend is listening)
+    node = node.with_addresses(local(node))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sockets, "bind", Ports().bind)
         made, relay = backend(node)

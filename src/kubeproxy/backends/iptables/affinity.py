@@ -1,11 +1,11 @@
 """Session affinity in iptables mode: the kernel module xt_recent remembers the clients, and only so many of each endpoint."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from kubeproxy.api.addresses import Family
-from kubeproxy.backends.base import Change
+from kubeproxy.model.plan import ServicePlan
 
 log = logging.getLogger(__name__)
 
@@ -21,18 +21,18 @@ class AffinityWarning:
         self._file = file
         self._said = False
 
-    def look(self, changes: Sequence[Change]) -> None:
-        """Looks at Services that changed."""
+    def look(self, plans: Iterable[ServicePlan]) -> None:
+        """Looks at the plans of Services that are new or changed."""
         if self._said:
             return
-        for change in changes:
-            if change.after is not None and any(port.affinity for port in change.after.ports):
+        for plan in plans:
+            if any(port.affinity for port in plan.ports):
                 self._said = True
                 log.warning(
                     "%s: Service %s/%s has session affinity: for each endpoint the kernel remembers the last %d clients only"
                     " (parameter ip_list_tot of module xt_recent), further ones may change their endpoint",
                     self._family,
-                    *change.key,
+                    *plan.key,
                     self._limit(),
                 )
                 return

@@ -106,13 +106,19 @@ class IPTables:
         """See `ByPrograms`."""
         return self._tables.variant
 
-    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
+    async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`. Runs in a thread: the programs take their time."""
-        failures = await asyncio.to_thread(self._sync, node, changes, full=full)
-        self._affinity.look(changes)
-        if full and self._lookout is not None:
+        failures = await asyncio.to_thread(self._load, node, plans)
+        self._affinity.look(plans.values())
+        if self._lookout is not None:
             self._lookout.catch_up(lambda: self._tables.fingerprint() == self._before)
         return failures
+
+    async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+        """See `Driver`. Runs in a thread, too."""
+        await asyncio.to_thread(self._apply, node, changes)
+        self._affinity.look(c.after for c in changes if c.after is not None)
+        return {}
 
     async def intact(self) -> bool:
         """See `Driver`."""
@@ -145,29 +151,37 @@ class IPTables:
         if self._lookout is not None:
             self._lookout.close()
 
-    def _sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
-        # What somebody changed before or during a partial sync goes on to be seen: that one mends nothing.
-        intact = full or self._is_intact()
-        entries = {} if full else self._tables.entries()
+    def _load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         self._written.clear()
         try:
-            failures = self._whole(node, changes) if full else self._partial(node, changes)
+            failures = self._undisturbed(node, plans)
         except RefusedError as e:
-            # Perhaps a Service is at fault, perhaps somebody changed our rules: only a full look can tell.
-            raise (SyncError if full else StaleError)(str(e)) from e
-        now = self._tables.fingerprint()
-        if intact and (full or self._grew_from(entries)):
-            self._fingerprint = now
+            raise SyncError(str(e)) from e
+        self._fingerprint = self._tables.fingerprint()
         return failures
 
-    def _whole(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
-        """A full sync; one that others got in the way of is done again at once."""
+    def _apply(self, node: NodeConfig, changes: Sequence[Change]) -> None:
+        # A change by another program, before or during this one, must still be detected: it is not corrected here.
+        intact = self._is_intact()
+        entries = self._tables.entries()
+        self._written.clear()
+        try:
+            self._partial(node, changes)
+        except RefusedError as e:
+            # Perhaps a Service is at fault, perhaps another program changed our rules: only `load` can tell.
+            raise StaleError(str(e)) from e
+        now = self._tables.fingerprint()
+        if intact and self._grew_from(entries):
+            self._fingerprint = now
+
+    def _undisturbed(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
+        """A full sync; one during which another program changed the tables is done again at once."""
         for left in reversed(range(_TRIES)):
             self._before = self._tables.fingerprint()
             if self._lookout is not None:
                 self._lookout.look()
             try:
-                failures = self._full(node, changes)
+                failures = self._full(node, plans)
             except RefusedError as e:
                 if not left or not self._is_race():
                     raise
@@ -194,7 +208,7 @@ class IPTables:
     def _is_intact(self) -> bool:
         return self._lookout is not None or self._tables.fingerprint() == self._fingerprint
 
-    def _partial(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+    def _partial(self, node: NodeConfig, changes: Sequence[Change]) -> None:
         endpoints = self._endpoints + sum(_endpoints(c.after) - _endpoints(c.before) for c in changes)
         if _is_large(endpoints) != _is_large(self._endpoints):
             raise StaleError(f"with {endpoints} endpoints the comments of all endpoints' rules change")
@@ -221,10 +235,10 @@ class IPTables:
         self._grown[NAT] += 2 * chains
         self._endpoints = endpoints
         self._rules = rules
-        return {}
 
-    def _full(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
-        self._endpoints = sum(_endpoints(c.after) for c in changes)
+    def _full(self, node: NodeConfig, given: Mapping[Key, ServicePlan]) -> Failures:
+        plans = list(given.values())
+        self._endpoints = sum(map(_endpoints, plans))
         dialect = self._dialect(node)
         wanted = frame(node, drop_invalid=self._drop_invalid, counters=self._counters)
         held = Held(self._tables, wanted)
@@ -234,16 +248,16 @@ class IPTables:
         for table, lines in inputs.items():
             self._write(table, lines)
         failures: dict[Key, str] = {}
-        parts = self._parts(changes) if held.cold and not anew else [(changes, False)]
+        parts = self._parts(plans) if held.cold and not anew else [(plans, False)]
         for number, (part, at_once) in enumerate(parts):
             if not (at_once and self._stream(part, dialect, first=number == 0)):
-                found = (held.towards(c.key, self._counted(c, dialect, self._rules)) for c in part)
+                found = (held.towards(p.key, self._counted(p, dialect, self._rules)) for p in part)
                 fragments: Iterable[Fragment] = (f for f in found if f)
                 if anew:
                     fragments = self._replace(anew, list(fragments))
                 for piece in self._pieces(fragments):
                     self._isolate(piece, failures)
-        lost = [front for c in changes if c.key in failures and c.after is not None for front in c.after.lost]
+        lost = [front for key in failures for front in given[key].lost]
         self._sweep(held, failures, lambda rule: any(leads_from(rule, front, dialect) for front in lost))
         return failures
 
@@ -272,11 +286,11 @@ class IPTables:
         self._write(NAT, anew)
         return fragments
 
-    def _stream(self, changes: Sequence[Change], dialect: Dialect, *, first: bool) -> bool:
+    def _stream(self, plans: Sequence[ServicePlan], dialect: Dialect, *, first: bool) -> bool:
         """A first sync, each rule sent as it is made; returns whether it was accepted.
 
         Args:
-            changes: new Services.
+            plans: new Services.
             dialect: how their rules are written.
             first: no other Service's rules are there.
         """
@@ -289,10 +303,10 @@ class IPTables:
                 # a command that concerns all chains makes it note none. This one prints the little there is.
                 yield "-S\n"
             # The legacy program keeps chains in a sorted list, whose beginning is where one is put in fastest.
-            chains = sorted({chain for c in changes for chain in chains_of(c.after)}, reverse=True)
+            chains = sorted({chain for p in plans for chain in chains_of(p)}, reverse=True)
             yield from (f":{chain} - [0:0]\n" for chain in chains)
-            for c in changes:
-                f = between(c.key, NOTHING, self._counted(c, dialect, rules))
+            for p in plans:
+                f = between(p.key, NOTHING, self._counted(p, dialect, rules))
                 refusals.extend(f.refusals)
                 yield from (line for line in f.nat if line[0] != ":")
 
@@ -306,21 +320,21 @@ class IPTables:
         self._rules.update(rules)
         return True
 
-    def _parts(self, changes: Sequence[Change]) -> Iterator[tuple[Sequence[Change], bool]]:
+    def _parts(self, plans: Sequence[ServicePlan]) -> Iterator[tuple[Sequence[ServicePlan], bool]]:
         """As many Services at a time as the programs can digest, by an estimate of their lines.
 
         Yields:
             Some Services, and whether all that comes of them can be sent at once: one alone may be too much.
         """
         if self._tables.variant == "legacy":
-            yield changes, True
+            yield plans, True
             return
         start = size = 0
         limit = _NF_TABLES_FIRST_LINES
-        for end, change in enumerate(changes, 1):
-            size += _lines(change)
-            if size >= limit or end == len(changes):
-                yield changes[start:end], size < 2 * limit
+        for end, plan in enumerate(plans, 1):
+            size += _lines(plan)
+            if size >= limit or end == len(plans):
+                yield plans[start:end], size < 2 * limit
                 start, size, limit = end, 0, _NF_TABLES_LINES
 
     def _pieces(self, fragments: Iterable[Fragment]) -> Iterator[list[Fragment]]:
@@ -421,9 +435,9 @@ class IPTables:
         self._tables.restore(table, counted())
 
     @staticmethod
-    def _counted(change: Change, dialect: Dialect, rules: Counter[str]) -> Compiled:
+    def _counted(plan: ServicePlan, dialect: Dialect, rules: Counter[str]) -> Compiled:
         """Compiles a plan, and adds its rules to a count."""
-        compiled = compile_service(change.after, dialect)
+        compiled = compile_service(plan, dialect)
         rules.update(compiled.rules())
         return compiled
 
@@ -446,11 +460,10 @@ def _nat_lines(f: Fragment) -> int:
     return sum(text.count("\n") for text in f.nat)
 
 
-def _lines(change: Change) -> int:
+def _lines(plan: ServicePlan) -> int:
     """About how many lines a new Service comes to."""
-    ports = change.after.ports if change.after else ()
-    ranges = sum(len(port.source_ranges) for port in ports)
-    return _LINES_PER_ENDPOINT * (_endpoints(change.after) + len(ports)) + ranges
+    ranges = sum(len(port.source_ranges) for port in plan.ports)
+    return _LINES_PER_ENDPOINT * (_endpoints(plan) + len(plan.ports)) + ranges
 
 
 def _endpoints(plan: ServicePlan | None) -> int:

@@ -1,16 +1,18 @@
 """iptables mode."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Driver
 from kubeproxy.backends.mode import FailureMetric, Mode
-from kubeproxy.backends.programs import Tables
 from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
+
+if TYPE_CHECKING:
+    from kubeproxy.backends.programs import Tables
 
 
 def _open(node: NodeConfig) -> Driver:
@@ -31,7 +33,7 @@ def _serves() -> bool:
     return cleanup.serves()
 
 
-def _clean_tables(tables: Tables) -> int:
+def _clean_tables(tables: "Tables") -> int:
     from kubeproxy.backends.iptables import cleanup
 
     return cleanup.clean(tables)

@@ -11,9 +11,10 @@ What the kernel refuses of a Service is reported; the rest of that Service is in
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
 from kubeproxy.api.addresses import contains, join, unpack
 from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
@@ -28,7 +29,7 @@ from kubeproxy.backends.ipvs.sets import SetKeeper
 from kubeproxy.backends.ipvs.watch import Watch
 from kubeproxy.backends.programs import RefusedError, Tables, Variant
 from kubeproxy.model.node import IPVSSettings, NodeConfig
-from kubeproxy.model.plan import Key, with_same_firewall
+from kubeproxy.model.plan import Key, ServicePlan, with_same_firewall
 from kubeproxy.netlink import ipvs
 from kubeproxy.netlink.ipset import Element
 from kubeproxy.netlink.ipvs import Load, Virtual
@@ -70,13 +71,29 @@ class IPVS:
         """See `ByPrograms`."""
         return self._tables.variant
 
-    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
+    async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`."""
+        async with self._locked():
+            try:
+                return await asyncio.to_thread(self._load, node, plans)
+            except (OSError, RefusedError) as e:
+                raise SyncError(str(e)) from e
+
+    async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+        """See `Driver`."""
+        async with self._locked():
+            try:
+                await asyncio.to_thread(self._apply, node, changes)
+            except (OSError, RefusedError) as e:
+                raise StaleError(str(e)) from e
+        return {}
+
+    @contextlib.asynccontextmanager
+    async def _locked(self) -> AsyncIterator[None]:
+        """Nothing else changes the kernel meanwhile; afterwards connections that are to end are waited for."""
         async with self._lock:
             try:
-                return await asyncio.to_thread(self._full if full else self._partial, node, changes)
-            except (OSError, RefusedError) as e:
-                raise (SyncError if full else StaleError)(str(e)) from e
+                yield
             finally:
                 if self._draining and (self._drainer is None or self._drainer.done()):
                     self._drainer = asyncio.create_task(self._drain())
@@ -131,7 +148,7 @@ class IPVS:
             log.debug("Connections of %s have ended", _name(change))
         self._kernel.change_servers(done)
 
-    def _partial(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+    def _apply(self, node: NodeConfig, changes: Sequence[Change]) -> None:
         self._seen = None
         dialect = Dialect(node)
         for c in changes:
@@ -153,7 +170,6 @@ class IPVS:
         for item, error in refused.items():
             # Somebody changed what we rely on, or a Service is at fault: only a full look can tell.
             raise StaleError(f"{_told(item)}: {error}")
-        return {}
 
     def _change_rules(self, node: NodeConfig, drops: tuple[list[str], list[str]]) -> None:
         """Rules are others when a set gets its first element or loses its last, or with those of Services."""
@@ -193,14 +209,14 @@ class IPVS:
                         going.append(change)
         return coming, going
 
-    def _full(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+    def _load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         dialect = Dialect(node)
         self._excluded = (node.ipvs or IPVSSettings()).exclude_cidrs
         self._seen = None
         self._draining = Draining()
         self._desired = desired = Desired()
-        for c in changes:
-            desired.replace(c.key, NOTHING, compile_service(c.after, dialect))
+        for key, plan in plans.items():
+            desired.replace(key, NOTHING, compile_service(plan, dialect))
         desired.settle()
         refused, leftovers = self._sets.adopt(desired.entries)
         self._refused = dict(refused.items())
@@ -219,7 +235,7 @@ class IPVS:
         self._change_servers(going)
         for name, elements in leftovers.items():
             self._sets.delete(name, elements)
-        return self._blame(changes, dialect) if self._refused else {}
+        return self._blame(plans, dialect) if self._refused else {}
 
     def _mending(self) -> tuple[list[ServerChange], list[ServerChange]]:
         """The difference between the virtual servers that are there and those there should be."""
@@ -261,19 +277,19 @@ class IPVS:
         for address, error in refused.items():
             log.warning("%s keeps %s: %s", names.INTERFACE, unpack(address), error)
 
-    def _blame(self, changes: Sequence[Change], dialect: Dialect) -> Failures:
+    def _blame(self, plans: Mapping[Key, ServicePlan], dialect: Dialect) -> Failures:
         """The Services that asked for what was refused.
 
         Raises:
             SyncError: none was accepted, so they are not to blame.
         """
         failures: dict[Key, str] = {}
-        for c in changes:
-            compiled = compile_service(c.after, dialect)
+        for key, plan in plans.items():
+            compiled = compile_service(plan, dialect)
             items = (*compiled.virtuals, *compiled.entries, *(e.address for _, e in compiled.entries))
             found = [f"{_told(item)}: {self._refused[item]}" for item in items if item in self._refused]
             if found:
-                failures[c.key] = "; ".join(dict.fromkeys(found))
+                failures[key] = "; ".join(dict.fromkeys(found))
         virtuals = [v for v, _ in self._desired.virtuals()]
         if len(virtuals) > 1 and all(v in self._refused for v in virtuals):
             raise SyncError(

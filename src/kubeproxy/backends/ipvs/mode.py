@@ -1,18 +1,20 @@
 """ipvs mode."""
 
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
 from kubeproxy.api.addresses import IPV4, IPV6, Family, family_of
 from kubeproxy.backends.base import Driver
 from kubeproxy.backends.mode import FailureMetric, Mode
-from kubeproxy.backends.programs import Tables
 from kubeproxy.config import checks
 from kubeproxy.config.checks import Problem
 from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.model.node import IPVSSettings, NodeConfig
+
+if TYPE_CHECKING:
+    from kubeproxy.backends.programs import Tables
 
 _SECTION = "KubeProxyIPVSConfiguration"
 
@@ -35,7 +37,7 @@ def _serves() -> bool:
     return cleanup.serves()
 
 
-def _clean_tables(tables: Tables) -> int:
+def _clean_tables(tables: "Tables") -> int:
     from kubeproxy.backends.ipvs import cleanup
 
     return cleanup.clean(tables)

@@ -1,6 +1,6 @@
 """What the table is to hold: the plans, what they compile to, and what of that is shared."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from kubeproxy.backends.base import Change
 from kubeproxy.backends.nftables import frame
@@ -24,17 +24,14 @@ class Content:
         plans: the plans that are, or are to be, in the kernel.
     """
 
-    def __init__(self, table: Table, node: NodeConfig) -> None:
+    def __init__(
+        self, table: Table, node: NodeConfig, plans: Mapping[Key, ServicePlan] | None = None
+    ) -> None:
+        """Takes plans in; nothing is counted before they are compiled."""
         self.table = table
         self.compiler = Compiler(node)
         self.ledger = Ledger()
-        self.plans: dict[Key, ServicePlan] = {}
-
-    def fill(self, changes: Iterable[Change]) -> None:
-        """Takes in all plans there are; nothing is counted before they are compiled."""
-        for c in changes:
-            if c.after is not None:
-                self.plans[c.key] = c.after
+        self.plans: dict[Key, ServicePlan] = dict(plans or {})
 
     def set_node(self, node: NodeConfig, transaction: Transaction) -> None:
         """The node is another, but only as far as no Service's objects depend on it; puts the difference into a transaction."""

@@ -3,13 +3,13 @@
 A change is compiled twice, as it was and as it is to be; the elements that differ go to the kernel in one transaction, so a
 packet meets the one or the other. Nothing is listed on the way.
 
-A full sync reads the table once and compares. A table that is not laid out as ours, the reference's say, is replaced in
+`load` reads the table once and compares. A table that is not laid out as ours, the reference's say, is replaced in
 one transaction; one that is ours is mended.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
@@ -20,7 +20,7 @@ from kubeproxy.backends.nftables.mending import Mending
 from kubeproxy.backends.nftables.transaction import Transaction
 from kubeproxy.backends.nftables.watch import watch
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.model.plan import ServicePlan
+from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.netlink.nft import messages, objects
 from kubeproxy.netlink.nft.kernel import Kernel, RefusedError
 from kubeproxy.netlink.nft.lookout import Lookout
@@ -42,21 +42,26 @@ class NFTables:
         self._lookout: Lookout | None = None
         self._others = 0
 
-    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
+    async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`."""
         try:
-            if full:
-                failures = await asyncio.to_thread(self._full, node, changes)
-                if self._lookout is not None:
-                    self._lookout.catch_up(lambda: self._kernel.others() == self._others)
-                return failures
+            failures = await asyncio.to_thread(self._load, node, plans)
+        except OSError as e:
+            raise SyncError(str(e)) from e
+        if self._lookout is not None:
+            self._lookout.catch_up(lambda: self._kernel.others() == self._others)
+        return failures
+
+    async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+        """See `Driver`."""
+        try:
             # Microseconds, so it is done at once in the event loop, unless a Service is large.
             if sum(_size(c.before) + _size(c.after) for c in changes) < _LARGE:
-                self._partial(node, changes)
+                self._apply(node, changes)
             else:
-                await asyncio.to_thread(self._partial, node, changes)
+                await asyncio.to_thread(self._apply, node, changes)
         except OSError as e:
-            raise (SyncError if full else StaleError)(str(e)) from e
+            raise StaleError(str(e)) from e
         return {}
 
     async def intact(self) -> bool:
@@ -75,7 +80,7 @@ class NFTables:
             self._lookout.close()
         self._kernel.close()
 
-    def _partial(self, node: NodeConfig, changes: Sequence[Change]) -> None:
+    def _apply(self, node: NodeConfig, changes: Sequence[Change]) -> None:
         transaction = self._content.difference(changes)
         if node != self._content.compiler.node:
             self._content.set_node(node, transaction)
@@ -86,14 +91,13 @@ class NFTables:
         self._kernel.commit(transaction.messages())
         self._kernel.commit(transaction.afterwards())
 
-    def _full(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+    def _load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         while True:
             self._listen(on=True)
             self._others = self._kernel.others()
             if self._lookout is not None:
                 self._lookout.look()
-            self._content = Content(self._table, node)
-            self._content.fill(changes)
+            self._content = Content(self._table, node, plans)
             comment = objects.table_comment(self._kernel, self._table)
             held = Held(self._kernel, self._table) if comment == layout.COMMENT else None
             if held is not None and held.sound:
@@ -101,7 +105,7 @@ class NFTables:
             # A great load takes the kernel twice the time when somebody listens. Whether others did something meanwhile
             # is seen by the number of transactions: then all is compared.
             self._listen(on=False)
-            failures = self._load(there=comment is not None)
+            failures = self._write(there=comment is not None)
             self._listen(on=True)
             if self._lookout is None or self._kernel.others() == self._others:
                 return failures
@@ -110,7 +114,7 @@ class NFTables:
         if self._lookout is not None:
             (self._lookout.join if on else self._lookout.leave)()
 
-    def _load(self, *, there: bool) -> Failures:
+    def _write(self, *, there: bool) -> Failures:
         """Writes the whole table, instead of another one if there is one."""
         if there:
             log.info("Table %s is laid out differently, it is replaced", self._table)

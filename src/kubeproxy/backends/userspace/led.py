@@ -12,7 +12,7 @@ the address of a front. SCTP is left to the kernel, as in nftables mode.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -49,28 +49,34 @@ class Led:
         self._own_address = own_address
         self._address = ""
 
-    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
+    async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`."""
-        if full:
-            self._address = self._own_address(node)
-            failures = await asyncio.to_thread(self._open, node, changes)
-        else:
-            failures = self._open(node, changes)
-            if failures:
-                raise StaleError("; ".join(failures.values()))
+        self._address = self._own_address(node)
+        failures = await asyncio.to_thread(self._open, node, plans.values())
+        led = {key: self.in_kernel(plan) for key, plan in plans.items()}
+        refused = await self._rules.load(replace(node, relayed=True), led)
+        self._doors.close(
+            self._doors.names - {door for plan in plans.values() for door in self._wanted(plan)}
+        )
+        if not await self._doors.served():
+            raise SyncError(relayed.SILENT)
+        return {**failures, **refused}
+
+    async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+        """See `Driver`."""
+        failures = self._open(node, [c.after for c in changes if c.after is not None])
+        if failures:
+            raise StaleError("; ".join(failures.values()))
         led = [
             Change(c.key, c.before and self.in_kernel(c.before), c.after and self.in_kernel(c.after))
             for c in changes
         ]
-        refused = await self._rules.sync(
-            replace(node, relayed=True), [c for c in led if full or c.before != c.after], full=full
+        refused = await self._rules.apply(
+            replace(node, relayed=True), [c for c in led if c.before != c.after]
         )
         wanted = {door for c in changes for door in self._wanted(c.after)}
-        there = self._doors.names if full else {door for c in changes for door in self._wanted(c.before)}
-        self._doors.close(there - wanted)
-        if full and not await self._doors.served():
-            raise SyncError(relayed.SILENT)
-        return {**failures, **refused}
+        self._doors.close({door for c in changes for door in self._wanted(c.before)} - wanted)
+        return refused
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
         """See `Leading`: the plan with the relay's sockets in place of endpoints. A port without them is left out."""
@@ -98,15 +104,15 @@ class Led:
         await self._rules.close()
         await self._doors.stop()
 
-    def _open(self, node: NodeConfig, changes: Sequence[Change]) -> dict[Key, str]:
+    def _open(self, node: NodeConfig, plans: Iterable[ServicePlan]) -> dict[Key, str]:
         """Opens or changes the listeners of some Services; returns those that have not got all."""
         failures = {}
-        for change in changes:
-            for door, listener in self._listeners(change.after):
+        for plan in plans:
+            for door, listener in self._listeners(plan):
                 try:
                     self._doors.put(door, listener, self._address, node.relay_ports)
                 except OSError as e:
-                    failures[change.key] = f"no socket on {self._address} for {door[1]}: {e.strerror or e}"
+                    failures[plan.key] = f"no socket on {self._address} for {door[1]}: {e.strerror or e}"
         return failures
 
     def _wanted(self, plan: ServicePlan | None) -> set[_Door]:

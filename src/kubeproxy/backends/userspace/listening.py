@@ -10,7 +10,7 @@ where another mode would drop their packets.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from kubeproxy.api.addresses import IPV4, join
 from kubeproxy.backends import relayed
@@ -46,31 +46,35 @@ class Listening:
         self._own: tuple[str, ...] = ()
         self._told = ""
 
-    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
+    async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`."""
-        if full:
-            local = tuple(self._local_addresses())
-            self._local, self._own = frozenset(local), relayed.own(node, local)
+        local = tuple(self._local_addresses())
+        self._local, self._own = frozenset(local), relayed.own(node, local)
+        wanted = [
+            (key, front, listener)
+            for key, plan in plans.items()
+            for front, listener in self._listeners(key, plan, node)
+        ]
+        self._doors.close(self._doors.names - {front for _, front, _ in wanted})
+        failures = await asyncio.to_thread(self._open, wanted)
+        if not await self._doors.served():
+            raise SyncError(relayed.SILENT)
+        self._tell(plans.values())
+        return failures
+
+    async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+        """See `Driver`."""
         wanted = [
             (c.key, front, listener)
             for c in changes
             for front, listener in self._listeners(c.key, c.after, node)
         ]
-        there = (
-            self._doors.names
-            if full
-            else {front for c in changes for front, _ in self._listeners(c.key, c.before, node)}
-        )
+        before = {front for c in changes for front, _ in self._listeners(c.key, c.before, node)}
         # A port may pass from one Service to another one.
-        self._doors.close(there - {front for _, front, _ in wanted})
-        failures = await asyncio.to_thread(self._open, wanted) if full else self._open(wanted)
-        if failures and not full:
+        self._doors.close(before - {front for _, front, _ in wanted})
+        if failures := self._open(wanted):
             raise StaleError("; ".join(failures.values()))
-        if full:
-            if not await self._doors.served():
-                raise SyncError(relayed.SILENT)
-            self._tell(changes)
-        return failures
+        return {}
 
     async def intact(self) -> bool:
         """See `Driver`. Addresses that came or went are something to follow, too."""
@@ -139,9 +143,8 @@ class Listening:
             everywhere = ("0.0.0.0" if node.family == IPV4 else "::",)
         return (address for address in everywhere if address not in port.node_port_except)
 
-    def _tell(self, changes: Sequence[Change]) -> None:
+    def _tell(self, plans: Collection[ServicePlan]) -> None:
         """Says once what is not served."""
-        plans = [c.after for c in changes if c.after is not None]
         fronts = [
             (port.name, join(address, port.port))
             for plan in plans

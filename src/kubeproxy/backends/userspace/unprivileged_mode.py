@@ -2,9 +2,12 @@
 
 from typing import Final
 
+from msgspec.structs import replace
+
 from kubeproxy.backends.base import Driver
 from kubeproxy.backends.mode import Mode
 from kubeproxy.backends.userspace import mode as userspace
+from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.model.node import NodeConfig
 
 
@@ -20,11 +23,16 @@ def _open(node: NodeConfig) -> Driver:
     )
 
 
+def _node(node: NodeConfig, config: KubeProxyConfiguration) -> NodeConfig:
+    """A socket for a node port and one for another front on the same address and port exclude each other."""
+    return replace(userspace.MODE.node(node, config), listens=True)
+
+
 MODE: Final = Mode(
     name=userspace.MODE.without_rules,
     tracked=False,
     forwards=False,
     lasting=False,
-    node=userspace.MODE.node,
+    node=_node,
     open=_open,
 )

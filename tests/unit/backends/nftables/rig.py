@@ -5,7 +5,6 @@ import asyncio
 from msgspec import structs
 
 from kubeproxy.api.addresses import Family
-from kubeproxy.backends.base import Change
 from kubeproxy.backends.nftables import layout
 from kubeproxy.backends.nftables.driver import NFTables
 from kubeproxy.model.node import NodeConfig
@@ -88,6 +87,6 @@ def listing(case: World, *, empty: bool = False) -> str:
     for family, node in case.nodes.items():
         cidrs = tuple(cidr for cidr in case.hub.service_cidrs if (":" in cidr) == (family == "IPv6"))
         here = structs.replace(node, service_cidrs=cidrs)
-        changes = [] if empty else [Change(plan.key, None, plan) for plan in case.plans(family)]
-        assert not asyncio.run(NFTables(kernel, here).sync(here, changes, full=True))
+        plans = {} if empty else {plan.key: plan for plan in case.plans(family)}
+        assert not asyncio.run(NFTables(kernel, here).load(here, plans))
     return text.render(kernel.listing())
