@@ -134,7 +134,7 @@ def test_without_any_right_it_says_so_and_touches_nothing(space: str) -> None:
     load_nftables(lab, "table ip kube-proxy {}\n")
     done = clean_up(lab, "setpriv", "--bounding-set=-all", "--inh-caps=-all")
     assert done.returncode == 1
-    _, error = done.stderr.splitlines()
+    (error,) = done.stderr.splitlines()
     assert error.endswith(
         "--cleanup needs CAP_NET_ADMIN, and CAP_NET_RAW for legacy iptables: nothing was removed"
     )

@@ -140,3 +140,47 @@ class ByPrograms(Protocol):
     @property
     def variant(self) -> Literal["legacy", "nf_tables"]:
         """The variant of iptables its rules are in."""
+
+
+class HeldState(Protocol):
+    """What the kernel holds of a mode, as it was read: a value that can be compared and printed."""
+
+    def lines(self) -> list[str]:
+        """It in the syntax of the system's own tools."""
+
+
+class LoadSteps(Protocol):
+    """What a `load` would do: a value that can be compared and printed. Nothing to do is false."""
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do."""
+
+    def lines(self) -> list[str]:
+        """The steps in their order, in the syntax of the system's own tools."""
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A driver whose part of the kernel can be read, compared and described, without changing anything."""
+
+    async def read(self) -> HeldState:
+        """Reads what the kernel holds.
+
+        Raises:
+            SyncError: it could not be read.
+        """
+
+    def difference(self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> LoadSteps:
+        """What `load` would do if the kernel held this: the code of `load` itself, over a copy in memory.
+
+        Args:
+            held: what `read` returned.
+            node: the node.
+            plans: the plans of all Services.
+
+        Raises:
+            SyncError: `load` would fail.
+        """
+
+    def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
+        """What the kernel must contain for a Service, in the syntax of the system's own tools."""

@@ -17,8 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from kubeproxy.api.addresses import IPV4
-from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
-from kubeproxy.backends.iptables import names
+from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
+from kubeproxy.backends.iptables import names, rehearsal
 from kubeproxy.backends.iptables.affinity import AffinityWarning
 from kubeproxy.backends.iptables.difference import Fragment, Held, between, cut, fragment, unreferenced
 from kubeproxy.backends.iptables.rules import (
@@ -32,6 +32,8 @@ from kubeproxy.backends.iptables.rules import (
 from kubeproxy.backends.iptables.static import frame
 from kubeproxy.backends.iptables.watch import watch
 from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables, Variant
+from kubeproxy.backends.shared import held_rules
+from kubeproxy.backends.shared.held_rules import HeldRules, RuleSteps
 from kubeproxy.figures import Figure
 from kubeproxy.log import V2
 from kubeproxy.model.node import NodeConfig
@@ -108,7 +110,7 @@ class IPTables:
 
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`. Runs in a thread: the programs take their time."""
-        failures = await asyncio.to_thread(self._load, node, plans)
+        failures = await asyncio.to_thread(self.load_blocking, node, plans)
         self._affinity.look(plans.values())
         if self._lookout is not None:
             self._lookout.catch_up(lambda: self._tables.fingerprint() == self._before)
@@ -119,6 +121,20 @@ class IPTables:
         await asyncio.to_thread(self._apply, node, changes)
         self._affinity.look(c.after for c in changes if c.after is not None)
         return {}
+
+    async def read(self) -> HeldRules:
+        """See `Readable`."""
+        return await asyncio.to_thread(held_rules.read, self._tables)
+
+    def difference(self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> RuleSteps:
+        """See `Readable`."""
+        tables = rehearsal.as_rules(held).in_memory()
+        IPTables(tables, counters=self._counters, drop_invalid=self._drop_invalid).load_blocking(node, plans)
+        return held_rules.steps(tables)
+
+    def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
+        """See `Readable`."""
+        return rehearsal.describe(plan, self._dialect(node))
 
     async def intact(self) -> bool:
         """See `Driver`."""
@@ -151,7 +167,8 @@ class IPTables:
         if self._lookout is not None:
             self._lookout.close()
 
-    def _load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
+    def load_blocking(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
+        """See `Driver.load`; done in this thread. Raises what the kernel says, too."""
         self._written.clear()
         try:
             failures = self._undisturbed(node, plans)

@@ -17,13 +17,20 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
 from kubeproxy.api.addresses import contains, join, unpack
-from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
-from kubeproxy.backends.ipvs import names
+from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
+from kubeproxy.backends.ipvs import names, rehearsal
 from kubeproxy.backends.ipvs.compile import NOTHING, Dialect, Target, compile_service
 from kubeproxy.backends.ipvs.desired import Delta, Desired
 from kubeproxy.backends.ipvs.drain import Draining
 from kubeproxy.backends.ipvs.frame import frame
 from kubeproxy.backends.ipvs.kernel import Kernel, ServerChange, Verb
+from kubeproxy.backends.ipvs.rehearsal import (
+    HeldServers,
+    RecordingKernel,
+    RecordingTables,
+    ServerStep,
+    ServerSteps,
+)
 from kubeproxy.backends.ipvs.rules import Rules
 from kubeproxy.backends.ipvs.sets import SetKeeper
 from kubeproxy.backends.ipvs.watch import Watch
@@ -75,7 +82,7 @@ class IPVS:
         """See `Driver`."""
         async with self._locked():
             try:
-                return await asyncio.to_thread(self._load, node, plans)
+                return await asyncio.to_thread(self.load_blocking, node, plans)
             except (OSError, RefusedError) as e:
                 raise SyncError(str(e)) from e
 
@@ -97,6 +104,26 @@ class IPVS:
             finally:
                 if self._draining and (self._drainer is None or self._drainer.done()):
                     self._drainer = asyncio.create_task(self._drain())
+
+    async def read(self) -> HeldServers:
+        """See `Readable`."""
+        async with self._lock:
+            try:
+                return await asyncio.to_thread(rehearsal.read, self._kernel, self._tables)
+            except OSError as e:
+                raise SyncError(str(e)) from e
+
+    def difference(self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> ServerSteps:
+        """See `Readable`."""
+        there = rehearsal.as_servers(held)
+        steps: list[ServerStep] = []
+        kernel, tables = RecordingKernel(there, steps), RecordingTables(there.rules, steps)
+        IPVS(kernel, tables, node).load_blocking(node, plans)
+        return ServerSteps(tuple(steps))
+
+    def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
+        """See `Readable`."""
+        return rehearsal.describe(plan, Dialect(node), node.family)
 
     async def intact(self) -> bool:
         """See `Driver`."""
@@ -209,7 +236,8 @@ class IPVS:
                         going.append(change)
         return coming, going
 
-    def _load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
+    def load_blocking(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
+        """See `Driver.load`; done in this thread. Raises what the kernel says, too."""
         dialect = Dialect(node)
         self._excluded = (node.ipvs or IPVSSettings()).exclude_cidrs
         self._seen = None

@@ -12,11 +12,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from kubeproxy.api.addresses import IPV4
-from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
-from kubeproxy.backends.nftables import frame, layout
+from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
+from kubeproxy.backends.nftables import frame, layout, rehearsal
 from kubeproxy.backends.nftables.content import NOTHING, Content, own_objects
 from kubeproxy.backends.nftables.held import Held
 from kubeproxy.backends.nftables.mending import Mending
+from kubeproxy.backends.nftables.rehearsal import HeldTable, TableSteps
 from kubeproxy.backends.nftables.transaction import Transaction
 from kubeproxy.backends.nftables.watch import watch
 from kubeproxy.model.node import NodeConfig
@@ -45,7 +46,7 @@ class NFTables:
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`."""
         try:
-            failures = await asyncio.to_thread(self._load, node, plans)
+            failures = await asyncio.to_thread(self.load_blocking, node, plans)
         except OSError as e:
             raise SyncError(str(e)) from e
         if self._lookout is not None:
@@ -63,6 +64,24 @@ class NFTables:
         except OSError as e:
             raise StaleError(str(e)) from e
         return {}
+
+    async def read(self) -> HeldTable:
+        """See `Readable`."""
+        try:
+            return await asyncio.to_thread(rehearsal.read, self._kernel, self._table)
+        except OSError as e:
+            raise SyncError(str(e)) from e
+
+    def difference(self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> TableSteps:
+        """See `Readable`."""
+        table = rehearsal.as_table(held)
+        kernel = table.in_memory()
+        NFTables(kernel, node).load_blocking(node, plans)
+        return rehearsal.steps(table, kernel)
+
+    def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
+        """See `Readable`."""
+        return rehearsal.describe(plan, node, self._table)
 
     async def intact(self) -> bool:
         """See `Driver`. The watch tells what happens when it happens."""
@@ -91,7 +110,8 @@ class NFTables:
         self._kernel.commit(transaction.messages())
         self._kernel.commit(transaction.afterwards())
 
-    def _load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
+    def load_blocking(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
+        """See `Driver.load`; done in this thread. Raises what the kernel says, too."""
         while True:
             self._listen(on=True)
             self._others = self._kernel.others()

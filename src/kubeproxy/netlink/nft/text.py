@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages, reading, types
 from kubeproxy.netlink.nft.messages import (
+    DELSETELEM,
     FAMILY_NAMES,
     NEWCHAIN,
     NEWRULE,
@@ -109,6 +110,53 @@ def render(made: Iterable[Message]) -> str:
     return "".join(f"{line}\n" for table in tables.values() for line in table.lines())
 
 
+def commands(sent: Iterable[Message], known: Iterable[Message] = ()) -> Iterator[str]:
+    """Messages as commands of nft, one a line; an element is a line of its own.
+
+    Args:
+        sent: messages that add, delete or flush.
+        known: messages that made the sets whose elements are sent.
+
+    Raises:
+        ValueError: a rule holds an expression that is none of ours.
+    """
+    sets: dict[str, _Set] = {}
+    shapes: dict[str, reading.SetShape] = {}
+
+    def learn(message: Message, a: wire.Attributes) -> None:
+        if message.kind == NEWSET:
+            name = wire.string(a[2])
+            made = sets[name] = _set(a)
+            shapes[name] = reading.SetShape(types.size(made.key) // 4, types.size(made.data) // 4)
+
+    for message in known:
+        learn(message, wire.attributes(message.body))
+    for message in sent:
+        a = wire.attributes(message.body)
+        learn(message, a)
+        where = f"{FAMILY_NAMES[message.family]} {wire.string(a[1])}"
+        if message.kind == NEWRULE:
+            rule = reading.Reader(message.family, shapes).read(a[4])
+            yield " ".join([f"add rule {where} {wire.string(a[2])} {rule}", *_comment(a.get(7, b""))])
+        elif message.kind == NEWCHAIN:
+            yield " ".join([f"add chain {where} {wire.string(a[3])}", *_block(_hook(a))])
+        elif message.kind == NEWSET:
+            name = wire.string(a[2])
+            yield f"add {sets[name].kind} {where} {name} {{ {'; '.join(sets[name].lines)}; }}"
+        elif message.kind in {NEWSETELEM, DELSETELEM} and 3 in a:
+            verb = "add" if message.kind == NEWSETELEM else "delete"
+            name = wire.string(a[2])
+            elements = [wire.attributes(each) for _, each in wire.attribute_list(a[3])]
+            for element in _shown(sets[name], elements):
+                yield f"{verb} element {where} {name} {{ {element} }}"
+        else:
+            yield message.about
+
+
+def _block(words: list[str]) -> list[str]:
+    return [f"{{ {' '.join(words)} }}"] if words else []
+
+
 def _indented(lines: Iterable[str]) -> Iterator[str]:
     return (f"\t{line}" for line in lines)
 
@@ -163,15 +211,17 @@ def _duration(milliseconds: int) -> str:
 
 def _elements(made: _Set) -> Iterator[str]:
     """The elements of a set in the order of their keys."""
-    elements = sorted(made.elements, key=_key)
-    if made.intervals and len(made.key) == 1:
-        shown = list(_spans(elements, made.key[0]))
-    else:
-        shown = [_element(each, made) for each in elements]
-    if shown:
+    if shown := _shown(made, sorted(made.elements, key=_key)):
         yield "elements = {"
         yield from _indented(f"{each}," for each in shown)
         yield "}"
+
+
+def _shown(made: _Set, elements: list[wire.Attributes]) -> list[str]:
+    """Elements of a set as they are listed."""
+    if made.intervals and len(made.key) == 1:
+        return list(_spans(elements, made.key[0]))
+    return [_element(each, made) for each in elements]
 
 
 def _key(element: wire.Attributes) -> bytes:

@@ -4,20 +4,18 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from kubeproxy.api.addresses import IPV4, join, unpack
+from kubeproxy.api.addresses import IPV4, unpack
 from kubeproxy.backends.fake_tables import FakeTables
+from kubeproxy.backends.ipvs import words
 from kubeproxy.backends.ipvs.driver import IPVS
 from kubeproxy.backends.ipvs.fake import FakeKernel
 from kubeproxy.model.node import IPVSSettings, NodeConfig
-from kubeproxy.netlink import ipvs
-from kubeproxy.netlink.ipset import BITMAP_PORT, Element
+from kubeproxy.netlink.ipset import BITMAP_PORT
 from tests.fakes.cluster import NODE, Proxy
 
 HERE = replace(NODE, localhost_node_ports=False, ipvs=IPVSSettings()).with_addresses(
     ["127.0.0.1", "192.0.2.1", "10.244.1.1"]
 )
-_FLAGS = {ipvs.TCP: "-t", ipvs.UDP: "-u", ipvs.SCTP: "--sctp-service"}
-_PROTOCOLS = {ipvs.TCP: "tcp", ipvs.UDP: "udp", ipvs.SCTP: "sctp"}
 
 
 class Rig(Proxy):
@@ -65,12 +63,7 @@ class Rig(Proxy):
 def servers(kernel: FakeKernel) -> Iterator[str]:
     """What `ipvsadm -Sn` prints."""
     for virtual, (settings, reals) in kernel.virtuals.items():
-        at = f"{_FLAGS[virtual.protocol]} {join(unpack(virtual.address), virtual.port)}"
-        persistent = f" -p {settings.timeout}" if settings.flags & ipvs.PERSISTENT else ""
-        port = f" -b {settings.scheduler}-port" if settings.flags & ipvs.SCHEDULER_2 else ""
-        yield f"-A {at} -s {settings.scheduler}{persistent}{port}"
-        for real, load in reals.items():
-            yield f"-a {at} -r {join(unpack(real.address), real.port)} -m -w {load.weight}"
+        yield from words.server(virtual, settings, {real: load.weight for real, load in reals.items()})
 
 
 def sets(kernel: FakeKernel, family: str = IPV4) -> Iterator[str]:
@@ -83,19 +76,7 @@ def sets(kernel: FakeKernel, family: str = IPV4) -> Iterator[str]:
         )
         yield f"create {name} {header.type} {size}"
         for element in elements:
-            yield f"add {name} {','.join(element_parts(element))}"
-
-
-def element_parts(element: Element) -> Iterator[str]:
-    """The parts of an element as `ipset` prints them."""
-    if element.address:
-        yield unpack(element.address)
-    if element.protocol:
-        yield f"{_PROTOCOLS[element.protocol]}:{element.port}"
-    elif not element.address:
-        yield str(element.port)
-    if element.other:
-        yield unpack(element.other) + (f"/{element.prefix}" if element.prefix else "")
+            yield f"add {name} {words.element(element)}"
 
 
 def addresses(kernel: FakeKernel) -> list[str]:
