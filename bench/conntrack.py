@@ -17,6 +17,7 @@ from kubeproxy.model.select import Endpoint
 from kubeproxy.sync import Synced
 from tests.lab import flows, netns
 from tests.lab.flows import Entry
+from tests.machines import MACHINE
 
 FLOWS, STALE = 100_000, 1_000
 DNS = ("kube-system", "kube-dns")
@@ -39,7 +40,7 @@ def main(rounds: int) -> None:
 
 async def _measure(node: str, rounds: int) -> None:
     loop = _Loop()
-    cleaner = FlowCleaner(loop)  # type: ignore[arg-type]
+    cleaner = FlowCleaner(MACHINE, loop)  # type: ignore[arg-type]
     cleaned: asyncio.Queue[Cleaned] = asyncio.Queue()
     cleaner.on_clean(cleaned.put_nowait)
     turning = _Turning()

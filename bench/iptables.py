@@ -14,6 +14,7 @@ from kubeproxy.backends.iptables import names
 from kubeproxy.netlink import nfacct
 from tests.fakes.apiserver import FakeApiServer
 from tests.lab import netns
+from tests.machines import MACHINE
 
 SERVICES, ENDPOINTS = 5000, 3
 
@@ -42,7 +43,7 @@ def start(variant: str, path: str, rounds: int) -> float:
                     text = subprocess.run([programs["iptables-save"]], check=True, capture_output=True).stdout
             with rig.node() as node, netns.inside(node):
                 for counter in (names.INVALID_COUNTER, names.LOCALHOST_COUNTER):
-                    nfacct.ensure(counter)
+                    nfacct.ensure(MACHINE, counter)
                 restore = [programs["iptables-restore"]]
                 bare.append(rig.timed(lambda: subprocess.run(restore, input=text, check=True)))  # noqa: B023
     title = f"{variant}: {SERVICES} Services x {ENDPOINTS}, start to all in place"

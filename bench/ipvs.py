@@ -16,6 +16,7 @@ from kubeproxy.api.addresses import pack
 from kubeproxy.netlink import ipvs
 from tests.fakes.apiserver import FakeApiServer
 from tests.lab import netns
+from tests.machines import MACHINE
 from tests.vm.__main__ import run
 from tests.vm.machine import inside
 
@@ -103,7 +104,7 @@ async def _living(full: float, rounds: int) -> None:
         )
         with netns.inside(node):
             await server.start()
-            kernel = ipvs.IPVS()
+            kernel = ipvs.IPVS(MACHINE)
         proxy = rig.Proxy(node, *FLAGS, "--master", server.url)
         await asyncio.to_thread(proxy.__enter__)
         try:

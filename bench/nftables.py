@@ -25,6 +25,7 @@ from kubeproxy.sources.events import decode_event
 from kubeproxy.sources.ledger import Ledger
 from kubeproxy.sync import Loop, Synced
 from tests.lab import netns
+from tests.machines import MACHINE
 
 SERVICES, ENDPOINTS = 10_000, 10
 OTHERS = ((5_000, 50), (44_000, 3))
@@ -80,7 +81,7 @@ class Timed(Kernel):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(MACHINE)
         self.seconds = 0.0
 
     def commit(self, messages: Sequence[Message]) -> None:
@@ -167,7 +168,7 @@ class Changes(NamedTuple):
 async def _change(services: int, count: int, rounds: int) -> Changes:
     replaced, added = [], []
     lines = _lists(services, count)
-    with rig.node() as node, netns.inside(node), Kernel() as kernel:
+    with rig.node() as node, netns.inside(node), Kernel(MACHINE) as kernel:
         daemon = Daemon(NFTables(kernel, NODE))
         for kind, line in lines:
             daemon.hear(kind, line)

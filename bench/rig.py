@@ -17,6 +17,7 @@ from bench.objects import NODE
 from kubeproxy.linux import xtables
 from kubeproxy.netlink.nft.kernel import generation
 from tests.lab import netns
+from tests.machines import MACHINE
 
 FLAGS = ("--hostname-override", NODE, "--bind-address", "192.0.2.1", "--cluster-cidr", "10.128.0.0/9")
 VARIANTS = {"legacy": "xtables-legacy-multi", "nf_tables": "xtables-nft-multi"}
@@ -104,7 +105,11 @@ class Proxy:
 
 def fingerprint(variant: str) -> Callable[[], object]:
     """What changes in the kernel with any rule."""
-    return generation if variant == "nf_tables" else lambda: xtables.table_size(2, "nat")
+    return (
+        (lambda: generation(MACHINE))
+        if variant == "nf_tables"
+        else lambda: xtables.table_size(MACHINE, 2, "nat")
+    )
 
 
 class Watcher(threading.Thread):

@@ -23,6 +23,7 @@ from kubeproxy.relay import sockets
 from kubeproxy.relay.control import Relay
 from kubeproxy.relay.values import Choice, Listener
 from tests.lab import netns
+from tests.machines import MACHINE
 
 SINK, PROXY = 7001, 7002
 SECONDS = 3.0
@@ -122,9 +123,9 @@ def direct() -> Iterator[Carrier]:
 @contextlib.contextmanager
 def relay() -> Iterator[Carrier]:
     """The relay as userspace mode starts it, but for the check that clients came by a front."""
-    carrier = Relay("bench")
+    carrier = Relay(MACHINE, "bench")
     try:
-        sock = sockets.bind(HOST, (PROXY, PROXY), udp=False)
+        sock = sockets.bind(MACHINE, HOST, (PROXY, PROXY), udp=False)
         carrier.open(sock, Listener("bench", "bench", choices=(Choice(((HOST, SINK),)),)))
         _until_open(PROXY)
         assert carrier.pid is not None

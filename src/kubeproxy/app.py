@@ -26,8 +26,8 @@ from kubeproxy.events import Events
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.forwarding import Forwarding
 from kubeproxy.hub import Hub
-from kubeproxy.linux import capabilities, instance, oom
-from kubeproxy.linux import run as programs
+from kubeproxy.linux import instance
+from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.nodewatch import NodeWatch
 from kubeproxy.notify import notify
@@ -67,17 +67,20 @@ class FatalError(Exception):
 def run(options: Options) -> int:
     """Runs the program as told; returns its exit status."""
     gc.set_threshold(*_GC_THRESHOLD)
+    from kubeproxy.machine.linux import Linux
+
+    machine = Linux()
     try:
         if options.cleanup:
-            _clean_up(force=options.cleanup_force)
+            _clean_up(machine, force=options.cleanup_force)
             return 0
-        alone = _alone()
+        alone = _alone(machine)
         if options.init_only:
-            return asyncio.run(App(options).prepare())
-        _spare(options.config.oom_score_adj)
-        return asyncio.run(_serve(App(options), alone))
+            return asyncio.run(App(options, machine).prepare())
+        _spare(machine, options.config.oom_score_adj)
+        return asyncio.run(_serve(App(options, machine), alone))
     except (FatalError, UnsupportedError, SyncError, hosts.NodeError, OSError) as e:
-        log.error("%s%s", e, _lacking(e))  # noqa: TRY400 the message says it all
+        log.error("%s%s", e, _lacking(machine, e))  # noqa: TRY400 the message says it all
         return 1
 
 
@@ -109,15 +112,15 @@ def _set_verbosity(verbosity: int) -> None:
     log.info("Verbosity is %d now; SIGUSR1 raises it, SIGUSR2 restores what is configured", verbosity)
 
 
-def _lacking(error: Exception) -> str:
+def _lacking(machine: Machine, error: Exception) -> str:
     """What to add to an error that may come from a right we do not have."""
     if not any(words in str(error) for words in _UNABLE):
         return ""
-    lacking = capabilities.missing(("CAP_NET_ADMIN", "CAP_NET_RAW"))
+    lacking = machine.lacks(("CAP_NET_ADMIN", "CAP_NET_RAW"))
     return f"; this process has no {' and no '.join(lacking)}" if lacking else ""
 
 
-def _alone() -> instance.Instance:
+def _alone(machine: Machine) -> instance.Instance:
     """Makes sure that no other kube-proxy programs this network namespace, as long as the returned value is kept.
 
     Raises:
@@ -131,18 +134,18 @@ def _alone() -> instance.Instance:
         )  # fmt: skip
 
     try:
-        return instance.acquire(_PATIENCE_SECONDS, waiting=waiting)
+        return machine.lock(_PATIENCE_SECONDS, waiting=waiting)
     except instance.HeldError as e:
         raise FatalError(f"{e}: nothing was changed; stop it first") from e
 
 
-def _clean_up(*, force: bool) -> None:
-    if capabilities.missing(("CAP_NET_ADMIN",)):
+def _clean_up(machine: Machine, *, force: bool) -> None:
+    if machine.lacks(("CAP_NET_ADMIN",)):
         raise FatalError(
             "--cleanup needs CAP_NET_ADMIN, and CAP_NET_RAW for legacy iptables: nothing was removed"
         )
     try:
-        alone = instance.acquire(0)
+        alone = machine.lock(0)
     except instance.HeldError as e:
         if not force:
             raise FatalError(
@@ -150,17 +153,17 @@ def _clean_up(*, force: bool) -> None:
                 " stop it first, or add --cleanup-force"
             ) from e
         log.warning("Cleaning up although %s: it will restore its rules", e)
-        backends.cleanup()
+        backends.cleanup(machine)
         return
     try:
-        backends.cleanup()
+        backends.cleanup(machine)
     finally:
         alone.release()
 
 
-def _spare(score: int) -> None:
+def _spare(machine: Machine, score: int) -> None:
     try:
-        oom.adjust(score)
+        machine.set_oom_score(score)
     except OSError as e:
         log.info("The out-of-memory score stays as it is, %s needs CAP_SYS_RESOURCE: %s", score, e)
 
@@ -168,13 +171,18 @@ def _spare(score: int) -> None:
 class App:
     """The daemon."""
 
-    def __init__(self, options: Options) -> None:
-        """Takes the options; nothing is done before `run`.
+    def __init__(self, options: Options, machine: Machine) -> None:
+        """Nothing is done before `run`.
+
+        Args:
+            options: what to run.
+            machine: the host and the network namespace it runs in.
 
         Raises:
             FatalError: the node has no name.
         """
         self._options = options
+        self._machine = machine
         self._config = options.config
         self._name = self._config.node_name
         if not self._name:
@@ -203,7 +211,12 @@ class App:
         self._missing: Callable[[], Iterable[str]] = tuple
         source = self._source()
         self._serving = Serving(
-            self._options, self._hub, self._events, statuses=self._statuses, missing=self._missing
+            self._machine,
+            self._options,
+            self._hub,
+            self._events,
+            statuses=self._statuses,
+            missing=self._missing,
         )
         self._serving.tell(self._told)
         tasks: list[asyncio.Future[Any]] = [
@@ -224,7 +237,7 @@ class App:
             tasks.append(reporting)
             for task in tasks:
                 task.cancel()
-            programs.stop()  # each has done its work wholly or not at all
+            self._machine.stop()  # each has done its work wholly or not at all
             await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
@@ -264,7 +277,7 @@ class App:
                 manifests = Manifests(
                     [Path(path) for path in self._options.manifests],
                     self._hub,
-                    serves=lambda: backends.serves(self._mode),
+                    serves=lambda: backends.serves(self._machine, self._mode),
                 )
                 self._introduce(f"manifests: {', '.join(self._options.manifests)}")
                 self._missing = manifests.unusable.unknown
@@ -274,7 +287,11 @@ class App:
 
             connection = self._config.client_connection
             source = ApiServer(
-                self._hub, self._name, kubeconfig=connection.kubeconfig, master=self._options.master
+                self._hub,
+                self._name,
+                kubeconfig=connection.kubeconfig,
+                master=self._options.master,
+                make_socket=self._machine.socket,
             )
         except (OSError, ValueError) as e:
             raise FatalError(str(e)) from e
@@ -295,9 +312,11 @@ class App:
 
     async def prepare(self) -> int:
         """Does what needs full privileges, and nothing else; returns the exit status."""
-        found = hosts.own_addresses()
-        host = hosts.host(self._config, self._name, None, supported=hosts.supported_families(), found=found)
-        troubles = sysctls.apply(self._config.conntrack)
+        found = hosts.own_addresses(self._machine)
+        host = hosts.host(
+            self._config, self._name, None, supported=hosts.supported_families(self._machine), found=found
+        )
+        troubles = sysctls.apply(self._machine, self._config.conntrack)
         await self._open(host)
         if troubles:
             return 1
@@ -306,21 +325,23 @@ class App:
 
     async def _work(self) -> None:
         """Does everything but listening to the source."""
-        watch = NodeWatch(self._config, self._name, self._hub, files=bool(self._options.manifests))
+        watch = NodeWatch(
+            self._machine, self._config, self._name, self._hub, files=bool(self._options.manifests)
+        )
         host = await watch.known()
         if self._mode.tracked:
-            sysctls.apply(self._config.conntrack)
+            sysctls.apply(self._machine, self._config.conntrack)
         opened = await self._open(host)
         loops = [self._loop(node, driver) for node, driver in opened]
-        cleaners = [FlowCleaner(loop) for loop in loops] if self._mode.tracked else []
+        cleaners = [FlowCleaner(self._machine, loop) for loop in loops] if self._mode.tracked else []
         self._serving.attach(loops, cleaners)
         files = bool(self._options.manifests)
         reporter = Reporter(self._hub.state, self._name, self._events.service, files=files)
-        forwarding = Forwarding(loops, self._events.node)
+        forwarding = Forwarding(self._machine, loops, self._events.node)
         contests = Contests(self._hub.state, self._name, self._events.service)
         for loop in loops:
             contests.follow(loop)
-        self._serving.tell(reporter.figures, contests.figures, sysctls.figures)
+        self._serving.tell(reporter.figures, contests.figures, lambda: sysctls.figures(self._machine))
         if self._mode.forwards:
             self._serving.tell(forwarding.figures)
         watch.follow(loops, self._fail)
@@ -357,7 +378,8 @@ class App:
             UnsupportedError: the mode cannot run here.
         """
         opened = await asyncio.gather(
-            *(asyncio.to_thread(self._mode.open, node) for node in host.nodes), return_exceptions=True
+            *(asyncio.to_thread(self._mode.open, self._machine, node) for node in host.nodes),
+            return_exceptions=True,
         )
         found = []
         for node, driver in zip(host.nodes, opened, strict=True):
@@ -373,8 +395,9 @@ class App:
         loop = Loop(
             self._hub.state,
             driver,
-            node.with_addresses(nodewatch.local_addresses(node.family)),
+            node.with_addresses(nodewatch.local_addresses(self._machine, node.family)),
             sync_period=self._mode.sync_period(self._config),
+            clock=self._machine.clock,
             min_sync_period=self._mode.min_sync_period(self._config),
         )
 
@@ -413,10 +436,10 @@ class App:
         await asyncio.sleep(_HANDSHAKE_SECONDS)
         for mode in self._mode.replaces:
             try:
-                await asyncio.to_thread(backends.cleanup, mode)
+                await asyncio.to_thread(backends.cleanup, self._machine, mode)
             except SyncError as e:
                 log.warning("Old %s", e)
-        others = backends.other_variants(self._mode, opened)
+        others = backends.other_variants(self._machine, self._mode, opened)
         while others:
             for other in others:
                 await asyncio.to_thread(other.remove)

@@ -26,11 +26,12 @@ from msgspec import Struct
 from kubeproxy.api.addresses import BITS, IPV4, Family, unpack
 from kubeproxy.backends.base import Change
 from kubeproxy.log import V2
+from kubeproxy.machine.base import Machine
 from kubeproxy.model import arrivals
 from kubeproxy.model.arrivals import TCP, Arrivals
 from kubeproxy.model.flows import PROTOCOLS, Fronts, Listing
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
-from kubeproxy.netlink import conntrack, route
+from kubeproxy.netlink import conntrack
 from kubeproxy.netlink.conntrack import Flow
 from kubeproxy.sync import Loop, Synced
 
@@ -82,8 +83,9 @@ class FlowCleaner:
         deleted: how many flows were deleted so far.
     """
 
-    def __init__(self, loop: Loop) -> None:
-        """Follows a control loop; `run` does the work."""
+    def __init__(self, machine: Machine, loop: Loop) -> None:
+        """Follows a control loop; `run` does the work, on a host."""
+        self._machine = machine
         self._loop = loop
         self._inbox: deque[News] = deque()
         self._wake = asyncio.Event()
@@ -188,6 +190,7 @@ class FlowCleaner:
         listed = 0
         stale: list[Flow] = []
         for flow in conntrack.flows(
+            self._machine,
             family,
             listing.protocol,
             destination=listing.destination,
@@ -224,7 +227,7 @@ class FlowCleaner:
         """What tells whether a flow is stale, on the node as it is now."""
         node = self._loop.node
         size = BITS[node.family] // 8
-        own = {a.packed for a in route.addresses() if len(a.packed) == size}
+        own = {a.packed for a in self._machine.addresses() if len(a.packed) == size}
         known: dict[bytes, bool] = {}
 
         def local(address: bytes) -> bool:
@@ -248,7 +251,7 @@ class FlowCleaner:
             stale = [flow for flow in stale if is_stale(flow)]
         if stale:
             delete = conntrack.delete_unanswered if stale[0].protocol == TCP else conntrack.delete
-            self.deleted += delete(stale)
+            self.deleted += delete(self._machine, stale)
 
 
 def _has_flows(change: Change) -> bool:

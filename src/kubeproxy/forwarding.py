@@ -14,14 +14,12 @@ Source: Documentation/networking/ip-sysctl.rst.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 from kubeproxy.api.addresses import IPV4, IPV6, Family
-from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.figures import Figure
-from kubeproxy.linux import sysctl
-from kubeproxy.netlink import route
+from kubeproxy.machine.base import Machine
 from kubeproxy.sync import Loop
 
 log = logging.getLogger(__name__)
@@ -41,19 +39,19 @@ class NodeEvent(Protocol):
         """Writes one."""
 
 
-def enabled(family: Family) -> bool:
+def enabled(machine: Machine, family: Family) -> bool:
     """Whether this host forwards packets of a family, on some interface at least.
 
     Raises:
         OSError: that cannot be read.
     """
     folder = _FOLDERS[family]
-    if sysctl.read(f"{folder}/all/forwarding") != "0":
+    if machine.sysctl(f"{folder}/all/forwarding") != "0":
         return True
-    for interface in (sysctl.ROOT / folder).iterdir():
-        if interface.name not in {"all", "default", "lo"}:
+    for interface in machine.sysctls(folder):
+        if interface not in {"all", "default", "lo"}:
             with contextlib.suppress(OSError):  # it may have gone just now
-                if sysctl.read(f"{folder}/{interface.name}/{_OF_INTERFACE[family]}") != "0":
+                if machine.sysctl(f"{folder}/{interface}/{_OF_INTERFACE[family]}") != "0":
                     return True
     return False
 
@@ -61,17 +59,17 @@ def enabled(family: Family) -> bool:
 class Forwarding:
     """Reports that a family is not forwarded, and that it is again."""
 
-    def __init__(self, loops: Sequence[Loop], event: NodeEvent, *, clock: Clock | None = None) -> None:
+    def __init__(self, machine: Machine, loops: Sequence[Loop], event: NodeEvent) -> None:
         """Nothing is looked at before `run`, but for the metrics.
 
         Args:
+            machine: the host.
             loops: the loop of each family.
             event: how an Event is written.
-            clock: the time.
         """
+        self._machine = machine
         self._loops = loops
         self._event = event
-        self._clock = clock or SystemClock()
         self._off: set[Family] = set()
 
     def figures(self) -> Iterable[Figure]:
@@ -80,42 +78,28 @@ class Forwarding:
         for loop in self._loops:
             with contextlib.suppress(OSError):
                 labels = {"ip_family": loop.family}
-                yield Figure("kubeproxy_forwarding_enabled", "gauge", text, enabled(loop.family), labels)
+                yield Figure(
+                    "kubeproxy_forwarding_enabled", "gauge", text, enabled(self._machine, loop.family), labels
+                )
 
     async def run(self) -> None:
         """Looks for ever."""
         changed = asyncio.Event()
         with contextlib.ExitStack() as stack:
-            drain = self._listen(stack, changed.set)
+            try:
+                stack.enter_context(self._machine.watch_sysctls(changed.set))
+            except OSError as e:
+                log.debug("Looking at IP forwarding every %g s, without notifications: %s", LOOK_SECONDS, e)
             while True:
-                drain()
                 changed.clear()
                 for loop in self._loops:
                     if loop.applied:
                         self._look(loop.family)
-                await self._clock.wait(changed, LOOK_SECONDS)
-
-    def _listen(self, stack: contextlib.ExitStack, changed: Callable[[], None]) -> Callable[[], None]:
-        """Has the kernel tell of changes; returns what takes in what it told."""
-        try:
-            monitor = stack.enter_context(route.settings_monitor())
-        except OSError as e:
-            log.debug("Looking at IP forwarding every %g s, without notifications: %s", LOOK_SECONDS, e)
-            return lambda: None
-        running = asyncio.get_running_loop()
-        running.add_reader(monitor.fileno(), changed)
-        stack.callback(running.remove_reader, monitor.fileno())
-
-        def drain() -> None:
-            with contextlib.suppress(OSError):  # more was told than fits: we look anyway
-                while list(monitor.receive(wait=False)):
-                    pass
-
-        return drain
+                await self._machine.clock.wait(changed, LOOK_SECONDS)
 
     def _look(self, family: Family) -> None:
         try:
-            on = enabled(family)
+            on = enabled(self._machine, family)
         except OSError as e:
             log.debug("%s: whether packets are forwarded cannot be read: %s", family, e)
             return

@@ -5,9 +5,8 @@ speak from; loopback. The first one found decides the primary family.
 """
 
 import logging
-import socket
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from socket import AF_INET, AF_INET6
 
 from msgspec import Struct
 
@@ -27,11 +26,12 @@ from kubeproxy.api.addresses import (
 from kubeproxy.api.rows import NodeRow
 from kubeproxy.config.gates import resolve
 from kubeproxy.config.types import KubeProxyConfiguration
+from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import LOOPBACK, LocalTraffic, NodeConfig
-from kubeproxy.netlink import route
 
 log = logging.getLogger(__name__)
 
+DOMAINS: Mapping[Family, int] = {IPV4: AF_INET, IPV6: AF_INET6}
 UNSPECIFIED = frozenset({"0.0.0.0", "::"})
 
 
@@ -159,21 +159,14 @@ def local_traffic(
     return LocalTraffic("range", mine)
 
 
-def supported_families() -> list[Family]:
-    """The families this host can speak: IPv6 may be compiled out or disabled."""
-    families: list[Family] = [IPV4]
-    disabled = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
-    try:
-        if Path("/proc/net/if_inet6").exists() and disabled.read_text().strip() == "0":
-            families.append(IPV6)
-    except OSError:
-        pass
-    return families
+def supported_families(machine: Machine) -> list[Family]:
+    """The families a host can speak: IPv6 may be compiled out or disabled."""
+    return [family for family in FAMILIES if machine.speaks(DOMAINS[family])]
 
 
-def own_addresses() -> tuple[str, ...]:
-    """The addresses this host sends from to the rest of the world, IPv4 first. An IPv6 address of a link is none."""
-    found = [route.source_address(domain) for domain in (socket.AF_INET, socket.AF_INET6)]
+def own_addresses(machine: Machine) -> tuple[str, ...]:
+    """The addresses a host sends from to the rest of the world, IPv4 first. An IPv6 address of a link is none."""
+    found = [machine.source_address(DOMAINS[family]) for family in FAMILIES]
     return tuple(a for a in found if a and not (":" in a and is_link_local(a)))
 
 

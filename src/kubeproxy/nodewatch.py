@@ -19,7 +19,7 @@ from kubeproxy.api.rows import NodeRow
 from kubeproxy.backends.base import VIRTUAL_INTERFACE
 from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.hub import Hub
-from kubeproxy.netlink import route, wire
+from kubeproxy.machine.base import Machine
 from kubeproxy.sync import Loop
 
 log = logging.getLogger(__name__)
@@ -37,15 +37,19 @@ _CURE = "set --hostname-override if this node has another name in the cluster"
 class NodeWatch:
     """The own node."""
 
-    def __init__(self, config: KubeProxyConfiguration, name: str, hub: Hub, *, files: bool) -> None:
+    def __init__(
+        self, machine: Machine, config: KubeProxyConfiguration, name: str, hub: Hub, *, files: bool
+    ) -> None:
         """Nothing is done before `known`.
 
         Args:
+            machine: the host.
             config: the configuration.
             name: the node's name.
             hub: where word of the Node comes.
             files: it comes from files.
         """
+        self._machine = machine
         self._config = config
         self._name = name
         self._hub = hub
@@ -69,8 +73,8 @@ class NodeWatch:
         if self._by_node and not (row and row.pod_cidrs):
             what = "has no podCIDRs" if row else f"does not exist, {_CURE}"
             raise hosts.NodeError(f"Node {self._name} {what}, but detectLocalMode is NodeCIDR")
-        self._supported = hosts.supported_families()
-        self._found = hosts.own_addresses() if self._files else ()
+        self._supported = hosts.supported_families(self._machine)
+        self._found = hosts.own_addresses(self._machine) if self._files else ()
         made = self._host(row)
         if row and row.addresses:
             origin = "of its Node object"
@@ -97,25 +101,18 @@ class NodeWatch:
         """Follows the addresses of this host, if anything depends on them; Services' addresses are not its own."""
         if not any(loop.node.follows_addresses for loop in self._loops):
             return
-        virtual = route.interface(VIRTUAL_INTERFACE)
         changed = asyncio.Event()
-        running = asyncio.get_running_loop()
-        with route.monitor() as monitor:
-            running.add_reader(monitor.fileno(), changed.set)
-            try:
-                self._look_at_addresses()  # since the loops were made nobody has
-                while True:
-                    await changed.wait()
-                    changed.clear()
-                    if _told_of_own(monitor, virtual):
-                        self._look_at_addresses()
-            finally:
-                running.remove_reader(monitor.fileno())
+        with self._machine.watch_addresses(changed.set, but=VIRTUAL_INTERFACE):
+            self._look_at_addresses()  # since the loops were made nobody has
+            while True:
+                await changed.wait()
+                changed.clear()
+                self._look_at_addresses()
 
     def _look_at_addresses(self) -> None:
         try:
             for loop in self._loops:
-                loop.set_node(loop.node.with_addresses(local_addresses(loop.family)))
+                loop.set_node(loop.node.with_addresses(local_addresses(self._machine, loop.family)))
         except OSError as e:
             log.warning("Node ports stay on the addresses known, the host's cannot be listed: %s", e)
 
@@ -160,7 +157,7 @@ class NodeWatch:
             return
         self._row = row
         for loop in self._loops:
-            node = nodes[loop.family].with_addresses(local_addresses(loop.family))
+            node = nodes[loop.family].with_addresses(local_addresses(self._machine, loop.family))
             loop.set_node(node.with_service_cidrs(self._hub.service_cidrs))
 
     def _reason_to_end(self, before: NodeRow | None, row: NodeRow | None) -> str:
@@ -178,26 +175,15 @@ class NodeWatch:
         return hosts.host(self._config, self._name, row, supported=self._supported, found=self._found)
 
 
-def local_addresses(family: Family) -> list[str]:
-    """This host's addresses of a family.
+def local_addresses(machine: Machine, family: Family) -> list[str]:
+    """A host's addresses of a family; those of Services, in ipvs mode, are not its own.
 
     Raises:
         OSError: the kernel does not tell.
     """
     size = 4 if family == IPV4 else 16
-    virtual = route.interface(VIRTUAL_INTERFACE)
-    return [unpack(a.packed) for a in route.addresses() if len(a.packed) == size and a.interface != virtual]
-
-
-def _told_of_own(monitor: wire.Socket, virtual: int) -> bool:
-    """Whether the monitor told of an address that is not of the virtual interface; a socket that overflowed did."""
-    told = False
-    try:
-        while messages := list(monitor.receive(wait=False)):
-            told = told or any(not route.concerns(message, virtual) for message in messages)
-    except OSError:
-        return True
-    return told
+    virtual = machine.interface(VIRTUAL_INTERFACE)
+    return [unpack(a.packed) for a in machine.addresses() if len(a.packed) == size and a.interface != virtual]
 
 
 def _told(texts: Sequence[str]) -> str:

@@ -11,13 +11,12 @@ Source: Documentation/networking/nf_conntrack-sysctl.rst.
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from kubeproxy.config.types import Conntrack
 from kubeproxy.figures import Figure
-from kubeproxy.linux import sysctl
+from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import conntrack
 
 log = logging.getLogger(__name__)
@@ -58,14 +57,14 @@ def wanted(settings: Conntrack, cores: int) -> Mapping[str, int]:
     return values
 
 
-def apply(settings: Conntrack) -> list[str]:
+def apply(machine: Machine, settings: Conntrack) -> list[str]:
     """Sets the values; returns what could not be set and why, one text a setting. It was logged, too."""
-    values = wanted(settings, os.cpu_count() or 1)
+    values = wanted(settings, machine.processors)
     if values:
         # The first word with connection tracking loads its modules, and there are no settings before.
         with contextlib.suppress(OSError):
-            conntrack.usage()
-    troubles = [trouble for name, value in values.items() if (trouble := _set(name, value))]
+            conntrack.usage(machine)
+    troubles = [trouble for name, value in values.items() if (trouble := _set(machine, name, value))]
     if troubles:
         log.warning(
             "Kernel settings stay as they are; set them on the host, or have them left alone by 0 in the configuration's"
@@ -75,7 +74,7 @@ def apply(settings: Conntrack) -> list[str]:
     return troubles
 
 
-def figures() -> Iterable[Figure]:
+def figures(machine: Machine) -> Iterable[Figure]:
     """How full the connection table of this network namespace is; nothing where the kernel has none."""
     for name, setting, text in (
         ("kubeproxy_conntrack_entries", "nf_conntrack_count", "Connections that are tracked."),
@@ -86,20 +85,20 @@ def figures() -> Iterable[Figure]:
         ),
     ):
         with contextlib.suppress(OSError, ValueError):
-            yield Figure(name, "gauge", text, int(sysctl.read(f"{FOLDER}/{setting}")))
+            yield Figure(name, "gauge", text, int(machine.sysctl(f"{FOLDER}/{setting}")))
 
 
-def _set(name: str, value: int) -> str:
+def _set(machine: Machine, name: str, value: int) -> str:
     """Sets one value; returns what prevents that."""
     path = f"{FOLDER}/{name}"
     present = ""
     try:
-        present = sysctl.read(path)
+        present = machine.sysctl(path)
         if name in _ONLY_RAISED and int(present) >= value:
             if name == _MAX and int(present) > value:
                 log.info("%s stays %s: only %d is configured", path, present, value)
             return ""
-        if sysctl.ensure(path, value):
+        if machine.set_sysctl(path, value):
             log.info("Set %s=%d, it was %s", path, value, present)
     except OSError as e:
         return f"{path} is {present or 'not there'}, not {value} ({e.strerror})"

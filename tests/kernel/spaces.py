@@ -15,6 +15,7 @@ from kubeproxy.backends.programs import TABLES, Programs, Variant
 from kubeproxy.netlink import nfacct
 from tests.fakes.cluster import NODE, NODE6, Proxy
 from tests.lab import netns
+from tests.machines import MACHINE
 
 VARIANTS: tuple[Variant, ...] = ("legacy", "nf_tables")
 
@@ -32,7 +33,7 @@ class Real(Programs):
             f"{'iptables' if family == IPV4 else 'ip6tables'}-{'nft' if variant == 'nf_tables' else variant}"
         )
         self.inputs: list[tuple[str, list[str]]] = []
-        super().__init__(family, f"{self.base}-save", f"{self.base}-restore", variant)
+        super().__init__(MACHINE, family, f"{self.base}-save", f"{self.base}-restore", variant)
 
     def restore(self, table: str, lines: Iterable[str]) -> None:
         """See `Tables`."""
@@ -90,7 +91,7 @@ class Space:
         self.node = NODE if family == IPV4 else NODE6
         with netns.inside(name):
             for counter in (names.INVALID_COUNTER, names.LOCALHOST_COUNTER):
-                nfacct.ensure(counter)
+                nfacct.ensure(MACHINE, counter)
 
     def proxy(self) -> Proxy:
         """A new run over what is there."""

@@ -27,6 +27,7 @@ from tests.kernel.daemons import PATIENCE, Station, ask, until
 from tests.lab import flows, netns
 from tests.lab.flows import Entry
 from tests.lab.topology import EP11, EP11_6, EP12, LOCAL, NODE_NAME, REMOTE, Lab
+from tests.machines import MACHINE
 
 VIP, VIP6, EXTERNAL, BALANCER = "10.96.0.10", "fd00:10:96::a", "203.0.113.10", "203.0.113.20"
 OLD_VIP = "10.96.0.20"
@@ -213,14 +214,14 @@ def test_of_any_table_only_clients_who_wait_at_the_front_are_forgotten(
     }
     plan = ServicePlan("shop", "web", (port,))
     loop = Loop()
-    cleaner = FlowCleaner(loop)  # type: ignore[arg-type]
+    cleaner = FlowCleaner(MACHINE, loop)  # type: ignore[arg-type]
     flows.add(space, entries)
     with netns.inside(space):
         loop.synced(Synced(full, [Change(plan.key, None, plan)], {}, 0.0, 0.0))
         cleaner._clean()
-        left = list(conntrack.flows(socket.AF_INET, flows.TCP))
+        left = list(conntrack.flows(MACHINE, socket.AF_INET, flows.TCP))
         clients = {_client(flow) for flow in left}
-        conntrack.delete(left)
+        conntrack.delete(MACHINE, left)
     assert clients == {entry.client for entry in entries} - forgotten
     assert cleaner.deleted == len(forgotten)
 
@@ -238,13 +239,15 @@ def test_who_is_answered_after_the_list_was_made_is_not_forgotten(space: str) ->
         space, [Entry(("198.51.100.7", port), front, None, flows.TCP, waiting=True) for port in (1, 2, 3)]
     )
     with netns.inside(space):
-        listed = list(conntrack.flows(socket.AF_INET, flows.TCP, destination=place(*front), unanswered=True))
+        listed = list(
+            conntrack.flows(MACHINE, socket.AF_INET, flows.TCP, destination=place(*front), unanswered=True)
+        )
         assert len(listed) == 3
-        conntrack.delete([flow for flow in listed if _client(flow)[1] != 1])
+        conntrack.delete(MACHINE, [flow for flow in listed if _client(flow)[1] != 1])
     flows.add(space, [Entry(("198.51.100.7", 2), front, None, flows.TCP)])
     with netns.inside(space):
-        assert conntrack.delete_unanswered(listed) == 1
-        (left,) = conntrack.flows(socket.AF_INET, flows.TCP)
+        assert conntrack.delete_unanswered(MACHINE, listed) == 1
+        (left,) = conntrack.flows(MACHINE, socket.AF_INET, flows.TCP)
     assert (_client(left)[1], left.unanswered) == (2, False)
 
 
@@ -254,6 +257,6 @@ def test_the_kernel_lists_only_who_was_not_answered(space: str) -> None:
         [Entry(("198.51.100.7", port), (VIP, 80), None, flows.TCP, waiting=port == 1) for port in (1, 2)],
     )
     with netns.inside(space):
-        listed = list(conntrack.flows(socket.AF_INET, flows.TCP, unanswered=True))
+        listed = list(conntrack.flows(MACHINE, socket.AF_INET, flows.TCP, unanswered=True))
         assert [_client(flow)[1] for flow in listed] == [1]
-        assert len(list(conntrack.flows(socket.AF_INET, flows.TCP))) == 2
+        assert len(list(conntrack.flows(MACHINE, socket.AF_INET, flows.TCP))) == 2

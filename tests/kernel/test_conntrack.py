@@ -13,6 +13,7 @@ from kubeproxy.netlink.conntrack import SCTP, UDP, Flow
 from tests.kernel.test_netlink import unprivileged
 from tests.lab import flows, netns
 from tests.lab.flows import Entry
+from tests.machines import MACHINE
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 CLIENT, CLIENT6 = "198.51.100.7", "2001:db8::7"
@@ -40,7 +41,11 @@ def listed(space: str, family: int, protocol: int, **what: Place) -> list[Entry]
     with netns.inside(space):
         found = list(
             conntrack.flows(
-                family, protocol, destination=what.get("destination", b""), source=what.get("source", b"")
+                MACHINE,
+                family,
+                protocol,
+                destination=what.get("destination", b""),
+                source=what.get("source", b""),
             )
         )
     return sorted(_entry(flow) for flow in found)
@@ -131,24 +136,24 @@ def test_flows_without_ports_are_passed_over(space: str, monkeypatch: pytest.Mon
 
 def test_exactly_what_was_listed_is_deleted(table: str) -> None:
     with netns.inside(table):
-        todo = list(conntrack.flows(V4, UDP, destination=place(*VIP), source=place(*POD)))
-        assert conntrack.delete(todo) == 3, "those in a zone, too"
-        assert conntrack.delete(todo) == 0, "they are gone already"
+        todo = list(conntrack.flows(MACHINE, V4, UDP, destination=place(*VIP), source=place(*POD)))
+        assert conntrack.delete(MACHINE, todo) == 3, "those in a zone, too"
+        assert conntrack.delete(MACHINE, todo) == 0, "they are gone already"
     assert listed(table, V4, UDP) == expected(1, 2, 3, 4, 5)
     assert len(lines(table)) == len(TABLE) - 3
     with netns.inside(table):
-        assert conntrack.delete(list(conntrack.flows(V6, SCTP))) == 1
+        assert conntrack.delete(MACHINE, list(conntrack.flows(MACHINE, V6, SCTP))) == 1
     assert listed(table, V6, UDP) == expected(10, 12)
     assert listed(table, V6, SCTP) == []
 
 
 def test_a_flow_that_came_in_its_place_is_not_deleted(table: str) -> None:
     with netns.inside(table):
-        todo = list(conntrack.flows(V4, UDP, destination=place("", 30053)))
-        assert conntrack.delete(todo) == 1
+        todo = list(conntrack.flows(MACHINE, V4, UDP, destination=place("", 30053)))
+        assert conntrack.delete(MACHINE, todo) == 1
         # Its memory goes to another flow; an id is of a place in memory and an original tuple.
         flows.add(table, [Entry((CLIENT, i), VIP, POD) for i in range(2000, 2100)] + [TABLE[5]])
-        assert conntrack.delete(todo) == 0
+        assert conntrack.delete(MACHINE, todo) == 0
     assert listed(table, V4, UDP, destination=place("", 30053)) == expected(5)
 
 
@@ -156,18 +161,18 @@ def test_thousands(space: str) -> None:
     """More than the kernel tells, or is told, at a time; and some are deleted by others meanwhile."""
     flows.add(space, [Entry((CLIENT, i), VIP, POD if i % 2 else OTHER) for i in range(1, 5001)])
     with netns.inside(space):
-        assert conntrack.usage().entries == 5000
-        todo = list(conntrack.flows(V4, UDP, source=place(*POD)))
+        assert conntrack.usage(MACHINE).entries == 5000
+        todo = list(conntrack.flows(MACHINE, V4, UDP, source=place(*POD)))
         assert len(todo) == 2500
-        assert conntrack.delete(todo[::10]) == 250
-        assert conntrack.delete(todo) == 2250
-        assert conntrack.usage().entries == 2500
-        assert sum(1 for _ in conntrack.flows(V4, UDP)) == 2500
+        assert conntrack.delete(MACHINE, todo[::10]) == 250
+        assert conntrack.delete(MACHINE, todo) == 2250
+        assert conntrack.usage(MACHINE).entries == 2500
+        assert sum(1 for _ in conntrack.flows(MACHINE, V4, UDP)) == 2500
 
 
 def test_usage(table: str) -> None:
     with netns.inside(table):
-        entries, most = conntrack.usage()
+        entries, most = conntrack.usage(MACHINE)
     assert entries == len(TABLE)
     assert most == int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
 
@@ -175,9 +180,9 @@ def test_usage(table: str) -> None:
 @pytest.mark.parametrize(
     "what",
     [
-        "conntrack.usage()",
-        "list(conntrack.flows(2, 17))",
-        "conntrack.delete([conntrack.Flow(17, b'', b'', M)])",
+        "conntrack.usage(MACHINE)",
+        "list(conntrack.flows(MACHINE, 2, 17))",
+        "conntrack.delete(MACHINE, [conntrack.Flow(17, b'', b'', M)])",
     ],
 )
 def test_without_the_right_to_it(space: str, what: str) -> None:

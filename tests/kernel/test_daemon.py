@@ -22,6 +22,7 @@ from tests.kernel.traffic import Traffic
 from tests.lab import kernel, netns
 from tests.lab.daemon import Daemon
 from tests.lab.topology import EP11, EP12, NODE_NAME, REMOTE, REMOTE2, ROOT, Lab
+from tests.machines import MACHINE
 
 both = pytest.mark.parametrize("variant", VARIANTS)
 WEB = "10.96.0.10"
@@ -164,7 +165,7 @@ def test_a_service_the_kernel_refuses_is_named_and_holds_up_nobody(
         until(lambda: answers(lab, "client", WEB, EP12))
         assert not any(":bad" in rule or "/bad" in rule for rule in station.rules()["nat"][names.SERVICES])
         with lab.inside("node"):
-            nfacct.ensure(names.LOCALHOST_COUNTER)
+            nfacct.ensure(MACHINE, names.LOCALHOST_COUNTER)
         station.folder.put(endpoints("bad", EP11))
         until(lambda: answers(lab, "client", "10.96.0.66", EP11))
         daemon.says("Service default/bad: IPv4 rules are in place now")

@@ -29,6 +29,7 @@ from tests import strategies
 from tests.fakes.cluster import NODE, NODE6, Proxy, endpoints, service
 from tests.kernel.spaces import VARIANTS, Real, Space, use_variant
 from tests.lab import kernel, netns
+from tests.machines import MACHINE
 from tests.unit.backends.iptables.rig import Rig, Rules, rich, rules
 
 both = pytest.mark.parametrize("variant", VARIANTS)
@@ -172,7 +173,7 @@ def test_what_is_sent_without_a_commit_is_not_there(inside: str, variant: Varian
         space.tables.restore("nat", lines())
     assert "A1" not in space.tables.rules()["nat"]
     with pytest.raises(run.ProgramError):
-        run.feed([f"{space.tables.base}-restore", "--noflush"], [b"*nat\n:A1 - [0:0]\n"])
+        MACHINE.feed([f"{space.tables.base}-restore", "--noflush"], [b"*nat\n:A1 - [0:0]\n"])
     assert "A1" not in space.tables.rules()["nat"]
 
 
@@ -254,7 +255,7 @@ def test_services_that_the_kernel_refuses_are_left_out(inside: str, variant: Var
     failures = proxy.full()
     assert list(failures) == [("default", "n1")], "n2 has no endpoint, so it has nothing to count"
     assert rules(space.tables.copy()) == fresh(proxy, without=["n1"])
-    nfacct.ensure(names.LOCALHOST_COUNTER)
+    nfacct.ensure(MACHINE, names.LOCALHOST_COUNTER)
     assert not proxy.full()
     assert rules(space.tables.copy()) == fresh(proxy)
 
@@ -304,7 +305,7 @@ COMMIT
 @each_family
 def test_what_others_put_into_the_tables_stays(inside: str, variant: Variant, family: Family) -> None:
     space = Space(inside, family, variant)
-    run.feed([f"{space.tables.base}-restore"], [FOREIGN.encode()])
+    MACHINE.feed([f"{space.tables.base}-restore"], [FOREIGN.encode()])
     theirs = space.tables.lines()
     proxy = space.proxy()
     proxy.tell(*rich())
@@ -426,12 +427,12 @@ def test_both_variants_are_cleaned_up(inside: str, program: str) -> None:
         proxy = space.proxy()
         proxy.tell(*rich())
         assert not proxy.full()
-    cleanup.cleanup()
+    cleanup.cleanup(MACHINE)
     for space in spaces:
         left = {line for line in space.tables.lines() if "KUBE-" in line}
         assert left <= {line for line in left if names.KUBELET_FIREWALL in line}
         before = space.tables.counted()
-        cleanup.cleanup()
+        cleanup.cleanup(MACHINE)
         assert space.tables.counted() == before
 
 
@@ -439,11 +440,11 @@ def test_both_variants_are_cleaned_up(inside: str, program: str) -> None:
 @pytest.mark.parametrize("kubelet", VARIANTS)
 def test_of_two_variants_the_kubelet_s_is_found(inside: str, kubelet: Variant, family: Family) -> None:
     """Looking leaves nothing behind: not even an empty legacy table, of which every later program would warn."""
-    programs.find(family)
+    programs.find(MACHINE, family)
     names_of_legacy = Path(f"/proc/thread-self/net/ip{'6' if family == IPV6 else ''}_tables_names")
     assert "mangle" not in names_of_legacy.read_text()
     Real(family, kubelet).run("-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
-    assert programs.find(family).variant == kubelet
+    assert programs.find(MACHINE, family).variant == kubelet
     assert ("mangle" in names_of_legacy.read_text()) == (kubelet == "legacy")
 
 
@@ -457,7 +458,7 @@ def test_the_mode_finds_all_it_needs_here(
     tables = Real(family, variant)
     with monkeypatch.context() as path:
         use_variant(path, tmp_path, variant)
-        backend = prepare.open_driver(node)
+        backend = prepare.open_driver(MACHINE, node)
     assert not any("KUBE" in line for line in tables.save())
     with monkeypatch.context() as path:
         use_variant(path, tmp_path, variant)
@@ -465,7 +466,7 @@ def test_the_mode_finds_all_it_needs_here(
         proxy.tell(*rich())
         assert not proxy.full()
     assert rules(tables.copy()) == fresh(proxy)
-    assert nfacct.packets(names.INVALID_COUNTER) == 0
+    assert nfacct.packets(MACHINE, names.INVALID_COUNTER) == 0
     other = Real(family, "legacy" if variant == "nf_tables" else "nf_tables")
     assert not any("KUBE" in line for line in other.save())
     assert Path("/proc/sys/net/ipv4/conf/all/route_localnet").read_text() == f"{int(family == IPV4)}\n"

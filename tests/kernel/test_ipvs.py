@@ -20,6 +20,7 @@ from tests.kernel.traffic import LIMIT, TALK_PORT, Talk, Traffic, talkers
 from tests.lab import cases, ipvs, rules
 from tests.lab.daemon import Daemon, kube_proxy
 from tests.lab.topology import EP11, EP11_6, EP12, NODE_NAME, Lab
+from tests.machines import MACHINE
 
 pytestmark = pytest.mark.vm
 
@@ -169,9 +170,9 @@ def test_nobody_begins_a_connection_while_virtual_servers_go(lab: Lab, station: 
         port = before.getsockname()[1]
         will_reset(before)  # which frees the port at once
     with client, lab.inside("node"):
-        servers = set(table())
-        assert remembers(servers)
-        with hold(servers | {Virtual(TCP, pack(EP11_6), 8080)}):
+        servers = set(table(MACHINE))
+        assert remembers(MACHINE, servers)
+        with hold(MACHINE, servers | {Virtual(TCP, pack(EP11_6), 8080)}):
             client.bind(("", port))
             client.setblocking(False)
             client.connect_ex((WEB, 80))
@@ -180,7 +181,7 @@ def test_nobody_begins_a_connection_while_virtual_servers_go(lab: Lab, station: 
             assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\2"  # TCP_SYN_SENT
             lab.run("node", "ipvsadm", "-C")
         assert ask(lab, "client", EP11_6, 8080, LIMIT) == EP11_6
-        until(lambda: not remembers(servers))
+        until(lambda: not remembers(MACHINE, servers))
         client.settimeout(LIMIT)
         assert client.recv(256).startswith(EP12.encode())
     assert TABLE not in lab.run("node", "nft", "list", "tables")

@@ -18,6 +18,7 @@ from kubeproxy.netlink import ipset, ipvs, route
 from kubeproxy.netlink.ipset import Element
 from kubeproxy.netlink.ipvs import IPVS, Load, Real, Settings, Timeouts, Virtual
 from tests.lab import netns
+from tests.machines import MACHINE
 
 pytestmark = pytest.mark.vm
 
@@ -37,7 +38,7 @@ def test_virtual_servers_are_those_ipvsadm_prints() -> None:
     one = Virtual(ipvs.TCP, pack("10.96.0.1"), 80)
     two = Virtual(ipvs.SCTP, pack("fd00:10:96::1"), 443)
     near, far = Real(pack("10.244.1.11"), 8080), Real(pack("10.244.1.12"), 8080)
-    with IPVS() as kernel:
+    with IPVS(MACHINE) as kernel:
         assert not kernel.submit(
             [
                 kernel.add(one, Settings("rr")),
@@ -57,8 +58,10 @@ def test_virtual_servers_are_those_ipvsadm_prints() -> None:
             ]
         )
         assert kernel.virtuals() == {one: Settings("rr"), two: Settings("mh", 0x11, 300)}
-        assert kernel.reals(one) == ipvs.table()[one] == {near: Load(1), far: Load(1)}
-        assert kernel.reals(two) == ipvs.table()[two] == {Real(pack("fd00:10:244:1::b"), 8443): Load(0)}
+        assert kernel.reals(one) == ipvs.table(MACHINE)[one] == {near: Load(1), far: Load(1)}
+        assert (
+            kernel.reals(two) == ipvs.table(MACHINE)[two] == {Real(pack("fd00:10:244:1::b"), 8443): Load(0)}
+        )
         assert not kernel.submit(
             [
                 kernel.edit(one, Settings("lc", ipvs.PERSISTENT, 60)),
@@ -77,17 +80,17 @@ def test_virtual_servers_are_those_ipvsadm_prints() -> None:
 
 def test_each_refusal_is_told_and_harms_nothing_else() -> None:
     good, bad = Virtual(ipvs.TCP, pack("10.96.0.1"), 80), Virtual(ipvs.TCP, pack("10.96.0.2"), 80)
-    with IPVS() as kernel:
+    with IPVS(MACHINE) as kernel:
         requests = [kernel.add(good._replace(port=i), Settings("rr")) for i in range(1, 2001)]
         requests[7] = kernel.add(bad, Settings("nosuch"))
         requests[1999] = kernel.delete(bad)
         refused = kernel.submit(requests)
         assert {at: error.errno for at, error in refused.items()} == {7: errno.ENOENT, 1999: errno.ESRCH}
-        assert len(ipvs.table()) == 1998
+        assert len(ipvs.table(MACHINE)) == 1998
 
 
 def test_timeouts() -> None:
-    with IPVS() as kernel:
+    with IPVS(MACHINE) as kernel:
         before = kernel.timeouts()
         kernel.set_timeouts(Timeouts(1000, 0, 20))
         assert kernel.timeouts() == Timeouts(1000, before.tcp_fin, 20)
@@ -109,7 +112,7 @@ def _elements(family: Family) -> dict[str, list[Element]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sets_are_those_ipset_prints(family: Family) -> None:
     domain = socket.AF_INET if family == IPV4 else socket.AF_INET6
-    with ipset.Sets() as kernel:
+    with ipset.Sets(MACHINE) as kernel:
         for kind, elements in _elements(family).items():
             kernel.create(kind, kind, domain)
             kernel.create(kind, kind, domain)
@@ -142,26 +145,26 @@ def test_sets_are_those_ipset_prints(family: Family) -> None:
 
 
 def test_addresses_of_a_dummy_interface() -> None:
-    index = route.ensure_dummy("kube-ipvs0")
-    assert route.ensure_dummy("kube-ipvs0") == index == route.interface("kube-ipvs0")
+    index = route.ensure_dummy(MACHINE, "kube-ipvs0")
+    assert route.ensure_dummy(MACHINE, "kube-ipvs0") == index == MACHINE.interface("kube-ipvs0")
     some = [pack("10.96.0.1"), pack("10.96.0.2"), pack("fd00:10:96::1")]
-    assert not route.add_addresses(index, some)
-    assert not route.add_addresses(index, some)
+    assert not route.add_addresses(MACHINE, index, some)
+    assert not route.add_addresses(MACHINE, index, some)
     shown = " ".join(run("ip -o address show dev kube-ipvs0"))
     assert re.findall(r"inet6? (\S+)", shown) == ["10.96.0.1/32", "10.96.0.2/32", "fd00:10:96::1/128"]
-    assert not route.delete_addresses(index, some[1:])
-    assert not route.delete_addresses(index, some[1:])
+    assert not route.delete_addresses(MACHINE, index, some[1:])
+    assert not route.delete_addresses(MACHINE, index, some[1:])
     assert re.findall(r"inet6? (\S+)", " ".join(run("ip -o address show dev kube-ipvs0"))) == ["10.96.0.1/32"]
-    assert route.delete_interface("kube-ipvs0")
-    assert not route.delete_interface("kube-ipvs0")
-    assert route.interface("kube-ipvs0") == 0
+    assert route.delete_interface(MACHINE, "kube-ipvs0")
+    assert not route.delete_interface(MACHINE, "kube-ipvs0")
+    assert MACHINE.interface("kube-ipvs0") == 0
 
 
 def test_a_set_grows_beyond_its_size_while_rules_look_into_it() -> None:
     wanted: Counted[Element] = Counted()
     contents: dict[str, Counted[Element]] = {name: Counted() for name in SETS}
     contents[CLUSTER_IP] = wanted
-    kernel = Linux(IPV4)
+    kernel = Linux(MACHINE, IPV4)
     keeper = SetKeeper(kernel, IPV4)
     elements = [
         Element(pack(f"10.96.{i >> 8 & 255}.{i & 255}"), ipvs.TCP, 80 + (i >> 16)) for i in range(66_000)
@@ -181,7 +184,7 @@ def test_a_set_grows_beyond_its_size_while_rules_look_into_it() -> None:
 
 @pytest.mark.parametrize("family", [IPV4, IPV6])
 def test_the_kernel_in_memory_is_like_the_real_one(family: Family) -> None:
-    real, fake = Linux(family), FakeKernel()
+    real, fake = Linux(MACHINE, family), FakeKernel()
     assert _drill(real, family) == _drill(fake, family)
     real.close()
 

@@ -22,6 +22,7 @@ from tests.fakes.cluster import endpoints, service
 from tests.fakes.tls import Authority
 from tests.kernel.daemons import Bare, Station, until
 from tests.lab import netns
+from tests.machines import MACHINE
 
 WEB, WEB6, HERE = "10.96.0.10", "fd00:10:96::a", "192.0.2.9"
 NODE_PORT, CHECK = 30080, 30900
@@ -46,7 +47,9 @@ def linked(space: str) -> tuple[str, str]:
         )
     )
     with netns.inside(space):
-        found = [address.packed for address in route.addresses() if route.is_link_local6(address.packed)]
+        found = [
+            address.packed for address in route.addresses(MACHINE) if route.is_link_local6(address.packed)
+        ]
     assert len(found) == 1
     return space, socket.inet_ntop(socket.AF_INET6, found[0])
 
@@ -140,7 +143,7 @@ def probed(space: str, address: str) -> bool:
     """Whether a health-check port answers a load balancer."""
     with netns.inside(space):
         client = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-        where = route.socket_address(address, CHECK)
+        where = route.socket_address(MACHINE.addresses, address, CHECK)
     with client, contextlib.suppress(OSError):
         client.settimeout(5)
         client.connect(where)
@@ -190,8 +193,8 @@ def test_which_addresses_are_the_node_s(
     if default_route:
         netns.finish(netns.ip_batch("route add default via fe80::1 dev eth0", namespace=space, family="-6"))
     with netns.inside(space):
-        assert host.own_addresses() == (HERE,)
-        reachable = Reachable()
+        assert host.own_addresses(MACHINE) == (HERE,)
+        reachable = Reachable(MACHINE)
         assert reachable(NodeConfig(family=IPV6, address=address)) == "::1"
         assert reachable(NodeConfig(family=IPV6, address="::1")) == "::1"
         assert caplog.text.count("IPv6: this host has no address that other hosts can reach") == 1
@@ -213,7 +216,7 @@ def test_an_api_server_on_the_link(linked: tuple[str, str]) -> None:
 
     async def request() -> bytes:
         sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-        sock.bind(route.socket_address(address, 6443))
+        sock.bind(route.socket_address(MACHINE.addresses, address, 6443))
         cluster = Cluster(server=f"https://[{address}%25eth0]:6443", certificate_authority_data=authority.pem)
         client = Client(Credentials(lambda: Connection(cluster, User())))
         try:

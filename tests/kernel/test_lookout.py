@@ -14,6 +14,7 @@ from kubeproxy.netlink.nft.kernel import generation
 from kubeproxy.netlink.nft.lookout import Lookout, words
 from kubeproxy.netlink.nft.monitor import Event, Monitor
 from tests.lab import netns
+from tests.machines import MACHINE
 
 FLOOD = 150_000
 RULES = 60_000
@@ -41,7 +42,7 @@ def did(events: list[Event]) -> list[tuple[str, str]]:
 
 @pytest.mark.usefixtures("inside")
 def test_transactions_are_told_one_by_one() -> None:
-    with Monitor() as monitor:
+    with Monitor(MACHINE) as monitor:
         nft("add chain ip t before")
         monitor.join()
         nft("add chain ip t a; add rule ip t a accept")
@@ -51,13 +52,13 @@ def test_transactions_are_told_one_by_one() -> None:
         assert did(second.events) == [("element added", "s")]
         assert first.whole
         assert first.program.startswith("nft (process ")
-        assert (first.generation, second.generation) == (generation() - 1, generation())
+        assert (first.generation, second.generation) == (generation(MACHINE) - 1, generation(MACHINE))
         assert monitor.read() == []
 
 
 @pytest.mark.usefixtures("inside")
 def test_after_a_flood_all_is_told_again() -> None:
-    with Monitor() as monitor:
+    with Monitor(MACHINE) as monitor:
         monitor.join()
         flood()
         with pytest.raises(OSError, match="No buffer space"):
@@ -78,7 +79,7 @@ async def test_what_led_to_what_was_looked_at_is_no_news() -> None:
         told.append(words(events))
         return True
 
-    lookout = Lookout(heard, lambda: told.append("lost"))
+    lookout = Lookout(MACHINE, heard, lambda: told.append("lost"))
     lookout.join()
     nft("add chain ip t b")
     lookout.look()
@@ -104,7 +105,7 @@ async def test_what_comes_after_a_flood_is_not_taken_for_a_part_of_it() -> None:
         told.append(words(events))
         return True
 
-    lookout = Lookout(heard, lambda: told.append("lost"))
+    lookout = Lookout(MACHINE, heard, lambda: told.append("lost"))
     lookout.join()
     flood()
     await asyncio.sleep(0.1)
@@ -117,7 +118,7 @@ async def test_what_comes_after_a_flood_is_not_taken_for_a_part_of_it() -> None:
 
 @pytest.mark.usefixtures("inside")
 def test_a_process_that_is_ignored_makes_no_flood() -> None:
-    with Monitor() as monitor:
+    with Monitor(MACHINE) as monitor:
         monitor.join()
         text = f"add element ip t s {{ {','.join(f'10.{i >> 8}.{i & 255}.1' for i in range(50_000))} }}\n"
         with subprocess.Popen(["nft", "-f", "-"], stdin=subprocess.PIPE, text=True) as program:
@@ -133,8 +134,8 @@ def test_a_process_that_is_ignored_makes_no_flood() -> None:
 @pytest.mark.usefixtures("inside")
 async def test_a_table_that_we_write_whole_is_no_flood() -> None:
     told: list[str] = []
-    tables = Programs(IPV4, "iptables-nft-save", "iptables-nft-restore", "nf_tables")
-    lookout = watch(IPV4, tables.wrote, told.append)
+    tables = Programs(MACHINE, IPV4, "iptables-nft-save", "iptables-nft-restore", "nf_tables")
+    lookout = watch(tables, told.append)
     lookout.join()
     chain = names.SERVICES
     rules = (f"-A {chain} -d 10.{i >> 16}.{i >> 8 & 255}.{i & 255}/32 -j RETURN\n" for i in range(RULES))

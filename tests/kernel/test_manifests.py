@@ -12,6 +12,7 @@ from tests.kernel.daemons import Station, answers, ask, until
 from tests.kernel.spaces import use_variant
 from tests.kernel.test_serve import fetch, metrics
 from tests.lab.topology import EP11, EP12, Lab
+from tests.machines import MACHINE
 
 WEB, OTHER, NEW = "10.96.0.10", "10.96.0.11", "10.96.0.12"
 WAITING = "Waiting until every manifest can be used"
@@ -130,7 +131,7 @@ def test_whether_the_kernel_serves_services(lab: Lab, tmp_path: Path, variant: s
     def serves(mode: str) -> bool:
         with lab.inside("node"), pytest.MonkeyPatch.context() as patch:
             use_variant(patch, tmp_path, variant)  # type: ignore[arg-type]
-            return backends.serves(backends.mode(mode))
+            return backends.serves(MACHINE, backends.mode(mode))
 
     assert not any(map(serves, ("iptables", "nftables", "ipvs", "userspace")))
     with station.running():

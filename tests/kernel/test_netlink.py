@@ -18,6 +18,7 @@ from kubeproxy.netlink.nft.messages import IP, IP6, Table
 from kubeproxy.netlink.wire import NetlinkError
 from tests.lab import netns
 from tests.lab.topology import ROOT
+from tests.machines import MACHINE
 
 
 def run(space: str, command: str, given: str = "") -> str:
@@ -26,7 +27,8 @@ def run(space: str, command: str, given: str = "") -> str:
 
 
 def unprivileged(space: str, code: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python code in a namespace with root's name but none of its rights."""
+    """Runs Python code in a namespace with root's name but none of its rights; MACHINE is the host."""
+    code = f"from kubeproxy.machine.linux import Linux; MACHINE = Linux(); {code}"
     with netns.inside(space):
         return subprocess.run(
             ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", code],
@@ -42,7 +44,7 @@ def test_a_refusal_comes_with_the_kernel_s_words(space: str) -> None:
     """RTM_NEWLINK of a kind there is none of."""
     kind = wire.nested(18, wire.text(1, "nosuchkind"))  # IFLA_LINKINFO, IFLA_INFO_KIND
     body = struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0) + wire.text(3, "x0") + kind
-    with netns.inside(space), wire.Socket(wire.ROUTE) as kernel:
+    with netns.inside(space), wire.Socket(MACHINE, wire.ROUTE) as kernel:
         with pytest.raises(NetlinkError) as caught:
             kernel.request(16, body, wire.CREATE | wire.EXCL)
         assert caught.value.errno == errno.EOPNOTSUPP
@@ -53,7 +55,7 @@ def test_a_refusal_comes_with_the_kernel_s_words(space: str) -> None:
 
 def test_a_refusal_names_the_attribute(space: str) -> None:
     body = struct.pack(">BBH", 2, 0, 0) + wire.text(1, "nosuchtable")
-    with netns.inside(space), wire.Socket(wire.NETFILTER) as kernel:
+    with netns.inside(space), wire.Socket(MACHINE, wire.NETFILTER) as kernel:
         with pytest.raises(NetlinkError) as caught:
             kernel.request(10 << 8 | 1, body)  # NFT_MSG_GETTABLE
         assert (caught.value.errno, caught.value.offset) == (errno.ENOENT, 20)
@@ -66,11 +68,11 @@ def test_tables_are_deleted(space: str) -> None:
         "add table ip kube-proxy\nadd chain ip kube-proxy c\nadd table ip6 kube-proxy\nadd table ip other",
     )
     with netns.inside(space):
-        assert nft.drop_table(Table(IP, "kube-proxy"))
-        assert not nft.drop_table(Table(IP, "kube-proxy"))
+        assert nft.drop_table(MACHINE, Table(IP, "kube-proxy"))
+        assert not nft.drop_table(MACHINE, Table(IP, "kube-proxy"))
         assert run(space, "nft list tables").splitlines() == ["table ip6 kube-proxy", "table ip other"]
-        assert nft.drop_table(Table(IP6, "kube-proxy"))
-        assert not nft.drop_table(Table(IP6, "kube-proxy"))
+        assert nft.drop_table(MACHINE, Table(IP6, "kube-proxy"))
+        assert not nft.drop_table(MACHINE, Table(IP6, "kube-proxy"))
     assert run(space, "nft list tables").splitlines() == ["table ip other"]
 
 
@@ -79,7 +81,7 @@ def test_without_the_right_to_it_nothing_is_deleted_and_nobody_waits(space: str)
     done = unprivileged(
         space,
         "from kubeproxy.netlink.nft.kernel import drop_table; from kubeproxy.netlink.nft.messages import Table;"
-        "drop_table(Table(2, 'kube-proxy'))",
+        "drop_table(MACHINE, Table(2, 'kube-proxy'))",
     )
     assert "Operation not permitted" in done.stderr
     assert run(space, "nft list tables").splitlines() == ["table ip kube-proxy"]
@@ -87,10 +89,10 @@ def test_without_the_right_to_it_nothing_is_deleted_and_nobody_waits(space: str)
 
 def test_the_generation_changes_with_every_transaction(space: str) -> None:
     with netns.inside(space):
-        seen = [nft.generation(), nft.generation()]
+        seen = [nft.generation(MACHINE), nft.generation(MACHINE)]
         for command in ("add table ip a", "add chain ip a b", "delete table ip a"):
             run(space, f"nft {command}")
-            seen.append(nft.generation())
+            seen.append(nft.generation(MACHINE))
     assert seen[0] == seen[1]
     assert len(set(seen)) == 4
 
@@ -98,23 +100,23 @@ def test_the_generation_changes_with_every_transaction(space: str) -> None:
 def test_counters_count_and_are_made_once(space: str) -> None:
     with netns.inside(space):
         with pytest.raises(OSError) as caught:
-            nfacct.packets("pkts")
+            nfacct.packets(MACHINE, "pkts")
         assert caught.value.errno == errno.ENOENT
-        nfacct.ensure("pkts")
-        assert nfacct.packets("pkts") == 0
+        nfacct.ensure(MACHINE, "pkts")
+        assert nfacct.packets(MACHINE, "pkts") == 0
         run(space, "iptables-legacy -A OUTPUT -p udp --dport 9 -m nfacct --nfacct-name pkts")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             for _ in range(5):
                 sock.sendto(b"x", ("127.0.0.1", 9))
-        assert nfacct.packets("pkts") == 5
-        nfacct.ensure("pkts")
-        assert nfacct.packets("pkts") == 5
-        nfacct.ensure("other")
-        assert nfacct.packets("other") == 0
+        assert nfacct.packets(MACHINE, "pkts") == 5
+        nfacct.ensure(MACHINE, "pkts")
+        assert nfacct.packets(MACHINE, "pkts") == 5
+        nfacct.ensure(MACHINE, "other")
+        assert nfacct.packets(MACHINE, "other") == 0
 
 
 def test_counters_need_rights(space: str) -> None:
-    done = unprivileged(space, "from kubeproxy.netlink import nfacct; nfacct.ensure('pkts')")
+    done = unprivileged(space, "from kubeproxy.netlink import nfacct; nfacct.ensure(MACHINE, 'pkts')")
     assert "Operation not permitted" in done.stderr
 
 
@@ -133,7 +135,7 @@ def test_addresses_are_those_of_the_host(space: str) -> None:
     ]
     netns.finish(netns.ip_batch(*lines, namespace=space))
     with netns.inside(space):
-        found = route.addresses()
+        found = route.addresses(MACHINE)
     printed = [
         (ipaddress.ip_address(a["local"]).packed, a["prefixlen"], link["ifindex"])
         for link in json.loads(run(space, "ip -j address"))
@@ -145,7 +147,7 @@ def test_addresses_are_those_of_the_host(space: str) -> None:
 
 def test_a_monitor_hears_of_addresses(space: str) -> None:
     with netns.inside(space):
-        monitor = route.monitor()
+        monitor = route.monitor(MACHINE)
     with monitor:
         run(space, "ip link add d0 type bridge")
         assert select.select([monitor], [], [], 0)[0] == [], "a link is no address"
@@ -164,7 +166,7 @@ def drain(monitor: wire.Socket) -> None:
 def test_a_monitor_that_was_flooded_says_so_and_goes_on(space: str) -> None:
     netns.finish(netns.ip_batch("link add d0 type bridge", namespace=space))
     with netns.inside(space):
-        monitor = wire.Socket(wire.ROUTE, (route.GROUP_IPV4_ADDRESSES,), receive_buffer=1)
+        monitor = wire.Socket(MACHINE, wire.ROUTE, (route.GROUP_IPV4_ADDRESSES,), receive_buffer=1)
     with monitor:
         lines = [f"address add 10.1.{i}.1/32 dev d0" for i in range(200)]
         netns.finish(netns.ip_batch(*lines, namespace=space))
@@ -181,7 +183,7 @@ def test_a_monitor_that_was_flooded_says_so_and_goes_on(space: str) -> None:
 def test_the_size_of_a_table_tells_of_changes(space: str, domain: int, program: str) -> None:
     def sizes() -> list[tuple[int, int]]:
         with netns.inside(space):
-            return [xtables.table_size(domain, table) for table in ("mangle", "nat", "filter")]
+            return [xtables.table_size(MACHINE, domain, table) for table in ("mangle", "nat", "filter")]
 
     seen = [sizes()]
     assert sizes() == seen[0]
@@ -197,4 +199,4 @@ def test_the_size_of_a_table_tells_of_changes(space: str, domain: int, program: 
 
 def test_the_size_of_no_table(space: str) -> None:
     with netns.inside(space), pytest.raises(FileNotFoundError):
-        xtables.table_size(socket.AF_INET, "nosuchtable")
+        xtables.table_size(MACHINE, socket.AF_INET, "nosuchtable")

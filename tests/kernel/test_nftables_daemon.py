@@ -18,6 +18,7 @@ from tests.kernel.traffic import Front, Talk, Traffic, answered, asking, talkers
 from tests.lab import cases, rules
 from tests.lab.daemon import Daemon, kube_proxy
 from tests.lab.topology import EP11, EP12, EP13, LOCAL, REMOTE, REMOTE2, Lab
+from tests.machines import MACHINE
 
 WEB, STICKY, OLD, NONE = "10.96.0.10", "10.96.0.12", "10.96.0.11", "10.96.0.13"
 MANY = [f"10.244.3.{i}" for i in range(1, 21)]
@@ -330,7 +331,7 @@ def test_no_packet_finds_nothing_while_slots_move(lab: Lab) -> None:
     """Thousands of changes, each of which moves a Service's endpoints to other maps, some to chains that are new."""
     fronts: list[Front] = [("client", WEB, 80), ("node", WEB, 80), ("out", "192.0.2.1", 30080)]
     chance = random.Random(3)
-    with lab.inside("node"), Kernel() as kernel:
+    with lab.inside("node"), Kernel(MACHINE) as kernel:
         proxy = Proxy(NFTables(kernel, NODE), NODE)
         web = service("web", WEB, type="NodePort", ports=[types.ServicePort(80, node_port=30080)])
         proxy.tell(web, endpoints("web", EP11))

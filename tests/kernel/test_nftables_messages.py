@@ -19,6 +19,7 @@ from kubeproxy.netlink.nft.kernel import Kernel, RefusedError
 from kubeproxy.netlink.nft.messages import Hook, Message, Table
 from kubeproxy.netlink.nft.types import ADDRESS4, ADDRESS6, PROTOCOL, SERVICE, Type, below
 from tests.lab import netns
+from tests.machines import MACHINE
 
 T4, T6 = Table(m.IP, "t"), Table(m.IP6, "t")
 FRONT = (ADDRESS4, PROTOCOL, SERVICE)
@@ -27,7 +28,7 @@ FRONT = (ADDRESS4, PROTOCOL, SERVICE)
 @pytest.fixture
 def kernel(space: str) -> Iterator[Kernel]:
     """The nf_tables of a namespace of its own, in which the test runs."""
-    with netns.inside(space), Kernel() as found:
+    with netns.inside(space), Kernel(MACHINE) as found:
         yield found
 
 
@@ -65,7 +66,7 @@ def test_a_table(kernel: Kernel) -> None:
 
 
 def test_a_table_of_a_socket_goes_with_it(kernel: Kernel) -> None:
-    with Kernel() as owner:
+    with Kernel(MACHINE) as owner:
         owner.commit([m.add_table(T4, flags=m.OWNER)])
         with pytest.raises(RefusedError) as refused:
             kernel.commit([m.delete_table(T4)])

@@ -25,6 +25,7 @@ from tests import strategies
 from tests.fakes.cluster import Proxy, endpoints, service
 from tests.fakes.relay import FakeRelay
 from tests.lab import netns
+from tests.machines import MACHINE
 from tests.unit.backends.iptables.rig import rich
 from tests.unit.backends.nftables.rig import FAMILY, NODES, Content, content
 from tests.unit.backends.test_relayed_properties import Ports
@@ -50,7 +51,7 @@ def inside(space: str) -> Iterator[str]:
 @pytest.fixture
 def kernel(inside: str) -> Iterator[Kernel]:
     """The namespace's nf_tables."""
-    with Kernel() as found:
+    with Kernel(MACHINE) as found:
         yield found
 
 
@@ -202,7 +203,7 @@ def test_whom_the_kernel_refuses_harms_nobody(inside: str, there: bool) -> None:
     """Neither on an empty kernel nor where others' tables are replaced in one go; once it is taken, all is as it should be."""
     proxies = []
     for kind in Spoiling, Kernel:
-        with kind() as found:
+        with kind(MACHINE) as found:
             if there:
                 nft("-f", "-", given="add table ip kube-proxy; add chain ip kube-proxy services")
             proxy = Proxy(NFTables(found, NODE4), NODE4)
@@ -216,7 +217,7 @@ def test_whom_the_kernel_refuses_harms_nobody(inside: str, there: bool) -> None:
                 flush()
     (spoiled, without), (_, whole) = proxies
     spoiled.gone("Service", "bad")
-    with Kernel() as kernel:
+    with Kernel(MACHINE) as kernel:
         assert not restarted(spoiled, kernel).full()
         rest = content(kernel, "IPv4")
     more = {name for _, name in without.keys() - rest.keys()}

@@ -14,6 +14,7 @@ from kubeproxy.backends.nftables.driver import NFTables
 from kubeproxy.netlink.nft.kernel import Kernel
 from tests.kernel.spaces import VARIANTS, Real
 from tests.lab import cases, netns
+from tests.machines import MACHINE
 from tests.scenarios.world import World
 
 _BLOCK = re.compile(r"^\t(set|map|chain) (\S+) \{\n(.*?)^\t\}", re.MULTILINE | re.DOTALL)
@@ -53,7 +54,7 @@ def test_nftables(inside: str, name: str) -> None:
         cidrs = tuple(cidr for cidr in world.hub.service_cidrs if (":" in cidr) == (family == "IPv6"))
         node = replace(world.nodes[family], service_cidrs=cidrs)
         plans = {plan.key: plan for plan in world.plans(family)}
-        with Kernel() as kernel:
+        with Kernel(MACHINE) as kernel:
             driver = NFTables(kernel, node)
             first = driver.difference(asyncio.run(driver.read()), node, plans)
             assert not asyncio.run(driver.load(node, plans))

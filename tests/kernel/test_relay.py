@@ -25,6 +25,7 @@ from kubeproxy.relay.values import Choice, Listener, Target
 from tests.kernel.daemons import PATIENCE, until
 from tests.lab import netns
 from tests.lab.topology import ROOT
+from tests.machines import MACHINE
 
 HOST = "127.0.0.1"
 PATTERN = random.Random(6).randbytes(1 << 16) * 5
@@ -36,7 +37,7 @@ CONNECTIONS = 1998  # as many for each of six backends
 def relay(space: str) -> Iterator[Relay]:
     """A relay in the namespace, where the test is, too."""
     with netns.inside(space):
-        relay = Relay("relay")
+        relay = Relay(MACHINE, "relay")
         try:
             yield relay
         finally:
@@ -71,7 +72,7 @@ def echo(port: int) -> Iterator[subprocess.Popen[str]]:
 
 def opened(relay: Relay, *targets: Target, udp: bool = False, affinity: int = 0) -> tuple[Target, int]:
     """A listener: where it is, and its number."""
-    sock = sockets.bind(HOST, (0, 0), udp=udp)
+    sock = sockets.bind(MACHINE, HOST, (0, 0), udp=udp)
     address, port = sock.getsockname()
     return (address, port), relay.open(sock, serving(*targets, udp=udp, affinity=affinity))
 
@@ -258,7 +259,7 @@ def heard(sock: socket.socket, count: int) -> bytes:
 
 def test_at_the_limit_new_connections_wait(space: str, caplog: pytest.LogCaptureFixture) -> None:
     with netns.inside(space), echo(7001), contextlib.ExitStack() as stack:
-        relay = Relay("relay", limit=21)  # a listener, and ten connections
+        relay = Relay(MACHINE, "relay", limit=21)  # a listener, and ten connections
         stack.callback(ended, relay)
         front, _ = opened(relay, (HOST, 7001))
         clients = [stack.enter_context(socket.create_connection(front, PATIENCE)) for _ in range(15)]
@@ -313,7 +314,7 @@ def test_a_target_whose_answer_waits_to_be_heard_is_not_taken_for_silent(
     with netns.inside(space), socket.create_server((HOST, 0)) as server, contextlib.ExitStack() as stack:
         loop = Loop()
         shared = Shared(loop, lambda *_: None, limit=100)
-        front = sockets.bind(HOST, (0, 0), udp=False)
+        front = sockets.bind(MACHINE, HOST, (0, 0), udp=False)
         entrance = tcp.Entrance(front, serving(server.getsockname()), shared)
         for _ in range(5):
             stack.enter_context(socket.create_connection(front.getsockname(), PATIENCE))

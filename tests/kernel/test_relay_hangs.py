@@ -21,6 +21,7 @@ from kubeproxy.relay.values import Message
 from tests.kernel.daemons import PATIENCE, until
 from tests.kernel.test_relay import HOST, echo, ended, opened, process_of, serving
 from tests.lab import netns
+from tests.machines import MACHINE
 
 WITHOUT_END = Patience(answer=1e9, start=1e9, stop=1e9)
 SHORT = Patience(idle=0.1, tick=0.1, answer=2.0)
@@ -36,7 +37,7 @@ def make(space: str) -> Iterator[Make]:
     relays: list[Relay] = []
 
     def one(patience: Patience) -> Relay:
-        relays.append(Relay(f"relay {len(relays)}", patience=patience))
+        relays.append(Relay(MACHINE, f"relay {len(relays)}", patience=patience))
         return relays[-1]
 
     with netns.inside(space):
@@ -222,7 +223,7 @@ def test_listeners_of_a_relay_that_is_stopped_are_closed(make: Make) -> None:
     front, _ = opened(relay, (HOST, 9))
     ended(relay)
     assert relay.pid is None
-    sock = sockets.bind(HOST, (0, 0), udp=False)
+    sock = sockets.bind(MACHINE, HOST, (0, 0), udp=False)
     relay.open(sock, serving((HOST, 9)))
     assert sock.fileno() == -1
     with pytest.raises(ConnectionRefusedError), contextlib.closing(socket.socket()) as client:

@@ -12,6 +12,7 @@ from tests.fakes.cluster import Proxy, endpoints, service
 from tests.kernel.daemons import Station, ask, until
 from tests.lab import netns
 from tests.lab.topology import EP11, EP11_6, Lab
+from tests.machines import MACHINE
 from tests.unit.backends.nftables.rig import NODES, content
 
 BALANCER, BALANCER6 = "203.0.113.5", "2001:db8:203::5"
@@ -114,7 +115,7 @@ def test_a_full_sync_replaces_ranges_that_overlap(space: str, ipv6: bool) -> Non
         ("0.0.0.0/1", "2000::/3"),
         ("10.0.0.0/10", "10.1.0.0/16", "2001:db8:8000::/34"),
     )
-    with netns.inside(space), Kernel() as kernel:
+    with netns.inside(space), Kernel(MACHINE) as kernel:
         for ranges in lists:
             proxy = Proxy(NFTables(kernel, node), node)
             proxy.tell(

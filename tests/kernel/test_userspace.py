@@ -19,6 +19,7 @@ from tests.kernel.daemons import PATIENCE, Station, answers, ask, asked, until
 from tests.kernel.traffic import TALK_PORT, Talk, talkers
 from tests.lab.daemon import Daemon
 from tests.lab.topology import EP11, EP11_6, EP12, NODE_NAME, REMOTE, Lab
+from tests.machines import MACHINE
 
 WEB, OTHER = "10.96.0.10", "10.96.0.11"
 WEB6 = "fd00:10:96::a"
@@ -85,11 +86,11 @@ def test_endpoints_change_without_a_word_to_the_kernel(lab: Lab, tmp_path: Path)
     here.folder.put(*web(EP11))
     with here.running():
         with lab.inside("node"):
-            before = kernel.generation()
+            before = kernel.generation(MACHINE)
         here.folder.put(endpoints("web", EP12, port=8080))
         until(lambda: answers(lab, "out", WEB, EP12))
         with lab.inside("node"):
-            assert kernel.generation() == before
+            assert kernel.generation(MACHINE) == before
 
 
 def test_old_connections_outlive_their_endpoint_and_their_service(lab: Lab, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import Bare, Station, ask, until
 from tests.kernel.spaces import VARIANTS, Real
 from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
+from tests.machines import MACHINE
 
 WEB = "10.96.0.10"
 BOTH = pytest.mark.parametrize(("old", "new"), [VARIANTS, VARIANTS[::-1]])
@@ -97,7 +98,7 @@ def test_looking_makes_no_tables(space: str) -> None:
     removed: list[Tables] = []
     for variant in VARIANTS:
         with lab.inside("node"):
-            other = OtherVariant(variant, [lambda tables: removed.append(tables) or 1])  # type: ignore[func-returns-value]
+            other = OtherVariant(MACHINE, variant, [lambda tables: removed.append(tables) or 1])  # type: ignore[func-returns-value]
             other.remove()
             other.remove()
     assert removed == []
@@ -113,7 +114,7 @@ def test_rules_of_others_alone_are_left_to_them(space: str, variant: Variant) ->
     lab.run("node", base, "-t", "nat", "-N", "KUBE-SERVICES-OTHER")
     lab.run("node", base, "-t", "nat", "-N", "KUBE-MARK-MASQ")
     with lab.inside("node"):
-        other = OtherVariant(variant, [lambda tables: removed.append(tables) or 1])  # type: ignore[func-returns-value]
+        other = OtherVariant(MACHINE, variant, [lambda tables: removed.append(tables) or 1])  # type: ignore[func-returns-value]
         other.remove()
         assert removed == []
         lab.run("node", base, "-t", "nat", "-N", "KUBE-SERVICES")

@@ -9,5 +9,5 @@ from kubeproxy.netlink import conntrack
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernel settings stay as they are, and the table of tracked flows looks empty; tests of these bring their own."""
-    monkeypatch.setattr(sysctls, "apply", lambda _: [])
+    monkeypatch.setattr(sysctls, "apply", lambda *_: [])
     monkeypatch.setattr(conntrack, "flows", lambda *_, **__: iter(()))

@@ -1,16 +1,13 @@
 """The daemon's parts together, with a source and backends that do as told; nothing here touches the kernel."""
 
 import asyncio
-import contextlib
-import os
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
-from kubeproxy import app, backends, host, sysctls
+from kubeproxy import app, backends, sysctls
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.app import App
@@ -18,9 +15,11 @@ from kubeproxy.backends.base import VIRTUAL_INTERFACE, Change, Driver, Failures,
 from kubeproxy.config.load import load
 from kubeproxy.config.types import Conntrack
 from kubeproxy.hub import Hub
+from kubeproxy.machine.base import Machine
+from kubeproxy.machine.fake import Fake
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
-from kubeproxy.netlink import route, wire
+from kubeproxy.netlink.route import Address
 from tests.fakes import modes
 from tests.fakes.clock import FakeClock
 
@@ -56,7 +55,9 @@ class Recorder:
 class Rig:
     """An App whose kernel is a list."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, **flags: Any) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, folder: Path, *, machine: Fake | None = None, **flags: Any
+    ) -> None:
         self.syncs: list[tuple[Family, list[Key]]] = []
         self.nodes: list[NodeConfig] = []
         self.unsupported: set[Family] = set()
@@ -64,17 +65,16 @@ class Rig:
         self.cleaned: list[str] = []
         self.settings: list[Conntrack] = []
         self.listed = asyncio.Event()
-        monkeypatch.setattr(host, "supported_families", lambda: [IPV4, IPV6])
         modes.open_by(monkeypatch, self.open_driver)
-        monkeypatch.setattr(backends, "cleanup", self.cleaned.append)
+        monkeypatch.setattr(backends, "cleanup", lambda _, mode: self.cleaned.append(mode))
         monkeypatch.setattr(app, "_HANDSHAKE_SECONDS", 0)
-        monkeypatch.setattr(sysctls, "apply", self.settings.append)
+        monkeypatch.setattr(sysctls, "apply", lambda _, settings: self.settings.append(settings))
         monkeypatch.setattr(App, "_source", lambda _: self)
         silent = {"healthz-port": 0, "metrics-port": 0}
         given = {"manifests": [str(folder)], "hostname-override": "here", **silent, **flags}
-        self.app = App(load(given, "linux"))
+        self.app = App(load(given, "linux"), machine or Fake(("192.0.2.1", "2001:db8::1")))
 
-    def open_driver(self, node: NodeConfig) -> Driver:
+    def open_driver(self, machine: Machine, node: NodeConfig) -> Driver:
         if node.family in self.unsupported:
             raise UnsupportedError(f"no {node.family} here")
         self.opened.add(node.family)
@@ -169,52 +169,24 @@ async def test_the_primary_family_must_be_served(monkeypatch: pytest.MonkeyPatch
     assert rig.syncs == []
 
 
-class Monitor:
-    """Word of addresses: the interfaces they are of, as the test writes them into a pipe."""
+class Host(Fake):
+    """A host whose addresses cannot always be listed."""
 
-    def __init__(self) -> None:
-        self._reads, self._writes = os.pipe2(os.O_NONBLOCK)
+    unsteady = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._reads)
-        os.close(self._writes)
-
-    def fileno(self) -> int:
-        return self._reads
-
-    def tell(self, interface: int = 1) -> None:
-        os.write(self._writes, bytes([interface]))
-
-    def receive(self, *, wait: bool) -> list[wire.Message]:
-        assert not wait
-        with contextlib.suppress(BlockingIOError):
-            (interface,) = os.read(self._reads, 1)
-            body = struct.pack("=BBBBI", 2, 24, 0, 0, interface)
-            return [wire.Message(route.NEW_ADDRESS, 0, 0, 0, memoryview(body))]
-        return []
+    def addresses(self) -> list[Address]:
+        if self.unsteady:
+            raise OSError(4, "too fast")
+        return super().addresses()
 
 
 async def test_node_ports_follow_the_addresses_of_the_host(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    here: list[int] = [1]
-    monitor = Monitor()
-
-    def addresses() -> list[route.Address]:
-        if not here:
-            raise OSError(4, "too fast")
-        return [
-            *(route.Address(bytes([192, 0, 2, i]), 24, 1) for i in here),
-            route.Address(bytes([192, 0, 2, 99]), 32, 7),
-        ]
-
-    monkeypatch.setattr(route, "addresses", addresses)
-    monkeypatch.setattr(route, "monitor", lambda: monitor)
-    monkeypatch.setattr(route, "interface", {VIRTUAL_INTERFACE: 7}.__getitem__)
-    rig = Rig(monkeypatch, tmp_path, **{"nodeport-addresses": ["192.0.2.0/24"]})
+    host = Host(("192.0.2.1", "2001:db8::1"))
+    host.interfaces[VIRTUAL_INTERFACE] = 7
+    host.set_addresses(["192.0.2.99"], interface=VIRTUAL_INTERFACE)
+    rig = Rig(monkeypatch, tmp_path, machine=host, **{"nodeport-addresses": ["192.0.2.0/24"]})
     task = asyncio.create_task(rig.app.run())
     await _until(lambda: rig.opened == {IPV4, IPV6})
     await FakeClock.settle()
@@ -223,21 +195,21 @@ async def test_node_ports_follow_the_addresses_of_the_host(
         found = [node for node in rig.nodes if node.family == IPV4]
         return bool(found) and found[-1].node_port_addresses == tuple(f"192.0.2.{i}" for i in numbers)
 
-    here[:] = [1, 2]  # nobody is told: there is no monitor yet
+    host.set_addresses(["192.0.2.1", "192.0.2.2"])  # nobody is told: nobody watches yet
     rig.listed.set()
     await _until(lambda: serves(1, 2))
-    here[:] = [3]
-    monitor.tell()
+    host.set_addresses(["192.0.2.3"])
     await _until(lambda: serves(3))
-    here[:] = [5]
-    monitor.tell(7)  # a Service's address: nobody has to look
+    host.own.append(Address(bytes([192, 0, 2, 5]), 24, 2))
+    host.set_addresses(["192.0.2.98"], interface=VIRTUAL_INTERFACE)  # a Service's: nobody has to look
     await FakeClock.settle()
     assert serves(3)
-    here.clear()
-    monitor.tell()
+    host.unsteady = True
+    host.set_addresses(["192.0.2.4"])
     await _until(lambda: "cannot be listed" in caplog.text)
-    here[:] = [4]
-    monitor.tell()
+    assert serves(3)
+    host.unsteady = False
+    host.set_addresses(["192.0.2.4"])
     await _until(lambda: serves(4))
     rig.app.end(0)
     assert await task == 0

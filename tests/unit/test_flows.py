@@ -10,15 +10,17 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from kubeproxy.api.addresses import IPV6, pack
+from kubeproxy.api.addresses import IPV6
 from kubeproxy.api.rows import Protocol
 from kubeproxy.backends.base import Change
 from kubeproxy.flows import Cleaned, FlowCleaner
+from kubeproxy.machine.base import Machine
+from kubeproxy.machine.fake import Fake
 from kubeproxy.model.flows import place
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
-from kubeproxy.netlink import conntrack, route
+from kubeproxy.netlink import conntrack
 from kubeproxy.sync import Synced
 
 DNS, WEB = ("shop", "dns"), ("shop", "web")
@@ -84,11 +86,11 @@ class Kernel:
         monkeypatch.setattr(conntrack, "flows", self._flows)
         monkeypatch.setattr(conntrack, "delete", self._delete)
         monkeypatch.setattr(conntrack, "delete_unanswered", self._delete)
-        local = [route.Address(pack("192.0.2.1"), 24, 1), route.Address(pack("fd00::1"), 64, 1)]
-        monkeypatch.setattr(route, "addresses", lambda: local)
+        self.machine = Fake(("192.0.2.1", "fd00::1"))
 
     def _flows(
         self,
+        machine: Machine,
         family: int,
         protocol: int,
         *,
@@ -110,7 +112,7 @@ class Kernel:
         meanwhile, self.meanwhile = self.meanwhile, lambda: None
         meanwhile()
 
-    def _delete(self, flows: Sequence[Flow]) -> int:
+    def _delete(self, machine: Machine, flows: Sequence[Flow]) -> int:
         for flow in flows:
             self.table.remove(flow)
         return len(flows)
@@ -122,7 +124,7 @@ class Rig:
     def __init__(self, kernel: Kernel, node: NodeConfig) -> None:
         self.kernel = kernel
         self.loop = Loop(node)
-        self.cleaner = FlowCleaner(self.loop)  # type: ignore[arg-type]
+        self.cleaner = FlowCleaner(self.kernel.machine, self.loop)  # type: ignore[arg-type]
         self.done: list[Cleaned] = []
         self.cleaner.on_clean(self.done.append)
 

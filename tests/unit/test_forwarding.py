@@ -4,55 +4,46 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.forwarding import LOOK_SECONDS, Forwarding, enabled
-from kubeproxy.linux import sysctl
-from kubeproxy.netlink import route
+from kubeproxy.machine.fake import Fake
 from tests.fakes.clock import FakeClock
 from tests.unit.serve.stage import Stage, plan
 
 
-class Host:
-    """The settings of a host, and what is said of them."""
+class Host(Fake):
+    """A host whose settings can be set by family."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self) -> None:
+        super().__init__(clock=FakeClock())
         for family in (IPV4, IPV6):
             for interface in ("all", "default", "lo", "eth0"):
                 self.set(family, 0, interface)
 
     def set(self, family: Family, value: int, interface: str = "all", name: str = "forwarding") -> None:
-        file = self._root / f"net/ip{family.removeprefix('IP')}/conf" / interface / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{value}\n")
+        self.settings[f"net/ip{family.removeprefix('IP')}/conf/{interface}/{name}"] = str(value)
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    monkeypatch.setattr(sysctl, "ROOT", tmp_path)
-    monkeypatch.setattr(route, "settings_monitor", _no_monitor)
-    return Host(tmp_path)
-
-
-def _no_monitor() -> None:
-    raise OSError(93, "no netlink here")
+def host() -> Host:
+    return Host()
 
 
 class Watcher:
     """A `Forwarding` of two families that runs, and its Events."""
 
-    def __init__(self) -> None:
-        self.clock = FakeClock()
+    def __init__(self, host: Host) -> None:
+        assert isinstance(host.clock, FakeClock)
+        self.clock = host.clock
         self.stages = [Stage(family, self.clock) for family in (IPV4, IPV6)]
         self.events: list[str] = []
         self.forwarding = Forwarding(
+            host,
             [stage.loop for stage in self.stages],
             lambda reason, action, note, *, warning: self.events.append(reason),
-            clock=self.clock,
         )
 
     @contextlib.asynccontextmanager
@@ -73,24 +64,24 @@ class Watcher:
 
 
 def test_a_single_interface_may_be_enough(host: Host) -> None:
-    assert not enabled(IPV4)
+    assert not enabled(host, IPV4)
     host.set(IPV4, 1, "lo")
     host.set(IPV4, 1, "default")
-    assert not enabled(IPV4), "nothing comes in there"
+    assert not enabled(host, IPV4), "nothing comes in there"
     host.set(IPV4, 1, "eth0")
-    assert enabled(IPV4)
+    assert enabled(host, IPV4)
     host.set(IPV6, 1, "eth0")
-    assert not enabled(IPV6), "of IPv6 that setting is about router advertisements"
+    assert not enabled(host, IPV6), "of IPv6 that setting is about router advertisements"
     host.set(IPV6, 1, "eth0", "force_forwarding")
-    assert enabled(IPV6)
+    assert enabled(host, IPV6)
     host.set(IPV6, 0, "eth0", "force_forwarding")
     host.set(IPV6, 2)
-    assert enabled(IPV6)
+    assert enabled(host, IPV6)
 
 
 async def test_it_is_said_once_each_time_it_goes_off(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    watcher = Watcher()
+    watcher = Watcher(host)
     watcher.stages[0].synced(plan())
     async with watcher.running():
         await watcher.clock.advance(5 * LOOK_SECONDS)
@@ -113,7 +104,7 @@ async def test_it_is_said_once_each_time_it_goes_off(host: Host, caplog: pytest.
 async def test_a_family_without_services_does_not_matter_until_it_has_one(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watcher = Watcher()
+    watcher = Watcher(host)
     host.set(IPV4, 1)
     watcher.stages[0].synced(plan())
     async with watcher.running():
@@ -125,9 +116,9 @@ async def test_a_family_without_services_does_not_matter_until_it_has_one(
 
 
 async def test_what_cannot_be_read_is_not_said(host: Host, caplog: pytest.LogCaptureFixture) -> None:
-    watcher = Watcher()
+    watcher = Watcher(host)
     watcher.stages[0].synced(plan())
-    sysctl.ROOT.rename(sysctl.ROOT.with_name("gone"))
+    host.settings.clear()
     async with watcher.running():
         await watcher.clock.advance(LOOK_SECONDS)
         assert not caplog.records

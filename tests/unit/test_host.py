@@ -15,6 +15,7 @@ from kubeproxy.config.durations import Duration
 from kubeproxy.config.types import IPVS, DetectLocal, IPTables, KubeProxyConfiguration, NFTables
 from kubeproxy.host import NodeError, host, local_traffic, node_addresses, node_port_cidrs, node_port_ranges
 from kubeproxy.model.node import IPVSSettings, LocalTraffic, NodeConfig
+from tests.machines import MACHINE
 
 DUAL = (IPV4, IPV6)
 V4, V6 = "192.168.0.1", "fd00:168::1"
@@ -361,7 +362,7 @@ class TestWhatCannotBeRight:
 
 
 def test_addresses_this_host_speaks_from_are_its_own():
-    found = hosts.own_addresses()
+    found = hosts.own_addresses(MACHINE)
     assert len({":" in address for address in found}) == len(found), "one a family"
     for address in found:
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
@@ -373,11 +374,11 @@ def test_a_host_without_routes_speaks_from_nowhere(monkeypatch):
         raise OSError(errno.ENETUNREACH, "Network is unreachable")
 
     monkeypatch.setattr(socket, "socket", unreachable)
-    assert hosts.own_addresses() == ()
+    assert hosts.own_addresses(MACHINE) == ()
 
 
 def test_every_host_speaks_ipv4():
-    assert hosts.supported_families()[0] == IPV4
+    assert hosts.supported_families(MACHINE)[0] == IPV4
 
 
 def test_settings_of_ipvs_mode_are_known_in_ipvs_mode():

@@ -13,16 +13,17 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from kubeproxy import backends, host
+from kubeproxy import backends
 from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES, IPV4, Family, family_of, parse_address, parse_range
 from kubeproxy.app import App
 from kubeproxy.backends.base import Change, Driver, Failures
 from kubeproxy.config.load import load
 from kubeproxy.hub import Hub
+from kubeproxy.machine.base import Machine
+from kubeproxy.machine.fake import Fake
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
-from kubeproxy.netlink import route
 from kubeproxy.sources.ledger import Ledger
 from kubeproxy.sources.manifests import Manifests
 from tests import hostile
@@ -41,7 +42,7 @@ class Kernel:
     def __init__(self) -> None:
         self.plans: dict[Family, dict[Key, ServicePlan]] = {family: {} for family in FAMILIES}
 
-    def open_driver(self, node: NodeConfig) -> Driver:
+    def open_driver(self, machine: Machine, node: NodeConfig) -> Driver:
         return self
 
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
@@ -98,7 +99,9 @@ async def _files(folder: Path, objects: Sequence[hostile.Wire]) -> AsyncIterator
 
 async def _run(flags: dict[str, Any], kernel: Kernel, caplog: pytest.LogCaptureFixture) -> Outcome:
     """Runs the daemon until it has written what there is, then again after all was told twice."""
-    task = asyncio.create_task(App(load({"hostname-override": "here", **flags}, "linux")).run())
+    task = asyncio.create_task(
+        App(load({"hostname-override": "here", **flags}, "linux"), Fake(("192.0.2.1", "2001:db8::1"))).run()
+    )
     async with asyncio.timeout(120):
         while "Synced" not in caplog.text or GOOD not in kernel.plans[IPV4]:
             assert not task.done(), task.exception()
@@ -116,10 +119,8 @@ async def test_the_corpus(
 ) -> None:
     """All cases at once, and the good one among them."""
     kernel = Kernel()
-    monkeypatch.setattr(host, "supported_families", lambda: list(FAMILIES))
     modes.open_by(monkeypatch, kernel.open_driver)
     monkeypatch.setattr(backends, "cleanup", lambda *_: None)
-    monkeypatch.setattr(route, "addresses", list)
     caplog.set_level("INFO", "kubeproxy")
     cases = list(hostile.apart(hostile.CASES))
     objects = [*(obj for case in cases for obj in case.objects), *hostile.GOOD]

@@ -13,9 +13,10 @@ from kubeproxy.api.addresses import IPV4, IPV6
 from kubeproxy.app import App
 from kubeproxy.backends.base import Change, Driver, Failures
 from kubeproxy.config.load import load
+from kubeproxy.machine.base import Machine
+from kubeproxy.machine.fake import Fake
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
-from kubeproxy.netlink import route
 from tests.fakes import modes
 from tests.fakes.apiserver import FakeApiServer
 from tests.fakes.lines import Fault
@@ -38,7 +39,7 @@ class Kernel:
         self.refuses: dict[tuple[str, str], str] = {}
         self.opened: list[NodeConfig] = []
 
-    def open_driver(self, node: NodeConfig) -> Driver:
+    def open_driver(self, machine: Machine, node: NodeConfig) -> Driver:
         self.opened.append(node)
         return self
 
@@ -75,6 +76,7 @@ class Rig:
     def __init__(self, server: FakeApiServer) -> None:
         self.server = server
         self.kernel = Kernel()
+        self.machine = Fake(("127.0.0.1", "::1"))
 
     def put(
         self,
@@ -99,7 +101,7 @@ class Rig:
     def begin(self, **flags: Any) -> None:
         silent = {"healthz-port": 0, "metrics-port": 0}
         given: dict[str, Any] = {"master": self.server.url, "hostname-override": "here", **silent, **flags}
-        self.task = asyncio.create_task(App(load(given, "linux")).run())
+        self.task = asyncio.create_task(App(load(given, "linux"), self.machine).run())
 
     async def ends(self) -> int:
         async with asyncio.timeout(20):
@@ -134,10 +136,8 @@ def _spec(number: int) -> dict[str, Any]:
 async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     async with FakeApiServer() as server:
         rig = Rig(server)
-        monkeypatch.setattr(host, "supported_families", lambda: [IPV4, IPV6])
         modes.open_by(monkeypatch, rig.kernel.open_driver)
         monkeypatch.setattr(backends, "cleanup", lambda *_: None)
-        monkeypatch.setattr(route, "addresses", list)
         yield rig
         rig.task.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -334,7 +334,9 @@ async def test_another_configuration_ends_it(
 class TestInitOnly:
     async def test_it_opens_the_mode_and_asks_no_server(self, rig: Rig) -> None:
         await rig.server.stop()
-        rig.task = asyncio.create_task(App(load({"hostname-override": "here"}, "linux")).prepare())
+        rig.task = asyncio.create_task(
+            App(load({"hostname-override": "here"}, "linux"), rig.machine).prepare()
+        )
         assert await rig.ends() == 0
         assert {node.family for node in rig.kernel.opened} == {IPV4, IPV6}
         assert not rig.kernel.nodes

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kubeproxy.backends.base import ByPrograms, Driver, SyncError
 from kubeproxy.backends.mode import Mode, unavailable
+from kubeproxy.machine.base import Machine
 
 if TYPE_CHECKING:
     from kubeproxy.backends.variants import OtherVariant
@@ -30,7 +31,7 @@ def mode(name: str) -> Mode:
     return found
 
 
-def cleanup(*names: str) -> None:
+def cleanup(machine: Machine, *names: str) -> None:
     """Removes what modes left in the kernel; all of them if none is named.
 
     Raises:
@@ -41,17 +42,18 @@ def cleanup(*names: str) -> None:
         if each.cleanup is None:
             continue
         try:
-            each.cleanup()
+            each.cleanup(machine)
         except (OSError, SyncError) as e:
             troubles.append(f"rules of {each.name} mode stay: {e}")
     if troubles:
         raise SyncError("; ".join(troubles))
 
 
-def other_variants(chosen: Mode, opened: Iterable[Driver]) -> "list[OtherVariant]":
+def other_variants(machine: Machine, chosen: Mode, opened: Iterable[Driver]) -> "list[OtherVariant]":
     """The variants of iptables that a mode's rules are not in; none for a mode that replaces no other.
 
     Args:
+        machine: the host.
         chosen: the mode.
         opened: its drivers.
     """
@@ -62,10 +64,10 @@ def other_variants(chosen: Mode, opened: Iterable[Driver]) -> "list[OtherVariant
 
     used = {driver.variant for driver in opened if isinstance(driver, ByPrograms)}
     cleaners = [each.clean_tables for each in _modes() if each.clean_tables is not None]
-    return [OtherVariant(variant, cleaners) for variant in VARIANTS if variant not in used]
+    return [OtherVariant(machine, variant, cleaners) for variant in VARIANTS if variant not in used]
 
 
-def serves(chosen: Mode) -> bool:
+def serves(machine: Machine, chosen: Mode) -> bool:
     """Whether the kernel serves Services by what an earlier run left, of this mode or of those it replaces.
 
     If the kernel does not tell, it does.
@@ -74,7 +76,7 @@ def serves(chosen: Mode) -> bool:
         return False
     for each in (chosen, *map(mode, chosen.replaces)):
         try:
-            if each.serves is not None and each.serves():
+            if each.serves is not None and each.serves(machine):
                 return True
         except (OSError, SyncError) as e:
             log.warning(

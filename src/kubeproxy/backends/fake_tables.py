@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from kubeproxy.api.addresses import IPV4, Family
 from kubeproxy.backends.programs import FILTER, MANGLE, NAT, RefusedError, Variant, target
+from kubeproxy.machine.base import Machine
+from kubeproxy.machine.fake import Fake
 
 BUILTIN = {
     MANGLE: ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
@@ -29,6 +31,7 @@ class FakeTables:
     """
 
     def __init__(self, variant: Variant = "legacy") -> None:
+        self.machine: Machine = Fake()
         self.family: Family = IPV4
         self.variant: Variant = variant
         self.tables: dict[str, dict[str, list[str]]] = {

@@ -15,6 +15,7 @@ from kubeproxy.backends.base import Driver, UnsupportedError
 from kubeproxy.config.checks import Problem
 from kubeproxy.config.durations import Duration
 from kubeproxy.config.types import IPVS, SYNC_PERIOD, IPTables, KubeProxyConfiguration, NFTables
+from kubeproxy.machine.base import Machine
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
 
@@ -68,9 +69,9 @@ class Mode(Struct, frozen=True, kw_only=True):
         node: adds what the mode needs to know to the value of the node.
         problems: the fields of its sections that break a rule.
         doubts: what is probably not meant, on a host that has one IP family only.
-        open: makes the driver of a family and prepares the kernel for it. It raises UnsupportedError if the mode cannot
+        open: makes the driver of a family on a machine and prepares the kernel for it. It raises UnsupportedError if the mode cannot
             run here, and SyncError if it cannot run now.
-        cleanup: removes what the mode, or the reference in it, left in the kernel. It raises OSError or SyncError if
+        cleanup: removes what the mode, or the reference in it, left in the kernel of a machine. It raises OSError or SyncError if
             something was refused; all else is removed. None: it leaves nothing but what other modes remove.
         serves: whether what was left in the kernel has the address of a Service. It raises OSError or SyncError if the
             kernel does not say.
@@ -94,9 +95,9 @@ class Mode(Struct, frozen=True, kw_only=True):
     node: Callable[[NodeConfig, KubeProxyConfiguration], NodeConfig] = _same
     problems: Callable[[KubeProxyConfiguration], Iterable[Problem]] = _no_problems
     doubts: Callable[[KubeProxyConfiguration, Family], Iterable[str]] = _no_doubts
-    open: Callable[[NodeConfig], Driver]
-    cleanup: Callable[[], None] | None = None
-    serves: Callable[[], bool] | None = None
+    open: Callable[[Machine, NodeConfig], Driver]
+    cleanup: Callable[[Machine], None] | None = None
+    serves: Callable[[Machine], bool] | None = None
     clean_tables: "Callable[[Tables], int] | None" = None
 
     def sync_period(self, config: KubeProxyConfiguration) -> Duration:
@@ -128,7 +129,7 @@ class Mode(Struct, frozen=True, kw_only=True):
 def unavailable(name: str, available: Iterable[str]) -> Mode:
     """The mode of a name that is none of ours: it has no sections of its own and cannot be opened."""
 
-    def refuse(_: NodeConfig) -> Driver:
+    def refuse(_: Machine, __: NodeConfig) -> Driver:
         raise UnsupportedError(f"proxy mode {name} is not available; available: {', '.join(available)}")
 
     return Mode(name=name, open=refuse, lasting=False, platforms=frozenset())

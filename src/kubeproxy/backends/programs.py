@@ -8,18 +8,18 @@ makes (KEP-3178) tell which that is. `fake_tables.FakeTables` stands in for them
 import itertools
 import logging
 import re
-import shutil
 import socket
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal, Protocol
 
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.backends.base import SyncError, UnsupportedError
 from kubeproxy.linux import run, xtables
 from kubeproxy.log import V6
+from kubeproxy.machine.base import Machine
 from kubeproxy.netlink.nft.kernel import generation
 from kubeproxy.netlink.nft.lookout import Lookout
 
@@ -72,6 +72,7 @@ def target(rule: str) -> str:
 class Tables(Protocol):
     """The tables of one family."""
 
+    machine: Machine
     family: Family
     variant: Variant
 
@@ -114,8 +115,8 @@ class Tables(Protocol):
         """
 
 
-class _Writer:
-    """This process as a writer of tables, of both families.
+class Writer:
+    """This process as a writer of the tables of one machine, of both families.
 
     Attributes:
         lock: the kernel takes one writer at a time: the legacy programs wait for each other, the others fail.
@@ -138,13 +139,12 @@ class _Writer:
                 lookout.ignore(process)
 
 
-_WE = _Writer()
-
-
 class Programs:
     """The tables through the programs in PATH."""
 
-    def __init__(self, family: Family, save: str, restore: str, variant: Variant) -> None:
+    def __init__(self, machine: Machine, family: Family, save: str, restore: str, variant: Variant) -> None:
+        self.machine = machine
+        self._we = machine.shared(Writer)
         self.variant: Variant = variant
         self.family: Family = family
         self._save = save
@@ -156,8 +156,8 @@ class Programs:
             return self._sizes()
         try:
             # All families and tables have one generation; what we ourselves did to it is no news.
-            with _WE.lock:
-                return generation() - _WE.transactions
+            with self._we.lock:
+                return generation(self.machine) - self._we.transactions
         except OSError as e:
             log.debug("Cannot tell whether the tables changed: %s", e)
             return None
@@ -171,19 +171,19 @@ class Programs:
         """Entries and bytes of each table, if the kernel tells."""
         domain = socket.AF_INET if self.family == IPV4 else socket.AF_INET6
         try:
-            return {table: xtables.table_size(domain, table) for table in TABLES}
+            return {table: xtables.table_size(self.machine, domain, table) for table in TABLES}
         except OSError as e:
             log.debug("Cannot tell whether the tables changed: %s", e)
             return None
 
     def wrote(self, process: int) -> bool:
         """See `Tables`."""
-        return process in _WE.processes
+        return process in self._we.processes
 
     def save(self) -> Iterator[str]:
         """See `Tables`."""
         try:
-            yield from run.lines([self._save])
+            yield from self.machine.lines([self._save])
         except (run.ProgramError, OSError) as e:
             raise SyncError(f"cannot read the tables: {e}") from e
 
@@ -202,10 +202,10 @@ class Programs:
         blocks = _blocks(itertools.chain((f"*{table}\n",), lines, ("COMMIT\n",)))
         kept: list[bytes] = []
         try:
-            with _WE.lock:
+            with self._we.lock:
                 before = self._generation()
-                run.feed(self._restore, _keeping(blocks, kept), started=_WE.started)
-                _WE.transactions += self._generation() != before
+                self.machine.feed(self._restore, _keeping(blocks, kept), started=self._we.started)
+                self._we.transactions += self._generation() != before
         except run.ProgramError as e:
             found = _LINE.search(e.said)
             # The nf_tables programs call what the kernel refuses a resource problem, too, but they name the line.
@@ -217,12 +217,13 @@ class Programs:
             raise SyncError(f"cannot run {self._restore[0]}: {e}") from e
 
     def _generation(self) -> int:
-        return generation() if self.variant == "nf_tables" else 0
+        return generation(self.machine) if self.variant == "nf_tables" else 0
 
 
-def spare(lookout: Lookout) -> None:
+def spare(machine: Machine, lookout: Lookout) -> None:
     """From now on a look-out does not hear of what we do by programs."""
-    _WE.lookouts = (*(other for other in _WE.lookouts if other()), weakref.ref(lookout))
+    we = machine.shared(Writer)
+    we.lookouts = (*(other for other in we.lookouts if other()), weakref.ref(lookout))
 
 
 def _logged(where: str, lines: Iterable[str]) -> Iterator[str]:
@@ -233,24 +234,24 @@ def _logged(where: str, lines: Iterable[str]) -> Iterator[str]:
         yield item
 
 
-def installed(which: Callable[[str], str | None] = shutil.which) -> Iterator[tuple[str, Programs]]:
+def installed(machine: Machine) -> Iterator[tuple[str, Programs]]:
     """Every kind of programs there is, for both families, with their name."""
     for family, base in ((IPV4, "iptables"), (IPV6, "ip6tables")):
         names: dict[Variant, str] = {}
-        if which(f"{base}-legacy-restore"):
+        if machine.which(f"{base}-legacy-restore"):
             names["legacy"] = f"{base}-legacy"
-        if which(f"{base}-nft-restore"):
+        if machine.which(f"{base}-nft-restore"):
             names["nf_tables"] = f"{base}-nft"
-        if len(names) < len(VARIANTS) and which(f"{base}-restore"):
-            names.setdefault(_variant(base), base)
+        if len(names) < len(VARIANTS) and machine.which(f"{base}-restore"):
+            names.setdefault(_variant(machine, base), base)
         for variant, name in names.items():
-            yield name, Programs(family, f"{name}-save", f"{name}-restore", variant)
+            yield name, Programs(machine, family, f"{name}-save", f"{name}-restore", variant)
 
 
-def _variant(name: str) -> Variant:
+def _variant(machine: Machine, name: str) -> Variant:
     """The variant of programs that have a plain name."""
     try:
-        version = _VERSION.search(run.output([name, "--version"]))
+        version = _VERSION.search(run.output(machine.lines([name, "--version"])))
     except (run.ProgramError, OSError):
         version = None
     return "nf_tables" if version and version[4] == "nf_tables" else "legacy"
@@ -290,7 +291,7 @@ def are_of_ipvs(tables: Held) -> bool:
     return any(chain == "KUBE-SERVICES" and target(rule) == "KUBE-NODE-PORT" for chain, rule in rules)
 
 
-def find(family: Family, which: Callable[[str], str | None] = shutil.which) -> Programs:
+def find(machine: Machine, family: Family) -> Programs:
     """The programs to use for a family.
 
     Raises:
@@ -300,15 +301,15 @@ def find(family: Family, which: Callable[[str], str | None] = shutil.which) -> P
     base = "iptables" if family == IPV4 else "ip6tables"
     name = base
     both = [f"{base}-nft", f"{base}-legacy"]
-    if all(which(f"{each}-restore") for each in both):
-        name = next(filter(_kubelet_uses, both), base)
+    if all(machine.which(f"{each}-restore") for each in both):
+        name = next((name for name in both if _kubelet_uses(machine, name)), base)
     for program in (name, f"{name}-save", f"{name}-restore"):
-        if which(program) is None:
+        if machine.which(program) is None:
             raise UnsupportedError(
                 f"program {program} is not in PATH; install iptables (Debian: apt-get install iptables)"
             )
     try:
-        said = run.output([name, "--version"])
+        said = run.output(machine.lines([name, "--version"]))
     except (run.ProgramError, OSError) as e:
         raise UnsupportedError(f"{name} does not run: {e}") from e
     version = _VERSION.search(said)
@@ -318,7 +319,7 @@ def find(family: Family, which: Callable[[str], str | None] = shutil.which) -> P
     if number < OLDEST:
         raise UnsupportedError(f"{name} is {said}; at least v{'.'.join(map(str, OLDEST))} is needed")
     variant: Variant = "nf_tables" if version[4] == "nf_tables" else "legacy"
-    programs = Programs(family, f"{name}-save", f"{name}-restore", variant)
+    programs = Programs(machine, family, f"{name}-save", f"{name}-restore", variant)
     _try(programs, family)
     return programs
 
@@ -332,12 +333,12 @@ def _try(programs: Programs, family: Family) -> None:
         raise error(f"iptables cannot run for {family}: {e}") from e
 
 
-def _kubelet_uses(name: str) -> bool:
+def _kubelet_uses(machine: Machine, name: str) -> bool:
     """Whether the kubelet's chains are in this variant's mangle table."""
     # Asked for a table by its name the legacy program would make it, and leave a trace of legacy tables on the node.
     argv = [f"{name}-save", *([] if name.endswith("-legacy") else ["-t", "mangle"])]
     try:
-        return are_of_kubelet(by_table(run.lines(argv)))
+        return are_of_kubelet(by_table(machine.lines(argv)))
     except (run.ProgramError, OSError):
         return False
 

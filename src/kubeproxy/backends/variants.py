@@ -11,7 +11,6 @@ table would be made by asking for it, so only those that the kernel lists are re
 
 import logging
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from socket import AF_INET, AF_INET6
 from typing import Final
 
@@ -20,6 +19,7 @@ from kubeproxy.backends import programs
 from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables, Variant
 from kubeproxy.linux import xtables
+from kubeproxy.machine.base import Machine
 from kubeproxy.netlink.nft import objects
 from kubeproxy.netlink.nft.kernel import Kernel, generation
 from kubeproxy.netlink.nft.messages import IP, IP6, Table
@@ -30,20 +30,24 @@ CHAIN: Final = "KUBE-SERVICES"
 """The chain that every kube-proxy makes in tables nat and filter, in iptables and in ipvs mode, and nobody else."""
 
 _HELD: Final = (NAT, FILTER)
-_LISTED: Final = {IPV4: "/proc/net/ip_tables_names", IPV6: "/proc/net/ip6_tables_names"}
+_LISTED: Final = {IPV4: "ip_tables_names", IPV6: "ip6_tables_names"}
 _PROGRAMS: Final = {"legacy": "iptables-legacy", "nf_tables": "iptables-nft"}
 
 
 class OtherVariant:
     """A variant that our own rules are not in, of both families."""
 
-    def __init__(self, variant: Variant, cleaners: Iterable[Callable[[Tables], int]]) -> None:
+    def __init__(
+        self, machine: Machine, variant: Variant, cleaners: Iterable[Callable[[Tables], int]]
+    ) -> None:
         """Does nothing before `remove`.
 
         Args:
+            machine: the host.
             variant: the variant to look at.
             cleaners: remove the rules of a mode from some tables, and return how much that was.
         """
+        self._machine = machine
         self._variant = variant
         self._cleaners = tuple(cleaners)
         self._seen: dict[Family, object] = {}
@@ -66,7 +70,7 @@ class OtherVariant:
         """Removes what is there; returns whether there is nothing more to do."""
         found = [
             (name, tables)
-            for name, tables in programs.installed()
+            for name, tables in programs.installed(self._machine)
             if (tables.family, tables.variant) == (family, self._variant)
         ]
         if not found:
@@ -97,16 +101,22 @@ class OtherVariant:
     def _fingerprint(self, family: Family) -> object:
         """What changes with the tables; false if there are none."""
         if self._variant == "legacy":
-            return {table: xtables.table_size(_domain(family), table) for table in _listed(family)}
-        return generation()
+            return {
+                table: xtables.table_size(self._machine, _domain(family), table)
+                for table in _listed(self._machine, family)
+            }
+        return generation(self._machine)
 
     def _is_there(self, family: Family) -> bool:
         """Whether kube-proxy's chain is in one of the tables."""
         if self._variant == "legacy":
             name = CHAIN.encode() + b"\0"
-            return any(name in xtables.entries(_domain(family), table) for table in _listed(family))
+            return any(
+                name in xtables.entries(self._machine, _domain(family), table)
+                for table in _listed(self._machine, family)
+            )
         number = IP if family == IPV4 else IP6
-        with Kernel() as kernel:
+        with Kernel(self._machine) as kernel:
             return any(objects.has_chain(kernel, Table(number, table), CHAIN) for table in _HELD)
 
 
@@ -114,10 +124,11 @@ def _domain(family: Family) -> int:
     return AF_INET if family == IPV4 else AF_INET6
 
 
-def _listed(family: Family) -> list[str]:
+def _listed(machine: Machine, family: Family) -> list[str]:
     """The legacy tables there are that may hold our rules."""
     try:
-        names = Path(_LISTED[family]).read_text().split()
+        with machine.net(_LISTED[family]) as file:
+            names = file.read().decode().split()
     except FileNotFoundError:
         return []
     return [table for table in _HELD if table in names]

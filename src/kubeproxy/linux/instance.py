@@ -28,6 +28,10 @@ _CREDENTIALS: Final = struct.Struct("3i")
 _POLL_SECONDS: Final = 0.1
 
 
+Make = Callable[[int, int], socket.socket]
+"""Makes a socket of a domain and a kind."""
+
+
 class Holder(NamedTuple):
     """The process that has the lock.
 
@@ -79,6 +83,7 @@ class Instance:
 
 
 def acquire(
+    make: Make,
     patience: float,
     *,
     waiting: Callable[[Holder], None] = lambda _: None,
@@ -88,6 +93,7 @@ def acquire(
     """Takes the lock.
 
     Args:
+        make: makes a socket in the network namespace.
         patience: how many seconds to wait for another instance to end.
         waiting: called once, before waiting.
         clock: the time in seconds.
@@ -98,7 +104,7 @@ def acquire(
     """
     deadline, told = clock() + patience, False
     while True:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        listener = make(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             listener.bind(NAME)
             listener.listen()
@@ -109,7 +115,7 @@ def acquire(
                 return Instance(None)
         else:
             return Instance(listener)
-        holder = _holder()
+        holder = _holder(make)
         if holder is not None:
             if holder.user not in (0, os.geteuid()):
                 log.warning(
@@ -126,9 +132,9 @@ def acquire(
         sleep(_POLL_SECONDS)
 
 
-def _holder() -> Holder | None:
+def _holder(make: Make) -> Holder | None:
     """The process that listens; None if it has just ended, or does not listen yet."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+    with make(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(NAME)
         except ConnectionRefusedError:

@@ -14,6 +14,15 @@ def read(name: str) -> str:
     return (ROOT / name).read_text().strip()
 
 
+def names(folder: str) -> list[str]:
+    """The names in a folder of settings, e.g. in "net/ipv4/conf".
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    return [path.name for path in (ROOT / folder).iterdir()]
+
+
 def ensure(name: str, value: int) -> bool:
     """Gives a setting a value if it has another; returns whether it had.
 

@@ -8,6 +8,8 @@ import os
 import socket
 import struct
 
+from kubeproxy.netlink.namespace import Sockets
+
 _SO_GET_INFO = 64
 _SO_GET_ENTRIES = 65
 _INFO = struct.Struct("=32s I 5I 5I I I")
@@ -18,64 +20,67 @@ _DROP = -1  # -NF_DROP - 1
 _LARGEST = 1 << 20
 
 
-def table_size(domain: int, table: str) -> tuple[int, int]:
+def table_size(namespace: Sockets, domain: int, table: str) -> tuple[int, int]:
     """The number of rules of a table and their size in bytes: any change but a rewording of equal length shows.
 
     Args:
+        namespace: whose table.
         domain: socket.AF_INET or AF_INET6.
         table: its name.
 
     Raises:
         OSError: the kernel has no such table, or we lack CAP_NET_ADMIN or CAP_NET_RAW.
     """
-    fields = _INFO.unpack(_ask(domain, _SO_GET_INFO, table.encode(), _INFO.size))
+    fields = _INFO.unpack(_ask(namespace, domain, _SO_GET_INFO, table.encode(), _INFO.size))
     return fields[-2], fields[-1]
 
 
-def drops_forwarded(domain: int, table: str = "filter") -> bool:
+def drops_forwarded(namespace: Sockets, domain: int, table: str = "filter") -> bool:
     """Whether the policy of chain FORWARD is to drop; False also for a table too large to be read for that.
 
     Args:
+        namespace: whose table.
         domain: socket.AF_INET or AF_INET6.
         table: its name; it must exist.
 
     Raises:
         OSError: as with `table_size`.
     """
-    fields = _INFO.unpack(_ask(domain, _SO_GET_INFO, table.encode(), _INFO.size))
+    fields = _INFO.unpack(_ask(namespace, domain, _SO_GET_INFO, table.encode(), _INFO.size))
     policy, size = fields[7 + _FORWARD], fields[-1]
     if size > _LARGEST:
         return False
-    rules = _entries(domain, table, size)
+    rules = _entries(namespace, domain, table, size)
     (target,) = struct.unpack_from("=H", rules, policy + (88 if domain == socket.AF_INET else 140))
     (verdict,) = struct.unpack_from("=i", rules, policy + target + _TARGET_HEAD)
     return bool(verdict == _DROP)
 
 
-def entries(domain: int, table: str) -> bytes:
+def entries(namespace: Sockets, domain: int, table: str) -> bytes:
     """The rules of a table as the kernel has them; the names of its chains are among the bytes.
 
     Args:
+        namespace: whose table.
         domain: socket.AF_INET or AF_INET6.
         table: its name; it must exist.
 
     Raises:
         OSError: as with `table_size`, or the table was changed meanwhile (EAGAIN).
     """
-    return _entries(domain, table, table_size(domain, table)[1])
+    return _entries(namespace, domain, table, table_size(namespace, domain, table)[1])
 
 
-def _entries(domain: int, table: str, size: int) -> bytes:
+def _entries(namespace: Sockets, domain: int, table: str, size: int) -> bytes:
     head = _HEAD.pack(table.encode(), size)
-    return _ask(domain, _SO_GET_ENTRIES, head, len(head) + size)[len(head) :]
+    return _ask(namespace, domain, _SO_GET_ENTRIES, head, len(head) + size)[len(head) :]
 
 
-def _ask(domain: int, option: int, given: bytes, size: int) -> bytes:
+def _ask(namespace: Sockets, domain: int, option: int, given: bytes, size: int) -> bytes:
     """Calls getsockopt with a buffer of a size that begins with what is given."""
     level = socket.IPPROTO_IP if domain == socket.AF_INET else socket.IPPROTO_IPV6
     buffer = ctypes.create_string_buffer(given, size)
     length = ctypes.c_uint32(size)
-    with socket.socket(domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as raw:
+    with namespace.socket(domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as raw:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.getsockopt(raw.fileno(), level, option, buffer, ctypes.byref(length)) < 0:
             code = ctypes.get_errno()

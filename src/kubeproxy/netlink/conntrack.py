@@ -18,6 +18,7 @@ from socket import AF_INET, AF_INET6
 from typing import Final, NamedTuple
 
 from kubeproxy.netlink import wire
+from kubeproxy.netlink.namespace import Namespace
 
 TCP: Final = 6
 UDP: Final = 17
@@ -113,13 +114,13 @@ class Usage(NamedTuple):
     most: int
 
 
-def usage() -> Usage:
+def usage(namespace: Namespace) -> Usage:
     """How full the table is.
 
     Raises:
         OSError: the kernel has no ctnetlink, or we lack CAP_NET_ADMIN.
     """
-    with wire.Socket(wire.NETFILTER) as kernel:
+    with wire.Socket(namespace, wire.NETFILTER) as kernel:
         for reply in kernel.request(_GET_STATS, _NFGENMSG.pack(0, 0, 0)):
             found = wire.attributes(reply.body[4:])
             return Usage(*(int.from_bytes(found.get(kind, b"")) for kind in (_ENTRIES, _MOST_ENTRIES)))
@@ -127,6 +128,7 @@ def usage() -> Usage:
 
 
 def flows(
+    namespace: Namespace,
     family: int,
     protocol: int,
     *,
@@ -139,6 +141,7 @@ def flows(
     Flows that come and go meanwhile may be missed or told twice.
 
     Args:
+        namespace: the network namespace.
         family: AF_INET or AF_INET6.
         protocol: its number; one with ports.
         destination: the place the client spoke to, or a port alone; empty for any.
@@ -151,7 +154,7 @@ def flows(
     body = _NFGENMSG.pack(family, 0, 0)
     if unanswered:
         body += wire.be32(_STATUS, 0) + wire.be32(_STATUS_MASK, _SEEN_REPLY)
-    with wire.Socket(wire.NETFILTER) as kernel:
+    with wire.Socket(namespace, wire.NETFILTER) as kernel:
         try:
             yield from _list(kernel, family, protocol, body + _filter(protocol, destination, source))
         except wire.NetlinkError as e:
@@ -238,7 +241,7 @@ def _part(
     return flags, wire.nested(kind, addresses, wire.nested(_TUPLE_PROTO, ports))
 
 
-def delete(listed: Sequence[Flow]) -> int:
+def delete(namespace: Namespace, listed: Sequence[Flow]) -> int:
     """Deletes flows, each only if it is the very one that was listed; returns how many were still there.
 
     Raises:
@@ -246,7 +249,7 @@ def delete(listed: Sequence[Flow]) -> int:
     """
     deleted = len(listed)
     refused: wire.NetlinkError | None = None
-    with wire.Socket(wire.NETFILTER) as kernel:
+    with wire.Socket(namespace, wire.NETFILTER) as kernel:
         for start in range(0, len(listed), _BATCH):
             for error in _delete(kernel, listed[start : start + _BATCH]):
                 deleted -= 1
@@ -257,7 +260,7 @@ def delete(listed: Sequence[Flow]) -> int:
     return deleted
 
 
-def delete_unanswered(listed: Sequence[Flow]) -> int:
+def delete_unanswered(namespace: Namespace, listed: Sequence[Flow]) -> int:
     """Deletes TCP connections as `delete` does, but each only if nobody has answered it since it was listed.
 
     The kernel cannot be asked for both at once, so each is looked at just before.
@@ -267,7 +270,7 @@ def delete_unanswered(listed: Sequence[Flow]) -> int:
     """
     deleted = 0
     refused: wire.NetlinkError | None = None
-    with wire.Socket(wire.NETFILTER) as kernel:
+    with wire.Socket(namespace, wire.NETFILTER) as kernel:
         for flow in listed:
             try:
                 replies = kernel.request(_GET, bytes(flow.message[:4]) + flow.name)

@@ -13,6 +13,7 @@ from socket import AF_INET, AF_UNSPEC
 from typing import Final, NamedTuple
 
 from kubeproxy.netlink import wire
+from kubeproxy.netlink.namespace import Namespace
 
 HASH_IP: Final = "hash:ip"
 HASH_IP_PORT: Final = "hash:ip,port"
@@ -88,13 +89,13 @@ class Header(NamedTuple):
 class Sets(wire.Closing):
     """The kernel's IP sets, in the network namespace it was opened in."""
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: Namespace) -> None:
         """Opens a socket.
 
         Raises:
             OSError: the kernel has no nfnetlink.
         """
-        self._socket: wire.Socket = wire.Socket(wire.NETFILTER)
+        self._socket: wire.Socket = wire.Socket(namespace, wire.NETFILTER)
 
     def revision(self, kind: str, family: int) -> int:
         """The latest revision of a type of sets that the kernel knows.

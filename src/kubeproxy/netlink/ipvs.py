@@ -8,11 +8,11 @@ Source: linux/ip_vs.h, net/netfilter/ipvs/ip_vs_ctl.c.
 
 import struct
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 from socket import AF_INET, AF_INET6, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
 from typing import Final, NamedTuple
 
 from kubeproxy.netlink import generic, wire
+from kubeproxy.netlink.namespace import Namespace
 
 TCP, UDP, SCTP = int(IPPROTO_TCP), int(IPPROTO_UDP), int(IPPROTO_SCTP)
 
@@ -30,8 +30,8 @@ _SERVICE, _DEST, _TCP_TIMEOUT, _FIN_TIMEOUT, _UDP_TIMEOUT = 1, 2, 4, 5, 6
 _VERSION = 1
 _MASQUERADE = 0
 
-_TABLE: Final = Path("/proc/thread-self/net/ip_vs")
-_CONNECTIONS: Final = Path("/proc/thread-self/net/ip_vs_conn")
+_TABLE: Final = "ip_vs"
+_CONNECTIONS: Final = "ip_vs_conn"
 _PROTOCOLS: Final = {b"TCP": TCP, b"UDP": UDP, b"SCTP": SCTP}
 
 
@@ -83,13 +83,13 @@ class Timeouts(NamedTuple):
 class IPVS(wire.Closing):
     """The kernel's IPVS, in the network namespace it was opened in."""
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: Namespace) -> None:
         """Opens a socket.
 
         Raises:
             OSError: the kernel has no IPVS.
         """
-        self._socket: wire.Socket = wire.Socket(wire.GENERIC)
+        self._socket: wire.Socket = wire.Socket(namespace, wire.GENERIC)
         try:
             self._family = generic.family(self._socket, "IPVS")
         except OSError:
@@ -190,13 +190,14 @@ class IPVS(wire.Closing):
                 yield wire.attributes(attributes[kind])
 
 
-def fingerprint() -> int:
+def fingerprint(namespace: Namespace) -> int:
     """A number that changes with any virtual server, real server or weight, and not with connections.
 
     Raises:
         OSError: the kernel has no IPVS, or its module is not loaded.
     """
-    return hash_table(_TABLE.read_bytes())
+    with namespace.net(_TABLE) as file:
+        return hash_table(file.read())
 
 
 def hash_table(text: bytes) -> int:
@@ -205,13 +206,14 @@ def hash_table(text: bytes) -> int:
     return hash(b"".join([line[:-22] if line.startswith(b"  -> ") else line for line in lines]))
 
 
-def table() -> dict[Virtual, dict[Real, Load]]:
+def table(namespace: Namespace) -> dict[Virtual, dict[Real, Load]]:
     """Every virtual server and its real servers, as of now; those for firewall marks are passed over.
 
     Raises:
         OSError: the kernel has no IPVS, or its module is not loaded.
     """
-    return read_table(_TABLE.read_bytes())
+    with namespace.net(_TABLE) as file:
+        return read_table(file.read())
 
 
 def read_table(text: bytes) -> dict[Virtual, dict[Real, Load]]:
@@ -230,13 +232,13 @@ def read_table(text: bytes) -> dict[Virtual, dict[Real, Load]]:
     return found
 
 
-def remembers(virtuals: Collection[Virtual]) -> bool:
+def remembers(namespace: Namespace, virtuals: Collection[Virtual]) -> bool:
     """Whether IPVS still knows of any connection to one of these, also of one that is over.
 
     Raises:
         OSError: the kernel has no IPVS, or its module is not loaded.
     """
-    with _CONNECTIONS.open("rb") as file:
+    with namespace.net(_CONNECTIONS) as file:
         next(file)
         for line in file:
             protocol, _, _, address, port, *_ = line.split()

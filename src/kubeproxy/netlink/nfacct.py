@@ -7,6 +7,7 @@ import errno
 import struct
 
 from kubeproxy.netlink import wire
+from kubeproxy.netlink.namespace import Namespace
 
 _SUBSYSTEM = 7 << 8
 _NEW = _SUBSYSTEM | 0
@@ -15,13 +16,13 @@ _NAME, _PACKETS = 1, 2
 _NFGENMSG = struct.pack(">BBH", 0, 0, 0)
 
 
-def ensure(name: str) -> None:
+def ensure(namespace: Namespace, name: str) -> None:
     """Makes a counter if there is none of that name; one that is there keeps counting.
 
     Raises:
         OSError: the kernel has no such objects (module nfnetlink_acct), or we lack CAP_NET_ADMIN.
     """
-    with wire.Socket(wire.NETFILTER) as kernel:
+    with wire.Socket(namespace, wire.NETFILTER) as kernel:
         try:
             kernel.request(_NEW, _NFGENMSG + wire.text(_NAME, name), wire.CREATE | wire.EXCL)
         except OSError as e:
@@ -30,13 +31,13 @@ def ensure(name: str) -> None:
                 raise
 
 
-def packets(name: str) -> int:
+def packets(namespace: Namespace, name: str) -> int:
     """How many packets a counter has seen.
 
     Raises:
         OSError: ENOENT when there is no such counter.
     """
-    with wire.Socket(wire.NETFILTER) as kernel:
+    with wire.Socket(namespace, wire.NETFILTER) as kernel:
         for reply in kernel.request(_GET, _NFGENMSG + wire.text(_NAME, name)):
             return int.from_bytes(wire.attributes(reply.body[4:])[_PACKETS])
     raise OSError(errno.ENOENT, f"no counter {name}")

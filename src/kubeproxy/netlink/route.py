@@ -6,10 +6,11 @@ Source: linux/rtnetlink.h, linux/if_addr.h, linux/if_link.h.
 import errno
 import socket
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from kubeproxy.netlink import wire
+from kubeproxy.netlink.namespace import Namespace
 
 NEW_ADDRESS, DELETE_ADDRESS, GET_ADDRESS = 20, 21, 22
 GROUP_IPV4_ADDRESSES, GROUP_IPV6_ADDRESSES = 5, 9
@@ -34,13 +35,13 @@ class Address(NamedTuple):
     interface: int
 
 
-def addresses() -> list[Address]:
+def addresses(namespace: Namespace) -> list[Address]:
     """Every address this host has, on every interface.
 
     Raises:
         OSError: the kernel refused.
     """
-    with wire.Socket(wire.ROUTE) as kernel:
+    with wire.Socket(namespace, wire.ROUTE) as kernel:
         for _ in range(10):
             try:
                 return list(_addresses(kernel))
@@ -59,17 +60,18 @@ def _addresses(kernel: wire.Socket) -> Iterator[Address]:
             yield Address(bytes(packed), prefix, index)
 
 
-def source_address(domain: int) -> str:
+def source_address(namespace: Namespace, domain: int) -> str:
     """The address this host sends from to the rest of the world, without its zone; nothing is sent to find out.
 
     Args:
+        namespace: the network namespace.
         domain: socket.AF_INET or AF_INET6.
 
     Returns:
         The address, "" if this host cannot send there.
     """
     try:
-        with socket.socket(domain, socket.SOCK_DGRAM) as probe:
+        with namespace.socket(domain, socket.SOCK_DGRAM) as probe:
             probe.connect((_SOMEWHERE[domain], 9))
             return str(probe.getsockname()[0]).partition("%")[0]
     except OSError:
@@ -81,10 +83,13 @@ def is_link_local6(packed: bytes) -> bool:
     return len(packed) == 16 and packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
 
 
-def socket_address(address: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+def socket_address(
+    own: Callable[[], Iterable[Address]], address: str, port: int
+) -> tuple[str, int] | tuple[str, int, int, int]:
     """What a socket is bound to on an address of this host: of an IPv6 address of a link, its interface belongs to it.
 
     Args:
+        own: tells this host's addresses.
         address: an IPv4 or IPv6 address without a zone.
         port: a port.
 
@@ -96,18 +101,18 @@ def socket_address(address: str, port: int) -> tuple[str, int] | tuple[str, int,
     packed = socket.inet_pton(socket.AF_INET6, address)
     if not is_link_local6(packed):
         return address, port
-    interface = next((found.interface for found in addresses() if found.packed == packed), 0)
+    interface = next((found.interface for found in own() if found.packed == packed), 0)
     return address, port, 0, interface
 
 
-def monitor() -> wire.Socket:
+def monitor(namespace: Namespace) -> wire.Socket:
     """A socket that becomes readable when an address comes or goes."""
-    return wire.Socket(wire.ROUTE, (GROUP_IPV4_ADDRESSES, GROUP_IPV6_ADDRESSES))
+    return wire.Socket(namespace, wire.ROUTE, (GROUP_IPV4_ADDRESSES, GROUP_IPV6_ADDRESSES))
 
 
-def settings_monitor() -> wire.Socket:
+def settings_monitor(namespace: Namespace) -> wire.Socket:
     """A socket that becomes readable when a setting of an interface, or of all, is another: IP forwarding for one."""
-    return wire.Socket(wire.ROUTE, (GROUP_IPV4_SETTINGS, GROUP_IPV6_SETTINGS))
+    return wire.Socket(namespace, wire.ROUTE, (GROUP_IPV4_SETTINGS, GROUP_IPV6_SETTINGS))
 
 
 def concerns(message: wire.Message, interface: int) -> bool:
@@ -121,15 +126,7 @@ def told(message: wire.Message) -> bytes:
     return bytes(found.get(_LOCAL, found.get(_ADDRESS, b"")))
 
 
-def interface(name: str) -> int:
-    """The index of an interface; 0 if there is none of that name."""
-    try:
-        return socket.if_nametoindex(name)
-    except OSError:
-        return 0
-
-
-def ensure_dummy(name: str) -> int:
+def ensure_dummy(namespace: Namespace, name: str) -> int:
     """Makes a dummy interface if there is no interface of that name; returns its index.
 
     It is left down: an address is the host's own all the same, and nobody is told of it by ARP.
@@ -137,7 +134,7 @@ def ensure_dummy(name: str) -> int:
     Raises:
         OSError: the kernel has no such interfaces, or we lack CAP_NET_ADMIN.
     """
-    with wire.Socket(wire.ROUTE) as kernel:
+    with wire.Socket(namespace, wire.ROUTE) as kernel:
         body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + wire.text(_NAME, name)
         body += wire.nested(_LINK_INFO, wire.attribute(_KIND, b"dummy"))
         try:
@@ -145,44 +142,48 @@ def ensure_dummy(name: str) -> int:
         except wire.NetlinkError as e:
             if e.errno != errno.EEXIST:
                 raise
-    return socket.if_nametoindex(name)
+    return namespace.interface(name)
 
 
-def delete_interface(name: str) -> bool:
+def delete_interface(namespace: Namespace, name: str) -> bool:
     """Deletes an interface; returns whether there was one of that name.
 
     Raises:
         OSError: the kernel refused.
     """
-    index = interface(name)
+    index = namespace.interface(name)
     if index:
-        with wire.Socket(wire.ROUTE) as kernel:
+        with wire.Socket(namespace, wire.ROUTE) as kernel:
             kernel.request(_DELETE_LINK, _IFINFOMSG.pack(0, 0, index, 0, 0))
     return bool(index)
 
 
-def add_addresses(interface: int, packed: Collection[bytes]) -> dict[bytes, wire.NetlinkError]:
+def add_addresses(
+    namespace: Namespace, interface: int, packed: Collection[bytes]
+) -> dict[bytes, wire.NetlinkError]:
     """Gives an interface host addresses (/32, /128); returns which were refused. Those it has are no error.
 
     Raises:
         OSError: they could not be sent.
     """
-    refused = _change(NEW_ADDRESS, wire.CREATE | wire.EXCL, interface, packed)
+    refused = _change(namespace, NEW_ADDRESS, wire.CREATE | wire.EXCL, interface, packed)
     return {address: e for address, e in refused.items() if e.errno != errno.EEXIST}
 
 
-def delete_addresses(interface: int, packed: Collection[bytes]) -> dict[bytes, wire.NetlinkError]:
+def delete_addresses(
+    namespace: Namespace, interface: int, packed: Collection[bytes]
+) -> dict[bytes, wire.NetlinkError]:
     """Takes host addresses from an interface; returns which were refused. Those it does not have are no error.
 
     Raises:
         OSError: they could not be sent.
     """
-    refused = _change(DELETE_ADDRESS, 0, interface, packed)
+    refused = _change(namespace, DELETE_ADDRESS, 0, interface, packed)
     return {address: e for address, e in refused.items() if e.errno != errno.EADDRNOTAVAIL}
 
 
 def _change(
-    kind: int, flags: int, interface: int, packed: Collection[bytes]
+    namespace: Namespace, kind: int, flags: int, interface: int, packed: Collection[bytes]
 ) -> dict[bytes, wire.NetlinkError]:
     addresses = list(packed)
     if not addresses:
@@ -199,5 +200,5 @@ def _change(
         )
         for address in addresses
     ]
-    with wire.Socket(wire.ROUTE) as kernel:
+    with wire.Socket(namespace, wire.ROUTE) as kernel:
         return {addresses[at]: error for at, error in kernel.submit(requests).items()}

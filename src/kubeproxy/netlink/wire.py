@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Self
 
 from kubeproxy.log import V7
+from kubeproxy.netlink.namespace import Sockets
 
 log = logging.getLogger(__name__)
 
@@ -173,6 +174,7 @@ class Socket(Closing):
 
     def __init__(
         self,
+        namespace: Sockets,
         protocol: int,
         groups: tuple[int, ...] = (),
         *,
@@ -182,12 +184,13 @@ class Socket(Closing):
         """Opens a socket.
 
         Args:
+            namespace: the network namespace.
             protocol: ROUTE, NETFILTER or GENERIC.
             groups: multicast groups whose notifications are to be received.
             receive_buffer: bytes kept for us while we do not read.
             numbered: its port is to tell that it is one of this process.
         """
-        self._socket: socket.socket = socket.socket(
+        self._socket: socket.socket = namespace.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
         )
         if numbered:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 
 from kubeproxy.figures import Figure, Kind
+from kubeproxy.machine.base import Machine
 from kubeproxy.relay.process import Process
 from kubeproxy.relay.sockets import raise_limit
 from kubeproxy.relay.table import Table
@@ -53,11 +54,13 @@ class Relay:
     """Listeners and the process that serves them. All methods may be called from any thread.
 
     Attributes:
+        machine: the host it is on.
         labels: of the figures that concern it.
     """
 
     def __init__(
         self,
+        machine: Machine,
         name: str,
         *,
         mark: int = 0,
@@ -68,12 +71,14 @@ class Relay:
         """Makes a relay that does nothing yet.
 
         Args:
+            machine: the host the process runs on.
             name: what it is for, for messages.
             mark: the mark of packets to targets; 0 for none.
             limit: how many descriptors connections may take; 0 for as many as the system gives.
             labels: of the figures that concern it.
             patience: how long the process may take.
         """
+        self.machine = machine
         self._name = name
         self.labels = labels or {}
         self._arguments = [str(mark), str(limit)]
@@ -215,7 +220,7 @@ class Relay:
         while not stopped:
             started = time.monotonic()
             try:
-                self._begin(process := Process(self._arguments))
+                self._begin(process := Process(self.machine, self._arguments))
             except OSError as e:
                 log.error(  # noqa: TRY400 the message says it all
                     "%s: cannot start the relay process, trying again: %s", self._name, e

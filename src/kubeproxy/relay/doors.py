@@ -43,7 +43,7 @@ class Doors(Generic[Name]):
         if name in self._open:
             self._relay.change(self._open[name][0], listener)
             return
-        sock = sockets.bind(address, ports, udp=listener.udp)
+        sock = sockets.bind(self._relay.machine, address, ports, udp=listener.udp)
         port = sock.getsockname()[1]
         self._open[name] = self._relay.open(sock, listener), port
 

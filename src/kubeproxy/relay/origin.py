@@ -45,7 +45,7 @@ class Flows:
         Raises:
             OSError: the kernel does not offer it.
         """
-        self._socket = wire.Socket(wire.NETFILTER)
+        self._socket = wire.Socket(socket, wire.NETFILTER)
 
     def close(self) -> None:
         """Closes the socket."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from kubeproxy.machine.base import Machine
 from kubeproxy.relay.values import Decoder, Message, encode
 
 _BUFFER_BYTES = 4 << 20
@@ -21,10 +22,11 @@ class Process:
         full: it did not take the last message, or not all of it; the socket can be polled for when it does.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, machine: Machine, arguments: Sequence[str]) -> None:
         """Starts it.
 
         Args:
+            machine: the host to start it on.
             arguments: of `kubeproxy.relay`, behind the number of the socket.
 
         Raises:
@@ -38,7 +40,7 @@ class Process:
             failed.callback(self._control.close)
             self._control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
             self._control.setblocking(False)
-            self._popen = subprocess.Popen(
+            self._popen = machine.start(
                 [sys.executable, "-P", "-m", "kubeproxy.relay", str(theirs.fileno()), *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

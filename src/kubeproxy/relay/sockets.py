@@ -10,6 +10,7 @@ import random
 import socket
 from collections.abc import Iterable
 
+from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import route, wire
 
 BACKLOG = 4096
@@ -23,14 +24,14 @@ Span = tuple[int, int]
 """First and last port; (0, 0) for any port."""
 
 
-def bind(address: str, ports: Span, *, udp: bool) -> socket.socket:
+def bind(machine: Machine, address: str, ports: Span, *, udp: bool) -> socket.socket:
     """Makes a socket that listens, or receives, on an address and one free port of a span.
 
     Raises:
         OSError: the address is not this host's (EADDRNOTAVAIL), no port is free (EADDRINUSE), or it is not allowed.
     """
     domain = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(domain, (socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) | socket.SOCK_NONBLOCK)
+    sock = machine.socket(domain, (socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) | socket.SOCK_NONBLOCK)
     try:
         if domain == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -43,7 +44,7 @@ def bind(address: str, ports: Span, *, udp: bool) -> socket.socket:
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             patient(sock)
-        _bind(sock, address, ports)
+        _bind(machine, sock, address, ports)
         if not udp:
             sock.listen(BACKLOG)
     except OSError:
@@ -59,10 +60,10 @@ def patient(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
 
 
-def _bind(sock: socket.socket, address: str, ports: Span) -> None:
+def _bind(machine: Machine, sock: socket.socket, address: str, ports: Span) -> None:
     for port in _candidates(ports):
         try:
-            sock.bind(route.socket_address(address, port))
+            sock.bind(route.socket_address(machine.addresses, address, port))
         except OSError as e:
             if e.errno != errno.EADDRINUSE or ports[0] == ports[1]:
                 raise

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kubeproxy.api.addresses import IPV6, Family, family_of, join
+from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import route
 from kubeproxy.serve.http import Door
 from kubeproxy.serve.message import Handler
@@ -23,10 +24,11 @@ RETRY_SECONDS: Final = 5.0
 _UNSPECIFIED = {"0.0.0.0", "::"}
 
 
-def bind(address: str, port: int, *, single: bool = False) -> socket.socket:
+def bind(machine: Machine, address: str, port: int, *, single: bool = False) -> socket.socket:
     """Makes a TCP socket that is bound.
 
     Args:
+        machine: the host.
         address: an IP address.
         port: a port.
         single: an unspecified address is that of its own family alone.
@@ -36,17 +38,17 @@ def bind(address: str, port: int, *, single: bool = False) -> socket.socket:
     """
     if address in _UNSPECIFIED and not single:
         try:
-            return _bind("::", port, both=True)
+            return _bind(machine, "::", port, both=True)
         except OSError as e:
             if e.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
                 raise
         address = "0.0.0.0"  # this kernel has no IPv6
-    return _bind(address, port, both=False)
+    return _bind(machine, address, port, both=False)
 
 
-def _bind(address: str, port: int, *, both: bool) -> socket.socket:
+def _bind(machine: Machine, address: str, port: int, *, both: bool) -> socket.socket:
     family: Family = family_of(address)
-    made = socket.socket(socket.AF_INET6 if family == IPV6 else socket.AF_INET, socket.SOCK_STREAM)
+    made = machine.socket(socket.AF_INET6 if family == IPV6 else socket.AF_INET, socket.SOCK_STREAM)
     try:
         made.setblocking(False)
         if sys.platform == "win32":  # there SO_REUSEADDR lets another process take the port away from us
@@ -55,7 +57,7 @@ def _bind(address: str, port: int, *, both: bool) -> socket.socket:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == IPV6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
-        made.bind(route.socket_address(address, port))
+        made.bind(route.socket_address(machine.addresses, address, port))
     except BaseException:
         made.close()
         raise
@@ -63,6 +65,7 @@ def _bind(address: str, port: int, *, both: bool) -> socket.socket:
 
 
 async def hold(
+    machine: Machine,
     what: str,
     handler: Handler,
     address: tuple[str, int],
@@ -74,6 +77,7 @@ async def hold(
     """Keeps a port open until it is cancelled.
 
     Args:
+        machine: the host.
         what: what is served there, for messages.
         handler: answers.
         address: where.
@@ -88,7 +92,7 @@ async def hold(
     said = ""
     while True:
         try:
-            listener = await Door().open(handler, bind(*address))
+            listener = await Door().open(handler, bind(machine, *address))
         except OSError as e:
             message = f"{what} cannot be served on {where}: {e.strerror or e}"
             if hard_fail:

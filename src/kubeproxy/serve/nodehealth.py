@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.figures import Figure
+from kubeproxy.machine.base import Machine
 from kubeproxy.model.plan import Key
 from kubeproxy.serve.http import Door, Listener
 from kubeproxy.serve.listen import RETRY_SECONDS, bind
@@ -32,6 +33,7 @@ class NodeHealth:
 
     def __init__(
         self,
+        machine: Machine,
         loop: Loop,
         door: Door,
         healthy: Callable[[], bool],
@@ -42,12 +44,14 @@ class NodeHealth:
         """Listens to a loop; `run` opens the ports.
 
         Args:
+            machine: the host.
             loop: the loop.
             door: who lets connections in.
             healthy: whether the proxy works.
             failed: told once of a Service whose port cannot be opened, and why.
             retry_seconds: when to try again.
         """
+        self._machine = machine
         self._loop = loop
         self._door = door
         self._healthy = healthy
@@ -117,7 +121,7 @@ class NodeHealth:
 
     async def _try(self, at: At, key: Key) -> None:
         try:
-            listener = await self._door.open(self._handler(key), bind(*at, single=True))
+            listener = await self._door.open(self._handler(key), bind(self._machine, *at, single=True))
         except OSError as e:
             self._report(at, key, e.strerror or str(e))
             return

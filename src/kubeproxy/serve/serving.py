@@ -10,6 +10,7 @@ from kubeproxy.config.load import Options
 from kubeproxy.events import Events
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
+from kubeproxy.machine.base import Machine
 from kubeproxy.model.plan import Key
 from kubeproxy.serve import metrics
 from kubeproxy.serve.exposition import Exposition, Provider, of_build
@@ -38,6 +39,7 @@ class Serving:
 
     def __init__(
         self,
+        machine: Machine,
         options: Options,
         hub: Hub,
         events: Events,
@@ -48,12 +50,14 @@ class Serving:
         """Nothing is served before `run`, and nothing is told of loops before `attach`.
 
         Args:
+            machine: the host.
             options: what this run was told.
             hub: what is known of the cluster.
             events: where to report ports that cannot be opened.
             statuses: what the source knows of its connections, by kind.
             missing: what the source cannot read and has never read, with the reasons.
         """
+        self._machine = machine
         self._options = options
         self._mode = backends.mode(options.config.mode)
         self._hub = hub
@@ -87,7 +91,7 @@ class Serving:
         for cleaner in cleaners:
             self.tell(metrics.FlowMetrics(cleaner).figures)
         for loop in loops:
-            ports = NodeHealth(loop, door, self.health.healthy, self._service_failed)
+            ports = NodeHealth(self._machine, loop, door, self.health.healthy, self._service_failed)
             self._ports.append(ports)
             self.tell(metrics.LoopMetrics(loop, self._mode).figures, ports.figures)
         self._attached.set()
@@ -111,6 +115,7 @@ class Serving:
         config = self._options.config
         if config.healthz_address is not None:
             await hold(
+                self._machine,
                 "health",
                 router(self.health.routes()),
                 config.healthz_address,
@@ -136,6 +141,7 @@ class Serving:
             routes |= Profiles().routes()
         pages.lists(routes)
         await hold(
+            self._machine,
             "metrics",
             router(routes),
             config.metrics_address,

@@ -14,13 +14,14 @@ back-off is one), and the content types (JSON always: msgspec reads it faster th
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
 from typing import Final
 
 from kubeproxy.sources import kubeconfig as settings
 from kubeproxy.sources.auth import Credentials
 from kubeproxy.sources.base import Sink, Status
-from kubeproxy.sources.client import ApiError, Client, UnreachableError
+from kubeproxy.sources.client import ApiError, Client, MakeSocket, UnreachableError
 from kubeproxy.sources.watch import Reflector, Resource, Timing
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class ApiServer:
         kubeconfig: str = "",
         master: str = "",
         timing: Timing = Timing(),  # noqa: B008 immutable
+        make_socket: MakeSocket = socket.socket,
     ) -> None:
         """Reads the connection settings; nothing is sent before `run`.
 
@@ -73,12 +75,13 @@ class ApiServer:
             kubeconfig: path of a kubeconfig file, or empty.
             master: URL that overrides the kubeconfig's server, or empty. Both empty: the pod's service account.
             timing: time and chance.
+            make_socket: makes the sockets of connections, in the network namespace they are to belong to.
 
         Raises:
             kubeconfig.KubeconfigError: the settings cannot be used.
         """
         credentials = Credentials(lambda: settings.connection(kubeconfig, master))
-        self.client = Client(credentials)
+        self.client = Client(credentials, make_socket=make_socket)
         self.description = (
             f"API server {credentials.connection.cluster.server} ({credentials.connection.name})"
         )

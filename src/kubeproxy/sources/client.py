@@ -17,7 +17,7 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -45,6 +45,10 @@ ANSWER_BOUNDS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)
 """The bounds, in seconds, Kubernetes' clients measure answers by."""
 
 _IDLE_SECONDS, _PROBE_SECONDS, _DEAD_MILLISECONDS = 30, 5, 45_000
+
+
+MakeSocket = Callable[[int, int, int], socket.socket]
+"""Makes a socket of a domain, kind and protocol."""
 
 
 class ApiError(Exception):
@@ -186,8 +190,15 @@ class Client:
         server: the URL the last request went to, for messages; empty before the first one.
     """
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, *, make_socket: MakeSocket = socket.socket) -> None:
+        """Sends nothing yet.
+
+        Args:
+            credentials: of this client.
+            make_socket: makes the sockets of connections, in the network namespace they are to belong to.
+        """
         self._credentials = credentials
+        self._make_socket = make_socket
         self.server = ""
         self._session: aiohttp.ClientSession | None = None
         self._requests: Counter[tuple[str, str, str]] = Counter()
@@ -299,12 +310,16 @@ class Client:
             response = await self._ask(grant, method, url, data, seconds)
         return response
 
+    def _socket(self, info: tuple[Any, ...]) -> socket.socket:
+        family, kind, protocol = info[:3]
+        return _watched(self._make_socket(family, kind, protocol))
+
     async def _ask(
         self, grant: Grant, method: str, url: URL, data: bytes | None, seconds: float | None
     ) -> aiohttp.ClientResponse:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, socket_factory=_socket),
+                connector=aiohttp.TCPConnector(limit=0, socket_factory=self._socket),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"Accept": "application/json", "User-Agent": f"kube-proxy/v{__version__}"},
             )
@@ -413,10 +428,8 @@ def _without_zone(url: URL) -> str | None:
     return host if zone else None
 
 
-def _socket(info: tuple[Any, ...]) -> socket.socket:
-    """Makes a socket on which a dead peer is noticed, idle or not (tcp(7))."""
-    family, kind, protocol = info[:3]
-    made = socket.socket(family, kind, protocol)
+def _watched(made: socket.socket) -> socket.socket:
+    """Has a dead peer noticed on a socket, idle or not (tcp(7))."""
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (
         ("TCP_KEEPIDLE", _IDLE_SECONDS),

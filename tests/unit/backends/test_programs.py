@@ -11,6 +11,7 @@ from kubeproxy.backends import programs
 from kubeproxy.backends.base import SyncError, UnsupportedError
 from kubeproxy.backends.programs import Programs, RefusedError, Variant
 from kubeproxy.linux import xtables
+from tests.machines import MACHINE
 
 Install = Callable[..., None]
 LEGACY, NFT = "iptables v1.8.9 (legacy)", "iptables v1.8.9 (nf_tables)"
@@ -46,7 +47,7 @@ def answering(folder: Path, restore: str, save: str = ":") -> Programs:
         path = folder / program
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
-    return Programs(IPV4, str(folder / "s"), str(folder / "r"), "legacy")
+    return Programs(MACHINE, IPV4, str(folder / "s"), str(folder / "r"), "legacy")
 
 
 @pytest.mark.parametrize(
@@ -54,15 +55,15 @@ def answering(folder: Path, restore: str, save: str = ":") -> Programs:
 )
 def test_the_variant_is_told_by_the_version(install: Install, version: str, variant: str) -> None:
     install("iptables", version)
-    assert programs.find(IPV4).variant == variant
+    assert programs.find(MACHINE, IPV4).variant == variant
 
 
 def test_ipv6_has_programs_of_its_own(install: Install) -> None:
     install("iptables", LEGACY)
     with pytest.raises(UnsupportedError, match="program ip6tables is not in PATH"):
-        programs.find(IPV6)
+        programs.find(MACHINE, IPV6)
     install("ip6tables", NFT.replace("iptables", "ip6tables"))
-    assert programs.find(IPV6).variant == "nf_tables"
+    assert programs.find(MACHINE, IPV6).variant == "nf_tables"
 
 
 @pytest.mark.parametrize("missing", ["iptables", "iptables-save", "iptables-restore"])
@@ -70,27 +71,27 @@ def test_a_program_that_is_missing_is_named(install: Install, folder: Path, miss
     install("iptables", LEGACY)
     (folder / "bin" / missing).unlink()
     with pytest.raises(UnsupportedError, match=rf"program {missing} is not in PATH; install iptables"):
-        programs.find(IPV4)
+        programs.find(MACHINE, IPV4)
 
 
 @pytest.mark.parametrize("version", ["iptables v1.6.1", "iptables v1.4.21", "iptables v0.9"])
 def test_programs_that_are_too_old(install: Install, version: str) -> None:
     install("iptables", version)
     with pytest.raises(UnsupportedError, match=rf"iptables is {version}; at least v1.6.2 is needed"):
-        programs.find(IPV4)
+        programs.find(MACHINE, IPV4)
 
 
 def test_programs_that_are_something_else(install: Install) -> None:
     install("iptables", "BusyBox")
     with pytest.raises(UnsupportedError, match="says 'BusyBox', which is no version"):
-        programs.find(IPV4)
+        programs.find(MACHINE, IPV4)
 
 
 def test_programs_that_do_not_run(install: Install, folder: Path) -> None:
     install("iptables", LEGACY)
     (folder / "bin/iptables").write_text("#!/bin/sh\necho 'no such library' >&2; exit 127\n")
     with pytest.raises(UnsupportedError, match="iptables does not run: iptables: no such library"):
-        programs.find(IPV4)
+        programs.find(MACHINE, IPV4)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_what_cannot_work_is_found_out_at_once(install: Install, code: int, erro
     """That somebody holds the lock for long is no reason to do without a family for ever."""
     install("iptables", NFT, restore=f"cat > /dev/null; echo 'the  words' >&2; exit {code}")
     with pytest.raises(error) as caught:
-        programs.find(IPV4)
+        programs.find(MACHINE, IPV4)
     where = "table nat: " if error is UnsupportedError else ""
     assert str(caught.value) == f"iptables cannot run for IPv4: {where}iptables-restore: the words"
 
@@ -120,25 +121,27 @@ def test_of_two_variants_the_kubelet_s_is_used(install: Install, nft: str, legac
     install("iptables", NFT)
     install("iptables-nft", NFT, save=nft)
     install("iptables-legacy", LEGACY, save=legacy)
-    assert programs.find(IPV4).variant == variant
+    assert programs.find(MACHINE, IPV4).variant == variant
 
 
 def test_one_named_variant_alone_does_not_count(install: Install) -> None:
     install("iptables", NFT)
     install("iptables-legacy", LEGACY, save=HINT)
-    assert programs.find(IPV4).variant == "nf_tables"
+    assert programs.find(MACHINE, IPV4).variant == "nf_tables"
 
 
 def test_programs_with_plain_names_are_of_the_variant_they_say(install: Install) -> None:
     install("iptables", NFT)
-    assert [(name, tables.variant) for name, tables in programs.installed()] == [("iptables", "nf_tables")]
+    assert [(name, tables.variant) for name, tables in programs.installed(MACHINE)] == [
+        ("iptables", "nf_tables")
+    ]
     install("iptables-legacy", LEGACY)
     install("ip6tables", LEGACY)
-    assert [(name, tables.variant) for name, tables in programs.installed()] == [
+    assert [(name, tables.variant) for name, tables in programs.installed(MACHINE)] == [
         ("iptables-legacy", "legacy"), ("iptables", "nf_tables"), ("ip6tables", "legacy")
     ]  # fmt: skip
     install("iptables-nft", NFT)
-    assert [name for name, _ in programs.installed()][:2] == ["iptables-legacy", "iptables-nft"]
+    assert [name for name, _ in programs.installed(MACHINE)][:2] == ["iptables-legacy", "iptables-nft"]
 
 
 def test_an_input_is_one_table_and_a_commit(folder: Path) -> None:
@@ -219,7 +222,7 @@ def test_what_could_not_be_tried_is_no_refusal(folder: Path, restore: str) -> No
 
 
 def test_programs_that_vanish(folder: Path) -> None:
-    tables = Programs(IPV4, str(folder / "s"), str(folder / "r"), "legacy")
+    tables = Programs(MACHINE, IPV4, str(folder / "s"), str(folder / "r"), "legacy")
     with pytest.raises(SyncError, match="cannot run"):
         tables.restore("nat", [])
     with pytest.raises(SyncError, match="cannot read the tables"):
@@ -243,6 +246,6 @@ def test_a_kernel_that_does_not_tell_whether_tables_changed(
 
     monkeypatch.setattr(programs, "generation", cannot)
     monkeypatch.setattr(xtables, "table_size", cannot)
-    tables = Programs(IPV4, "save", "restore", variant)
+    tables = Programs(MACHINE, IPV4, "save", "restore", variant)
     assert tables.fingerprint() is None
     assert tables.entries() == {}

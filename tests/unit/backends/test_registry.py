@@ -18,7 +18,9 @@ from kubeproxy.config.types import (
     KubeProxyConfiguration,
     NFTables,
 )
+from kubeproxy.machine.base import Machine
 from tests.fakes.cluster import NODE
+from tests.machines import MACHINE
 
 NAMES = {*LINUX_MODES, *WINDOWS_MODES, "userspace-listen", "ebpf"}
 SOURCES = Path(kubeproxy.__file__).parent
@@ -49,7 +51,7 @@ def test_a_mode_there_is_not_cannot_be_opened() -> None:
     with pytest.raises(
         UnsupportedError, match=r"proxy mode carrier-pigeon is not available; available: .*iptables"
     ):
-        mode.open(NODE)
+        mode.open(MACHINE, NODE)
 
 
 @pytest.mark.parametrize("name", [*LINUX_MODES, "userspace-listen"])
@@ -76,11 +78,11 @@ def test_what_the_kernel_does_not_tell_may_serve(
 ) -> None:
     from kubeproxy.backends.nftables import cleanup
 
-    def fails() -> bool:
+    def fails(_: Machine) -> bool:
         raise OSError(1, "Operation not permitted")
 
     monkeypatch.setattr(cleanup, "serves", fails)
-    assert backends.serves(backends.mode("nftables"))
+    assert backends.serves(MACHINE, backends.mode("nftables"))
     assert "Cannot read whether rules of nftables mode are in the kernel" in caplog.text
 
 

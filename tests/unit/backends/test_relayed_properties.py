@@ -16,6 +16,7 @@ from kubeproxy.backends.base import Driver
 from kubeproxy.backends.localhost import Localhost
 from kubeproxy.backends.userspace.led import Led
 from kubeproxy.backends.userspace.listening import Listening
+from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.relay import sockets
 from tests import strategies
@@ -33,7 +34,7 @@ class Ports:
         self._taken: set[tuple[str, int, bool]] = set()
         self._next = 40000
 
-    def bind(self, address: str, ports: sockets.Span, *, udp: bool) -> "Socket":
+    def bind(self, machine: Machine, address: str, ports: sockets.Span, *, udp: bool) -> "Socket":
         """See `sockets.bind`."""
         port = ports[0]
         if ports == (0, 0):

@@ -9,6 +9,7 @@ import pytest
 
 from kubeproxy.linux import instance
 from kubeproxy.linux.instance import HeldError, Holder, Instance, acquire
+from tests.machines import MACHINE
 
 _HOLD = """
 import socket, sys
@@ -29,7 +30,7 @@ def name(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def held() -> Iterator[Instance]:
-    mine = acquire(0)
+    mine = acquire(MACHINE.socket, 0)
     yield mine
     mine.release()
 
@@ -49,23 +50,23 @@ def test_who_holds_it_is_named(held: Instance) -> None:
     with pytest.raises(
         HeldError, match=rf"another kube-proxy \(process {os.getpid()}\) runs in this network"
     ):
-        acquire(0)
+        acquire(MACHINE.socket, 0)
     assert held.fileno() >= 0
 
 
 def test_it_is_released_by_whoever_held_it(held: Instance) -> None:
     held.release()
-    acquire(0).release()
+    acquire(MACHINE.socket, 0).release()
 
 
 def test_however_the_process_ends_it_is_released(name: str) -> None:
     with other(name) as process:
         with pytest.raises(HeldError) as caught:
-            acquire(0)
+            acquire(MACHINE.socket, 0)
         assert caught.value.holder == Holder(process.pid, os.geteuid())
         process.kill()
         process.wait()
-        acquire(0).release()
+        acquire(MACHINE.socket, 0).release()
 
 
 def test_one_that_is_ending_is_waited_for(held: Instance) -> None:
@@ -78,7 +79,7 @@ def test_one_that_is_ending_is_waited_for(held: Instance) -> None:
         if now > 3:
             held.release()
 
-    mine = acquire(10, waiting=told.append, clock=lambda: now, sleep=sleep)
+    mine = acquire(MACHINE.socket, 10, waiting=told.append, clock=lambda: now, sleep=sleep)
     mine.release()
     assert told == [Holder(os.getpid(), os.geteuid())], "once"
     assert 3 < now < 4
@@ -92,7 +93,7 @@ def test_the_wait_has_an_end(held: Instance) -> None:
         now += seconds
 
     with pytest.raises(HeldError):
-        acquire(10, clock=lambda: now, sleep=sleep)
+        acquire(MACHINE.socket, 10, clock=lambda: now, sleep=sleep)
     assert 9.5 < now < 11
     assert held.fileno() >= 0
 
@@ -100,7 +101,7 @@ def test_the_wait_has_an_end(held: Instance) -> None:
 def test_a_thousand_questions_are_answered(held: Instance) -> None:
     for _ in range(10_000):
         with pytest.raises(HeldError, match=f"process {os.getpid()}"):
-            acquire(0)
+            acquire(MACHINE.socket, 0)
         held.answer()
 
 
@@ -108,8 +109,8 @@ def test_who_never_answers_is_no_kube_proxy(name: str, caplog: pytest.LogCapture
     """Its queue is full, so that not even the kernel answers for it."""
     with other(name) as process:
         with pytest.raises(HeldError):
-            acquire(0)
-        assert acquire(0).fileno() == -1
+            acquire(MACHINE.socket, 0)
+        assert acquire(MACHINE.socket, 0).fileno() == -1
         assert "of user unknown, which is not taken for a kube-proxy" in caplog.text
         process.kill()
 
@@ -118,8 +119,8 @@ def test_another_user_cannot_keep_it_from_starting(
     monkeypatch: pytest.MonkeyPatch, held: Instance, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert held.fileno() >= 0
-    monkeypatch.setattr(instance, "_holder", lambda: Holder(5, 65534))
-    assert acquire(0).fileno() == -1
+    monkeypatch.setattr(instance, "_holder", lambda _: Holder(5, 65534))
+    assert acquire(MACHINE.socket, 0).fileno() == -1
     assert "is held by process 5 of user 65534, which is not taken for a kube-proxy" in caplog.text
 
 
@@ -127,6 +128,6 @@ def test_where_there_are_no_such_sockets_it_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(instance, "NAME", "/nowhere/at/all")
-    mine = acquire(0)
+    mine = acquire(MACHINE.socket, 0)
     assert mine.fileno() == -1
     assert "Another kube-proxy on this node would not be noticed: [Errno 2]" in caplog.text

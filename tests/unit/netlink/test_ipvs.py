@@ -1,7 +1,6 @@
 """IPVS' messages as an independent decoder reads them, and the table the kernel prints."""
 
 import struct
-from pathlib import Path
 from socket import AF_INET, AF_INET6
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 from pyroute2.netlink.generic.ipvs import ipvsmsg
 
 from kubeproxy.api.addresses import pack
+from kubeproxy.machine.fake import Fake
 from kubeproxy.netlink import ipvs, wire
 from kubeproxy.netlink.ipvs import IPVS, Load, Real, Settings, Virtual
 
@@ -109,20 +109,21 @@ def test_its_fingerprint_changes_with_all_but_connections() -> None:
         assert ipvs.hash_table(text.replace(before, after)) != number
 
 
-def test_what_it_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "ip_vs_conn"
-    monkeypatch.setattr(ipvs, "_CONNECTIONS", file)
+def test_what_it_remembers() -> None:
+    machine = Fake()
     head = "Pro FromIP   FPrt ToIP     TPrt DestIP   DPrt State       Expires PEName PEData\n"
     other = "UDP 0AF40102 9C40 0A600001 0050 0AF4010B 1F90 UDP             299\n"
     six = "fd00:0010:0244:0001:0000:0000:0000:000b"
     front = "fd00:0010:0096:0000:0000:0000:0000:0001"
-    file.write_text(f"{head}{other}SCTP {six} 9C40 {front} 01BB {six} 20FB ESTABLISHED     899\n")
-    assert ipvs.remembers({V4[0], V6[0]})
-    assert not ipvs.remembers({V4[0]})
-    file.write_text(head + other.replace("UDP ", "TCP ", 1))
-    assert ipvs.remembers({V4[0]})
-    file.write_text(head)
-    assert not ipvs.remembers({V4[0]})
+    machine.files["ip_vs_conn"] = (
+        f"{head}{other}SCTP {six} 9C40 {front} 01BB {six} 20FB ESTABLISHED     899\n"
+    ).encode()
+    assert ipvs.remembers(machine, {V4[0], V6[0]})
+    assert not ipvs.remembers(machine, {V4[0]})
+    machine.files["ip_vs_conn"] = (head + other.replace("UDP ", "TCP ", 1)).encode()
+    assert ipvs.remembers(machine, {V4[0]})
+    machine.files["ip_vs_conn"] = (head).encode()
+    assert not ipvs.remembers(machine, {V4[0]})
 
 
 def test_an_empty_table() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from kubeproxy.netlink import route, wire
 from kubeproxy.netlink.route import Address
+from tests.machines import MACHINE
 
 ONE = Address(b"\x7f\0\0\1", 8, 1)
 
@@ -22,7 +23,7 @@ def test_a_listing_that_a_change_ran_into_is_done_again(times: int, monkeypatch:
             raise wire.NetlinkError(errno.EINTR)
 
     monkeypatch.setattr(route, "_addresses", addresses)
-    assert route.addresses() == [ONE]
+    assert route.addresses(MACHINE) == [ONE]
     assert len(runs) == times + 1
 
 
@@ -37,6 +38,6 @@ def test_what_does_not_get_better_is_raised(code: int, runs: int, monkeypatch: p
 
     monkeypatch.setattr(route, "_addresses", addresses)
     with pytest.raises(OSError) as caught:
-        route.addresses()
+        route.addresses(MACHINE)
     assert caught.value.errno == code
     assert len(ran) == runs

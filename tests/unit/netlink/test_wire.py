@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.wire import NetlinkError
+from tests.machines import MACHINE
 
 INTERRUPTED, CAPPED, TLVS = 0x10, 0x100, 0x200
 kinds = st.integers(0, 0x3FFF)
@@ -66,7 +67,7 @@ class Rig:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ours, self.kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.kernel.settimeout(30)
-        self.socket = wire.Socket(wire.ROUTE)
+        self.socket = wire.Socket(MACHINE, wire.ROUTE)
         self.socket._socket.close()
         monkeypatch.setattr(self.socket, "_socket", ours)
 
@@ -195,7 +196,7 @@ def test_datagrams_of_any_bytes_end(data: bytes) -> None:
 
 
 def test_what_exceeds_the_buffer_is_sent_with_a_larger_one() -> None:
-    with wire.Socket(wire.ROUTE) as kernel:
+    with wire.Socket(MACHINE, wire.ROUTE) as kernel:
         noop = wire.message(wire.NOOP, 0, bytes(1 << 16), 0)
         kernel._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
         with pytest.raises(OSError, match="Message too long"):

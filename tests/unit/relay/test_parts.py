@@ -11,6 +11,7 @@ from kubeproxy.relay.header import header
 from kubeproxy.relay.loop import Loop
 from kubeproxy.relay.shared import Shared
 from kubeproxy.relay.slots import Slots
+from tests.machines import MACHINE
 
 
 def test_slots_are_counted_and_those_who_wait_are_called_once() -> None:
@@ -82,14 +83,14 @@ def test_the_header_of_ipv6_has_all_in_its_place() -> None:
 
 @pytest.mark.parametrize("udp", [False, True])
 def test_every_free_port_of_a_span_is_found(udp: bool) -> None:
-    with sockets.bind("127.0.0.1", (0, 0), udp=udp) as taken:
+    with sockets.bind(MACHINE, "127.0.0.1", (0, 0), udp=udp) as taken:
         port = taken.getsockname()[1]
         span = (port, port + 3 if port < 65530 else port)
         found = []
         refused = None
         while refused is None:
             try:
-                found.append(sockets.bind("127.0.0.1", span, udp=udp))
+                found.append(sockets.bind(MACHINE, "127.0.0.1", span, udp=udp))
             except OSError as e:
                 refused = e.errno
         ports = {sock.getsockname()[1] for sock in found}

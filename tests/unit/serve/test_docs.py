@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
-
 from kubeproxy import backends, sysctls
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables.driver import IPTables
@@ -15,7 +13,7 @@ from kubeproxy.figures import Figure
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.forwarding import Forwarding
 from kubeproxy.hub import Hub
-from kubeproxy.linux import sysctl
+from kubeproxy.machine.fake import Fake
 from kubeproxy.reporter import Reporter
 from kubeproxy.serve import metrics
 from kubeproxy.serve.healthz import Health
@@ -36,7 +34,7 @@ COUNTED_BY_THE_KERNEL = {
 }
 
 
-async def served() -> dict[str, str]:
+async def served(machine: Fake) -> dict[str, str]:
     """The types of all metrics that start with our prefix."""
     health = Health(timeout=60, eligible=lambda: True)
     for handler in health.routes().values():
@@ -47,13 +45,13 @@ async def served() -> dict[str, str]:
         *Reporter(Hub("here").state, "here", lambda *_: None, files=True).figures(),
         *metrics.of_options(load({}, "linux")),
         *Unusable().figures(),
-        *sysctls.figures(),
-        *Forwarding([Stage().loop], lambda *_, **__: None).figures(),
+        *sysctls.figures(machine),
+        *Forwarding(machine, [Stage().loop], lambda *_, **__: None).figures(),
         *Doubts().figures(),
         *metrics.of_sources([Status("Service", heard=1)], 2),
-        *FlowMetrics(FlowCleaner(Stage().loop)).figures(),
+        *FlowMetrics(FlowCleaner(machine, Stage().loop)).figures(),
         *Localhost(IPTables(FakeTables(), counters=False, drop_invalid=True), FakeRelay()).figures(),
-        *NodeHealth(Stage().loop, Door(), lambda: True, lambda *_: None).figures(),
+        *NodeHealth(machine, Stage().loop, Door(), lambda: True, lambda *_: None).figures(),
     ]
     contests = Contests(Hub("here").state, "here", lambda *_: None)
     contests.follow(Stage().loop)
@@ -75,12 +73,11 @@ def described(text: str) -> dict[str, str]:
     return found
 
 
-async def test_every_metric_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_metric_is_described() -> None:
+    machine = Fake()
     for setting in ("netfilter/nf_conntrack_count", "netfilter/nf_conntrack_max", "ipv4/conf/all/forwarding"):
-        (tmp_path / "net" / setting).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "net" / setting).write_text("1")
-    monkeypatch.setattr(sysctl, "ROOT", tmp_path)
-    assert described(DOCS.read_text()) == await served()
+        machine.settings[f"net/{setting}"] = "1"
+    assert described(DOCS.read_text()) == await served(machine)
 
 
 def test_the_references_metrics_have_a_level_and_ours_have_none() -> None:

@@ -24,6 +24,7 @@ from kubeproxy.serve.message import (
     router,
     text,
 )
+from tests.machines import MACHINE
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 HOST = b"Host: x\r\n\r\n"
@@ -116,7 +117,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 @contextlib.asynccontextmanager
 async def running(rig: Rig) -> AsyncIterator[Rig]:
-    sock = bind("127.0.0.1", 0)
+    sock = bind(MACHINE, "127.0.0.1", 0)
     rig.port = sock.getsockname()[1]
     listener = await rig.door.open(rig.routes, sock)
     try:
@@ -303,7 +304,7 @@ async def test_an_answer_that_takes_long_to_make_may(monkeypatch: pytest.MonkeyP
 
 async def test_a_closed_port_ends_its_connections_and_no_others() -> None:
     async with running(Rig()) as rig:
-        sock = bind("127.0.0.1", 0)
+        sock = bind(MACHINE, "127.0.0.1", 0)
         port = sock.getsockname()[1]
         other = await rig.door.open(rig.routes, sock)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -348,7 +349,7 @@ class TestAnything:
 
 
 def test_an_address_of_all_is_that_of_both_families() -> None:
-    with bind("0.0.0.0", 0) as sock:
+    with bind(MACHINE, "0.0.0.0", 0) as sock:
         sock.listen()
         for host in ("127.0.0.1", "::1"):
             socket.create_connection((host, sock.getsockname()[1])).close()
@@ -356,7 +357,7 @@ def test_an_address_of_all_is_that_of_both_families() -> None:
 
 @pytest.mark.parametrize(("address", "other"), [("0.0.0.0", "::1"), ("::", "127.0.0.1")])
 def test_unless_a_single_one_is_meant(address: str, other: str) -> None:
-    with bind(address, 0, single=True) as sock:
+    with bind(MACHINE, address, 0, single=True) as sock:
         sock.listen()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((other, sock.getsockname()[1]))

@@ -16,6 +16,7 @@ from kubeproxy.serve import metrics
 from kubeproxy.serve.exposition import CONTENT_TYPE, Exposition, of_build
 from kubeproxy.serve.metrics import FlowMetrics, LoopMetrics
 from kubeproxy.sources.base import Status
+from tests.machines import MACHINE
 from tests.unit.serve.stage import HERE, THERE, Stage, ask, plan
 
 V4 = (("ip_family", "IPv4"),)
@@ -187,7 +188,7 @@ def test_what_a_backend_tells_of_itself_is_told() -> None:
 
 
 def test_stale_flows_are_told() -> None:
-    cleaner = FlowCleaner(Stage().loop)
+    cleaner = FlowCleaner(MACHINE, Stage().loop)
     exposition = Exposition(process=False)
     exposition.providers.append(FlowMetrics(cleaner).figures)
     cleaner.deleted = 3

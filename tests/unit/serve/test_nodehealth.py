@@ -14,6 +14,7 @@ from kubeproxy.api.addresses import IPV6, Family
 from kubeproxy.model.plan import Key
 from kubeproxy.serve.http import Door
 from kubeproxy.serve.nodehealth import NodeHealth
+from tests.machines import MACHINE
 from tests.unit.serve.stage import IPV4, Stage, plan, running, until
 
 WEB, API = ("default", "web"), ("default", "api")
@@ -27,6 +28,7 @@ class Rig:
         self.healthy = True
         self.failures: list[tuple[Key, str]] = []
         self.ports = NodeHealth(
+            MACHINE,
             self.stage.loop,
             Door(),
             lambda: self.healthy,

@@ -17,6 +17,7 @@ from kubeproxy.serve.listen import allow_many_files, hold
 from kubeproxy.serve.message import text
 from kubeproxy.serve.serving import Serving
 from kubeproxy.sources.base import Status
+from tests.machines import MACHINE
 from tests.unit.serve.stage import ask, running, until
 from tests.unit.serve.test_nodehealth import closed, get
 
@@ -54,6 +55,7 @@ async def test_an_address_that_is_taken_is_tried_again(
 ) -> None:
     port, told = port_of(taken), list[str]()
     work = hold(
+        MACHINE,
         "health",
         lambda _: text("ok"),
         ("127.0.0.1", port),
@@ -74,7 +76,7 @@ async def test_an_address_that_is_taken_is_tried_again(
 
 
 async def test_an_address_that_is_taken_may_be_fatal(taken: socket.socket) -> None:
-    work = hold("metrics", lambda _: text(""), ("127.0.0.1", port_of(taken)), hard_fail=True)
+    work = hold(MACHINE, "metrics", lambda _: text(""), ("127.0.0.1", port_of(taken)), hard_fail=True)
     with pytest.raises(
         OSError, match=r"metrics cannot be served on 127\.0\.0\.1:\d+: Address already in use"
     ):
@@ -87,7 +89,7 @@ def serving(
     hub = Hub("here")
     hub.node = node
     given = {"healthz-port": 0, "metrics-port": 0, **flags}
-    return Serving(load(given, "linux"), hub, Events("here", None), statuses=statuses)
+    return Serving(MACHINE, load(given, "linux"), hub, Events("here", None), statuses=statuses)
 
 
 async def test_a_fatal_address_ends_all(taken: socket.socket) -> None:

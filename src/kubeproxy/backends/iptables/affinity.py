@@ -2,23 +2,20 @@
 
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 
-from kubeproxy.api.addresses import Family
+from kubeproxy.backends.programs import Tables
 from kubeproxy.model.plan import ServicePlan
 
 log = logging.getLogger(__name__)
 
-LIMIT_FILE = Path("/sys/module/xt_recent/parameters/ip_list_tot")
 _DEFAULT = 100
 
 
 class AffinityWarning:
     """Says once that the number of clients is limited, as soon as a Service has session affinity."""
 
-    def __init__(self, family: Family, file: Path = LIMIT_FILE) -> None:
-        self._family = family
-        self._file = file
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
         self._said = False
 
     def look(self, plans: Iterable[ServicePlan]) -> None:
@@ -31,7 +28,7 @@ class AffinityWarning:
                 log.warning(
                     "%s: Service %s/%s has session affinity: for each endpoint the kernel remembers the last %d clients only"
                     " (parameter ip_list_tot of module xt_recent), further ones may change their endpoint",
-                    self._family,
+                    self._tables.family,
                     *plan.key,
                     self._limit(),
                 )
@@ -39,6 +36,6 @@ class AffinityWarning:
 
     def _limit(self) -> int:
         try:
-            return int(self._file.read_text())
+            return int(self._tables.machine.module("xt_recent", "ip_list_tot"))
         except (OSError, ValueError):
             return _DEFAULT

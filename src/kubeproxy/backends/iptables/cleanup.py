@@ -13,7 +13,7 @@ from kubeproxy.backends import programs
 from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.programs import FILTER, NAT, Held, RefusedError, Tables, target
-from kubeproxy.linux import sysctl
+from kubeproxy.machine.base import Machine
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _GUARD = '--comment "block incoming localnet connections"'
 _ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
 
 
-def serves() -> bool:
+def serves(machine: Machine) -> bool:
     """Whether some iptables program finds a Service's chain.
 
     Raises:
@@ -37,22 +37,22 @@ def serves() -> bool:
     """
     return any(
         names.is_owned(line[1:].partition(" ")[0])
-        for _, tables in programs.installed()
+        for _, tables in programs.installed(machine)
         for line in tables.save()
         if line.startswith(":")
     )
 
 
-def cleanup() -> None:
+def cleanup(machine: Machine) -> None:
     """Cleans up through every iptables program there is.
 
     Raises:
         SyncError: a program failed; the others did what they could.
     """
     troubles = []
-    for name, tables in programs.installed():
+    for name, tables in programs.installed(machine):
         try:
-            count = clean(tables, exposed=_warn_of_localnet)
+            count = clean(tables, exposed=lambda: _warn_of_localnet(machine))
         except (RefusedError, SyncError) as e:
             troubles.append(str(e))
             continue
@@ -120,10 +120,10 @@ def _own_firewall(found: Held) -> set[str]:
     return {names.KUBELET_FIREWALL} if own else set()
 
 
-def _warn_of_localnet() -> None:
+def _warn_of_localnet(machine: Machine) -> None:
     """What KUBE-FIREWALL protected from stays possible as long as the setting stays; it may be somebody else's."""
     with contextlib.suppress(OSError):
-        if sysctl.read(_ROUTE_LOCALNET) == "1":
+        if machine.sysctl(_ROUTE_LOCALNET) == "1":
             log.warning(
                 "%s is 1, and the rule is gone that drops packets to 127.0.0.0/8 from other hosts:"
                 " set it to 0 unless something else needs it",

@@ -92,7 +92,7 @@ class IPTables:
             drop_invalid: packets in conntrack state INVALID are to be dropped.
         """
         self._tables = tables
-        self._affinity = AffinityWarning(tables.family)
+        self._affinity = AffinityWarning(tables)
         self._counters = counters
         self._drop_invalid = drop_invalid
         self._endpoints = 0
@@ -144,7 +144,7 @@ class IPTables:
         """See `Driver`. Legacy tables tell nothing."""
         if self._tables.variant == "legacy":
             return False
-        self._lookout = watch(self._tables.family, self._tables.wrote, disturbed)
+        self._lookout = watch(self._tables, disturbed)
         self._lookout.join()
         return self._tables.fingerprint() != self._before
 
@@ -160,7 +160,7 @@ class IPTables:
         if self._counters and self._tables.family == IPV4:
             for name, counter, text in _COUNTERS:
                 with contextlib.suppress(OSError):
-                    yield Figure(name, "counter", text, nfacct.packets(counter))
+                    yield Figure(name, "counter", text, nfacct.packets(self._tables.machine, counter))
 
     async def close(self) -> None:
         """See `Driver`."""

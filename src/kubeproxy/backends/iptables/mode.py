@@ -8,6 +8,7 @@ from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Driver
 from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config.types import KubeProxyConfiguration
+from kubeproxy.machine.base import Machine
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
 
@@ -15,22 +16,22 @@ if TYPE_CHECKING:
     from kubeproxy.backends.programs import Tables
 
 
-def _open(node: NodeConfig) -> Driver:
+def _open(machine: Machine, node: NodeConfig) -> Driver:
     from kubeproxy.backends.iptables import prepare
 
-    return prepare.open_driver(node)
+    return prepare.open_driver(machine, node)
 
 
-def _cleanup() -> None:
+def _cleanup(machine: Machine) -> None:
     from kubeproxy.backends.iptables import cleanup
 
-    cleanup.cleanup()
+    cleanup.cleanup(machine)
 
 
-def _serves() -> bool:
+def _serves(machine: Machine) -> bool:
     from kubeproxy.backends.iptables import cleanup
 
-    return cleanup.serves()
+    return cleanup.serves(machine)
 
 
 def _clean_tables(tables: "Tables") -> int:

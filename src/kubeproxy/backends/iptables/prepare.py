@@ -8,7 +8,7 @@ from kubeproxy.backends.base import Driver
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.iptables.driver import IPTables
 from kubeproxy.backends.programs import MANGLE, RefusedError, Tables
-from kubeproxy.linux import sysctl
+from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink import nfacct
 
@@ -18,24 +18,24 @@ _BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 _ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
 
 
-def open_driver(node: NodeConfig) -> Driver:
+def open_driver(machine: Machine, node: NodeConfig) -> Driver:
     """Makes the driver of a node's family and prepares the kernel for it.
 
     Raises:
         UnsupportedError: it cannot run here.
         SyncError: it cannot run now.
     """
-    tables = programs.find(node.family)
+    tables = programs.find(machine, node.family)
     log.info("%s: iptables mode through the %s programs", node.family, tables.variant)
     if node.family == IPV4 and node.localhost_node_ports:
-        _route_localnet()
-    return IPTables(tables, counters=_counters(tables), drop_invalid=_drops_invalid())
+        _route_localnet(machine)
+    return IPTables(tables, counters=_counters(machine, tables), drop_invalid=_drops_invalid(machine))
 
 
-def _route_localnet() -> None:
+def _route_localnet(machine: Machine) -> None:
     """Lets packets from 127.0.0.1 be sent to a backend elsewhere; rules keep others from using that."""
     try:
-        if sysctl.ensure(_ROUTE_LOCALNET, 1):
+        if machine.set_sysctl(_ROUTE_LOCALNET, 1):
             log.info(
                 "Set %s=1 so that node ports work on localhost; iptables.localhostNodePorts=false or node port"
                 " addresses without loopback prevent it",
@@ -45,13 +45,13 @@ def _route_localnet() -> None:
         log.warning("Node ports will not work on localhost: cannot set %s: %s", _ROUTE_LOCALNET, e)
 
 
-def _counters(tables: Tables) -> bool:
+def _counters(machine: Machine, tables: Tables) -> bool:
     """Makes the nfacct counters; returns whether the kernel has them and rules can count into them."""
     probe = f"{names.CANARY}-{names.INVALID_COUNTER[:8]}"
     match = f"-m nfacct --nfacct-name {names.INVALID_COUNTER}"
     try:
         for counter in (names.INVALID_COUNTER, names.LOCALHOST_COUNTER):
-            nfacct.ensure(counter)
+            nfacct.ensure(machine, counter)
         # The chain is made and deleted in one input, so it never exists; but the rule is checked.
         tables.restore(
             MANGLE,
@@ -68,9 +68,9 @@ def _counters(tables: Tables) -> bool:
     return True
 
 
-def _drops_invalid() -> bool:
+def _drops_invalid(machine: Machine) -> bool:
     """Packets in state INVALID are dropped unless conntrack takes them for part of their connection anyway."""
     try:
-        return sysctl.read(_BE_LIBERAL) == "0"
+        return machine.sysctl(_BE_LIBERAL) == "0"
     except OSError:
         return True

@@ -6,28 +6,26 @@ Others have rules in the same tables, some in the same chains, so not every chan
 from collections.abc import Callable
 from typing import Final
 
-from kubeproxy.api.addresses import Family
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.notice import notice
-from kubeproxy.backends.programs import TABLES
+from kubeproxy.backends.programs import TABLES, Tables
 from kubeproxy.netlink.nft.lookout import Lookout
 from kubeproxy.netlink.nft.monitor import RULE_DELETED, TABLE_ADDED, Event
 
 _JUMPS: Final = tuple(f"{chain}\0".encode() for chain in sorted(names.STATIC))
 
 
-def watch(family: Family, wrote: Callable[[int], bool], disturbed: Callable[[str], None]) -> Lookout:
+def watch(tables: Tables, disturbed: Callable[[str], None]) -> Lookout:
     """Starts a look-out over the rules of one family, in the running event loop. It hears nothing before `join`.
 
     Args:
-        family: the family.
-        wrote: whether a process was one of ours.
+        tables: the tables of the family.
         disturbed: told what was done, in the event loop.
 
     Raises:
         OSError: the kernel refuses.
     """
-    return notice(family, concerns, wrote, disturbed)
+    return notice(tables, concerns, disturbed)
 
 
 def concerns(event: Event) -> bool:

@@ -7,7 +7,6 @@ IPVS loaded is left as it is.
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from kubeproxy.api.addresses import FAMILIES, Family
 from kubeproxy.backends import programs
@@ -16,6 +15,7 @@ from kubeproxy.backends.ipvs import names
 from kubeproxy.backends.ipvs.hold import hold
 from kubeproxy.backends.ipvs.kernel import Kernel, Linux, ServerChange
 from kubeproxy.backends.programs import RefusedError, Tables, target
+from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import ipset, ipvs, route
 from kubeproxy.netlink.ipvs import Virtual
 
@@ -26,24 +26,24 @@ _OWN_HOOK = '--comment "kube-proxy firewall rules"'
 """A rule of ours, and not of iptables mode, that leads to a chain both have."""
 
 
-def serves() -> bool:
+def serves(machine: Machine) -> bool:
     """Whether the virtual interface has the address of a Service.
 
     Raises:
         OSError: the kernel does not tell.
     """
-    index = route.interface(names.INTERFACE)
-    return bool(index) and any(address.interface == index for address in route.addresses())
+    index = machine.interface(names.INTERFACE)
+    return bool(index) and any(address.interface == index for address in machine.addresses())
 
 
-def cleanup() -> None:
+def cleanup(machine: Machine) -> None:
     """Cleans up; a second time finds nothing to do.
 
     Raises:
         SyncError: something was refused; all else is removed.
     """
-    sets = _sets_there()
-    if not sets and not route.interface(names.INTERFACE):
+    sets = _sets_there(machine)
+    if not sets and not machine.interface(names.INTERFACE):
         return
     troubles: list[str] = []
 
@@ -56,14 +56,14 @@ def cleanup() -> None:
         if count:
             log.info("Removed %d %s of ipvs mode", count, what)
 
-    if Path("/proc/net/ip_vs").exists():
+    if _has_servers(machine):
         for family in FAMILIES:
-            attempt(f"{family} virtual servers", lambda: _clean_servers(Linux(family)))  # noqa: B023 called at once
-    for name, tables in programs.installed():
+            attempt(f"{family} virtual servers", lambda: _clean_servers(machine, Linux(machine, family)))  # noqa: B023 called at once
+    for name, tables in programs.installed(machine):
         attempt(f"rules through {name}", lambda: clean(tables))  # noqa: B023
     if sets:
-        attempt("sets", lambda: _clean_sets(sets))
-    attempt("interface", lambda: int(route.delete_interface(names.INTERFACE)))
+        attempt("sets", lambda: _clean_sets(machine, sets))
+    attempt("interface", lambda: int(route.delete_interface(machine, names.INTERFACE)))
     if troubles:
         raise SyncError("; ".join(troubles))
 
@@ -126,10 +126,10 @@ def _node_port_sets(family: Family) -> dict[str, str]:
     return {names.set_name(short, family): protocol for protocol, short in names.NODE_PORTS.items()}
 
 
-def _clean_servers(kernel: Linux) -> int:
+def _clean_servers(machine: Machine, kernel: Linux) -> int:
     try:
         found = own_servers(kernel, _node_port_sets(kernel.family))
-        with hold(found):
+        with hold(machine, found):
             refused = kernel.change_servers([ServerChange("delete", v) for v in found])
         for error in refused.values():
             raise error
@@ -138,19 +138,27 @@ def _clean_servers(kernel: Linux) -> int:
         kernel.close()
 
 
-def _sets_there() -> list[str]:
-    """Our sets. A kernel that has never been asked for sets is not asked."""
-    if not Path("/sys/module/ip_set").exists():
-        return []
+def _has_servers(machine: Machine) -> bool:
+    """Whether the kernel has IPVS."""
     try:
-        with ipset.Sets() as kernel:
+        machine.net("ip_vs").close()
+    except OSError:
+        return False
+    return True
+
+
+def _sets_there(machine: Machine) -> list[str]:
+    """Our sets. A kernel that has never been asked for sets is not asked."""
+    try:
+        machine.module("ip_set", "")
+        with ipset.Sets(machine) as kernel:
             return sorted(kernel.headers().keys() & set(_all_sets()))
     except OSError:
         return []
 
 
-def _clean_sets(found: list[str]) -> int:
-    with ipset.Sets() as kernel:
+def _clean_sets(machine: Machine, found: list[str]) -> int:
+    with ipset.Sets(machine) as kernel:
         for name in found:
             try:
                 kernel.destroy(name)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Collection, Iterator
 from typing import Final
 
+from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import ipvs
 from kubeproxy.netlink.ipvs import Virtual
 from kubeproxy.netlink.nft import expressions as x
@@ -44,7 +45,7 @@ _DESTINATIONS = {4: (m.IP, ADDRESS4, 16), 16: (m.IP6, ADDRESS6, 24)}
 
 
 @contextlib.contextmanager
-def hold(servers: Collection[Virtual]) -> Iterator[None]:
+def hold(machine: Machine, servers: Collection[Virtual]) -> Iterator[None]:
     """Nobody begins a TCP connection to these virtual servers until they have been deleted and forgotten.
 
     A kernel that cannot do that is left as it is: what is young may be cut off.
@@ -52,14 +53,14 @@ def hold(servers: Collection[Virtual]) -> Iterator[None]:
     Raises:
         OSError: the kernel has no nfnetlink, which IP sets need, too.
     """
-    with Kernel() as kernel:
+    with Kernel(machine) as kernel:
         known = frozenset(servers)
         held = _begin(kernel, known)
         if held:
             time.sleep(_YOUNG_SECONDS)
         yield
         deadline = time.monotonic() + _FORGET_SECONDS
-        while held and time.monotonic() < deadline and ipvs.remembers(known):
+        while held and time.monotonic() < deadline and ipvs.remembers(machine, known):
             time.sleep(_POLL_SECONDS)
 
 

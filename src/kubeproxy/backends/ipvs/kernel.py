@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from kubeproxy.api.addresses import IPV4, Family
 from kubeproxy.backends.ipvs import names
+from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import ipset, ipvs, route
 from kubeproxy.netlink.ipset import Element, Header
 from kubeproxy.netlink.ipvs import Load, Real, Settings, Virtual
@@ -82,7 +83,7 @@ class Kernel(Protocol):
 class Linux:
     """The real kernel."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, machine: Machine, family: Family) -> None:
         """Opens its sockets.
 
         Raises:
@@ -91,16 +92,17 @@ class Linux:
         self.family: Family = family
         self._size = 4 if family == IPV4 else 16
         self._domain = int(AF_INET if family == IPV4 else AF_INET6)
-        self._ipvs = ipvs.IPVS()
-        self._sets = ipset.Sets()
+        self._machine = machine
+        self._ipvs = ipvs.IPVS(machine)
+        self._sets = ipset.Sets(machine)
 
     def servers(self) -> dict[Virtual, dict[Real, Load]]:
         """See `Kernel`."""
-        return {v: reals for v, reals in ipvs.table().items() if len(v.address) == self._size}
+        return {v: reals for v, reals in ipvs.table(self._machine).items() if len(v.address) == self._size}
 
     def fingerprint(self) -> int:
         """See `Kernel`."""
-        return ipvs.fingerprint()
+        return ipvs.fingerprint(self._machine)
 
     def settings(self) -> dict[Virtual, Settings]:
         """See `Kernel`."""
@@ -155,17 +157,23 @@ class Linux:
 
     def addresses(self) -> set[bytes]:
         """See `Kernel`."""
-        index = route.interface(names.INTERFACE)
-        return {a.packed for a in route.addresses() if a.interface == index and len(a.packed) == self._size}
+        index = self._machine.interface(names.INTERFACE)
+        return {
+            a.packed
+            for a in self._machine.addresses()
+            if a.interface == index and len(a.packed) == self._size
+        }
 
     def bind(self, addresses: Collection[bytes]) -> dict[bytes, OSError]:
         """See `Kernel`."""
-        return dict(route.add_addresses(route.ensure_dummy(names.INTERFACE), addresses))
+        return dict(
+            route.add_addresses(self._machine, route.ensure_dummy(self._machine, names.INTERFACE), addresses)
+        )
 
     def unbind(self, addresses: Collection[bytes]) -> dict[bytes, OSError]:
         """See `Kernel`."""
-        index = route.interface(names.INTERFACE)
-        return dict(route.delete_addresses(index, addresses)) if index else {}
+        index = self._machine.interface(names.INTERFACE)
+        return dict(route.delete_addresses(self._machine, index, addresses)) if index else {}
 
     def close(self) -> None:
         """See `Kernel`."""

@@ -11,6 +11,7 @@ from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config import checks
 from kubeproxy.config.checks import Problem
 from kubeproxy.config.types import KubeProxyConfiguration
+from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 
 if TYPE_CHECKING:
@@ -19,22 +20,22 @@ if TYPE_CHECKING:
 _SECTION = "KubeProxyIPVSConfiguration"
 
 
-def _open(node: NodeConfig) -> Driver:
+def _open(machine: Machine, node: NodeConfig) -> Driver:
     from kubeproxy.backends.ipvs import prepare
 
-    return prepare.open_driver(node)
+    return prepare.open_driver(machine, node)
 
 
-def _cleanup() -> None:
+def _cleanup(machine: Machine) -> None:
     from kubeproxy.backends.ipvs import cleanup
 
-    cleanup.cleanup()
+    cleanup.cleanup(machine)
 
 
-def _serves() -> bool:
+def _serves(machine: Machine) -> bool:
     from kubeproxy.backends.ipvs import cleanup
 
-    return cleanup.serves()
+    return cleanup.serves(machine)
 
 
 def _clean_tables(tables: "Tables") -> int:

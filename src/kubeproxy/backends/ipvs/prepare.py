@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 import re
 from typing import Final
 
@@ -13,7 +12,7 @@ from kubeproxy.backends.ipvs import names
 from kubeproxy.backends.ipvs.compile import Dialect
 from kubeproxy.backends.ipvs.driver import IPVS
 from kubeproxy.backends.ipvs.kernel import Linux, ServerChange
-from kubeproxy.linux import sysctl
+from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.netlink import ipvs, route
 from kubeproxy.netlink.ipvs import Settings, Timeouts, Virtual
@@ -34,7 +33,7 @@ _REUSE: Final = "net/ipv4/vs/conn_reuse_mode"
 _STRICT_ARP: Final = {"net/ipv4/conf/all/arp_ignore": 1, "net/ipv4/conf/all/arp_announce": 2}
 
 
-def open_driver(node: NodeConfig) -> Driver:
+def open_driver(machine: Machine, node: NodeConfig) -> Driver:
     """Makes the driver of a node's family and prepares the kernel for it.
 
     Raises:
@@ -42,9 +41,9 @@ def open_driver(node: NodeConfig) -> Driver:
         SyncError: it cannot run now.
     """
     settings = node.ipvs or IPVSSettings()
-    tables = programs.find(node.family)
+    tables = programs.find(machine, node.family)
     try:
-        kernel = Linux(node.family)
+        kernel = Linux(machine, node.family)
     except OSError as e:
         raise _lacks("IPVS", "ip_vs", e) from e
     try:
@@ -52,15 +51,15 @@ def open_driver(node: NodeConfig) -> Driver:
     except OSError as e:
         raise _lacks("IP sets", "ip_set", e) from e
     try:
-        route.ensure_dummy(names.INTERFACE)
+        route.ensure_dummy(machine, names.INTERFACE)
     except OSError as e:
         raise _lacks("dummy interfaces", "dummy", e) from e
-    for name, value in _settings(settings, os.uname().release).items():
-        _set(name, value)
+    for name, value in _settings(settings, machine.release).items():
+        _set(machine, name, value)
     _try_scheduler(kernel, node)
     if any(settings.timeouts):
-        with ipvs.IPVS() as machine:
-            machine.set_timeouts(Timeouts(*settings.timeouts))
+        with ipvs.IPVS(machine) as kept:
+            kept.set_timeouts(Timeouts(*settings.timeouts))
     log.info(
         "%s: ipvs mode with scheduler %s, and the %s programs",
         node.family,
@@ -80,9 +79,9 @@ def _settings(settings: IPVSSettings, release: str) -> dict[str, int]:
     return {**wanted, **(_STRICT_ARP if settings.strict_arp else {})}
 
 
-def _set(name: str, value: int) -> None:
+def _set(machine: Machine, name: str, value: int) -> None:
     try:
-        if sysctl.ensure(name, value):
+        if machine.set_sysctl(name, value):
             log.info("Set %s=%d", name, value)
     except FileNotFoundError as e:
         raise UnsupportedError(f"ipvs mode cannot run: the kernel has no {name}") from e

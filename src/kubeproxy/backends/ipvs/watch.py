@@ -55,11 +55,11 @@ class Watch:
         self._missing = missing
         self._disturbed = disturbed
         self._loop = asyncio.get_running_loop()
-        self._monitor = route.monitor()
+        self._monitor = route.monitor(tables.machine)
         self._loop.add_reader(self._monitor.fileno(), self._read)
         self._rules: Lookout | None = None
         if tables.variant == "nf_tables":
-            self._rules = notice(tables.family, concerns, tables.wrote, disturbed)
+            self._rules = notice(tables, concerns, disturbed)
 
     def join(self) -> None:
         """From now on rules are listened to, and read. May be called from any thread, and again."""

@@ -5,6 +5,7 @@ import logging
 from typing import Final
 
 from kubeproxy.backends.nftables import layout
+from kubeproxy.machine.base import Machine
 from kubeproxy.netlink.nft import objects
 from kubeproxy.netlink.nft.kernel import Kernel, drop_table
 from kubeproxy.netlink.nft.messages import IP, IP6, Table
@@ -17,14 +18,14 @@ _NO_NF_TABLES: Final = {errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL, e
 _TABLES: Final = (Table(IP, layout.TABLE), Table(IP6, layout.TABLE))
 
 
-def serves() -> bool:
+def serves(machine: Machine) -> bool:
     """Whether a table, of ours or of the reference, has the ClusterIP of a Service.
 
     Raises:
         OSError: the kernel refused.
     """
     try:
-        with Kernel() as kernel:
+        with Kernel(machine) as kernel:
             return any(
                 layout.CLUSTER_IPS in objects.sets(kernel, table)
                 and any(objects.elements(kernel, table, layout.CLUSTER_IPS))
@@ -36,7 +37,7 @@ def serves() -> bool:
         return False
 
 
-def cleanup() -> None:
+def cleanup(machine: Machine) -> None:
     """Deletes what this mode, or the reference in it, left in the kernel.
 
     Raises:
@@ -44,7 +45,7 @@ def cleanup() -> None:
     """
     for table in _TABLES:
         try:
-            if drop_table(table):
+            if drop_table(machine, table):
                 log.info("Deleted table %s of nftables mode", table)
         except OSError as e:
             if e.errno not in _NO_NF_TABLES:

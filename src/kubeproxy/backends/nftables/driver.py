@@ -89,7 +89,7 @@ class NFTables:
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:
         """See `Driver`."""
-        self._lookout = watch(self._table, disturbed)
+        self._lookout = watch(self._kernel.namespace, self._table, disturbed)
         self._lookout.join()
         return self._kernel.others() != self._others
 

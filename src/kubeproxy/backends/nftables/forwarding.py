@@ -6,11 +6,11 @@ traffic to endpoints is lost unless that chain has a rule for it. The reference 
 
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from socket import AF_INET, AF_INET6
 
 from kubeproxy.api.addresses import IPV4, Family
 from kubeproxy.linux import xtables
+from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft.kernel import Kernel
 from kubeproxy.netlink.nft.messages import DROP, FORWARD, GETCHAIN, IP, IP6
@@ -18,7 +18,7 @@ from kubeproxy.netlink.nft.messages import DROP, FORWARD, GETCHAIN, IP, IP6
 _INET = 1
 
 
-def dropping(kernel: Kernel, family: Family) -> Iterator[str]:
+def dropping(machine: Machine, kernel: Kernel, family: Family) -> Iterator[str]:
     """The chains that drop a family's forwarded packets by default.
 
     Raises:
@@ -33,8 +33,11 @@ def dropping(kernel: Kernel, family: Family) -> Iterator[str]:
             (hook,) = struct.unpack(">I", wire.attributes(found[4])[1])
             if hook == FORWARD and int.from_bytes(found[5]) == DROP:
                 yield f"chain {wire.string(found[3])} of nftables table {name} {wire.string(found[1])}"
-    names = Path("/proc/net/ip_tables_names" if family == IPV4 else "/proc/net/ip6_tables_names")
+    try:
+        with machine.net("ip_tables_names" if family == IPV4 else "ip6_tables_names") as file:
+            there = file.read().decode().split()
+    except FileNotFoundError:
+        return
     # A table that is not there is not asked for: that would create it.
-    there = names.exists() and "filter" in names.read_text().split()
-    if there and xtables.drops_forwarded(AF_INET if family == IPV4 else AF_INET6):
+    if "filter" in there and xtables.drops_forwarded(machine, AF_INET if family == IPV4 else AF_INET6):
         yield "chain FORWARD of the legacy iptables table filter"

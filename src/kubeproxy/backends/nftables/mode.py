@@ -10,26 +10,27 @@ from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config import checks
 from kubeproxy.config.checks import Problem
 from kubeproxy.config.types import PRIMARY, KubeProxyConfiguration
+from kubeproxy.machine.base import Machine
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
 
 
-def _open(node: NodeConfig) -> Driver:
+def _open(machine: Machine, node: NodeConfig) -> Driver:
     from kubeproxy.backends.nftables import prepare
 
-    return prepare.open_driver(node)
+    return prepare.open_driver(machine, node)
 
 
-def _cleanup() -> None:
+def _cleanup(machine: Machine) -> None:
     from kubeproxy.backends.nftables import cleanup
 
-    cleanup.cleanup()
+    cleanup.cleanup(machine)
 
 
-def _serves() -> bool:
+def _serves(machine: Machine) -> bool:
     from kubeproxy.backends.nftables import cleanup
 
-    return cleanup.serves()
+    return cleanup.serves(machine)
 
 
 def _node(node: NodeConfig, _: KubeProxyConfiguration) -> NodeConfig:

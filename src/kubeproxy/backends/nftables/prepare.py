@@ -6,6 +6,7 @@ import logging
 from kubeproxy.backends.base import Driver, SyncError, UnsupportedError
 from kubeproxy.backends.nftables import forwarding, probe
 from kubeproxy.backends.nftables.driver import NFTables
+from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink.nft.kernel import Kernel
 
@@ -14,10 +15,11 @@ log = logging.getLogger(__name__)
 _NO_RIGHT = {errno.EPERM, errno.EACCES}
 
 
-def open_driver(node: NodeConfig, *, forwards: bool = True) -> Driver:
+def open_driver(machine: Machine, node: NodeConfig, *, forwards: bool = True) -> Driver:
     """Makes the driver of a node's family.
 
     Args:
+        machine: the host.
         node: the node.
         forwards: the kernel forwards packets to endpoints; otherwise a relay has the connections.
 
@@ -26,7 +28,7 @@ def open_driver(node: NodeConfig, *, forwards: bool = True) -> Driver:
         SyncError: it cannot run now.
     """
     try:
-        kernel = Kernel()
+        kernel = Kernel(machine)
         kernel.generation()
     except OSError as e:
         missing = "the right CAP_NET_ADMIN" if e.errno in _NO_RIGHT else "nf_tables in the kernel"
@@ -42,19 +44,21 @@ def open_driver(node: NodeConfig, *, forwards: bool = True) -> Driver:
             f"nftables mode cannot run for {node.family}, the kernel does not have: {refused}"
         )
     if forwards:
-        _warn_of_drops(kernel, node)
+        _warn_of_drops(machine, kernel, node)
     rules = NFTables(kernel, node)
     if not node.localhost_relay:
         return rules
     from kubeproxy.backends.localhost import Localhost
     from kubeproxy.relay.control import Relay
 
-    return Localhost(rules, Relay(f"{node.family} relay for localhost", labels={"ip_family": node.family}))
+    return Localhost(
+        rules, Relay(machine, f"{node.family} relay for localhost", labels={"ip_family": node.family})
+    )
 
 
-def _warn_of_drops(kernel: Kernel, node: NodeConfig) -> None:
+def _warn_of_drops(machine: Machine, kernel: Kernel, node: NodeConfig) -> None:
     try:
-        found = list(forwarding.dropping(kernel, node.family))
+        found = list(forwarding.dropping(machine, kernel, node.family))
     except OSError as e:
         log.info("%s: cannot read the policies for forwarded packets: %s", node.family, e)
         return

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 
+from kubeproxy.netlink.namespace import Namespace
 from kubeproxy.netlink.nft.lookout import LOST, Lookout, words
 from kubeproxy.netlink.nft.messages import Table
 from kubeproxy.netlink.nft.monitor import Event
 
 
-def watch(table: Table, disturbed: Callable[[str], None]) -> Lookout:
+def watch(namespace: Namespace, table: Table, disturbed: Callable[[str], None]) -> Lookout:
     """Starts a look-out over one table, in the running event loop. It hears nothing before `join`.
 
     Args:
+        namespace: the network namespace it is in.
         table: the table.
         disturbed: told what was done, in the event loop.
 
@@ -24,4 +26,4 @@ def watch(table: Table, disturbed: Callable[[str], None]) -> Lookout:
             disturbed(f"{program or 'somebody'} changed table {table}: {words(found)}")
         return bool(found)
 
-    return Lookout(heard, lambda: disturbed(LOST))
+    return Lookout(namespace, heard, lambda: disturbed(LOST))

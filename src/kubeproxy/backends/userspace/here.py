@@ -4,34 +4,39 @@ import logging
 import socket
 
 from kubeproxy.api.addresses import IPV4, Family, is_link_local, is_loopback, unpack
+from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.netlink import route
 from kubeproxy.relay import sockets
 
 log = logging.getLogger(__name__)
 
 
-def addresses(family: Family) -> list[str]:
+def addresses(machine: Machine, family: Family) -> list[str]:
     """This host's addresses of a family.
 
     Raises:
         OSError: the kernel does not tell.
     """
     size = 4 if family == IPV4 else 16
-    return [unpack(a.packed) for a in route.addresses() if len(a.packed) == size]
+    return [unpack(a.packed) for a in machine.addresses() if len(a.packed) == size]
 
 
 class Reachable:
     """Finds an address of this host that packets from elsewhere can be led to."""
 
-    def __init__(self) -> None:
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
         self._warned = False
 
     def __call__(self, node: NodeConfig) -> str:
         """The node's address, else one this host has; loopback if there is none, which is logged once."""
         domain = socket.AF_INET if node.family == IPV4 else socket.AF_INET6
-        for address in (node.address, route.source_address(domain), *addresses(node.family)):
-            if address and _is_reachable(address) and _is_mine(address):
+        for address in (
+            node.address,
+            self._machine.source_address(domain),
+            *addresses(self._machine, node.family),
+        ):
+            if address and _is_reachable(address) and _is_mine(self._machine, address):
                 self._warned = False
                 return address
         if not self._warned:
@@ -48,9 +53,9 @@ def _is_reachable(address: str) -> bool:
     return not is_loopback(address) and not (":" in address and is_link_local(address))
 
 
-def _is_mine(address: str) -> bool:
+def _is_mine(machine: Machine, address: str) -> bool:
     try:
-        sockets.bind(address, (0, 0), udp=True).close()
+        sockets.bind(machine, address, (0, 0), udp=True).close()
     except OSError:
         return False
     return True

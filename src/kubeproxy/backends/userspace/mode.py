@@ -8,13 +8,14 @@ from kubeproxy.backends.base import Driver
 from kubeproxy.backends.mode import Mode
 from kubeproxy.backends.nftables import mode as nftables
 from kubeproxy.config.types import KubeProxyConfiguration
+from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 
 
-def _open(node: NodeConfig) -> Driver:
+def _open(machine: Machine, node: NodeConfig) -> Driver:
     from kubeproxy.backends.userspace import prepare
 
-    return prepare.open_driver(node)
+    return prepare.open_driver(machine, node)
 
 
 def _node(node: NodeConfig, _: KubeProxyConfiguration) -> NodeConfig:

@@ -8,10 +8,11 @@ from kubeproxy.backends.base import Driver
 from kubeproxy.backends.mode import Mode
 from kubeproxy.backends.userspace import mode as userspace
 from kubeproxy.config.types import KubeProxyConfiguration
+from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 
 
-def _open(node: NodeConfig) -> Driver:
+def _open(machine: Machine, node: NodeConfig) -> Driver:
     from functools import partial
 
     from kubeproxy.backends.userspace import here
@@ -19,7 +20,8 @@ def _open(node: NodeConfig) -> Driver:
     from kubeproxy.relay.control import Relay
 
     return Listening(
-        Relay(f"{node.family} relay", labels={"ip_family": node.family}), partial(here.addresses, node.family)
+        Relay(machine, f"{node.family} relay", labels={"ip_family": node.family}),
+        partial(here.addresses, machine, node.family),
     )
 
 

@@ -8,11 +8,13 @@ can be sent from a thread.
 import errno
 import logging
 import struct
+import threading
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Final
+from typing import Final
 
 from kubeproxy.log import V6
 from kubeproxy.netlink import wire
+from kubeproxy.netlink.namespace import Namespace
 from kubeproxy.netlink.nft.messages import GETGEN, Message, Table, delete_table
 
 log = logging.getLogger(__name__)
@@ -44,22 +46,43 @@ class RefusedError(OSError):
         self.index = index
 
 
-class Kernel(wire.Closing):
-    """The kernel's nf_tables, in the network namespace it was opened in.
-
-    Attributes:
-        transactions: how many this process has made, through all its sockets.
-    """
-
-    transactions: ClassVar[int] = 0
+class Transactions:
+    """Counts the transactions that this process makes in a network namespace, through all its sockets."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def add(self) -> None:
+        """Counts one more. May be called from any thread."""
+        with self._lock:
+            self._count += 1
+
+    def __int__(self) -> int:
+        return self._count
+
+
+class Kernel(wire.Closing):
+    """The kernel's nf_tables.
+
+    Attributes:
+        namespace: the network namespace it belongs to.
+    """
+
+    def __init__(self, namespace: Namespace) -> None:
         """Opens a socket.
+
+        Args:
+            namespace: the network namespace.
 
         Raises:
             OSError: the kernel has no nfnetlink.
         """
-        self._socket: wire.Socket = wire.Socket(wire.NETFILTER, receive_buffer=8 << 20, numbered=True)
+        self.namespace = namespace
+        self._ours = namespace.shared(Transactions)
+        self._socket: wire.Socket = wire.Socket(
+            namespace, wire.NETFILTER, receive_buffer=8 << 20, numbered=True
+        )
 
     def commit(self, messages: Sequence[Message]) -> None:
         """Applies messages together.
@@ -105,7 +128,7 @@ class Kernel(wire.Closing):
                     failed = failed or RefusedError(e, message, index if message else -1)
                     continue
                 if reply.sequence == last and failed is None:
-                    Kernel.transactions += 1
+                    self._ours.add()
                     return
             if failed is not None and not seen:
                 raise failed
@@ -126,7 +149,7 @@ class Kernel(wire.Closing):
         Raises:
             OSError: the kernel has no nf_tables.
         """
-        return self.generation() - Kernel.transactions
+        return self.generation() - int(self._ours)
 
     def ask(self, kind: int, family: int, body: bytes) -> list[memoryview]:
         """Asks for one object: its attributes.
@@ -167,23 +190,23 @@ class Kernel(wire.Closing):
         raise wire.NetlinkError(errno.EINTR)
 
 
-def generation() -> int:
+def generation(namespace: Namespace) -> int:
     """The number of the kernel's present rule set.
 
     Raises:
         OSError: the kernel has no nf_tables.
     """
-    with Kernel() as kernel:
+    with Kernel(namespace) as kernel:
         return kernel.generation()
 
 
-def drop_table(table: Table) -> bool:
+def drop_table(namespace: Namespace, table: Table) -> bool:
     """Deletes a table with all it holds; returns whether there was one.
 
     Raises:
         OSError: the kernel refused.
     """
-    with Kernel() as kernel:
+    with Kernel(namespace) as kernel:
         try:
             kernel.commit([delete_table(table)])
         except RefusedError as e:

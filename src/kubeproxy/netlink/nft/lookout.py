@@ -5,6 +5,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from kubeproxy.netlink.namespace import Namespace
 from kubeproxy.netlink.nft.kernel import generation
 from kubeproxy.netlink.nft.monitor import Event, Monitor
 
@@ -18,10 +19,13 @@ class Lookout:
         joined: whether it hears.
     """
 
-    def __init__(self, heard: Callable[[list[Event], str], bool], lost: Callable[[], None]) -> None:
+    def __init__(
+        self, namespace: Namespace, heard: Callable[[list[Event], str], bool], lost: Callable[[], None]
+    ) -> None:
         """Starts it, in the running event loop.
 
         Args:
+            namespace: whose rules.
             heard: told what was done and which program did it, "" if that is not known; says whether it matters.
             lost: told when more was done than could be told.
 
@@ -29,7 +33,8 @@ class Lookout:
             OSError: the kernel refuses.
         """
         self._heard, self._lost = heard, lost
-        self._monitor = Monitor()
+        self._namespace = namespace
+        self._monitor = Monitor(namespace)
         self.joined = False
         self._looked: int | None = None
         self._loop = asyncio.get_running_loop()
@@ -63,7 +68,7 @@ class Lookout:
         Raises:
             OSError: the kernel does not tell the number of its rule set.
         """
-        self._looked = generation()
+        self._looked = generation(self._namespace)
 
     def catch_up(self, quiet: Callable[[], bool]) -> None:
         """Hears what there is to be heard, and makes an end of it.

@@ -13,6 +13,7 @@ import struct
 from typing import Final, NamedTuple
 
 from kubeproxy.netlink import wire
+from kubeproxy.netlink.namespace import Namespace
 from kubeproxy.netlink.nft.messages import (
     DELCHAIN,
     DELRULE,
@@ -95,13 +96,13 @@ class Done(NamedTuple):
 class Monitor(wire.Closing):
     """A subscription, to be waited on by `fileno`. It hears nothing before `join`."""
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: Namespace) -> None:
         """Opens a socket.
 
         Raises:
             OSError: the kernel refuses.
         """
-        self._socket: wire.Socket = wire.Socket(wire.NETFILTER, receive_buffer=8 << 20)
+        self._socket: wire.Socket = wire.Socket(namespace, wire.NETFILTER, receive_buffer=8 << 20)
         self.ignore(_NO_PORT)
         self._events: list[Event] = []
         self._whole = True

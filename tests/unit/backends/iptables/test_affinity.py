@@ -1,11 +1,10 @@
 """The limit of clients with session affinity is said once, with the Service."""
 
 import logging
-from pathlib import Path
 
 import pytest
 
-from kubeproxy.backends.iptables.affinity import AffinityWarning
+from kubeproxy.machine.fake import Fake
 from tests.fakes.cluster import endpoints, service
 from tests.unit.backends.iptables.rig import Rig
 
@@ -23,15 +22,13 @@ def test_it_is_said_once_and_only_where_a_service_has_affinity(caplog: pytest.Lo
     assert "Service default/one has session affinity" in said
 
 
-@pytest.mark.parametrize(("text", "limit"), [("250\n", "last 250 clients"), (None, "last 100 clients")])
-def test_the_limit_is_the_module_s(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | None, limit: str
-) -> None:
-    file = tmp_path / "ip_list_tot"
-    if text is not None:
-        file.write_text(text)
+@pytest.mark.parametrize(("text", "limit"), [("250", "last 250 clients"), (None, "last 100 clients")])
+def test_the_limit_is_the_module_s(caplog: pytest.LogCaptureFixture, text: str | None, limit: str) -> None:
     rig = Rig()
-    rig.backend._affinity = AffinityWarning("IPv4", file)  # type: ignore[attr-defined]
+    if text is not None:
+        machine = rig.tables.machine
+        assert isinstance(machine, Fake)
+        machine.modules["xt_recent", "ip_list_tot"] = text
     rig.tell(service("one", "10.96.0.1", session_affinity="ClientIP"))
     assert not rig.full()
     assert limit in caplog.text

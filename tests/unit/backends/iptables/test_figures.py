@@ -6,6 +6,7 @@ from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.iptables.driver import IPTables
 from kubeproxy.figures import Figure
+from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import nfacct
 from tests.fakes.cluster import Proxy, endpoints, service
 
@@ -83,7 +84,7 @@ def test_a_refused_first_sync_counts_nothing_twice() -> None:
 
 def test_packets_that_rules_counted_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     packets = {names.INVALID_COUNTER: 3, names.LOCALHOST_COUNTER: 4}
-    monkeypatch.setattr(nfacct, "packets", lambda name: packets[name])
+    monkeypatch.setattr(nfacct, "packets", lambda _, name: packets[name])
     found = {f.name: f for f in Rig(counters=True).backend.figures() if f.kind == "counter"}
     assert {name: (f.value, dict(f.labels)) for name, f in found.items()} == {
         "kubeproxy_iptables_ct_state_invalid_dropped_packets_total": (3, {}),
@@ -96,7 +97,7 @@ def test_packets_that_rules_counted_are_told_once(monkeypatch: pytest.MonkeyPatc
 
 
 def test_counters_that_somebody_deleted_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(name: str) -> int:
+    def gone(_: Machine, name: str) -> int:
         raise OSError(2, name)
 
     monkeypatch.setattr(nfacct, "packets", gone)

@@ -1,7 +1,6 @@
 """The start: sysctls, the scheduler, and what is told where something is missing."""
 
 import errno
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from kubeproxy.api.addresses import pack
 from kubeproxy.backends.base import UnsupportedError
 from kubeproxy.backends.ipvs import prepare
 from kubeproxy.backends.ipvs.fake import FakeKernel
-from kubeproxy.linux import sysctl
+from kubeproxy.machine.fake import Fake
 from kubeproxy.model.node import IPVSSettings
 from kubeproxy.netlink import ipvs
 from kubeproxy.netlink.ipvs import Settings, Virtual
@@ -37,19 +36,16 @@ def test_strict_arp() -> None:
     assert wanted["net/ipv4/conf/all/arp_announce"] == 2
 
 
-def test_a_sysctl_there_is_not_or_that_cannot_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sysctl, "ROOT", tmp_path)
+def test_a_sysctl_there_is_not_or_that_cannot_be_set() -> None:
+    machine = Fake()
     with pytest.raises(UnsupportedError, match="the kernel has no net/ipv4/vs/conntrack"):
-        prepare._set(CONNTRACK, 1)
-
-    def forbidden(name: str, value: int) -> bool:
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(sysctl, "ensure", forbidden)
+        prepare._set(machine, CONNTRACK, 1)
+    machine.settings[CONNTRACK] = "0"
+    machine.fixed.add(CONNTRACK)
     with pytest.raises(
         UnsupportedError, match=r"conntrack must be 1 and cannot be set: Read-only.*--init-only"
     ):
-        prepare._set(CONNTRACK, 1)
+        prepare._set(machine, CONNTRACK, 1)
 
 
 class TestScheduler:

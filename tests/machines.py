@@ -1,0 +1,5 @@
+"""The host that tests run on: what is made through it belongs to the network namespace of the thread that makes it."""
+
+from kubeproxy.machine.linux import Linux
+
+MACHINE = Linux()
