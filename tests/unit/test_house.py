@@ -1,0 +1,71 @@
+"""The host is reached through a Machine: nobody else opens sockets, runs programs, or reads /proc and /sys."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import kubeproxy
+
+ROOT = Path(kubeproxy.__file__).parent
+
+IMPLEMENT = ("machine/", "linux/")
+"""Here a machine is made of what Linux offers."""
+
+EXEMPT = {
+    "notify.py": "the service manager is the process's, whichever namespaces it serves",
+    "sources/tls.py": "a file in the memory of the process, for OpenSSL",
+    "relay/process.py": "a pair of sockets to a child, which belongs to no network",
+    "relay/tcp.py": "the relay's own process, which was started in its namespace",
+    "relay/udp.py": "the relay's own process",
+    "relay/worker.py": "the relay's own process, on sockets it was handed",
+}
+
+CALLS = {
+    ("socket", "socket"),
+    ("socket", "create_server"),
+    ("socket", "create_connection"),
+    ("socket", "if_nametoindex"),
+    ("socket", "socketpair"),
+    ("subprocess", "Popen"),
+    ("subprocess", "run"),
+    ("os", "uname"),
+    ("os", "cpu_count"),
+    ("shutil", "which"),
+}
+
+
+def _found(tree: ast.Module) -> Iterator[str]:
+    docs = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=module), attr=name)) if (
+                module,
+                name,
+            ) in CALLS:
+                yield f"line {node.lineno}: {module}.{name}"
+            case ast.ImportFrom(module=str(module), names=names):
+                yield from (
+                    f"line {node.lineno}: {module}.{n.name}" for n in names if (module, n.name) in CALLS
+                )
+            case ast.Constant(value=str(text)) if id(node) not in docs and text.startswith(
+                ("/proc", "/sys/")
+            ):
+                yield f"line {node.lineno}: {text!r}"
+
+
+def test_nobody_reaches_the_host_past_the_machine() -> None:
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        name = str(path.relative_to(ROOT))
+        if not name.startswith(IMPLEMENT) and (lines := list(_found(ast.parse(path.read_text())))):
+            found[name] = lines
+    assert found.keys() == EXEMPT.keys(), {name: found[name] for name in found if name not in EXEMPT}
+
+
+def test_what_is_looked_for_is_found() -> None:
+    code = 'import socket\\nfrom subprocess import Popen\\nsocket.socket()\\nopen("/proc/net/dev")\\n"/proc is fine here"\\n'
+    assert len(list(_found(ast.parse(code.replace("\\n", "\n"))))) == 3
