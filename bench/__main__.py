@@ -16,6 +16,7 @@ BENCHES = (
     "memory",
     "metrics",
     "nftables",
+    "nodes",
     "pace",
     "ranges",
     "userspace",

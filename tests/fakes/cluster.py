@@ -87,7 +87,7 @@ class Folder:
     def write(self, name: str, objects: Iterable[types.Object]) -> None:
         """Writes a file of objects at one stroke."""
         (self.path / ".new").write_bytes(
-            msgspec.json.encode({"kind": "List", "items": [*map(_wire, objects)]})
+            msgspec.json.encode({"kind": "List", "items": [*map(wire, objects)]})
         )
         (self.path / ".new").rename(self.path / name)
 
@@ -96,7 +96,7 @@ class Folder:
         (self.path / f"{kind}.{namespace}.{name}.json").unlink()
 
 
-def _wire(obj: types.Object) -> dict[str, Any]:
+def wire(obj: types.Object) -> dict[str, Any]:
     """An object as the API server would write it, and some nulls."""
     kind = type(obj).__name__
     version = {"EndpointSlice": "discovery.k8s.io/v1", "ServiceCIDR": "networking.k8s.io/v1"}.get(kind, "v1")

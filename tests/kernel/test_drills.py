@@ -16,7 +16,7 @@ import pytest
 
 from kubeproxy.api import types
 from tests.fakes.apiserver import FakeApiServer
-from tests.fakes.cluster import _wire, endpoints, service
+from tests.fakes.cluster import endpoints, service, wire
 from tests.kernel.daemons import PATIENCE, Station, answers, ask, until
 from tests.kernel.traffic import Front, Traffic
 from tests.lab import netns
@@ -75,7 +75,7 @@ class ApiServer:
 
         async def put() -> None:
             for obj in objects:
-                self.server.store.put(_said(_wire(obj)))
+                self.server.store.put(_said(wire(obj)))
 
         self.do(put)
 

@@ -22,6 +22,7 @@ PREFIX = "net/netfilter/nf_conntrack_"
 def machine(monkeypatch: pytest.MonkeyPatch) -> Fake:
     """What a kernel has before anybody set anything, on a node with `CORES` processors."""
     machine = Fake()
+    machine.settings.clear()
     for name, value in {
         "max": 65536,
         "buckets": 16384,

@@ -26,6 +26,10 @@ _SYSCTLS: Final = {
     "net/ipv4/ip_forward": "1",
     "net/ipv4/conf/all/forwarding": "1",
     "net/ipv6/conf/all/forwarding": "1",
+    "net/netfilter/nf_conntrack_max": "65536",
+    "net/netfilter/nf_conntrack_buckets": "16384",
+    "net/netfilter/nf_conntrack_tcp_timeout_established": "432000",
+    "net/netfilter/nf_conntrack_tcp_timeout_close_wait": "60",
 }
 
 
