@@ -19,6 +19,7 @@ from kubeproxy import __version__, backends, nodewatch, progress, sysctls
 from kubeproxy import host as hosts
 from kubeproxy import log as klog
 from kubeproxy.backends.base import Driver, SyncError, UnsupportedError
+from kubeproxy.backends.mode import Mode
 from kubeproxy.config import KUBERNETES
 from kubeproxy.config.load import Options
 from kubeproxy.contests import Contests
@@ -171,12 +172,13 @@ def _spare(machine: Machine, score: int) -> None:
 class App:
     """The daemon."""
 
-    def __init__(self, options: Options, machine: Machine) -> None:
+    def __init__(self, options: Options, machine: Machine, *, mode: Mode | None = None) -> None:
         """Nothing is done before `run`.
 
         Args:
             options: what to run.
             machine: the host and the network namespace it runs in.
+            mode: the mode, if it is not the one the configuration names.
 
         Raises:
             FatalError: the node has no name.
@@ -187,7 +189,7 @@ class App:
         self._name = self._config.node_name
         if not self._name:
             raise FatalError("this host has no name; set --hostname-override to the name of its Node")
-        self._mode = backends.mode(self._config.mode)
+        self._mode = mode or backends.mode(self._config.mode)
         if options.userspace_listen and self._mode.without_rules:
             self._mode = backends.mode(self._mode.without_rules)
         self._stop: asyncio.Future[int] | None = None

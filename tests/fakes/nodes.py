@@ -1,63 +1,27 @@
-"""Many nodes in one process: a daemon each, on a host in memory, with drivers that remember plans (compare kubemark's hollow nodes)."""
+"""Many nodes in one process: a daemon each, on a host in memory (compare kubemark's hollow nodes)."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from kubeproxy import host as hosts
+from msgspec.structs import replace
+
 from kubeproxy.api import types
 from kubeproxy.app import App
-from kubeproxy.backends.base import Backend, Change, Failures
+from kubeproxy.backends.base import Driver
+from kubeproxy.backends.fake import MODE, FakeDriver
 from kubeproxy.config.load import load
+from kubeproxy.machine.base import Machine
 from kubeproxy.machine.fake import Fake
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.model.plan import Key, ServicePlan
 from tests.fakes.cluster import wire
-
-
-class Remembering:
-    """A driver whose kernel is a table of plans.
-
-    Attributes:
-        plans: what is programmed.
-        loads: how often all was loaded.
-        applied: the Services of each partial sync.
-    """
-
-    def __init__(self) -> None:
-        self.plans: dict[Key, ServicePlan] = {}
-        self.loads = 0
-        self.applied: list[list[Key]] = []
-
-    async def sync(self, node: NodeConfig, changes: Sequence[Change], *, full: bool) -> Failures:
-        if full:
-            self.loads += 1
-            self.plans = {}
-        else:
-            self.applied.append([change.key for change in changes])
-        for change in changes:
-            if change.after is None:
-                self.plans.pop(change.key, None)
-            else:
-                self.plans[change.key] = change.after
-        return {}
-
-    async def intact(self) -> bool:
-        return True
-
-    def watch(self, disturbed: Callable[[str], None]) -> bool:
-        return False
-
-    async def close(self) -> None:
-        """Holds nothing."""
 
 
 class Hollow(App):
     """A daemon of one node.
 
     Attributes:
-        name: the node.
         drivers: its drivers, one an IP family.
     """
 
@@ -65,18 +29,18 @@ class Hollow(App):
         given = {
             "hostname-override": name,
             "master": server,
-            "proxy-mode": "nftables",
             "healthz-port": 0,
             "metrics-port": 0,
             **flags,
         }
-        super().__init__(load(given, "linux"), Fake(("127.0.0.1", address)))
-        self.name = name
-        self.drivers: list[Remembering] = []
+        self.drivers: list[FakeDriver] = []
+        super().__init__(
+            load(given, "linux"), Fake(("127.0.0.1", address)), mode=replace(MODE, open=self._made)
+        )
 
-    async def _open(self, host: hosts.Host) -> list[tuple[NodeConfig, Backend]]:
-        self.drivers = [Remembering() for _ in host.nodes]
-        return [(node, driver) for node, driver in zip(host.nodes, self.drivers, strict=True)]
+    def _made(self, _: Machine, __: NodeConfig) -> Driver:
+        self.drivers.append(FakeDriver())
+        return self.drivers[-1]
 
 
 def node(name: str, address: str) -> dict[str, Any]:
