@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from kubeproxy.backends.base import ByPrograms, Driver, SyncError
 from kubeproxy.backends.mode import Mode, unavailable
-from kubeproxy.machine.base import Machine
 
 if TYPE_CHECKING:
     from kubeproxy.backends.variants import OtherVariant
+    from kubeproxy.machine.base import Machine
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def mode(name: str) -> Mode:
     return found
 
 
-def cleanup(machine: Machine, *names: str) -> None:
+def cleanup(machine: "Machine", *names: str) -> None:
     """Removes what modes left in the kernel; all of them if none is named.
 
     Raises:
@@ -49,7 +49,7 @@ def cleanup(machine: Machine, *names: str) -> None:
         raise SyncError("; ".join(troubles))
 
 
-def other_variants(machine: Machine, chosen: Mode, opened: Iterable[Driver]) -> "list[OtherVariant]":
+def other_variants(machine: "Machine", chosen: Mode, opened: Iterable[Driver]) -> "list[OtherVariant]":
     """The variants of iptables that a mode's rules are not in; none for a mode that replaces no other.
 
     Args:
@@ -67,7 +67,7 @@ def other_variants(machine: Machine, chosen: Mode, opened: Iterable[Driver]) -> 
     return [OtherVariant(machine, variant, cleaners) for variant in VARIANTS if variant not in used]
 
 
-def serves(machine: Machine, chosen: Mode) -> bool:
+def serves(machine: "Machine", chosen: Mode) -> bool:
     """Whether the kernel serves Services by what an earlier run left, of this mode or of those it replaces.
 
     If the kernel does not tell, it does.

@@ -15,12 +15,12 @@ from kubeproxy.backends.base import Driver, UnsupportedError
 from kubeproxy.config.checks import Problem
 from kubeproxy.config.durations import Duration
 from kubeproxy.config.types import IPVS, SYNC_PERIOD, IPTables, KubeProxyConfiguration, NFTables
-from kubeproxy.machine.base import Machine
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
 
 if TYPE_CHECKING:
     from kubeproxy.backends.programs import Tables
+    from kubeproxy.machine.base import Machine
 
 
 class FailureMetric(Struct, frozen=True, gc=False):
@@ -95,9 +95,9 @@ class Mode(Struct, frozen=True, kw_only=True):
     node: Callable[[NodeConfig, KubeProxyConfiguration], NodeConfig] = _same
     problems: Callable[[KubeProxyConfiguration], Iterable[Problem]] = _no_problems
     doubts: Callable[[KubeProxyConfiguration, Family], Iterable[str]] = _no_doubts
-    open: Callable[[Machine, NodeConfig], Driver]
-    cleanup: Callable[[Machine], None] | None = None
-    serves: Callable[[Machine], bool] | None = None
+    open: "Callable[[Machine, NodeConfig], Driver]"
+    cleanup: "Callable[[Machine], None] | None" = None
+    serves: "Callable[[Machine], bool] | None" = None
     clean_tables: "Callable[[Tables], int] | None" = None
 
     def sync_period(self, config: KubeProxyConfiguration) -> Duration:
@@ -129,7 +129,7 @@ class Mode(Struct, frozen=True, kw_only=True):
 def unavailable(name: str, available: Iterable[str]) -> Mode:
     """The mode of a name that is none of ours: it has no sections of its own and cannot be opened."""
 
-    def refuse(_: Machine, __: NodeConfig) -> Driver:
+    def refuse(_: "Machine", __: NodeConfig) -> Driver:
         raise UnsupportedError(f"proxy mode {name} is not available; available: {', '.join(available)}")
 
     return Mode(name=name, open=refuse, lasting=False, platforms=frozenset())

@@ -13,6 +13,7 @@ from kubeproxy.api.rows import NodeRow
 from kubeproxy.config.load import load
 from kubeproxy.events import Events
 from kubeproxy.hub import Hub
+from kubeproxy.machine.base import Machine
 from kubeproxy.serve.listen import allow_many_files, hold
 from kubeproxy.serve.message import text
 from kubeproxy.serve.serving import Serving
@@ -107,7 +108,7 @@ async def test_a_fatal_address_ends_all(taken: socket.socket) -> None:
 async def test_a_server_without_an_address_listens_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[str] = []
 
-    async def remember(name: str, *_: object, **__: object) -> None:
+    async def remember(_: Machine, name: str, *__: object, **___: object) -> None:
         held.append(name)
         await asyncio.Event().wait()
 

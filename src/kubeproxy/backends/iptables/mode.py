@@ -8,27 +8,27 @@ from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Driver
 from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config.types import KubeProxyConfiguration
-from kubeproxy.machine.base import Machine
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
 
 if TYPE_CHECKING:
     from kubeproxy.backends.programs import Tables
+    from kubeproxy.machine.base import Machine
 
 
-def _open(machine: Machine, node: NodeConfig) -> Driver:
+def _open(machine: "Machine", node: NodeConfig) -> Driver:
     from kubeproxy.backends.iptables import prepare
 
     return prepare.open_driver(machine, node)
 
 
-def _cleanup(machine: Machine) -> None:
+def _cleanup(machine: "Machine") -> None:
     from kubeproxy.backends.iptables import cleanup
 
     cleanup.cleanup(machine)
 
 
-def _serves(machine: Machine) -> bool:
+def _serves(machine: "Machine") -> bool:
     from kubeproxy.backends.iptables import cleanup
 
     return cleanup.serves(machine)

@@ -11,28 +11,28 @@ from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config import checks
 from kubeproxy.config.checks import Problem
 from kubeproxy.config.types import KubeProxyConfiguration
-from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 
 if TYPE_CHECKING:
     from kubeproxy.backends.programs import Tables
+    from kubeproxy.machine.base import Machine
 
 _SECTION = "KubeProxyIPVSConfiguration"
 
 
-def _open(machine: Machine, node: NodeConfig) -> Driver:
+def _open(machine: "Machine", node: NodeConfig) -> Driver:
     from kubeproxy.backends.ipvs import prepare
 
     return prepare.open_driver(machine, node)
 
 
-def _cleanup(machine: Machine) -> None:
+def _cleanup(machine: "Machine") -> None:
     from kubeproxy.backends.ipvs import cleanup
 
     cleanup.cleanup(machine)
 
 
-def _serves(machine: Machine) -> bool:
+def _serves(machine: "Machine") -> bool:
     from kubeproxy.backends.ipvs import cleanup
 
     return cleanup.serves(machine)

@@ -1,7 +1,7 @@
 """nftables mode."""
 
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
@@ -10,24 +10,26 @@ from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config import checks
 from kubeproxy.config.checks import Problem
 from kubeproxy.config.types import PRIMARY, KubeProxyConfiguration
-from kubeproxy.machine.base import Machine
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
 
+if TYPE_CHECKING:
+    from kubeproxy.machine.base import Machine
 
-def _open(machine: Machine, node: NodeConfig) -> Driver:
+
+def _open(machine: "Machine", node: NodeConfig) -> Driver:
     from kubeproxy.backends.nftables import prepare
 
     return prepare.open_driver(machine, node)
 
 
-def _cleanup(machine: Machine) -> None:
+def _cleanup(machine: "Machine") -> None:
     from kubeproxy.backends.nftables import cleanup
 
     cleanup.cleanup(machine)
 
 
-def _serves(machine: Machine) -> bool:
+def _serves(machine: "Machine") -> bool:
     from kubeproxy.backends.nftables import cleanup
 
     return cleanup.serves(machine)

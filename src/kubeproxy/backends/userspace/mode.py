@@ -1,6 +1,6 @@
 """userspace mode."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
@@ -8,11 +8,13 @@ from kubeproxy.backends.base import Driver
 from kubeproxy.backends.mode import Mode
 from kubeproxy.backends.nftables import mode as nftables
 from kubeproxy.config.types import KubeProxyConfiguration
-from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 
+if TYPE_CHECKING:
+    from kubeproxy.machine.base import Machine
 
-def _open(machine: Machine, node: NodeConfig) -> Driver:
+
+def _open(machine: "Machine", node: NodeConfig) -> Driver:
     from kubeproxy.backends.userspace import prepare
 
     return prepare.open_driver(machine, node)

@@ -1,6 +1,6 @@
 """userspace mode without rules (--userspace-listen)."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
@@ -8,11 +8,13 @@ from kubeproxy.backends.base import Driver
 from kubeproxy.backends.mode import Mode
 from kubeproxy.backends.userspace import mode as userspace
 from kubeproxy.config.types import KubeProxyConfiguration
-from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 
+if TYPE_CHECKING:
+    from kubeproxy.machine.base import Machine
 
-def _open(machine: Machine, node: NodeConfig) -> Driver:
+
+def _open(machine: "Machine", node: NodeConfig) -> Driver:
     from functools import partial
 
     from kubeproxy.backends.userspace import here
