@@ -17,6 +17,7 @@ from typing import Final, Literal, Protocol
 
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.backends.base import SyncError, UnsupportedError
+from kubeproxy.backends.shared import saved
 from kubeproxy.linux import run, xtables
 from kubeproxy.log import V6
 from kubeproxy.machine.base import Machine
@@ -264,18 +265,12 @@ Held = Mapping[str, tuple[list[str], list[tuple[str, str]]]]
 def by_table(lines: Iterable[str]) -> Held:
     """What `save` printed: of each table the chains, and the rules with the chain they are in."""
     found: dict[str, tuple[list[str], list[tuple[str, str]]]] = {}
-    table = ""
-    for line in lines:
-        if line.startswith("*"):
-            table = line[1:]
-            if table in TABLES:
-                found[table] = [], []
-        elif table in found:
-            chains, rules = found[table]
-            if line.startswith(":"):
-                chains.append(line[1 : line.index(" ")])
-            elif line.startswith("-A "):
-                chain, _, rule = line[3:].partition(" ")
+    for table, chain, rule in saved.parse(lines):
+        if table in TABLES:
+            chains, rules = found.setdefault(table, ([], []))
+            if rule is None:
+                chains.append(chain)
+            else:
                 rules.append((chain, rule))
     return found
 

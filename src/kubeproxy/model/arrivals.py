@@ -10,13 +10,14 @@ kept. At a front that several Services name, what leads to an endpoint of any of
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, Protocol
+from typing import Protocol
 
+from kubeproxy import protocols
 from kubeproxy.model import flows
 from kubeproxy.model.flows import Listing, Place, place
 from kubeproxy.model.plan import PortPlan, ServicePlan
 
-TCP: Final = 6
+TCP = protocols.TCP
 
 
 class Flow(flows.Flow, Protocol):

@@ -22,8 +22,9 @@ from typing import Final, NamedTuple, Protocol
 
 from kubeproxy.api.addresses import pack
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
+from kubeproxy.protocols import SCTP, UDP
 
-PROTOCOLS: Final = {"UDP": 17, "SCTP": 132}
+PROTOCOLS: Final = {"UDP": UDP, "SCTP": SCTP}
 
 MOST_LISTINGS: Final = 8
 """Each listing has the kernel walk its whole table; for more of a protocol, one that lists all its flows is cheaper."""

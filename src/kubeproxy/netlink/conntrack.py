@@ -15,14 +15,13 @@ import errno
 import struct
 from collections.abc import Iterator, Sequence
 from socket import AF_INET, AF_INET6
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
+from kubeproxy import protocols
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.namespace import Namespace
 
-TCP: Final = 6
-UDP: Final = 17
-SCTP: Final = 132
+SCTP, TCP, UDP = protocols.SCTP, protocols.TCP, protocols.UDP
 
 _SUBSYSTEM = 1 << 8
 _GET, _DELETE, _GET_STATS = _SUBSYSTEM | 1, _SUBSYSTEM | 2, _SUBSYSTEM | 5

@@ -8,13 +8,14 @@ Source: linux/ip_vs.h, net/netfilter/ipvs/ip_vs_ctl.c.
 
 import struct
 from collections.abc import Collection, Iterator, Sequence
-from socket import AF_INET, AF_INET6, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
+from socket import AF_INET, AF_INET6
 from typing import Final, NamedTuple
 
+from kubeproxy import protocols
 from kubeproxy.netlink import generic, wire
 from kubeproxy.netlink.namespace import Namespace
 
-TCP, UDP, SCTP = int(IPPROTO_TCP), int(IPPROTO_UDP), int(IPPROTO_SCTP)
+SCTP, TCP, UDP = protocols.SCTP, protocols.TCP, protocols.UDP
 
 PERSISTENT: Final = 0x1
 SCHEDULER_1: Final = 0x8

@@ -14,6 +14,7 @@ from kubeproxy.backends.iptables import names
 from kubeproxy.backends.iptables.rules import Compiled, Shared
 from kubeproxy.backends.iptables.static import Frame
 from kubeproxy.backends.programs import NAT, TABLES, Tables, target
+from kubeproxy.backends.shared import saved
 from kubeproxy.model.plan import Key
 
 _UNREADABLE = re.compile(r"# Table `(\w+)' is incompatible")
@@ -132,24 +133,23 @@ class Held:
         self.cold = not self._owned and not any(self._fronts.values())
 
     def _read(self, lines: Iterable[str], known: set[Shared]) -> None:
-        table = ""
-        for line in lines:
-            if line.startswith("-A "):
-                chain, _, rule = line[3:].partition(" ")
-                if table == NAT and chain in self._owned:
-                    self._owned[chain] = hash((self._owned[chain], line))
-                elif (rules := self._rules.get((table, chain))) is not None:
-                    rules.append(rule)
-            elif line.startswith(":"):
-                chain = line[1 : line.index(" ")]
+        for table, chain, rule in saved.parse(self._readable(lines)):
+            if rule is None:
                 if (table, chain) in known:
                     self._rules[table, chain] = []
                 elif table == NAT and names.is_owned(chain):
                     self._owned[chain] = 0
-            elif line.startswith("*"):
-                table = line[1:]
-            elif found := _UNREADABLE.match(line):
+            elif table == NAT and chain in self._owned:
+                self._owned[chain] = hash((self._owned[chain], rule))
+            elif (rules := self._rules.get((table, chain))) is not None:
+                rules.append(rule)
+
+    def _readable(self, lines: Iterable[str]) -> Iterator[str]:
+        """Notes what is said in place of a table that cannot be read."""
+        for line in lines:
+            if line.startswith("#") and (found := _UNREADABLE.match(line)):
                 self.unreadable.add(found[1])
+            yield line
 
     def _has(self, where: Shared, rule: str) -> bool:
         """Whether a rule is in a chain that is not ours alone."""
@@ -200,7 +200,7 @@ class Held:
 def _digest(text: str) -> int:
     value = 0
     for line in text.splitlines():
-        value = hash((value, line))
+        value = hash((value, line.split(" ", 2)[2]))
     return value
 
 
@@ -208,12 +208,8 @@ def unreferenced(tables: Tables, chains: Iterable[str]) -> list[str]:
     """Those of some chains of table nat that can be deleted together: nothing that stays leads to them."""
     removable = dict.fromkeys(chains)
     leads_to: dict[str, list[str]] = {}
-    table = ""
-    for line in tables.save():
-        if line.startswith("*"):
-            table = line[1:]
-        elif line.startswith("-A ") and table == NAT:
-            chain, _, rule = line[3:].partition(" ")
+    for table, chain, rule in saved.parse(tables.save()):
+        if table == NAT and rule is not None:
             leads_to.setdefault(chain, []).append(target(rule))
     stay = [chain for chain in leads_to if chain not in removable]
     while stay:

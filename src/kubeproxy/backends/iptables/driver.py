@@ -34,6 +34,7 @@ from kubeproxy.backends.iptables.watch import watch
 from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables, Variant
 from kubeproxy.backends.shared import held_rules
 from kubeproxy.backends.shared.held_rules import HeldRules, RuleSteps
+from kubeproxy.backends.shared.isolation import isolate
 from kubeproxy.figures import Figure
 from kubeproxy.log import V2
 from kubeproxy.model.node import NodeConfig
@@ -56,9 +57,6 @@ _LINES_PER_ENDPOINT = 4
 
 _TRIES = 3
 """So often a full sync is tried if it is refused while others change the tables."""
-
-_HOPELESS = 16
-"""So many refusals without one success are not the Services' fault."""
 
 _COUNTERS = (
     (
@@ -387,24 +385,16 @@ class IPTables:
         failures: dict[Key, str],
     ) -> None:
         """Sends one part of fragments; when it is refused, splits them at the suspect and tries each piece."""
-        todo = [fragments]
-        accepted = refused = 0
-        while todo:
-            piece = todo.pop()
-            try:
-                self._write(table, (line for f in piece for line in part(f)))
-                accepted += 1
-            except RefusedError as e:
-                if len(piece) == 1:
-                    (guilty,) = piece
-                    assert guilty.key is not None
-                    failures[guilty.key] = str(e)
-                    refused += 1
-                    if not accepted and refused >= _HOPELESS:
-                        raise SyncError(f"every Service is refused; the last words: {e}") from e
-                    continue
-                at = _suspect(piece, part, e.line)
-                todo += [p for p in (piece[at + 1 :], piece[at : at + 1], piece[:at]) if p]
+
+        def send(piece: Sequence[Fragment]) -> None:
+            self._write(table, (line for f in piece for line in part(f)))
+
+        def suspect(piece: Sequence[Fragment], error: RefusedError) -> int:
+            return _suspect(piece, part, error.line)
+
+        for guilty, error in isolate(fragments, send, RefusedError, suspect):
+            assert guilty.key is not None
+            failures[guilty.key] = str(error)
 
     def _sweep(self, held: Held, failures: Failures, is_lost: Callable[[str], bool]) -> None:
         """Deletes what no Service wants any more; what a refused one or somebody else uses stays.
@@ -462,7 +452,7 @@ class IPTables:
         return Dialect(node, counters=self._counters, comments=not _is_large(self._endpoints))
 
 
-def _suspect(piece: list[Fragment], part: Callable[[Fragment], list[str]], line: int) -> int:
+def _suspect(piece: Sequence[Fragment], part: Callable[[Fragment], list[str]], line: int) -> int:
     """Which fragment a line of the input belongs to; the middle one if that is not told."""
     count = 0
     for i, f in enumerate(piece):

@@ -4,8 +4,9 @@ Per-Service chains carry a hash: 16 characters of base32 over SHA-256 of the Ser
 case and, for an endpoint's chain, its "address:port".
 """
 
-from hashlib import sha256
 from typing import Final
+
+from kubeproxy.backends.shared.hashes import hash16
 
 SERVICES: Final = "KUBE-SERVICES"
 EXTERNAL_SERVICES: Final = "KUBE-EXTERNAL-SERVICES"
@@ -28,18 +29,8 @@ OWNED_PREFIXES: Final = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-EXT-", "KU
 INVALID_COUNTER: Final = "ct_state_invalid_dropped_pkts"
 LOCALHOST_COUNTER: Final = "localhost_nps_accepted_pkts"
 
-_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
-_PAIRS = tuple([a + b for a in _ALPHABET for b in _ALPHABET])
-
-
-def suffix(text: str) -> str:
-    """The 16 characters of a chain name's hash."""
-    bits = int.from_bytes(sha256(text.encode()).digest()[:10])
-    pairs = _PAIRS
-    return (
-        f"{pairs[bits >> 70]}{pairs[bits >> 60 & 1023]}{pairs[bits >> 50 & 1023]}{pairs[bits >> 40 & 1023]}"
-        f"{pairs[bits >> 30 & 1023]}{pairs[bits >> 20 & 1023]}{pairs[bits >> 10 & 1023]}{pairs[bits & 1023]}"
-    )
+suffix = hash16
+"""The hash of a chain's name."""
 
 
 def is_owned(chain: str) -> bool:

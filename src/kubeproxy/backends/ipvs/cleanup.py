@@ -8,6 +8,7 @@ IPVS loaded is left as it is.
 import logging
 from collections.abc import Callable, Mapping
 
+from kubeproxy import protocols
 from kubeproxy.api.addresses import FAMILIES, Family
 from kubeproxy.backends import programs
 from kubeproxy.backends.base import SyncError
@@ -16,12 +17,11 @@ from kubeproxy.backends.ipvs.hold import hold
 from kubeproxy.backends.ipvs.kernel import Kernel, Linux, ServerChange
 from kubeproxy.backends.programs import RefusedError, Tables, target
 from kubeproxy.machine.base import Machine
-from kubeproxy.netlink import ipset, ipvs, route
+from kubeproxy.netlink import ipset, route
 from kubeproxy.netlink.ipvs import Virtual
 
 log = logging.getLogger(__name__)
 
-_PROTOCOLS = {"TCP": ipvs.TCP, "UDP": ipvs.UDP, "SCTP": ipvs.SCTP}
 _OWN_HOOK = '--comment "kube-proxy firewall rules"'
 """A rule of ours, and not of iptables mode, that leads to a chain both have."""
 
@@ -80,7 +80,7 @@ def own_servers(kernel: Kernel, sets: Mapping[str, str]) -> list[Virtual]:
     """
     headers = kernel.headers()
     ports = {
-        (_PROTOCOLS[protocol], element.port)
+        (protocols.NUMBERS[protocol], element.port)
         for name, protocol in sets.items()
         if name in headers
         for element in kernel.elements(name)

@@ -10,6 +10,7 @@ iptables rules look up in sets what else is to happen to a packet: masquerading,
 from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
+from kubeproxy import protocols
 from kubeproxy.api.addresses import IPV4, is_link_local, is_loopback, pack
 from kubeproxy.backends.admission import Admission
 from kubeproxy.backends.ipvs import names
@@ -20,7 +21,6 @@ from kubeproxy.netlink.ipset import Element
 from kubeproxy.netlink.ipvs import Real, Settings, Virtual
 
 DEFAULT_SCHEDULER: Final = "rr"
-_PROTOCOLS: Final = {"TCP": ipvs.TCP, "UDP": ipvs.UDP, "SCTP": ipvs.SCTP}
 
 
 class Target(NamedTuple):
@@ -83,7 +83,7 @@ def compile_service(
 
 
 def _compile_port(p: PortPlan, d: Dialect, out: Compiled, without: Collection[PortId]) -> None:
-    protocol = _PROTOCOLS[p.protocol]
+    protocol = protocols.NUMBERS[p.protocol]
     entries = out.entries
     settings = Settings(d.scheduler, d.flags | (ipvs.PERSISTENT if p.affinity else 0), p.affinity)
     inside = Target(settings, _reals(p, local=p.internal_local))

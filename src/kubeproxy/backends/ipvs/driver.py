@@ -16,6 +16,7 @@ import errno
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
+from kubeproxy import protocols
 from kubeproxy.api.addresses import contains, join, unpack
 from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
 from kubeproxy.backends.ipvs import names, rehearsal
@@ -48,8 +49,6 @@ DRAIN_SECONDS = 10.0
 
 Item = Virtual | tuple[str, Element] | bytes
 """What can be refused: a virtual server, an element of a set by its short name, an address of kube-ipvs0."""
-
-_PROTOCOLS = {ipvs.TCP: "TCP", ipvs.UDP: "UDP", ipvs.SCTP: "SCTP"}
 
 
 class IPVS:
@@ -384,7 +383,7 @@ def _addresses(entries: dict[str, list[Element]]) -> list[bytes]:
 def _told(item: Item) -> str:
     """What was refused, for people."""
     if isinstance(item, Virtual):
-        return f"virtual server {_PROTOCOLS[item.protocol]} {join(unpack(item.address), item.port)}"
+        return f"virtual server {protocols.NAMES[item.protocol]} {join(unpack(item.address), item.port)}"
     if isinstance(item, bytes):
         return f"address {unpack(item)} of {names.INTERFACE}"
     name, element = item

@@ -6,6 +6,7 @@ chains we put single rules, on top. Each table is changed wholly or not at all.
 
 from kubeproxy.backends.ipvs.frame import HOOKS, OUT, Chain, Chains
 from kubeproxy.backends.programs import FILTER, NAT, Tables
+from kubeproxy.backends.shared import saved
 
 
 class Rules:
@@ -24,18 +25,13 @@ class Rules:
         """
         hooks = {where for where, _ in HOOKS}
         held: dict[Chain, list[str]] = {}
-        table = ""
-        for line in self._tables.save():
-            if line.startswith("-A "):
-                chain, _, rule = line[3:].partition(" ")
-                if (table, chain) in held:
-                    held[table, chain].append(rule)
-            elif line.startswith(":"):
-                where = table, line[1 : line.index(" ")]
+        for table, chain, rule in saved.parse(self._tables.save()):
+            where = table, chain
+            if rule is None:
                 if where in wanted or where in hooks:
                     held[where] = []
-            elif line.startswith("*"):
-                table = line[1:]
+            elif where in held:
+                held[where].append(rule)
         self._held = {where: rules for where, rules in held.items() if where in wanted}
         lines = _difference(self._held, wanted)
         for where, rule in reversed(HOOKS):

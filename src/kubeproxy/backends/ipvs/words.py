@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
+from kubeproxy import protocols
 from kubeproxy.api.addresses import join, unpack
 from kubeproxy.netlink import ipvs
 from kubeproxy.netlink.ipset import Element
 from kubeproxy.netlink.ipvs import Real, Settings, Virtual
 
 _FLAGS = {ipvs.TCP: "-t", ipvs.UDP: "-u", ipvs.SCTP: "--sctp-service"}
-_PROTOCOLS = {ipvs.TCP: "tcp", ipvs.UDP: "udp", ipvs.SCTP: "sctp"}
 
 
 def virtual(at: Virtual) -> str:
@@ -44,7 +44,7 @@ def _parts(given: Element) -> Iterator[str]:
     if given.address:
         yield unpack(given.address)
     if given.protocol:
-        yield f"{_PROTOCOLS[given.protocol]}:{given.port}"
+        yield f"{protocols.NAMES[given.protocol].lower()}:{given.port}"
     elif not given.address:
         yield str(given.port)
     if given.other:

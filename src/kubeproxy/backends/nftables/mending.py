@@ -4,24 +4,21 @@ Each Service's difference is complete in itself, so a piece that the kernel refu
 which Service it is. What no Service wants goes last; of a refused Service everything stays.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.nftables import frame, layout
 from kubeproxy.backends.nftables.chains import SharedChain
 from kubeproxy.backends.nftables.compile import Compiled, Element
 from kubeproxy.backends.nftables.content import NOTHING, Content, own_objects
 from kubeproxy.backends.nftables.held import KEY_AT, Held
 from kubeproxy.backends.nftables.transaction import Transaction
+from kubeproxy.backends.shared.isolation import isolate
 from kubeproxy.model.plan import Key
 from kubeproxy.netlink.nft.kernel import RefusedError
 
 _PIECE = 5_000
 """About how many elements are sent at a time: no slower than more of them, and they need 10 MB less."""
-
-_HOPELESS = 16
-"""So many refusals without one success are not the Services' fault."""
 
 
 class _Part(NamedTuple):
@@ -148,26 +145,16 @@ class Mending:
 
     def _send(self, piece: list[_Part]) -> None:
         """Sends parts together; when the kernel refuses them, in halves."""
-        todo = [piece]
-        accepted = 0
-        while todo:
-            parts = todo.pop()
-            transaction = Transaction(self._content.table)
-            for part in parts:
-                own_objects(transaction, part.held, part.compiled)
-                transaction.delete(part.delete)
-                transaction.add(part.add)
-            try:
-                self._commit(transaction)
-                accepted += 1
-            except RefusedError as e:
-                if len(parts) > 1:
-                    middle = len(parts) // 2
-                    todo += [parts[middle:], parts[:middle]]
-                    continue
-                self._refused(parts[0], e)
-                if not accepted and len(self._failures) >= _HOPELESS:
-                    raise SyncError(f"every Service is refused; the last words: {e}") from e
+        for part, error in isolate(piece, self._send_together, RefusedError):
+            self._refused(part, error)
+
+    def _send_together(self, parts: Sequence[_Part]) -> None:
+        transaction = Transaction(self._content.table)
+        for part in parts:
+            own_objects(transaction, part.held, part.compiled)
+            transaction.delete(part.delete)
+            transaction.add(part.add)
+        self._commit(transaction)
 
     def _refused(self, part: _Part, error: RefusedError) -> None:
         self._failures[part.key] = str(error)

@@ -7,9 +7,8 @@ where HASH is the first 8 characters of base32 over SHA-256 of what follows it. 
 colons become dots.
 """
 
-from hashlib import sha256
+from kubeproxy.backends.shared.hashes import hash8
 
-_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _LONGEST = 240
 
 
@@ -31,6 +30,4 @@ def endpoint(name: str, protocol: str, address: str, number: int) -> str:
 
 
 def _hashed(text: str) -> str:
-    bits = int.from_bytes(sha256(text.encode()).digest()[:5])
-    digits = "".join(_ALPHABET[bits >> shift & 31] for shift in range(35, -5, -5))
-    return f"{digits}-{text}"[:_LONGEST].replace(":", ".")
+    return f"{hash8(text)}-{text}"[:_LONGEST].replace(":", ".")

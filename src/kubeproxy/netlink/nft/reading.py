@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Final, NamedTuple
 
+from kubeproxy import protocols
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import expressions as x
 from kubeproxy.netlink.nft.messages import ACCEPT, DROP, FAMILY_NAMES, GOTO, JUMP, RETURN
 
-PROTOCOLS: Final = {6: "tcp", 17: "udp", 132: "sctp"}
+PROTOCOLS: Final = {number: name.lower() for number, name in protocols.NAMES.items()}
 _VERDICTS = {DROP: "drop", ACCEPT: "accept", RETURN: "return", JUMP: "jump", GOTO: "goto"}
 _FIRST_REGISTER = 8
 _LARGE_REGISTER = 4
