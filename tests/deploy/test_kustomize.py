@@ -38,15 +38,6 @@ def options_of(text: str) -> KubeProxyConfiguration:
     return config
 
 
-def with_monitoring(tmp_path: Path, overlay: str) -> dict[str, Object]:
-    """An overlay with the component for the Prometheus Operator."""
-    base = os.path.relpath(KUSTOMIZE, tmp_path.resolve())  # kustomize takes no others
-    (tmp_path / "kustomization.yaml").write_text(
-        f"resources: [{base}/{overlay}]\ncomponents: [{base}/components/monitoring]\n"
-    )
-    return objects.parse(call("kubectl", "kustomize", tmp_path))
-
-
 @rendered
 def test_an_api_server_takes_them(folder: str) -> None:
     found = objects.parse(objects.kustomize(folder))
@@ -206,20 +197,32 @@ def test_the_example_changes_what_it_says_and_no_more() -> None:
     assert changed == {"image", "KUBERNETES_SERVICE_HOST", "clusterCIDR"}
 
 
-def test_monitoring_opens_the_metrics_and_changes_no_other_setting(tmp_path: Path) -> None:
-    found = with_monitoring(tmp_path, "overlays/fresh")
-    plain = yaml.safe_load(objects.config(objects.parse(objects.kustomize("overlays/fresh"))))
-    text = objects.config(found)
-    assert options_of(text).metrics_bind_address == "0.0.0.0:10249"
-    assert yaml.safe_load(text) == {**plain, "metricsBindAddress": "0.0.0.0:10249"}
+def test_what_the_example_has_in_comments_brings_monitoring(tmp_path: Path) -> None:
+    base = os.path.relpath(KUSTOMIZE, tmp_path.resolve())
+    text, changes = re.subn(
+        "^# (- )", r"\1", (KUSTOMIZE / "example/kustomization.yaml").read_text(), flags=re.MULTILINE
+    )
+    assert changes == 1
+    (tmp_path / "kustomization.yaml").write_text(text.replace("- ../", f"- {base}/"))
+    settings = (KUSTOMIZE / "example/config.conf").read_text()
+    (opened,) = re.findall(r"^# For Prometheus: (.*)\nmetricsBindAddress: .*$", settings, re.MULTILINE)
+    settings = re.sub(
+        "^metricsBindAddress: .*$", f"metricsBindAddress: {opened}", settings, flags=re.MULTILINE
+    )
+    (tmp_path / "config.conf").write_text(settings)
+    found = objects.parse(call("kubectl", "kustomize", tmp_path))
+    config = options_of(objects.config(found))
+    assert (config.cluster_cidr, config.metrics_bind_address) == ("10.244.0.0/16", "0.0.0.0:10249")
     monitor = objects.only(found.values(), "PodMonitor")
     daemon_set = objects.only(found.values(), "DaemonSet")
     labels = daemon_set["spec"]["template"]["metadata"]["labels"]
     assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert monitor["spec"]["jobLabel"] in labels
     assert monitor["metadata"]["namespace"] == daemon_set["metadata"]["namespace"]
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     (container,) = objects.pod(found)["containers"]
     assert endpoint["port"] in {port["name"] for port in container["ports"]}
+    assert objects.only(found.values(), "PrometheusRule")["metadata"]["namespace"] == "kube-system"
 
 
 # kubeadm
