@@ -104,5 +104,5 @@ def _pod_specs(each: Object) -> Iterator[Object]:
 
 @functools.cache
 def _validator(release: str, name: str) -> Any:
-    definitions = json.loads((path("schemas", release) / "_definitions.json").read_text())["$defs"]
+    definitions = json.loads(path("schemas", release, "definitions.json").read_text())["$defs"]
     return fastjsonschema.compile({"$ref": f"#/$defs/{name}", "$defs": definitions})

@@ -12,6 +12,7 @@ import yaml
 
 from kubeproxy import __version__
 from tests.deploy import objects
+from tests.deploy.cluster import with_kube_proxy
 from tests.deploy.objects import DEPLOY, Object
 from tests.deploy.test_kustomize import options_of
 from tests.tools import call
@@ -150,6 +151,20 @@ def test_it_does_not_work_without_image_and_address() -> None:
 def test_the_schema_refuses(tmp_path: Path, values: dict[str, Any], place: str) -> None:
     with pytest.raises(RuntimeError, match=re.escape(place)):
         helm(tmp_path, {**REQUIRED, **values})
+
+
+@pytest.mark.parametrize("nodes", [None, 0, 3])
+def test_it_is_refused_beside_a_kube_proxy_that_runs(tmp_path: Path, nodes: int | None) -> None:
+    """One that is scheduled on no node is harmless: so it is switched off where it cannot be deleted."""
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(REQUIRED))
+    command = ("template", "any", CHART, "-f", tmp_path / "values.yaml")
+    with with_kube_proxy(nodes) as url:
+        asking = ("--dry-run=server", "--disable-openapi-validation", "--kube-apiserver", url)
+        if nodes:
+            with pytest.raises(RuntimeError, match="kube-system/kube-proxy runs on this cluster"):
+                call("helm", *command, *asking)
+        else:
+            assert "kind: DaemonSet" in call("helm", *command, *asking)
 
 
 def test_helm_finds_nothing_to_complain_of(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def configuration(folder: Path, address: str) -> Path:
     }
     (folder / "nodes.yaml").write_text(yaml.safe_dump([{"targets": ["192.0.2.99:10250"], "labels": labels}]))
     config = {
-        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "global": {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "2s"},
         "rule_files": [str(RULES)],
         "scrape_configs": [{**job, "file_sd_configs": [{"files": [str(folder / "nodes.yaml")]}]}],
     }

@@ -101,9 +101,11 @@ def _from_python(folder: Path, made: Path) -> None:
         for release in SCHEMAS:
             (made / "schemas" / release).mkdir(parents=True)
             prefix = f"kubernetes_validate/kubernetes-json-schema/{release}-local-strict/"
-            for name in archive.namelist():
-                if name.startswith(prefix):
-                    (made / "schemas" / release / name.removeprefix(prefix)).write_bytes(archive.read(name))
+            try:
+                text = archive.read(f"{prefix}_definitions.json")
+            except KeyError:
+                raise MissingError(f"{wheel.name} has no schemas of {release}: change SCHEMAS") from None
+            (made / "schemas" / release / "definitions.json").write_bytes(text)
 
 
 def _layer(wheel: Path) -> zipfile.ZipFile:
