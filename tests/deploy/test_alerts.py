@@ -192,6 +192,9 @@ CASES = [
         },
         {"reason": "NoReadyEndpoints"},
     ),
+    gauge(
+        "KubeProxyFrontsContested", f"kubeproxy_contested_fronts{{{IN_FAMILY}}}", 1, 0, {"ip_family": "IPv4"}
+    ),
     Case(
         "KubeProxyHealthCheckPortsClosed",
         {f'kubeproxy_health_check_node_ports{{{IN_FAMILY},state="failed"}}': "1x60"},
