@@ -231,11 +231,12 @@ def test_listeners_of_a_relay_that_is_stopped_are_closed(make: Make) -> None:
 
 
 WITH_A_RELAY = """
-import sys, time
+import sys
+from kubeproxy.machine.linux import Linux
 from kubeproxy.relay import sockets
 from kubeproxy.relay.control import Patience, Relay
 from kubeproxy.relay.values import Listener
-relay = Relay("relay", patience=Patience(idle=0.1, tick=0.2, answer=4.0))
+relay = Relay(Linux(), "relay", patience=Patience(idle=0.1, tick=0.2, answer=4.0))
 relay.open(sockets.bind("127.0.0.1", (0, 0), udp=False), Listener("web", "web"))
 assert relay.settle(300)
 for _ in sys.stdin:
