@@ -236,8 +236,9 @@ from kubeproxy.machine.linux import Linux
 from kubeproxy.relay import sockets
 from kubeproxy.relay.control import Patience, Relay
 from kubeproxy.relay.values import Listener
-relay = Relay(Linux(), "relay", patience=Patience(idle=0.1, tick=0.2, answer=4.0))
-relay.open(sockets.bind("127.0.0.1", (0, 0), udp=False), Listener("web", "web"))
+machine = Linux()
+relay = Relay(machine, "relay", patience=Patience(idle=0.1, tick=0.2, answer=4.0))
+relay.open(sockets.bind(machine, "127.0.0.1", (0, 0), udp=False), Listener("web", "web"))
 assert relay.settle(300)
 for _ in sys.stdin:
     relay.settle(300)
