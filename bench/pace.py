@@ -82,7 +82,7 @@ def show(title: str, found: list[Found]) -> None:
 def measure(way: Way, services: int, count: int) -> Found:
     """One start, and what comes after."""
     with rig.node() as node, rig.path(way.variant) as path, server(node, services, count) as port:
-        flags = ("--master", f"http://127.0.0.1:{port}", "--proxy-mode", way.mode, "-v", "2")
+        flags = ("--master", f"http://127.0.0.1:{port}", "--proxy-mode", way.mode, "-v", "3")
         with rig.Proxy(node, *flags, path=path) as proxy:
             change = Changer(node, way.variant, port, services, count)
             first = change()
