@@ -48,7 +48,9 @@ class Real(Programs):
 
     def run(self, *arguments: str) -> str:
         """Runs the program itself, e.g. with "-t", "nat", "-F"."""
-        return subprocess.run([self.base, *arguments], check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            [self.base, "-w", "60", *arguments], check=True, capture_output=True, text=True
+        ).stdout
 
     def lines(self) -> set[str]:
         """What is there, without the time of day."""
