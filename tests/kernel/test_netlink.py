@@ -104,7 +104,7 @@ def test_counters_count_and_are_made_once(space: str) -> None:
         assert caught.value.errno == errno.ENOENT
         nfacct.ensure(MACHINE, "pkts")
         assert nfacct.packets(MACHINE, "pkts") == 0
-        run(space, "iptables-legacy -A OUTPUT -p udp --dport 9 -m nfacct --nfacct-name pkts")
+        run(space, "iptables-legacy -w 60 -A OUTPUT -p udp --dport 9 -m nfacct --nfacct-name pkts")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             for _ in range(5):
                 sock.sendto(b"x", ("127.0.0.1", 9))
@@ -189,11 +189,11 @@ def test_the_size_of_a_table_tells_of_changes(space: str, domain: int, program: 
     assert sizes() == seen[0]
     assert all(count > 0 < size for count, size in seen[0])
     for command in ("-t nat -N A", "-t nat -A A -p tcp", "-A OUTPUT -p tcp", "-t mangle -N B", "-N C"):
-        run(space, f"{program} {command}")
+        run(space, f"{program} -w 60 {command}")
         seen.append(sizes())
     assert len({tuple(each) for each in seen}) == 6
     for command in ("-X C", "-t mangle -X B", "-D OUTPUT 1", "-t nat -F A", "-t nat -X A"):
-        run(space, f"{program} {command}")
+        run(space, f"{program} -w 60 {command}")
     assert sizes() == seen[0]
 
 

@@ -9,6 +9,7 @@ namespaces; neither the machine's own network nor a sysctl that is not per names
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -198,9 +199,13 @@ class Lab:
     def run(self, role: str, *command: str, given: str = "", check: bool = True) -> str:
         """Runs a program in a namespace and returns its standard output.
 
+        The iptables programs wait for their lock, which is one for all namespaces of the machine and so for all tests.
+
         Raises:
             RuntimeError: if it exits with an error and `check` is true; with the command and its complaint.
         """
+        if re.fullmatch(r"ip6?tables(-legacy|-nft)?", command[0]):
+            command = (command[0], "-w", "60", *command[1:])
         with self.inside(role):
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
