@@ -14,7 +14,7 @@ from kubeproxy.flows import Cleaned, FlowCleaner
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
-from kubeproxy.sync import Synced
+from kubeproxy.reconcile.reconciler import Synced
 from tests.lab import flows, netns
 from tests.lab.flows import Entry
 from tests.machines import MACHINE

@@ -21,9 +21,9 @@ from kubeproxy.hub import Hub
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.netlink.nft.kernel import Kernel
 from kubeproxy.netlink.nft.messages import Message
+from kubeproxy.reconcile.reconciler import Reconciler, Synced
 from kubeproxy.sources.events import decode_event
 from kubeproxy.sources.ledger import Ledger
-from kubeproxy.sync import Loop, Synced
 from tests.lab import netns
 from tests.machines import MACHINE
 
@@ -112,7 +112,7 @@ class Daemon:
 
     def __init__(self, backend: NFTables) -> None:
         self.hub = Hub(objects.NODE)
-        self.loop = Loop(self.hub.state, backend, NODE, min_sync_period=0.0)
+        self.loop = Reconciler(self.hub.state, backend, NODE, min_sync_period=0.0)
         self._ledgers = {kind: Ledger(kind, self.hub) for kind in ("Service", "EndpointSlice")}
         self._done = asyncio.Event()
         self.loop.on_sync(self._synced)

@@ -32,11 +32,11 @@ from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.nodewatch import NodeWatch
 from kubeproxy.notify import notify
+from kubeproxy.reconcile.reconciler import Reconciler, Synced
 from kubeproxy.reporter import Reporter
 from kubeproxy.serve.exposition import Provider
 from kubeproxy.serve.serving import Serving
 from kubeproxy.sources.base import Source, Status
-from kubeproxy.sync import Loop, Synced
 
 log = logging.getLogger(__name__)
 
@@ -362,7 +362,7 @@ class App:
             group.create_task(self._report(loops, reporter, forwarding))
             await self._all_synced(loops, [driver for _, driver in opened])
 
-    async def _report(self, loops: Sequence[Loop], reporter: Reporter, forwarding: Forwarding) -> None:
+    async def _report(self, loops: Sequence[Reconciler], reporter: Reporter, forwarding: Forwarding) -> None:
         """Reports what is wrong around the rules, once they are in place; not much later if they never are."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_SYNC_SECONDS):
@@ -393,8 +393,8 @@ class App:
             found.append((node, driver))
         return found
 
-    def _loop(self, node: NodeConfig, driver: Driver) -> Loop:
-        loop = Loop(
+    def _loop(self, node: NodeConfig, driver: Driver) -> Reconciler:
+        loop = Reconciler(
             self._hub.state,
             driver,
             node.with_addresses(nodewatch.local_addresses(self._machine, node.family)),
@@ -415,7 +415,7 @@ class App:
         log.error("%s: exiting, to be started again", why)
         self.end(1)
 
-    async def _all_synced(self, loops: Sequence[Loop], opened: Sequence[Driver]) -> None:
+    async def _all_synced(self, loops: Sequence[Reconciler], opened: Sequence[Driver]) -> None:
         """When all rules are in place: says so, and removes what another mode, or other programs, left."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_SYNC_SECONDS):

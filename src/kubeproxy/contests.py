@@ -16,7 +16,7 @@ from kubeproxy.api.addresses import Family
 from kubeproxy.figures import Figure
 from kubeproxy.model.plan import Front, Key, LostFront, ServicePlan
 from kubeproxy.model.state import State
-from kubeproxy.sync import Loop, Synced
+from kubeproxy.reconcile.reconciler import Reconciler, Synced
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Contests:
         self._event = event
         self._lost: dict[Family, dict[Key, tuple[LostFront, ...]]] = {}
 
-    def follow(self, loop: Loop) -> None:
+    def follow(self, loop: Reconciler) -> None:
         """Reports what changes by each sync of a loop."""
         self._lost[loop.family] = {}
         loop.on_sync(lambda done: self._synced(loop.family, done))

@@ -33,7 +33,7 @@ from kubeproxy.model.flows import PROTOCOLS, Fronts, Listing
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.netlink import conntrack
 from kubeproxy.netlink.conntrack import Flow
-from kubeproxy.sync import Loop, Synced
+from kubeproxy.reconcile.reconciler import Reconciler, Synced
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class FlowCleaner:
         deleted: how many flows were deleted so far.
     """
 
-    def __init__(self, machine: Machine, loop: Loop) -> None:
+    def __init__(self, machine: Machine, loop: Reconciler) -> None:
         """Follows a control loop; `run` does the work, on a host."""
         self._machine = machine
         self._loop = loop

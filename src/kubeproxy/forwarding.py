@@ -20,7 +20,7 @@ from typing import Final, Protocol
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.figures import Figure
 from kubeproxy.machine.base import Machine
-from kubeproxy.sync import Loop
+from kubeproxy.reconcile.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def enabled(machine: Machine, family: Family) -> bool:
 class Forwarding:
     """Reports that a family is not forwarded, and that it is again."""
 
-    def __init__(self, machine: Machine, loops: Sequence[Loop], event: NodeEvent) -> None:
+    def __init__(self, machine: Machine, loops: Sequence[Reconciler], event: NodeEvent) -> None:
         """Nothing is looked at before `run`, but for the metrics.
 
         Args:

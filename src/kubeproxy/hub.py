@@ -12,7 +12,7 @@ from kubeproxy.api.rows import NodeRow
 from kubeproxy.log import V4
 from kubeproxy.model.complaints import Complaints
 from kubeproxy.model.state import State, Touched
-from kubeproxy.sync import Loop
+from kubeproxy.reconcile.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Hub:
         self._cidrs: dict[str, tuple[str, ...]] = {}
         self._complaints = Complaints()
         self.state = State()
-        self.loops: list[Loop] = []
+        self.loops: list[Reconciler] = []
         self.node: NodeRow | None = None
         self.on_node: Callable[[NodeRow | None], None] = lambda _: None
         self.answered = asyncio.Event()

@@ -20,7 +20,7 @@ from kubeproxy.backends.base import VIRTUAL_INTERFACE
 from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.hub import Hub
 from kubeproxy.machine.base import Machine
-from kubeproxy.sync import Loop
+from kubeproxy.reconcile.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class NodeWatch:
         self._files = files
         self._by_node = config.detect_local_mode == "NodeCIDR"
         self._row: NodeRow | None = None
-        self._loops: Sequence[Loop] = ()
+        self._loops: Sequence[Reconciler] = ()
         self._end: Callable[[str], None] = log.error
 
     async def known(self) -> hosts.Host:
@@ -85,7 +85,7 @@ class NodeWatch:
         log.info("This is node %s, with addresses %s (%s)", self._name, addresses or "of loopback", origin)
         return made
 
-    def follow(self, loops: Sequence[Loop], end: Callable[[str], None]) -> None:
+    def follow(self, loops: Sequence[Reconciler], end: Callable[[str], None]) -> None:
         """From now on the loops are told when the node is another.
 
         Args:

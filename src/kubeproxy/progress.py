@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from kubeproxy.hub import Hub
-from kubeproxy.sync import Loop
+from kubeproxy.reconcile.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ SECONDS: Final = 5.0
 """Between two reports."""
 
 
-async def report(hub: Hub, loops: Callable[[], Sequence[Loop]], *, seconds: float = SECONDS) -> None:
+async def report(hub: Hub, loops: Callable[[], Sequence[Reconciler]], *, seconds: float = SECONDS) -> None:
     """Reports until every family's first sync succeeded.
 
     Args:
@@ -37,7 +37,7 @@ async def report(hub: Hub, loops: Callable[[], Sequence[Loop]], *, seconds: floa
             log.info("Starting: %s", text)
 
 
-def _steps(hub: Hub, loops: Sequence[Loop]) -> list[str]:
+def _steps(hub: Hub, loops: Sequence[Reconciler]) -> list[str]:
     """What is being done now."""
     if not hub.lists_complete.is_set():
         return [

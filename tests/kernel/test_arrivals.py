@@ -21,7 +21,7 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
 from kubeproxy.netlink import conntrack, wire
-from kubeproxy.sync import Synced
+from kubeproxy.reconcile.reconciler import Synced
 from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import PATIENCE, Station, ask, until
 from tests.lab import flows, netns

@@ -11,7 +11,7 @@ from kubeproxy.api import types
 from kubeproxy.contests import MOST_LINES, REASON, Contests
 from kubeproxy.model.plan import Key
 from kubeproxy.model.state import State
-from kubeproxy.sync import Loop
+from kubeproxy.reconcile.reconciler import Reconciler
 from tests.fakes.clock import FakeClock
 from tests.fakes.cluster import NODE, NODE6, endpoints, service
 from tests.unit.test_sync import Kernel
@@ -32,7 +32,7 @@ class Rig:
         self.contests = Contests(self.state, NODE.name, self._event)
         self._clock = FakeClock()
         self.loops = [
-            Loop(self.state, Kernel(self._clock), node, clock=self._clock) for node in (NODE, NODE6)
+            Reconciler(self.state, Kernel(self._clock), node, clock=self._clock) for node in (NODE, NODE6)
         ]
         for loop in self.loops:
             self.contests.follow(loop)

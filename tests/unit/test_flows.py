@@ -21,7 +21,7 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
 from kubeproxy.netlink import conntrack
-from kubeproxy.sync import Synced
+from kubeproxy.reconcile.reconciler import Synced
 
 DNS, WEB = ("shop", "dns"), ("shop", "web")
 TCP, UDP, SCTP = 6, 17, 132

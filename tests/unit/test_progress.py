@@ -10,7 +10,7 @@ import pytest
 from kubeproxy.api import types
 from kubeproxy.hub import Hub
 from kubeproxy.progress import report
-from kubeproxy.sync import Loop
+from kubeproxy.reconcile.reconciler import Reconciler
 from tests.fakes.cluster import service
 from tests.unit.serve.stage import Stage
 
@@ -19,7 +19,7 @@ QUICK = 0.005
 
 @contextlib.asynccontextmanager
 async def reporting(
-    hub: Hub, loops: list[Loop], seconds: float = QUICK
+    hub: Hub, loops: list[Reconciler], seconds: float = QUICK
 ) -> AsyncIterator[asyncio.Future[None]]:
     task = asyncio.ensure_future(report(hub, lambda: loops, seconds=seconds))
     try:
@@ -37,7 +37,7 @@ async def until(caplog: pytest.LogCaptureFixture, text: str) -> None:
 
 async def test_each_step_of_a_long_start_is_told(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    loops: list[Loop] = []
+    loops: list[Reconciler] = []
     hub, stage = Hub("here"), Stage()
     async with reporting(hub, loops) as task:
         await asyncio.sleep(10 * QUICK)

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeproxy import pacer, sync
 from kubeproxy.api import types
 from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.model.state import State
-from kubeproxy.sync import Loop, Synced
+from kubeproxy.reconcile import pacer, reconciler
+from kubeproxy.reconcile.reconciler import Reconciler, Synced
 from tests import strategies
 from tests.fakes.clock import FakeClock
 
@@ -115,7 +115,7 @@ class Rig:
         self.kernel = Kernel(self.clock)
         self.state = State()
         self.node = NodeConfig(name="here")
-        self.loop = Loop(
+        self.loop = Reconciler(
             self.state,
             self.kernel,
             self.node,
@@ -170,7 +170,7 @@ async def test_the_first_sync_is_full_and_at_once() -> None:
 async def test_what_changes_while_everything_is_planned_is_right_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sync, "_YIELD_EVERY", 1)
+    monkeypatch.setattr(reconciler, "_YIELD_EVERY", 1)
     rig = Rig()
     for key in (A, B, C):
         rig.set(key)
@@ -203,7 +203,7 @@ async def test_a_front_that_changes_hands_while_everything_is_planned_is_in_one_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Both Services are there from the beginning, and one after the other is planned."""
-    monkeypatch.setattr(sync, "_YIELD_EVERY", 1)
+    monkeypatch.setattr(reconciler, "_YIELD_EVERY", 1)
     rig = Rig()
 
     def name(key: Key, *external_ips: str) -> None:
@@ -791,8 +791,8 @@ async def test_everything_is_compared_once_an_hour() -> None:
     rig = Rig()
     rig.set(A)
     async with rig.running():
-        await rig.clock.advance(4 * sync.FULL_SYNC_SECONDS + 1)
-    assert rig.kernel.syncs == [(1000.0 + i * sync.FULL_SYNC_SECONDS, True, [A]) for i in range(5)]
+        await rig.clock.advance(4 * reconciler.FULL_SYNC_SECONDS + 1)
+    assert rig.kernel.syncs == [(1000.0 + i * reconciler.FULL_SYNC_SECONDS, True, [A]) for i in range(5)]
 
 
 async def test_a_costly_comparison_comes_more_rarely() -> None:

@@ -16,9 +16,9 @@ import msgspec
 
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.figures import Figure
+from kubeproxy.reconcile.reconciler import Reconciler, Synced
 from kubeproxy.serve.message import Handler, Request, Response
 from kubeproxy.sources.base import Status
-from kubeproxy.sync import Loop, Synced
 
 STALE_SECONDS: Final = 300.0
 """A source that has not heard anything for so long may be wrong; API servers say something each minute."""
@@ -58,11 +58,11 @@ class Health:
         self._missing = missing
         self._clock = clock or SystemClock()
         self._wall = wall
-        self._loops: Sequence[Loop] = ()
+        self._loops: Sequence[Reconciler] = ()
         self._mended: dict[str, int] = {}
         self._answers: Counter[tuple[str, int]] = Counter()
 
-    def attach(self, loops: Sequence[Loop]) -> None:
+    def attach(self, loops: Sequence[Reconciler]) -> None:
         """These are the loops, about to run."""
         self._loops = loops
         for loop in loops:
@@ -110,14 +110,14 @@ class Health:
             )
         yield Figure("kubeproxy_ready", "gauge", "Whether /readyz says yes.", not self.troubles())
 
-    def _follower(self, loop: Loop) -> Callable[[Synced], None]:
+    def _follower(self, loop: Reconciler) -> Callable[[Synced], None]:
         def synced(done: Synced) -> None:
             if done.full:
                 self._mended[loop.family] = loop.repairs
 
         return synced
 
-    def _in_time(self, loop: Loop) -> bool:
+    def _in_time(self, loop: Reconciler) -> bool:
         return loop.queued_since is None or self._clock.now() - loop.queued_since < self._timeout
 
     def _healthz(self, _: Request) -> Response:

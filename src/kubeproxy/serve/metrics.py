@@ -15,8 +15,8 @@ from kubeproxy.figures import DURATIONS, Figure, Histogram, Kind
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
 from kubeproxy.model.plan import DROP, Key, ServicePlan
+from kubeproxy.reconcile.reconciler import Reconciler, Synced
 from kubeproxy.sources.base import Status
-from kubeproxy.sync import Loop, Synced
 
 LATENCIES: Final = (0.0, 0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
 """The bounds, in seconds, of the network programming latency (a service level indicator of Kubernetes)."""
@@ -29,7 +29,7 @@ class LoopMetrics:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: Reconciler,
         mode: Mode,
         *,
         clock: Clock | None = None,

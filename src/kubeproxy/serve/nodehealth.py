@@ -17,10 +17,10 @@ from kubeproxy.api.addresses import IPV4
 from kubeproxy.figures import Figure
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.plan import Key
+from kubeproxy.reconcile.reconciler import Reconciler, Synced
 from kubeproxy.serve.http import Door, Listener
 from kubeproxy.serve.listen import RETRY_SECONDS, bind
 from kubeproxy.serve.message import Handler, Request, Response
-from kubeproxy.sync import Loop, Synced
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class NodeHealth:
     def __init__(
         self,
         machine: Machine,
-        loop: Loop,
+        loop: Reconciler,
         door: Door,
         healthy: Callable[[], bool],
         failed: Callable[[Key, str], None],

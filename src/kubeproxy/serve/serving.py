@@ -12,6 +12,7 @@ from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.plan import Key
+from kubeproxy.reconcile.reconciler import Reconciler
 from kubeproxy.serve import metrics
 from kubeproxy.serve.exposition import Exposition, Provider, of_build
 from kubeproxy.serve.healthz import Health
@@ -21,7 +22,6 @@ from kubeproxy.serve.message import router
 from kubeproxy.serve.nodehealth import NodeHealth
 from kubeproxy.serve.pages import Pages
 from kubeproxy.sources.base import Status
-from kubeproxy.sync import Loop
 
 LATE: Final = 2.0
 """A change that waits for so many sync periods is late."""
@@ -84,7 +84,7 @@ class Serving:
         """What these parts tell is served under /metrics."""
         self._exposition.providers += providers
 
-    def attach(self, loops: Sequence[Loop], cleaners: Sequence[FlowCleaner]) -> None:
+    def attach(self, loops: Sequence[Reconciler], cleaners: Sequence[FlowCleaner]) -> None:
         """These are the loops, about to run, and what follows each: none where the kernel has no flows of ours."""
         self.health.attach(loops)
         door = Door(PROBES)

@@ -1,4 +1,4 @@
-"""A loop whose syncs happen when the test says so, and what it asks of ports."""
+"""A reconciler whose syncs happen when the test says so, and what it asks of ports."""
 
 import asyncio
 import contextlib
@@ -10,8 +10,8 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
 from kubeproxy.model.state import State
+from kubeproxy.reconcile.reconciler import Reconciler, Synced
 from kubeproxy.serve.message import Handler, Request, Response
-from kubeproxy.sync import Loop, Synced
 from tests.fakes.clock import FakeClock
 from tests.unit.test_sync import Kernel
 
@@ -24,7 +24,7 @@ class Stage:
     def __init__(self, family: Family = IPV4, clock: FakeClock | None = None, **node: object) -> None:
         self.clock = clock or FakeClock()
         config = NodeConfig(family=family, name="here", **node)  # type: ignore[arg-type]
-        self.loop = Loop(State(), Kernel(self.clock), config, clock=self.clock)
+        self.loop = Reconciler(State(), Kernel(self.clock), config, clock=self.clock)
 
     def synced(
         self,

@@ -17,7 +17,7 @@ from kubeproxy.backends.iptables import driver as drivers
 from kubeproxy.backends.programs import Variant
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.state import State
-from kubeproxy.sync import Loop
+from kubeproxy.reconcile.reconciler import Reconciler
 from tests import strategies
 from tests.fakes.clock import FakeClock
 from tests.unit.backends.iptables.rig import VARIANTS, Rig, rules
@@ -96,9 +96,9 @@ async def _live_through(
 
 def _started(
     state: State, tables: FakeTables, node: NodeConfig, clock: FakeClock
-) -> tuple[Loop, asyncio.Task[None]]:
+) -> tuple[Reconciler, asyncio.Task[None]]:
     backend = drivers.IPTables(tables, counters=True, drop_invalid=True)
-    loop = Loop(state, backend, node, clock=clock)
+    loop = Reconciler(state, backend, node, clock=clock)
     return loop, asyncio.create_task(loop.run())
 
 

@@ -33,7 +33,7 @@ from kubeproxy.log import V2, V3, V5
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.model.state import State
-from kubeproxy.pacer import Kind, Pacer
+from kubeproxy.reconcile.pacer import Kind, Pacer
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Synced(Struct, frozen=True, gc=False):
     triggered: Sequence[float] = ()
 
 
-class Loop:
+class Reconciler:
     """The control loop of one family.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""When the control loop of one IP family may sync. What a sync does is `sync`'s concern.
+"""When the control loop of one IP family may sync. What a sync does is the `reconciler`'s concern.
 
 What the pacing guarantees, with `cost` the seconds a sync took:
 

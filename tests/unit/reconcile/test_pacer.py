@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeproxy.pacer import AT_ONCE, AT_ONCE_SECONDS, LONGEST_REST_SECONDS, Kind, Pacer
+from kubeproxy.reconcile.pacer import AT_ONCE, AT_ONCE_SECONDS, LONGEST_REST_SECONDS, Kind, Pacer
 
 _KINDS: tuple[Kind, ...] = ("partial", "full", "repair")
 
