@@ -81,7 +81,7 @@ def run(options: Options) -> int:
         _spare(machine, options.config.oom_score_adj)
         return asyncio.run(_serve(App(options, machine), alone))
     except (FatalError, UnsupportedError, SyncError, hosts.NodeError, OSError) as e:
-        log.error("%s%s", e, _lacking(machine, e))  # noqa: TRY400 the message says it all
+        log.error("%(err)s%(hint)s", {"err": e, "hint": _lacking(machine, e)})  # noqa: TRY400 the message says it all
         return 1
 
 
@@ -110,7 +110,10 @@ def _more_verbose() -> None:
 
 def _set_verbosity(verbosity: int) -> None:
     klog.set_verbosity(verbosity)
-    log.info("Verbosity is %d now; SIGUSR1 raises it, SIGUSR2 restores what is configured", verbosity)
+    log.info(
+        "Verbosity is %(verbosity)d now; SIGUSR1 raises it, SIGUSR2 restores what is configured",
+        {"verbosity": verbosity},
+    )
 
 
 def _lacking(machine: Machine, error: Exception) -> str:
@@ -130,8 +133,8 @@ def _alone(machine: Machine) -> instance.Instance:
 
     def waiting(holder: instance.Holder) -> None:
         log.warning(
-            "Another kube-proxy (%s) runs in this network namespace: waiting %g s for it to end",
-            holder, _PATIENCE_SECONDS,
+            "Another kube-proxy (%(holder)s) runs in this network namespace: waiting %(seconds)g s for it to end",
+            {"holder": holder, "seconds": _PATIENCE_SECONDS},
         )  # fmt: skip
 
     try:
@@ -153,7 +156,7 @@ def _clean_up(machine: Machine, *, force: bool) -> None:
                 f"{e} and would restore what --cleanup removes: nothing was removed;"
                 " stop it first, or add --cleanup-force"
             ) from e
-        log.warning("Cleaning up although %s: it will restore its rules", e)
+        log.warning("Cleaning up although %(err)s: it will restore its rules", {"err": e})
         backends.cleanup(machine)
         return
     try:
@@ -166,7 +169,10 @@ def _spare(machine: Machine, score: int) -> None:
     try:
         machine.set_oom_score(score)
     except OSError as e:
-        log.info("The out-of-memory score stays as it is, %s needs CAP_SYS_RESOURCE: %s", score, e)
+        log.info(
+            "The out-of-memory score stays as it is, %(file)s needs CAP_SYS_RESOURCE: %(err)s",
+            {"file": score, "err": e},
+        )
 
 
 class App:
@@ -250,14 +256,16 @@ class App:
     def _introduce(self, source: str) -> None:
         """Says what runs: the first two lines of three, the node's follows when it is known."""
         log.info(
-            "kube-proxy v%s, compatible with Kubernetes v%s, in %s mode%s, configured by %s",
-            __version__,
-            KUBERNETES,
-            self._config.mode,
-            "" if self._mode.tracked else " without rules",
-            self._options.config_file or "flags",
+            "kube-proxy v%(version)s, compatible with Kubernetes v%(kubernetes)s, in %(mode)s mode%(rules)s, configured by %(configuration)s",
+            {
+                "version": __version__,
+                "kubernetes": KUBERNETES,
+                "mode": self._config.mode,
+                "rules": "" if self._mode.tracked else " without rules",
+                "configuration": self._options.config_file or "flags",
+            },
         )
-        log.info("Services come from %s", source)
+        log.info("Services come from %(source)s", {"source": source})
 
     def end(self, code: int) -> None:
         """Ends `run` with an exit status; may be called before it runs."""
@@ -322,7 +330,7 @@ class App:
         await self._open(host)
         if troubles:
             return 1
-        log.info("What needs full privileges is set up for %s mode", self._config.mode)
+        log.info("What needs full privileges is set up for %(mode)s mode", {"mode": self._config.mode})
         return 0
 
     async def _work(self) -> None:
@@ -386,7 +394,9 @@ class App:
         found = []
         for node, driver in zip(host.nodes, opened, strict=True):
             if isinstance(driver, UnsupportedError) and node is not host.primary:
-                log.warning("Only %s is served: %s", host.primary.family, driver)
+                log.warning(
+                    "Only %(ipFamily)s is served: %(err)s", {"ipFamily": host.primary.family, "err": driver}
+                )
                 continue
             if isinstance(driver, BaseException):
                 raise driver
@@ -412,7 +422,7 @@ class App:
 
     def _fail(self, why: str) -> None:
         """Ends the program, to be started again with things as they are now."""
-        log.error("%s: exiting, to be started again", why)
+        log.error("%(reason)s: exiting, to be started again", {"reason": why})
         self.end(1)
 
     async def _all_synced(self, loops: Sequence[Reconciler], opened: Sequence[Driver]) -> None:
@@ -428,10 +438,12 @@ class App:
         applied = {key for loop in loops for key in loop.applied}
         refused = {key for loop in loops for key in loop.refused}
         log.info(
-            "Synced: %d Services in place%s, %d refused",
-            len(applied - refused),
-            "".join(f", {loop.family} {len(loop.applied)}" for loop in loops),
-            len(refused),
+            "Synced: %(count)d Services in place%(families)s, %(refused)d refused",
+            {
+                "count": len(applied - refused),
+                "families": "".join(f", {loop.family} {len(loop.applied)}" for loop in loops),
+                "refused": len(refused),
+            },
         )
         gc.freeze()  # not collected before: what is here stays, and to look through it would keep the first change waiting
         notify("READY=1")
@@ -440,7 +452,7 @@ class App:
             try:
                 await asyncio.to_thread(backends.cleanup, self._machine, mode)
             except SyncError as e:
-                log.warning("Old %s", e)
+                log.warning("Old %(err)s", {"err": e})
         others = backends.other_variants(self._machine, self._mode, opened)
         while others:
             for other in others:

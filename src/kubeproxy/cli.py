@@ -63,7 +63,7 @@ def _main(argv: Sequence[str]) -> int:
         logger.error("%s", message)
     if logger.isEnabledFor(log.V2):
         for name, text in options.flags.items():
-            logger.log(log.V2, 'FLAG: --%s="%s"', name, text)
+            logger.log(log.V2, 'FLAG: --%(flag)s="%(setting)s"', {"flag": name, "setting": text})
     return _act(options)
 
 
@@ -72,7 +72,7 @@ def _act(options: Options) -> int:
         from kubeproxy.config.write import write
 
         write(options.config, options.write_config_to)
-        logger.info("Wrote configuration to %s", options.write_config_to)
+        logger.info("Wrote configuration to %(file)s", {"file": options.write_config_to})
         return 0
     from kubeproxy import app
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from kubeproxy.api.addresses import Family
 from kubeproxy.figures import Figure
+from kubeproxy.log import ObjectRef
 from kubeproxy.model.plan import Front, Key, LostFront, ServicePlan
 from kubeproxy.model.state import State
 from kubeproxy.reconcile.reconciler import Reconciler, Synced
@@ -88,9 +89,12 @@ class Contests:
 
     def _report(self, found: Sequence[_Lost]) -> None:
         for key, front in found[:MOST_LINES]:
-            log.warning("Service %s/%s: %s %s", *key, front, _words(key, front))
+            log.warning(
+                "Service %(service)s: %(front)s %(reason)s",
+                {"service": ObjectRef(*key), "front": front, "reason": _words(key, front)},
+            )
         if len(found) > MOST_LINES:
-            log.warning("%d more fronts belong to another Service", len(found) - MOST_LINES)
+            log.warning("%(count)d more fronts belong to another Service", {"count": len(found) - MOST_LINES})
         for key, front in found:
             if self._is_writer(key, front.owner):
                 self._event(key, REASON, "AssignFront", f"{front} {_words(key, front)}")
@@ -98,9 +102,15 @@ class Contests:
     def _report_ends(self, ended: Sequence[_Lost], plans: Mapping[Key, ServicePlan | None]) -> None:
         left = [(key, front) for key, front in ended if plans.get(key) is not None]
         for key, front in left[:MOST_LINES]:
-            log.info("Service %s/%s: %s does not belong to another Service any more", *key, front)
+            log.info(
+                "Service %(service)s: %(front)s does not belong to another Service any more",
+                {"service": ObjectRef(*key), "front": front},
+            )
         if len(left) > MOST_LINES:
-            log.info("%d more fronts do not belong to another Service any more", len(left) - MOST_LINES)
+            log.info(
+                "%(count)d more fronts do not belong to another Service any more",
+                {"count": len(left) - MOST_LINES},
+            )
 
     def _is_writer(self, *keys: Key) -> bool:
         """Whether this node writes the Event: the first endpoint of the first Service that has one is here."""

@@ -182,7 +182,9 @@ class Events:
                 series.due = self._clock.now() + SERIES_SECONDS
             if not self._complained:
                 self._complained = True
-                log.warning("Events cannot be written at the moment, which harms nothing else: %s", e)
+                log.warning(
+                    "Events cannot be written at the moment, which harms nothing else: %(err)s", {"err": e}
+                )
             return
         self._complained = False
         series.told, series.tries = count, 0

@@ -118,8 +118,8 @@ class FlowCleaner:
             self._said = ""
             if done.listed or done.deleted:
                 log.log(
-                    V2, "%s: deleted %d stale flows of %d looked at, in %.1f ms",
-                    self._loop.family, done.deleted, done.listed, 1e3 * done.seconds,
+                    V2, "%(ipFamily)s: deleted %(count)d stale flows of %(listed)d looked at, in %(milliseconds).1f ms",
+                    {"ipFamily": self._loop.family, "count": done.deleted, "listed": done.listed, "milliseconds": 1e3 * done.seconds},
                 )  # fmt: skip
             for listener in self._listeners:
                 listener(done)
@@ -148,15 +148,18 @@ class FlowCleaner:
 
     def _failed(self, error: Exception) -> None:
         if not isinstance(error, OSError):
-            log.error("%s: looking for stale flows failed", self._loop.family, exc_info=error)
+            log.error(
+                "%(ipFamily)s: looking for stale flows failed",
+                {"ipFamily": self._loop.family},
+                exc_info=error,
+            )
             return
         said = f"{error}{_HINTS.get(error.errno, '')}"
         if said != self._said:
             self._said = said
             log.warning(
-                "%s: flows that lead to no endpoint stay in the connection table: %s",
-                self._loop.family,
-                said,
+                "%(ipFamily)s: flows that lead to no endpoint stay in the connection table: %(reason)s",
+                {"ipFamily": self._loop.family, "reason": said},
             )
 
     def _clean(self) -> Cleaned:

@@ -31,6 +31,11 @@ _FOLDERS: Final[Mapping[Family, str]] = {IPV4: "net/ipv4/conf", IPV6: "net/ipv6/
 _OF_INTERFACE: Final[Mapping[Family, str]] = {IPV4: "forwarding", IPV6: "force_forwarding"}
 _NAMES: Final[Mapping[Family, str]] = {IPV4: "net.ipv4.ip_forward", IPV6: "net.ipv6.conf.all.forwarding"}
 
+_OFF = (
+    "%(ipFamily)s forwarding is off (%(sysctl)s is 0): packets of Pods and of other hosts do not reach endpoints, only"
+    " connections of this host itself do; set %(sysctl)s=1 with sysctl -w, and in /etc/sysctl.d for the next boot"
+)
+
 
 class NodeEvent(Protocol):
     """Writes an Event of the Node; see `events.Events.node`."""
@@ -89,7 +94,10 @@ class Forwarding:
             try:
                 stack.enter_context(self._machine.watch_sysctls(changed.set))
             except OSError as e:
-                log.debug("Looking at IP forwarding every %g s, without notifications: %s", LOOK_SECONDS, e)
+                log.debug(
+                    "Looking at IP forwarding every %(seconds)g s, without notifications: %(err)s",
+                    {"seconds": LOOK_SECONDS, "err": e},
+                )
             while True:
                 changed.clear()
                 for loop in self._loops:
@@ -101,17 +109,16 @@ class Forwarding:
         try:
             on = enabled(self._machine, family)
         except OSError as e:
-            log.debug("%s: whether packets are forwarded cannot be read: %s", family, e)
+            log.debug(
+                "%(ipFamily)s: whether packets are forwarded cannot be read: %(err)s",
+                {"ipFamily": family, "err": e},
+            )
             return
         if on and family in self._off:
             self._off.discard(family)
-            log.info("%s forwarding is on now", family)
+            log.info("%(ipFamily)s forwarding is on now", {"ipFamily": family})
         elif not on and family not in self._off:
             self._off.add(family)
-            name = _NAMES[family]
-            message = (
-                f"{family} forwarding is off ({name} is 0): packets of Pods and of other hosts do not reach endpoints, only"
-                f" connections of this host itself do; set {name}=1 with sysctl -w, and in /etc/sysctl.d for the next boot"
-            )
-            log.error("%s", message)
-            self._event("ForwardingDisabled", "CheckForwarding", message, warning=True)
+            fields = {"ipFamily": family, "sysctl": _NAMES[family]}
+            log.error(_OFF, fields)
+            self._event("ForwardingDisabled", "CheckForwarding", _OFF % fields, warning=True)

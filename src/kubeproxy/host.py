@@ -151,9 +151,8 @@ def local_traffic(
     mine = next((cidr for cidr in cidrs if family_of(cidr) == family), None)
     if mine is None:
         log.info(
-            "%s: local traffic cannot be told from other traffic: detectLocalMode %s has no range",
-            family,
-            mode,
+            "%(ipFamily)s: local traffic cannot be told from other traffic: detectLocalMode %(detectLocalMode)s has no range",
+            {"ipFamily": family, "detectLocalMode": mode},
         )
         return None
     return LocalTraffic("range", mine)
@@ -189,7 +188,10 @@ def _check(
         )
     elif primary not in limited or (both and dual and other not in limited):
         missing = other if primary in limited else primary
-        log.warning("nodePortAddresses has no %s range; node ports are on all local %s IPs", missing, missing)
+        log.warning(
+            "nodePortAddresses has no %(ipFamily)s range; node ports are on all local %(ipFamily)s IPs",
+            {"ipFamily": missing},
+        )
     if _families(config.cluster_cidrs) == {other}:
         message = f"clusterCIDR has only {other} ranges, but the node's primary IP family is {primary}"
         if config.detect_local_mode == "ClusterCIDR" and not both:
@@ -210,7 +212,10 @@ def _check(
     ):
         address = parse_address(listener[0]) if listener else "0.0.0.0"
         if family_of(address) == other and not (address in UNSPECIFIED or is_loopback(address)):
-            log.warning("%s is %s, but this host speaks only %s", field, address, primary)
+            log.warning(
+                "%(field)s is %(address)s, but this host speaks only %(ipFamily)s",
+                {"field": field, "address": address, "ipFamily": primary},
+            )
 
 
 def _families(cidrs: Iterable[str]) -> set[Family]:

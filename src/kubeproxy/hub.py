@@ -9,7 +9,7 @@ from datetime import datetime
 from kubeproxy.api import flatten, types
 from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.api.rows import NodeRow
-from kubeproxy.log import V4
+from kubeproxy.log import V4, ObjectRef
 from kubeproxy.model.complaints import Complaints
 from kubeproxy.model.state import State, Touched
 from kubeproxy.reconcile.reconciler import Reconciler
@@ -72,7 +72,9 @@ class Hub:
             if touched := self.state.set(obj):
                 service = isinstance(obj, types.Service)
                 triggered = None if service else self._triggered(obj.metadata.annotations)
-                log.log(V4, "%s %s/%s is set", type(obj).__name__, obj.metadata.namespace, obj.metadata.name)
+                if log.isEnabledFor(V4):
+                    about = ObjectRef(obj.metadata.namespace, obj.metadata.name)
+                    log.log(V4, "%(kind)s %(object)s is set", {"kind": type(obj).__name__, "object": about})
                 self._touch(touched, triggered)
 
     def gone(self, kind: str, namespace: str, name: str) -> None:
@@ -91,7 +93,9 @@ class Hub:
             elif self.state.has_slices(kind, namespace, name):
                 self.heard["EndpointSlice"] += 1
             if touched := self.state.gone(kind, namespace, name):
-                log.log(V4, "%s %s/%s is gone", kind, namespace, name)
+                log.log(
+                    V4, "%(kind)s %(object)s is gone", {"kind": kind, "object": ObjectRef(namespace, name)}
+                )
                 self._touch(touched)
 
     def complete(self, kind: str) -> None:
@@ -104,10 +108,21 @@ class Hub:
             self.node_complete = True
             self.on_node(self.node)
 
-    def refused(self, kind: str, name: str, reason: str, *, kept: bool) -> None:
+    def refused(self, kind: str, name: str, reason: str, *, kept: bool, file: str = "") -> None:
         """See `Sink`."""
         consequence = ", its last good state stays" if kept else " and is left out"
-        log.error("%s %s cannot be decoded%s: %s", kind, name, consequence, reason)
+        namespace, _, own = name.rpartition("/")
+        about = ObjectRef(namespace, own)
+        if file:
+            log.error(
+                "%(kind)s %(object)s in %(file)s cannot be decoded%(consequence)s: %(err)s",
+                {"kind": kind, "object": about, "file": file, "consequence": consequence, "err": reason},
+            )
+        else:
+            log.error(
+                "%(kind)s %(object)s cannot be decoded%(consequence)s: %(err)s",
+                {"kind": kind, "object": about, "consequence": consequence, "err": reason},
+            )
 
     def _touch(self, touched: Touched, triggered: float | None = None) -> None:
         """Wakes the control loops of the families that are concerned, and no other."""

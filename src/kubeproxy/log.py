@@ -4,6 +4,16 @@ Text lines are `I1122 15:04:05.123456   12345 sync.py:123] message`: severity, m
 JSON lines have the keys of component-base: `ts` (milliseconds), `caller`, `msg`, and `v` for information or `err` for
 an exception. Everything goes to stderr unless the streams are split.
 
+What a message is about is given by name, in the one mapping that the logging module takes in place of arguments:
+
+    log.warning("Service %(service)s: no %(field)s", {"service": ObjectRef("default", "web"), "field": "spec.ports"})
+
+In a text line the values stand in the message. In a JSON line each is a field of its own, an object of the API as
+klog's KObj writes it (structured logging, KEP-1602), and `msg` is the same text every time, so that lines can be
+grouped by it:
+
+    "msg": "Service {service}: no {field}", "v": 0, "service": {"namespace": "default", "name": "web"}, "field": ...
+
 klog's verbosity n becomes a numeric level that logging compares once and caches, so a line that is not written costs
 one dictionary lookup:
 
@@ -16,10 +26,13 @@ Code says `log.info(...)`, `log.log(V2, ...)`, `log.debug(...)`; setup decides w
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import IO, ClassVar, Final, Literal
 
 import msgspec
@@ -31,6 +44,24 @@ V4: Final = logging.DEBUG
 V5: Final = 7
 V6: Final = 4
 V7: Final = 1
+
+_PLACEHOLDER = re.compile(r"%(?:\((\w+)\)[-#0 +]*\d*(?:\.\d+)?[a-zA-Z]|%)")
+"""Of printf-style formatting: a value by name, or a percent sign."""
+
+
+class ObjectRef(Struct, gc=False, frozen=True, omit_defaults=True):
+    """An object of the API in a log line: `namespace/name` in text, an object with both in JSON, as klog's KRef.
+
+    Attributes:
+        namespace: empty if the object's kind has none.
+        name: the object's name.
+    """
+
+    namespace: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
 
 class Options(Struct, gc=False, frozen=True):
@@ -141,22 +172,42 @@ def _one_line(message: str) -> str:
 
 
 class JSONFormatter(logging.Formatter):
-    """component-base's JSON lines; an exception's traceback is in `stacktrace`."""
+    """component-base's JSON lines; the message's values are fields, an exception's traceback is in `stacktrace`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Makes one JSON object of a record."""
         place = record.pathname.replace("\\", "/").rsplit("/", 2)[-2:]
+        fields = record.args if isinstance(record.args, Mapping) else {}
         line: dict[str, object] = {
             "ts": round(record.created * 1000, 3),
             "caller": f"{'/'.join(place)}:{record.lineno}",
-            "msg": record.getMessage(),
+            "msg": _constant(record.msg) if fields else record.getMessage(),
         }
         if record.levelno < logging.ERROR:
             line["v"] = verbosity(record.levelno)
+        line.update((name, _field(value)) for name, value in fields.items())
         if record.exc_info and record.exc_info[1] is not None:
-            line["err"] = str(record.exc_info[1]) or type(record.exc_info[1]).__name__
+            line["err"] = _field(record.exc_info[1])
             line["stacktrace"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+        try:
+            return msgspec.json.encode(line).decode()
+        except UnicodeEncodeError:  # a file name that is not UTF-8 decodes to lone surrogates
+            return msgspec.json.encode({name: _escaped(value) for name, value in line.items()}).decode()
+
+
+@lru_cache(maxsize=256)
+def _constant(message: str) -> str:
+    """The text of a message without its values: `%(name)s` becomes `{name}`."""
+    return _PLACEHOLDER.sub(lambda found: f"{{{found[1]}}}" if found[1] else "%", message)
+
+
+def _field(value: object) -> object:
+    """A value for JSON: what is no text, number or object of the API is its text; an exception without text, its type."""
+    return value if isinstance(value, str | int | float | ObjectRef) else str(value) or type(value).__name__
+
+
+def _escaped(value: object) -> object:
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 class BufferedHandler(logging.Handler):

@@ -19,6 +19,7 @@ from kubeproxy.api.rows import NodeRow
 from kubeproxy.backends.base import VIRTUAL_INTERFACE
 from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.hub import Hub
+from kubeproxy.log import ObjectRef
 from kubeproxy.machine.base import Machine
 from kubeproxy.reconcile.reconciler import Reconciler
 
@@ -82,7 +83,10 @@ class NodeWatch:
             origin = "of this host" if self._found else "assumed"
             origin += ", its Node object has none" if row else ", there is no Node object"
         addresses = ", ".join(node.address for node in made.nodes if not is_loopback(node.address))
-        log.info("This is node %s, with addresses %s (%s)", self._name, addresses or "of loopback", origin)
+        log.info(
+            "This is node %(node)s, with addresses %(addresses)s (%(origin)s)",
+            {"node": ObjectRef("", self._name), "addresses": addresses or "of loopback", "origin": origin},
+        )
         return made
 
     def follow(self, loops: Sequence[Reconciler], end: Callable[[str], None]) -> None:
@@ -114,7 +118,9 @@ class NodeWatch:
             for loop in self._loops:
                 loop.set_node(loop.node.with_addresses(local_addresses(self._machine, loop.family)))
         except OSError as e:
-            log.warning("Node ports stay on the addresses known, the host's cannot be listed: %s", e)
+            log.warning(
+                "Node ports stay on the addresses known, the host's cannot be listed: %(err)s", {"err": e}
+            )
 
     async def _wait(self, what: str, seconds: float, there: Callable[[NodeRow], bool]) -> None:
         """Waits until the Node has something, but not for ever, and of files only until they are read."""
@@ -128,14 +134,15 @@ class NodeWatch:
                         if self._files:
                             return
                         if row:
-                            log.info("Node %s has no %s yet, waiting %g s at most", self._name, what, seconds)
+                            log.info(
+                                "Node %(node)s has no %(field)s yet, waiting %(seconds)g s at most",
+                                {"node": ObjectRef("", self._name), "field": what, "seconds": seconds},
+                            )
                         elif not said:
                             said = True
                             log.error(
-                                "Node %s does not exist: %s; waiting for it, %g s at most",
-                                self._name,
-                                _CURE,
-                                seconds,
+                                "Node %(node)s does not exist: %(remedy)s; waiting for it, %(seconds)g s at most",
+                                {"node": ObjectRef("", self._name), "remedy": _CURE, "seconds": seconds},
                             )
                     news.clear()
                     await news.wait()
@@ -148,12 +155,18 @@ class NodeWatch:
                 self._end(f"Node {self._name} {reason}")
                 return
             if before and row and before.addresses and not row.addresses:
-                log.warning("Node %s has no addresses any more, the last known stay", self._name)
+                log.warning(
+                    "Node %(node)s has no addresses any more, the last known stay",
+                    {"node": ObjectRef("", self._name)},
+                )
                 row = replace(row, addresses=before.addresses)
         try:
             nodes = {node.family: node for node in self._host(row).nodes}
         except hosts.NodeError as e:
-            log.error("Node %s: the change is not followed: %s", self._name, e)  # noqa: TRY400
+            log.error(  # noqa: TRY400 the message says it all
+                "Node %(node)s: the change is not followed: %(err)s",
+                {"node": ObjectRef("", self._name), "err": e},
+            )
             return
         self._row = row
         for loop in self._loops:

@@ -34,7 +34,7 @@ async def report(hub: Hub, loops: Callable[[], Sequence[Reconciler]], *, seconds
         if not hub.answered.is_set():
             continue  # what keeps the source from answering is logged where it happens
         for text in _steps(hub, there):
-            log.info("Starting: %s", text)
+            log.info("Starting: %(step)s", {"step": text})
 
 
 def _steps(hub: Hub, loops: Sequence[Reconciler]) -> list[str]:

@@ -20,7 +20,7 @@ from msgspec import Struct
 from kubeproxy.api import types
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.figures import Figure
-from kubeproxy.log import V2
+from kubeproxy.log import V2, ObjectRef
 from kubeproxy.model.findings import REASONS, Finding, Findings, Reason
 from kubeproxy.model.plan import Key
 from kubeproxy.model.state import State
@@ -239,9 +239,17 @@ class Reporter:
         names = list(dict.fromkeys(f"{namespace}/{name}" for (namespace, name), _ in found))
         if len(names) <= FEW:
             for (namespace, name), finding in found:
-                log.log(level, "Service %s/%s: %s", namespace, name, _filled(words.one, finding))
+                log.log(
+                    level,
+                    "Service %(service)s: %(problem)s",
+                    {"service": ObjectRef(namespace, name), "problem": _filled(words.one, finding)},
+                )
             return len(found)
-        log.log(level, "%d Services %s: %s", len(names), words.many, types.listed(names, MOST_NAMES))
+        log.log(
+            level,
+            "%(count)d Services %(problem)s: %(names)s",
+            {"count": len(names), "problem": words.many, "names": types.listed(names, MOST_NAMES)},
+        )
         return 1
 
     def _say_over(self, reason: Reason, keys: Sequence[Key]) -> int:
@@ -251,10 +259,18 @@ class Reporter:
             return 0
         if len(keys) <= FEW:
             for namespace, name in keys:
-                log.log(level, "Service %s/%s: it has %s now", namespace, name, words.over)
+                log.log(
+                    level,
+                    "Service %(service)s: it has %(found)s now",
+                    {"service": ObjectRef(namespace, name), "found": words.over},
+                )
             return len(keys)
         names = types.listed([f"{namespace}/{name}" for namespace, name in keys], MOST_NAMES)
-        log.log(level, "%d Services have %s now: %s", len(keys), words.over, names)
+        log.log(
+            level,
+            "%(count)d Services have %(found)s now: %(names)s",
+            {"count": len(keys), "found": words.over, "names": names},
+        )
         return 1
 
     def _is_first_endpoints_node(self, key: Key) -> bool:

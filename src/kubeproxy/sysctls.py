@@ -68,8 +68,8 @@ def apply(machine: Machine, settings: Conntrack) -> list[str]:
     if troubles:
         log.warning(
             "Kernel settings stay as they are; set them on the host, or have them left alone by 0 in the configuration's"
-            " section conntrack: %s",
-            "; ".join(troubles),
+            " section conntrack: %(err)s",
+            {"err": "; ".join(troubles)},
         )
     return troubles
 
@@ -96,10 +96,16 @@ def _set(machine: Machine, name: str, value: int) -> str:
         present = machine.sysctl(path)
         if name in _ONLY_RAISED and int(present) >= value:
             if name == _MAX and int(present) > value:
-                log.info("%s stays %s: only %d is configured", path, present, value)
+                log.info(
+                    "%(sysctl)s stays %(previous)s: only %(value)d is configured",
+                    {"sysctl": path, "previous": present, "value": value},
+                )
             return ""
         if machine.set_sysctl(path, value):
-            log.info("Set %s=%d, it was %s", path, value, present)
+            log.info(
+                "Set %(sysctl)s=%(value)d, it was %(previous)s",
+                {"sysctl": path, "value": value, "previous": present},
+            )
     except OSError as e:
         return f"{path} is {present or 'not there'}, not {value} ({e.strerror})"
     return ""

@@ -33,8 +33,10 @@ class Recorder:
     def complete(self, kind: str) -> None:
         self._say("complete", kind)
 
-    def refused(self, kind: str, name: str, reason: str, *, kept: bool) -> None:
-        self._say("refused", kind, name, reason, "kept" if kept else "unknown")
+    def refused(self, kind: str, name: str, reason: str, *, kept: bool, file: str = "") -> None:
+        self._say(
+            "refused", kind, f"{name} in {file}" if file else name, reason, "kept" if kept else "unknown"
+        )
 
     def said(self, what: str, kind: str = "") -> list[tuple[str, ...]]:
         """The calls of one sort."""

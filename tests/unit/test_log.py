@@ -1,11 +1,13 @@
 import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -119,6 +121,73 @@ class TestJSON:
         line = log.JSONFormatter().format(record(message='a\n"b" ünï', arguments=()))
         assert json.loads(line)["msg"] == 'a\n"b" ünï'
         assert len(line.splitlines()) == 1
+
+
+class TestFields:
+    """The values of a message: in the text of a text line, and fields of a JSON line."""
+
+    MESSAGE = "Service %(service)s: %(ipFamily)s took %(milliseconds).1f ms, 100%% of %(count)d: %(err)s"
+    VALUES = {  # noqa: RUF012
+        "service": log.ObjectRef("shop", "web"),
+        "ipFamily": "IPv4",
+        "milliseconds": 1.25,
+        "count": 3,
+        "err": OSError(2, "No such file or directory"),
+    }
+
+    def made(self, level=logging.INFO, **other):
+        return record(level, self.MESSAGE, ({**self.VALUES, **other},))
+
+    def test_text_has_them_in_place(self):
+        line = log.TextFormatter().format(self.made())
+        assert line.endswith(
+            "] Service shop/web: IPv4 took 1.2 ms, 100% of 3: [Errno 2] No such file or directory"
+        )
+
+    def test_json_has_them_as_fields_and_a_constant_text(self):
+        line = json.loads(log.JSONFormatter().format(self.made()))
+        del line["ts"], line["caller"]
+        assert list(line.items()) == [
+            ("msg", "Service {service}: {ipFamily} took {milliseconds} ms, 100% of {count}: {err}"),
+            ("v", 0),
+            ("service", {"namespace": "shop", "name": "web"}),
+            ("ipFamily", "IPv4"),
+            ("milliseconds", 1.25),
+            ("count", 3),
+            ("err", "[Errno 2] No such file or directory"),
+        ]
+
+    def test_an_object_without_a_namespace_is_its_name(self):
+        made = record(message="Node %(node)s", arguments=({"node": log.ObjectRef("", "a")},))
+        assert log.TextFormatter().format(made).endswith("] Node a")
+        assert json.loads(log.JSONFormatter().format(made))["node"] == {"name": "a"}
+
+    def test_an_exception_is_the_error(self):
+        made = record(logging.ERROR, "%(ipFamily)s: failed", ({"ipFamily": "IPv6"},), failure())
+        line = json.loads(log.JSONFormatter().format(made))
+        assert (line["msg"], line["ipFamily"], line["err"]) == ("{ipFamily}: failed", "IPv6", "it broke")
+        assert "stacktrace" in line
+
+    def test_any_other_value_is_its_text(self):
+        line = json.loads(log.JSONFormatter().format(self.made(service=Path("/etc/x"), err=KeyError())))
+        assert (line["service"], line["err"]) == ("/etc/x", "KeyError")
+
+    def test_a_file_name_that_is_not_utf8_does_not_lose_the_line(self):
+        name = os.fsdecode(b"/etc/\xff.yaml")
+        for made in (self.made(err=name), self.made(err=Path(name)), record(message=name, arguments=())):
+            line = log.JSONFormatter().format(made)
+            line.encode()
+            assert "/etc/\\udcff.yaml" in (json.loads(line).get("err"), json.loads(line)["msg"])
+        assert json.loads(log.JSONFormatter().format(self.made(err=name)))["service"]["name"] == "web"
+
+    def test_through_the_logging_module(self, capsys):
+        log.setup(log.Options(format="json"))
+        logging.getLogger("kubeproxy.t").warning(
+            "Service %(service)s is refused", {"service": log.ObjectRef("a", "b")}
+        )
+        (line,) = lines(capsys)[1]
+        assert json.loads(line)["msg"] == "Service {service} is refused"
+        assert json.loads(line)["service"] == {"namespace": "a", "name": "b"}
 
 
 class TestVerbosity:

@@ -80,9 +80,8 @@ def serves(machine: "Machine", chosen: Mode) -> bool:
                 return True
         except (OSError, SyncError) as e:
             log.warning(
-                "Cannot read whether rules of %s mode are in the kernel, assuming that they are: %s",
-                each.name,
-                e,
+                "Cannot read whether rules of %(mode)s mode are in the kernel, assuming that they are: %(err)s",
+                {"mode": each.name, "err": e},
             )
             return True
     return False

@@ -12,6 +12,7 @@ from kubeproxy.api.addresses import IPV4, is_loopback, join
 from kubeproxy.backends import relayed
 from kubeproxy.backends.base import Change, Driver, Failures, Leading, Measured
 from kubeproxy.figures import Figure
+from kubeproxy.log import ObjectRef
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.relay.control import Relay
@@ -52,7 +53,10 @@ class Localhost:
         self._listen({*self._doors.names, *self._missing}, wanted)
         if not await self._doors.served():
             # All else is in place, and must not be held up.
-            log.error("%s: node ports on localhost are not served yet: %s", node.family, relayed.SILENT)
+            log.error(
+                "%(ipFamily)s: node ports on localhost are not served yet: %(reason)s",
+                {"ipFamily": node.family, "reason": relayed.SILENT},
+            )
         return failures
 
     async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
@@ -137,18 +141,20 @@ class Localhost:
             why = e.strerror or str(e)
             if self._missing.get(front, (None, ""))[1] != why:
                 log.error(  # noqa: TRY400 the message says it all
-                    "Service %s/%s: node port %s %s is not served on localhost: %s",
-                    namespace,
-                    name,
-                    join(address, port),
-                    "UDP" if udp else "TCP",
-                    why,
+                    "Service %(service)s: node port %(address)s %(protocol)s is not served on localhost: %(reason)s",
+                    {
+                        "service": ObjectRef(namespace, name),
+                        "address": join(address, port),
+                        "protocol": "UDP" if udp else "TCP",
+                        "reason": why,
+                    },
                 )
             self._missing[front] = listener, why
             return
         if self._missing.pop(front, None):
             log.info(
-                "Service %s/%s: node port %s is served on localhost now", namespace, name, join(address, port)
+                "Service %(service)s: node port %(address)s is served on localhost now",
+                {"service": ObjectRef(namespace, name), "address": join(address, port)},
             )
 
 

@@ -160,7 +160,7 @@ class Programs:
             with self._we.lock:
                 return generation(self.machine) - self._we.transactions
         except OSError as e:
-            log.debug("Cannot tell whether the tables changed: %s", e)
+            log.debug("Cannot tell whether the tables changed: %(err)s", {"err": e})
             return None
 
     def entries(self) -> Mapping[str, int]:
@@ -174,7 +174,7 @@ class Programs:
         try:
             return {table: xtables.table_size(self.machine, domain, table) for table in TABLES}
         except OSError as e:
-            log.debug("Cannot tell whether the tables changed: %s", e)
+            log.debug("Cannot tell whether the tables changed: %(err)s", {"err": e})
             return None
 
     def wrote(self, process: int) -> bool:
@@ -231,7 +231,7 @@ def _logged(where: str, lines: Iterable[str]) -> Iterator[str]:
     """The same lines, each logged."""
     for item in lines:
         for line in item.splitlines():
-            log.log(V6, "%s: %s", where, line)
+            log.log(V6, "%(command)s: %(line)s", {"command": where, "line": line})
         yield item
 
 

@@ -64,7 +64,10 @@ class OtherVariant:
                     continue
                 self._seen[family] = self._fingerprint(family)
             except OSError as e:
-                log.debug("%s: cannot look at the %s tables: %s", family, self._variant, e)
+                log.debug(
+                    "%(ipFamily)s: cannot look at the %(variant)s tables: %(err)s",
+                    {"ipFamily": family, "variant": self._variant, "err": e},
+                )
 
     def _clean(self, family: Family) -> bool:
         """Removes what is there; returns whether there is nothing more to do."""
@@ -80,11 +83,14 @@ class OtherVariant:
             try:
                 count = sum(clean(tables) for clean in self._cleaners)
             except (RefusedError, SyncError) as e:
-                log.warning("%s: old rules in the %s tables stay in force: %s", family, self._variant, e)
+                log.warning(
+                    "%(ipFamily)s: old rules in the %(variant)s tables stay in force: %(err)s",
+                    {"ipFamily": family, "variant": self._variant, "err": e},
+                )
                 return False
             log.info(
-                "%s: removed %d chains and rules of a kube-proxy from the %s tables through %s",
-                family, count, self._variant, name,
+                "%(ipFamily)s: removed %(count)d chains and rules of a kube-proxy from the %(variant)s tables through %(program)s",
+                {"ipFamily": family, "count": count, "variant": self._variant, "program": name},
             )  # fmt: skip
         return True
 
@@ -92,10 +98,10 @@ class OtherVariant:
         if family not in self._warned:
             self._warned.add(family)
             log.warning(
-                "%s: the %s tables have rules of another kube-proxy, which may send packets to endpoints that are gone,"
-                " and program %s to remove them is not installed: install it, or run kube-proxy --cleanup --cleanup-force"
+                "%(ipFamily)s: the %(variant)s tables have rules of another kube-proxy, which may send packets to endpoints that are gone,"
+                " and program %(program)s to remove them is not installed: install it, or run kube-proxy --cleanup --cleanup-force"
                 " from an image that has it",
-                family, self._variant, _PROGRAMS[self._variant],
+                {"ipFamily": family, "variant": self._variant, "program": _PROGRAMS[self._variant]},
             )  # fmt: skip
 
     def _fingerprint(self, family: Family) -> object:

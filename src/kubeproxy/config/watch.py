@@ -47,7 +47,10 @@ async def changed(
         try:
             watch_again = stack.enter_context(inotify.changes(_folders(path), news.set))
         except OSError as e:
-            log.debug("%s: looking every %g s, no notifications: %s", path, look, e)
+            log.debug(
+                "%(file)s: looking every %(seconds)g s, no notifications: %(err)s",
+                {"file": path, "seconds": look, "err": e},
+            )
             watch_again = _nothing
         while True:
             trouble = _judge(path, before)
@@ -57,9 +60,11 @@ async def changed(
             if trouble == "":
                 return
             if trouble and trouble != said:
-                log.error("%s; the configuration read at the start stays in force", trouble)
+                log.error(
+                    "%(reason)s; the configuration read at the start stays in force", {"reason": trouble}
+                )
             elif said and not trouble:
-                log.info("%s is again as it was at the start", path)
+                log.info("%(file)s is again as it was at the start", {"file": path})
             said = trouble or ""
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(look):

@@ -111,7 +111,7 @@ def acquire(
         except OSError as e:
             listener.close()
             if e.errno != errno.EADDRINUSE:
-                log.warning("Another kube-proxy on this node would not be noticed: %s", e)
+                log.warning("Another kube-proxy on this node would not be noticed: %(err)s", {"err": e})
                 return Instance(None)
         else:
             return Instance(listener)
@@ -119,9 +119,9 @@ def acquire(
         if holder is not None:
             if holder.user not in (0, os.geteuid()):
                 log.warning(
-                    "The abstract socket @%s is held by %s of user %s, which is not taken for a kube-proxy:"
+                    "The abstract socket @%(socket)s is held by %(holder)s of user %(user)s, which is not taken for a kube-proxy:"
                     " another kube-proxy on this node would not be noticed",
-                    NAME[1:], holder, "unknown" if holder.user == UNKNOWN else holder.user,
+                    {"socket": NAME[1:], "holder": holder, "user": "unknown" if holder.user == UNKNOWN else holder.user},
                 )  # fmt: skip
                 return Instance(None)
             if clock() >= deadline:

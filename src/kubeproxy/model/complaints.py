@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 
 from kubeproxy.api import types
+from kubeproxy.log import ObjectRef
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,10 @@ class Complaints:
         self._known[name] = complaints
         kind, namespace, own = map(types.printable, name)
         for field, message in complaints:
-            log.warning("%s %s: %s: %s", kind, f"{namespace}/{own}" if namespace else own, field, message)
+            log.warning(
+                "%(kind)s %(object)s: %(field)s: %(reason)s",
+                {"kind": kind, "object": ObjectRef(namespace, own), "field": field, "reason": message},
+            )
 
     def forget(self, name: Name) -> None:
         """The object is gone; if it comes again, all is said again."""

@@ -232,7 +232,11 @@ class Socket(Closing):
 
     def send(self, data: bytes) -> None:
         """Sends messages in one datagram, of whatever size."""
-        log.log(V7, "netlink port %d: sending %d bytes", self.port, len(data))
+        log.log(
+            V7,
+            "netlink port %(netlinkPort)d: sending %(bytes)d bytes",
+            {"netlinkPort": self.port, "bytes": len(data)},
+        )
         try:
             self._socket.send(data)
         except OSError as e:

@@ -29,7 +29,7 @@ from kubeproxy.backends.base import (
 )
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.figures import Figure
-from kubeproxy.log import V2, V3, V5
+from kubeproxy.log import V2, V3, V5, ObjectRef
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.model.state import State
@@ -201,7 +201,10 @@ class Reconciler:
             return
         self._repairing = True
         self.repairs += 1
-        log.warning("%s: %s; all rules are compared and restored", self.family, what)
+        log.warning(
+            "%(ipFamily)s: %(drift)s; all rules are compared and restored",
+            {"ipFamily": self.family, "drift": what},
+        )
         self.resync()
 
     def _queue(self) -> None:
@@ -216,7 +219,10 @@ class Reconciler:
             if self._driver.watch(self._disturbed):
                 self.resync()
         except OSError as e:
-            log.warning("%s: what others do to the rules will not be noticed at once: %s", self.family, e)
+            log.warning(
+                "%(ipFamily)s: what others do to the rules will not be noticed at once: %(err)s",
+                {"ipFamily": self.family, "err": e},
+            )
 
     async def run(self) -> None:
         """Syncs for ever; ends only by cancellation. Rules stay when it ends."""
@@ -237,7 +243,7 @@ class Reconciler:
                     return kind
                 await self._clock.wait(self._wake, start - now)
             elif self.refused and now >= self._next_refused:
-                log.log(V2, "%s: trying refused Services again", self.family)
+                log.log(V2, "%(ipFamily)s: trying refused Services again", {"ipFamily": self.family})
                 self.resync()
             elif now >= self._next_full:
                 self.resync()
@@ -336,9 +342,17 @@ class Reconciler:
     def _explain(self, keys: Collection[Key], changes: Sequence[Change]) -> None:
         """Logs what touched Services mean on this node."""
         for key in set(keys) - {c.key for c in changes}:
-            log.log(V5, "Service %s/%s: %s: the change makes no difference on this node", *key, self.family)
+            log.log(
+                V5,
+                "Service %(service)s: %(ipFamily)s: the change makes no difference on this node",
+                {"service": ObjectRef(*key), "ipFamily": self.family},
+            )
         for c in changes:
-            log.log(V5, "Service %s/%s: %s: %s", *c.key, self.family, meaning(c))
+            log.log(
+                V5,
+                "Service %(service)s: %(ipFamily)s: %(meaning)s",
+                {"service": ObjectRef(*c.key), "ipFamily": self.family, "meaning": meaning(c)},
+            )
 
     async def _plan(self, key: Key, node: NodeConfig) -> ServicePlan | None:
         """Plans a Service; a large one in a thread, so that the event loop does not wait for it."""
@@ -349,13 +363,15 @@ class Reconciler:
     def _failed(self, error: Exception, *, full: bool) -> None:
         self.failed[full] += 1
         if isinstance(error, StaleError) and not full:
-            log.info("%s: full sync: %s", self.family, error)
+            log.info("%(ipFamily)s: full sync: %(reason)s", {"ipFamily": self.family, "reason": error})
             return
         self.failures_in_row += 1
         delay = self._pacer.failed(self._clock.now(), self.failures_in_row)
         foreseen = isinstance(error, SyncError)
         log.error(
-            "%s: sync failed, trying again in %.3g s: %s", self.family, delay, error, exc_info=not foreseen
+            "%(ipFamily)s: sync failed, trying again in %(seconds).3g s: %(err)s",
+            {"ipFamily": self.family, "seconds": delay, "err": error},
+            exc_info=not foreseen,
         )
 
     def _succeeded(self, done: Synced) -> None:
@@ -377,27 +393,30 @@ class Reconciler:
         self.failures_in_row = 0
         self.synced.set()
         log.log(
-            V3, "%s: %s sync of %d Services took %.1f ms", self.family,
-            "full" if done.full else "partial", len(done.changes), 1e3 * done.seconds,
+            V3, "%(ipFamily)s: %(sync)s sync of %(count)d Services took %(milliseconds).1f ms", {"ipFamily": self.family, "sync": "full" if done.full else "partial", "count": len(done.changes), "milliseconds": 1e3 * done.seconds},
         )  # fmt: skip
         for listener in self._listeners:
             try:
                 listener(done)
             except Exception:
-                log.exception("%s: what follows a sync failed; the rules are in place", self.family)
+                log.exception(
+                    "%(ipFamily)s: what follows a sync failed; the rules are in place",
+                    {"ipFamily": self.family},
+                )
 
     def _report(self, failures: Failures, now: float) -> None:
         """Tells which Services are refused now, and which no more."""
         for key, words in failures.items():
             if self.refused.get(key) != words:
                 log.error(
-                    "Service %s/%s: %s rules refused, all others are in place: %s",
-                    *key,
-                    self.family,
-                    words,
+                    "Service %(service)s: %(ipFamily)s rules refused, all others are in place: %(reason)s",
+                    {"service": ObjectRef(*key), "ipFamily": self.family, "reason": words},
                 )
         for key in (self.refused.keys() - failures.keys()) & self.applied.keys():
-            log.info("Service %s/%s: %s rules are in place now", *key, self.family)
+            log.info(
+                "Service %(service)s: %(ipFamily)s rules are in place now",
+                {"service": ObjectRef(*key), "ipFamily": self.family},
+            )
         if failures:
             self._refused_delay = min(
                 max(2 * self._refused_delay, self._sync_period), _LONGEST_REFUSAL_SECONDS

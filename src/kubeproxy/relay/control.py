@@ -210,7 +210,10 @@ class Relay:
         try:
             return process.flush() and self._table.send(process.send) and not process.full
         except OSError as e:
-            log.warning("%s: cannot send to the relay process, replacing it: %s", self._name, e)
+            log.warning(
+                "%(relay)s: cannot send to the relay process, replacing it: %(err)s",
+                {"relay": self._name, "err": e},
+            )
             process.hang_up()
             return False
 
@@ -223,13 +226,16 @@ class Relay:
                 self._begin(process := Process(self.machine, self._arguments))
             except OSError as e:
                 log.error(  # noqa: TRY400 the message says it all
-                    "%s: cannot start the relay process, trying again: %s", self._name, e
+                    "%(relay)s: cannot start the relay process, trying again: %(err)s",
+                    {"relay": self._name, "err": e},
                 )
             else:
                 try:
                     why = self._serve(process)
                 except Exception:
-                    log.exception("%s: cannot handle what the relay process sent", self._name)
+                    log.exception(
+                        "%(relay)s: cannot handle what the relay process sent", {"relay": self._name}
+                    )
                     why = "it does not work"
                 self._end(process, why)
             with self._lock:
@@ -280,7 +286,9 @@ class Relay:
     def _take(self, messages: Iterable[Message]) -> None:
         for message in messages:
             if isinstance(message, Said):
-                log.log(message.level, "%s: %s", self._name, message.text)
+                log.log(
+                    message.level, "%(relay)s: %(message)s", {"relay": self._name, "message": message.text}
+                )
             elif isinstance(message, Counts):
                 self._counts = message
             elif isinstance(message, Mark):
@@ -295,13 +303,14 @@ class Relay:
             stopped = self._stopped
         code = process.end(self._patience.stop if stopped else 0.0)
         if code is None:
-            log.error("%s: the relay process %d was killed, but does not end", self._name, process.pid)
+            log.error(
+                "%(relay)s: the relay process %(pid)d was killed, but does not end",
+                {"relay": self._name, "pid": process.pid},
+            )
         if not stopped:
             self._lost += 1
             self._before, self._counts = self._all(), Counts()
             log.error(
-                "%s: the relay process is replaced, %s; its connections are lost (exit status %s)",
-                self._name,
-                why,
-                code,
+                "%(relay)s: the relay process is replaced, %(reason)s; its connections are lost (exit status %(exitStatus)s)",
+                {"relay": self._name, "reason": why, "exitStatus": code},
             )

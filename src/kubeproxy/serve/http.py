@@ -36,7 +36,7 @@ IDLE_SECONDS: Final = 90.0
 
 _SWEEP_SECONDS = 1.0
 _BACKLOG = 128
-_FAILED = "%s %.80r cannot be answered"
+_FAILED = "%(method)s %(path).80r cannot be answered"
 
 
 class Door:
@@ -228,7 +228,7 @@ class _Connection(asyncio.Protocol):
         try:
             answer = self._handler(request)
         except Exception:
-            log.exception(_FAILED, request.method, request.path)
+            log.exception(_FAILED, {"method": request.method, "path": request.path})
             answer = text("500 Internal Server Error\n", 500)
         if isinstance(answer, Response):
             self._send(request.method, answer)
@@ -241,7 +241,7 @@ class _Connection(asyncio.Protocol):
         try:
             answer = await coming
         except Exception:
-            log.exception(_FAILED, request.method, request.path)
+            log.exception(_FAILED, {"method": request.method, "path": request.path})
             answer = text("500 Internal Server Error\n", 500)
         self._task = None
         self.working = False

@@ -99,11 +99,14 @@ async def hold(
                 raise OSError(e.errno, message) from e
             if message != said:
                 said = message
-                log.error("%s; trying again every %g s", message, retry_seconds)  # noqa: TRY400
+                log.error(  # noqa: TRY400 the message says it all
+                    "%(reason)s; trying again every %(seconds)g s",
+                    {"reason": message, "seconds": retry_seconds},
+                )
                 failed(message)
             await asyncio.sleep(retry_seconds)
             continue
-        log.info("Serving %s on %s", what, where)
+        log.info("Serving %(listener)s on %(address)s", {"listener": what, "address": where})
         try:
             await asyncio.get_running_loop().create_future()
         finally:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.figures import Figure
+from kubeproxy.log import ObjectRef
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.plan import Key
 from kubeproxy.reconcile.reconciler import Reconciler, Synced
@@ -127,7 +128,10 @@ class NodeHealth:
             return
         self._open[at] = key, listener
         if self._said.pop((at, key), None):
-            log.info("Service %s/%s: health check node port %d is open on %s now", *key, at[1], at[0])
+            log.info(
+                "Service %(service)s: health check node port %(port)d is open on %(address)s now",
+                {"service": ObjectRef(*key), "port": at[1], "address": at[0]},
+            )
 
     def _close(self, at: At) -> None:
         _, listener = self._open.pop(at)
@@ -139,7 +143,10 @@ class NodeHealth:
             return
         self._said[at, key] = why
         message = f"health check node port {at[1]} cannot be opened on {at[0]}: {why}"
-        log.error("Service %s/%s: %s; trying again every %g s", *key, message, self._retry_seconds)
+        log.error(
+            "Service %(service)s: %(reason)s; trying again every %(seconds)g s",
+            {"service": ObjectRef(*key), "reason": message, "seconds": self._retry_seconds},
+        )
         self._failed(key, message)
 
     def _handler(self, key: Key) -> Handler:

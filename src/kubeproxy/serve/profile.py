@@ -142,5 +142,5 @@ def _set_verbosity(request: Request) -> Response:
     if not (given.isascii() and given.isdigit() and len(given) <= 3):
         return text(f"{given!r:.40} is no verbosity\n", 400)
     klog.set_verbosity(int(given))
-    log.info("Verbosity is %s now", given)
+    log.info("Verbosity is %(verbosity)d now", {"verbosity": int(given)})
     return text(f"verbosity is {given} now\n")

@@ -131,9 +131,9 @@ class ApiServer:
             await self._cidrs.run()
             if "ServiceCIDR" not in self._completed:
                 log.info(
-                    "%s: ServiceCIDRs are not served, or we may not list them: none are assumed, and they are listed"
+                    "%(server)s: ServiceCIDRs are not served, or we may not list them: none are assumed, and they are listed"
                     " again later",
-                    self.client.server,
+                    {"server": self.client.server},
                 )
             self._complete("ServiceCIDR")
             await self._wait(_LOOK_AGAIN_SECONDS)
@@ -142,15 +142,14 @@ class ApiServer:
         await self._slices.run()
         while await self._serves_slices():
             log.warning(
-                "%s%s: not found although its API group is served; trying again",
-                self.client.server,
-                SLICES.path,
+                "%(server)s%(path)s: not found although its API group is served; trying again",
+                {"server": self.client.server, "path": SLICES.path},
             )
             await self._wait(_TRY_AGAIN_SECONDS)
             await self._slices.run()
         log.warning(
-            "%s: discovery.k8s.io/v1 is not served: watching Endpoints instead of EndpointSlices",
-            self.client.server,
+            "%(server)s: discovery.k8s.io/v1 is not served: watching Endpoints instead of EndpointSlices",
+            {"server": self.client.server},
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_old_endpoints())
@@ -176,8 +175,8 @@ class ApiServer:
             await self._slices_listed.wait()
             watching.cancel()
         log.info(
-            "%s: discovery.k8s.io/v1 is served now: EndpointSlices take the place of Endpoints",
-            self.client.server,
+            "%(server)s: discovery.k8s.io/v1 is served now: EndpointSlices take the place of Endpoints",
+            {"server": self.client.server},
         )
         endpoints.forget()
         del self.statuses[ENDPOINTS.kind]

@@ -163,7 +163,10 @@ class Credentials:
             self._issued = None
             self._token = ""
             self._complaints.pop("settings", None)
-            log.info("connection settings changed: %s was read again", self._settings.connection.name)
+            log.info(
+                "connection settings changed: %(kubeconfig)s was read again",
+                {"kubeconfig": self._settings.connection.name},
+            )
 
     def _read(self) -> tuple[dict[str, object], _Settings]:
         connection = self._load()

@@ -23,7 +23,7 @@ class Sink(Protocol):
     def complete(self, kind: str) -> None:
         """The first list of a kind has been told whole. Said once for each kind."""
 
-    def refused(self, kind: str, name: str, reason: str, *, kept: bool) -> None:
+    def refused(self, kind: str, name: str, reason: str, *, kept: bool, file: str = "") -> None:
         """An object was left out because it does not decode.
 
         Args:
@@ -31,6 +31,7 @@ class Sink(Protocol):
             name: its name, as far as it is known.
             reason: what is wrong, and at which field.
             kept: an earlier state of the object was set, and stays.
+            file: the name of the file that holds the object, if it comes from one.
         """
 
 

@@ -301,7 +301,11 @@ class Client:
             if to is None:
                 break
             response.close()
-            log.log(V4, "API server: %s redirects to %s (%d)", url.origin(), to, response.status)
+            log.log(
+                V4,
+                "API server: %(url)s redirects to %(location)s (%(status)d)",
+                {"url": url.origin(), "location": to, "status": response.status},
+            )
             url = to
             if not redirects.keeps_credentials(first, url):
                 grant = grant._replace(headers=())
@@ -346,7 +350,9 @@ class Client:
                     timeout=aiohttp.ClientTimeout(connect=CONNECT_SECONDS, sock_read=seconds),
                 )
             code.append(str(response.status))
-        log.log(V6, "%s %s: %d", method, url, response.status)
+        log.log(
+            V6, "%(method)s %(url)s: %(status)d", {"method": method, "url": url, "status": response.status}
+        )
         return response
 
     @contextlib.contextmanager

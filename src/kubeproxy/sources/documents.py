@@ -102,10 +102,13 @@ def documents(path: Path) -> Iterator[tuple[str, Decode]]:
     yield from _documents(path, lambda key, line: twice.append(f"{key} in line {line}"), passed)
     if twice:
         log.warning(
-            "%s: the last counts of keys that are given twice: %s", path, types.listed(twice, MOST_NAMED)
+            "%(file)s: the last counts of keys that are given twice: %(fields)s",
+            {"file": path, "fields": types.listed(twice, MOST_NAMED)},
         )
     if passed:
-        log.warning("%s: ignored: %s", path, types.listed(passed, MOST_NAMED))
+        log.warning(
+            "%(file)s: ignored: %(fields)s", {"file": path, "fields": types.listed(passed, MOST_NAMED)}
+        )
 
 
 def _documents(

@@ -13,6 +13,7 @@ from typing import Final
 
 from kubeproxy.api import types
 from kubeproxy.figures import Figure
+from kubeproxy.log import ObjectRef
 from kubeproxy.sources.documents import Decode
 
 log = logging.getLogger(__name__)
@@ -46,11 +47,16 @@ class Doubts:
             if (fresh := [message for message in messages if message not in before.get(name, ())])
         ]
         for (kind, namespace, own), messages in new[:MOST_OBJECTS]:
-            whole = f"{namespace}/{own}" if namespace else own
+            about = ObjectRef(types.printable(namespace), types.printable(own))
             for message in messages:
-                log.warning("%s: %s %s: %s", path, kind, types.printable(whole), message)
+                log.warning(
+                    "%(file)s: %(kind)s %(object)s: %(reason)s",
+                    {"file": path, "kind": kind, "object": about, "reason": message},
+                )
         if (more := len(new) - MOST_OBJECTS) > 0:
-            log.warning("%s: %d more objects have fields that are ignored", path, more)
+            log.warning(
+                "%(file)s: %(count)d more objects have fields that are ignored", {"file": path, "count": more}
+            )
         if found:
             self._files[path] = found
         else:

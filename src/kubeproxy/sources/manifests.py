@@ -27,6 +27,7 @@ from kubeproxy.api import types
 from kubeproxy.api.flatten import DEFAULT_NAMESPACE
 from kubeproxy.figures import Figure
 from kubeproxy.linux import inotify
+from kubeproxy.log import ObjectRef
 from kubeproxy.sources import doubts
 from kubeproxy.sources.base import Sink
 from kubeproxy.sources.documents import Decode, documents
@@ -109,7 +110,10 @@ class Manifests:
             try:
                 watch_again = stack.enter_context(inotify.changes(folders, changed.set))
             except OSError as e:
-                log.warning("No notifications of changed files, looking every %g s: %s", self.look_seconds, e)
+                log.warning(
+                    "No notifications of changed files, looking every %(seconds)g s: %(err)s",
+                    {"seconds": self.look_seconds, "err": e},
+                )
                 watch_again = _nothing
             while True:
                 await self._look()
@@ -159,7 +163,7 @@ class Manifests:
         for _ in range(_MOST_ROUNDS):  # a file may change all the time
             found = {file: signature for file in self._files() if (signature := self._signature(file))}
             for path in sorted(self._signatures.keys() - found.keys()):
-                log.info("%s is gone", path)
+                log.info("%(file)s is gone", {"file": path})
                 del self._signatures[path]
                 self._left_out.pop(path, None)
                 self.unusable.forget(path)
@@ -176,7 +180,10 @@ class Manifests:
         self._released.clear()
         for path, names in self._left_out.items():
             for name in sorted(n for n in names if (path, n) not in before):
-                log.warning("%s of %s is left out: it is in %s, too", _told(name), path, self._owner[name])
+                log.warning(
+                    "%(kind)s %(object)s of %(file)s is left out: it is in %(otherFile)s, too",
+                    {"kind": name[0], "object": _ref(name), "file": path, "otherFile": self._owner[name]},
+                )
 
     def _files(self) -> Iterator[Path]:
         """The files of all paths; those we know of a folder that cannot be listed."""
@@ -240,7 +247,10 @@ class Manifests:
             found = await asyncio.to_thread(_decode, given[start : start + _AT_ONCE], refused, doubted)
             for name, obj in found:
                 if name in mine or name in left_out:
-                    log.warning("%s stands in %s more than once; the last counts", _told(name), path)
+                    log.warning(
+                        "%(kind)s %(object)s stands in %(file)s more than once; the last counts",
+                        {"kind": name[0], "object": _ref(name), "file": path},
+                    )
                 if self._owner.setdefault(name, path) == path:
                     mine.add(name)
                     self._released.pop(name, None)
@@ -251,13 +261,13 @@ class Manifests:
         stays = {_named(error) for error in refused} & before
         for error in refused:
             kept = _named(error) in stays
-            self._sink.refused(error.kind, f"{error.name} in {path.name}", error.reason, kept=kept)
+            self._sink.refused(error.kind, error.name, error.reason, kept=kept, file=path.name)
         self._doubts.report(path, doubted)
         self.unusable.objects(path, [str(error) for error in refused if _named(error) not in stays])
         self._objects[path] = mine | stays
         self._left_out[path] = left_out
         self._release(before - mine - stays)
-        log.info("%s: %d %s", path, len(mine), "object" if len(mine) == 1 else "objects")
+        log.info("%(file)s: %(count)d object(s)", {"file": path, "count": len(mine)})
 
     def _release(self, names: set[Name]) -> None:
         """A file holds these objects no more; whether another does is seen when all is read."""
@@ -330,9 +340,8 @@ def _named(error: types.UndecodableError) -> Name:
     return error.kind, _namespace(error.kind, namespace), own
 
 
-def _told(name: Name) -> str:
-    kind, namespace, own = map(types.printable, name)
-    return f"{kind} {namespace}/{own}" if namespace else f"{kind} {own}"
+def _ref(name: Name) -> ObjectRef:
+    return ObjectRef(*map(types.printable, name[1:]))
 
 
 def _nothing() -> None:

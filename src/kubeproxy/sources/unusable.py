@@ -44,7 +44,10 @@ class Unusable:
             return
         self._paths[path] = trouble
         stays = "its last good state stays" if kept else "none of its objects is known"
-        log.error("%s cannot be used, %s: %s", path, stays, reason)
+        log.error(
+            "%(file)s cannot be used, %(consequence)s: %(reason)s",
+            {"file": path, "consequence": stays, "reason": reason},
+        )
 
     def objects(self, path: Path, reasons: Sequence[str]) -> None:
         """These objects of a file do not decode, and no good state of them is known. Their source logs them."""
@@ -56,7 +59,7 @@ class Unusable:
     def usable(self, path: Path) -> None:
         """A file or folder can be used again."""
         if self._paths.pop(path, None):
-            log.info("%s can be used again", path)
+            log.info("%(file)s can be used again", {"file": path})
 
     def forget(self, path: Path) -> None:
         """A file is gone."""

@@ -132,7 +132,7 @@ class Reflector:
             except UnreachableError as e:
                 trouble, recovered = str(e), "the API server answers again"
             except Exception as e:
-                log.exception("%s: unexpected error, listing again", self._where)
+                log.exception("%(resource)s: unexpected error, listing again", {"resource": self._where})
                 self._resumable = False
                 trouble, recovered = repr(e), "the watch is back"
             finally:
@@ -163,7 +163,11 @@ class Reflector:
         except ApiError as e:
             if self._resumable or e.status not in {400, 422}:
                 raise
-            log.log(V5, "%s: no streaming list (%s), taking a plain one", self._where, e)
+            log.log(
+                V5,
+                "%(resource)s: no streaming list (%(err)s), taking a plain one",
+                {"resource": self._where, "err": e},
+            )
             await self._list_pages()
 
     async def _watch(self, *, listing: bool) -> None:
@@ -262,7 +266,11 @@ class Reflector:
     def _hear(self, line: bytes, *, listing: bool) -> bool:
         """Takes one line of a watch. Returns whether a list is still going on."""
         if log.isEnabledFor(V6):
-            log.log(V6, "%s: %.500s", self._where, line.decode(errors="replace"))
+            log.log(
+                V6,
+                "%(resource)s: %(event).500s",
+                {"resource": self._where, "event": line.decode(errors="replace")},
+            )
         try:
             event = decode_event(line)
             match event.type:
@@ -282,7 +290,10 @@ class Reflector:
                 case "ERROR":
                     raise api_error(event.object)
                 case _:
-                    log.warning("%s: ignoring a watch event of unknown type %s", self._where, event.type)
+                    log.warning(
+                        "%(resource)s: ignoring a watch event of unknown type %(eventType)s",
+                        {"resource": self._where, "eventType": event.type},
+                    )
                     return listing
         except BROKEN as e:
             self._list_anew()
@@ -301,7 +312,11 @@ class Reflector:
         self._silent = 0
         self.status.objects = len(self._ledger)
         self.status.lists += 1
-        log.log(V2, "%s: listed, %d objects at resourceVersion %s", self._where, len(self._ledger), version)
+        log.log(
+            V2,
+            "%(resource)s: listed, %(count)d objects at resourceVersion %(resourceVersion)s",
+            {"resource": self._where, "count": len(self._ledger), "resourceVersion": version},
+        )
         if self.status.lists == 1:
             self._complete()
 
@@ -327,7 +342,10 @@ class Reflector:
         elif error.expired:
             self._list_anew(any_version=not self._resumable)
         elif error.status == 400 and not self._resumable and self._fields and self._resource.fields_optional:
-            log.info("%s: the server does not know the field selector %s", self._where, self._fields)
+            log.info(
+                "%(resource)s: the server does not know the field selector %(fieldSelector)s",
+                {"resource": self._where, "fieldSelector": self._fields},
+            )
             self._fields = ""
         elif error.status not in _TRANSIENT:
             self._list_anew(any_version=error.bad_version)
@@ -337,7 +355,7 @@ class Reflector:
         self.status.connected = True
         self.status.trouble = ""
         if self._recovered:
-            log.info("%s: %s", self._where, self._recovered)
+            log.info("%(resource)s: %(recovery)s", {"resource": self._where, "recovery": self._recovered})
             self._recovered = ""
 
     def _consequence(self) -> str:
@@ -360,5 +378,8 @@ class Reflector:
         if trouble != before or now - when >= _REPEAT_MESSAGE:
             self._said = trouble, now
             self._recovered = recovered
-            log.warning("%s: %s; %s", self._where, trouble, self._consequence())
+            log.warning(
+                "%(resource)s: %(reason)s; %(consequence)s",
+                {"resource": self._where, "reason": trouble, "consequence": self._consequence()},
+            )
         await self._timing.sleep(delay)

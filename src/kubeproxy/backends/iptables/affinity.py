@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable
 
 from kubeproxy.backends.programs import Tables
+from kubeproxy.log import ObjectRef
 from kubeproxy.model.plan import ServicePlan
 
 log = logging.getLogger(__name__)
@@ -26,11 +27,13 @@ class AffinityWarning:
             if any(port.affinity for port in plan.ports):
                 self._said = True
                 log.warning(
-                    "%s: Service %s/%s has session affinity: for each endpoint the kernel remembers the last %d clients only"
+                    "%(ipFamily)s: Service %(service)s has session affinity: for each endpoint the kernel remembers the last %(limit)d clients only"
                     " (parameter ip_list_tot of module xt_recent), further ones may change their endpoint",
-                    self._tables.family,
-                    *plan.key,
-                    self._limit(),
+                    {
+                        "ipFamily": self._tables.family,
+                        "service": ObjectRef(*plan.key),
+                        "limit": self._limit(),
+                    },
                 )
                 return
 

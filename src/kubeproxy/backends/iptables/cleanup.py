@@ -57,7 +57,10 @@ def cleanup(machine: Machine) -> None:
             troubles.append(str(e))
             continue
         if count:
-            log.info("Removed %d chains of iptables mode through %s", count, name)
+            log.info(
+                "Removed %(count)d chains of iptables mode through %(program)s",
+                {"count": count, "program": name},
+            )
     if troubles:
         raise SyncError("; ".join(troubles))
 
@@ -125,7 +128,7 @@ def _warn_of_localnet(machine: Machine) -> None:
     with contextlib.suppress(OSError):
         if machine.sysctl(_ROUTE_LOCALNET) == "1":
             log.warning(
-                "%s is 1, and the rule is gone that drops packets to 127.0.0.0/8 from other hosts:"
+                "%(sysctl)s is 1, and the rule is gone that drops packets to 127.0.0.0/8 from other hosts:"
                 " set it to 0 unless something else needs it",
-                _ROUTE_LOCALNET,
+                {"sysctl": _ROUTE_LOCALNET},
             )

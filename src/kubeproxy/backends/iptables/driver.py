@@ -206,8 +206,8 @@ class IPTables:
                     return failures
                 refused = "; ".join(failures.values())
             log.log(
-                V2, "%s: trying again now, another program changed the tables meanwhile: %s",
-                self._tables.family, refused,
+                V2, "%(ipFamily)s: trying again now, another program changed the tables meanwhile: %(err)s",
+                {"ipFamily": self._tables.family, "err": refused},
             )  # fmt: skip
         raise AssertionError
 
@@ -287,15 +287,14 @@ class IPTables:
             What is still to be done.
         """
         log.warning(
-            "%s: somebody put into table %s what the iptables programs cannot read: all our rules in it are written anew",
-            self._tables.family,
-            NAT,
+            "%(ipFamily)s: somebody put into table %(table)s what the iptables programs cannot read: all our rules in it are written anew",
+            {"ipFamily": self._tables.family, "table": NAT},
         )
         if sum(map(_nat_lines, fragments)) < _NF_TABLES_FIRST_LINES:
             try:
                 self._send([Fragment(None, [], anew, []), *fragments])
             except RefusedError as e:
-                log.warning("They were refused together and are sent in pieces: %s", e)
+                log.warning("They were refused together and are sent in pieces: %(err)s", {"err": e})
             else:
                 return []
         self._write(NAT, anew)
@@ -328,7 +327,7 @@ class IPTables:
         try:
             self._write(NAT, lines())
         except RefusedError as e:
-            log.warning("The first sync was refused as a whole and is done in pieces: %s", e)
+            log.warning("The first sync was refused as a whole and is done in pieces: %(err)s", {"err": e})
             return False
         if refusals:
             self._write(FILTER, refusals)
@@ -409,7 +408,9 @@ class IPTables:
             try:
                 self._send([fragment(None, {}, chains, (), fronts)])
             except RefusedError as e:
-                log.warning("Not all that is left of Services that are gone can be removed: %s", e)
+                log.warning(
+                    "Not all that is left of Services that are gone can be removed: %(err)s", {"err": e}
+                )
             else:
                 return
         marks = tuple(f'"{namespace}/{name}{end}' for namespace, name in failures for end in (":", " ", '"'))
@@ -423,7 +424,10 @@ class IPTables:
         self._send([fragment(None, {}, removable, (), ())])
         if not failures:
             stay = ", ".join(sorted({*chains}.difference(removable)))
-            log.warning("Rules that are not ours lead to chains that stay for their sake: %s", stay)
+            log.warning(
+                "Rules that are not ours lead to chains that stay for their sake: %(chains)s",
+                {"chains": stay},
+            )
 
     def _send(self, fragments: Sequence[Fragment]) -> None:
         """Sends fragments together."""

@@ -26,7 +26,10 @@ def open_driver(machine: Machine, node: NodeConfig) -> Driver:
         SyncError: it cannot run now.
     """
     tables = programs.find(machine, node.family)
-    log.info("%s: iptables mode through the %s programs", node.family, tables.variant)
+    log.info(
+        "%(ipFamily)s: iptables mode through the %(variant)s programs",
+        {"ipFamily": node.family, "variant": tables.variant},
+    )
     if node.family == IPV4 and node.localhost_node_ports:
         _route_localnet(machine)
     return IPTables(tables, counters=_counters(machine, tables), drop_invalid=_drops_invalid(machine))
@@ -37,12 +40,15 @@ def _route_localnet(machine: Machine) -> None:
     try:
         if machine.set_sysctl(_ROUTE_LOCALNET, 1):
             log.info(
-                "Set %s=1 so that node ports work on localhost; iptables.localhostNodePorts=false or node port"
+                "Set %(sysctl)s=1 so that node ports work on localhost; iptables.localhostNodePorts=false or node port"
                 " addresses without loopback prevent it",
-                _ROUTE_LOCALNET,
+                {"sysctl": _ROUTE_LOCALNET},
             )
     except OSError as e:
-        log.warning("Node ports will not work on localhost: cannot set %s: %s", _ROUTE_LOCALNET, e)
+        log.warning(
+            "Node ports will not work on localhost: cannot set %(sysctl)s: %(err)s",
+            {"sysctl": _ROUTE_LOCALNET, "err": e},
+        )
 
 
 def _counters(machine: Machine, tables: Tables) -> bool:
@@ -63,7 +69,9 @@ def _counters(machine: Machine, tables: Tables) -> bool:
             ],
         )
     except (OSError, RefusedError) as e:
-        log.info("Dropped and localhost packets are not counted, the kernel has no nfacct: %s", e)
+        log.info(
+            "Dropped and localhost packets are not counted, the kernel has no nfacct: %(err)s", {"err": e}
+        )
         return False
     return True
 

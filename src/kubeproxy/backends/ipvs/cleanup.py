@@ -54,7 +54,7 @@ def cleanup(machine: Machine) -> None:
             troubles.append(f"{what}: {e}")
             return
         if count:
-            log.info("Removed %d %s of ipvs mode", count, what)
+            log.info("Removed %(count)d %(removed)s of ipvs mode", {"count": count, "removed": what})
 
     if _has_servers(machine):
         for family in FAMILIES:

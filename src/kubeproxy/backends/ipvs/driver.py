@@ -155,7 +155,10 @@ class IPVS:
         try:
             return wanted - self._refused.keys() - self._kernel.addresses()
         except OSError as e:
-            log.warning("Cannot tell which addresses %s has: %s", names.INTERFACE, e)
+            log.warning(
+                "Cannot tell which addresses %(interface)s has: %(err)s",
+                {"interface": names.INTERFACE, "err": e},
+            )
             return set()
 
     async def _drain(self) -> None:
@@ -166,12 +169,14 @@ class IPVS:
                 try:
                     await asyncio.to_thread(self._delete_drained)
                 except OSError as e:
-                    log.warning("Cannot tell which connections have ended, looking again later: %s", e)
+                    log.warning(
+                        "Cannot tell which connections have ended, looking again later: %(err)s", {"err": e}
+                    )
 
     def _delete_drained(self) -> None:
         done = list(self._draining.done(self._kernel))
         for change in done:
-            log.debug("Connections of %s have ended", _name(change))
+            log.debug("Connections of %(virtualServer)s have ended", {"virtualServer": _name(change)})
         self._kernel.change_servers(done)
 
     def _apply(self, node: NodeConfig, changes: Sequence[Change]) -> None:
@@ -302,7 +307,10 @@ class IPVS:
 
     def _tell_bound(self, refused: dict[bytes, OSError]) -> None:
         for address, error in refused.items():
-            log.warning("%s keeps %s: %s", names.INTERFACE, unpack(address), error)
+            log.warning(
+                "%(interface)s keeps %(address)s: %(err)s",
+                {"interface": names.INTERFACE, "address": unpack(address), "err": error},
+            )
 
     def _blame(self, plans: Mapping[Key, ServicePlan], dialect: Dialect) -> Failures:
         """The Services that asked for what was refused.
@@ -336,7 +344,7 @@ class IPVS:
                 return False
             return self._are_addresses_intact() and self._are_servers_intact()
         except OSError as e:
-            log.warning("Cannot tell whether anything changed: %s", e)
+            log.warning("Cannot tell whether anything changed: %(err)s", {"err": e})
             return False
 
     def _are_addresses_intact(self) -> bool:

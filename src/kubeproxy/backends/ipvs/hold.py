@@ -70,7 +70,7 @@ def _begin(kernel: Kernel, servers: Collection[Virtual]) -> bool:
     try:
         kernel.commit(messages)
     except OSError as e:
-        log.debug("Nobody is kept from beginning connections while virtual servers go: %s", e)
+        log.debug("Nobody is kept from beginning connections while virtual servers go: %(err)s", {"err": e})
         return False
     return bool(messages)
 

@@ -61,10 +61,8 @@ def open_driver(machine: Machine, node: NodeConfig) -> Driver:
         with ipvs.IPVS(machine) as kept:
             kept.set_timeouts(Timeouts(*settings.timeouts))
     log.info(
-        "%s: ipvs mode with scheduler %s, and the %s programs",
-        node.family,
-        Dialect(node).scheduler,
-        tables.variant,
+        "%(ipFamily)s: ipvs mode with scheduler %(scheduler)s, and the %(variant)s programs",
+        {"ipFamily": node.family, "scheduler": Dialect(node).scheduler, "variant": tables.variant},
     )
     return IPVS(kernel, tables, node)
 
@@ -82,7 +80,7 @@ def _settings(settings: IPVSSettings, release: str) -> dict[str, int]:
 def _set(machine: Machine, name: str, value: int) -> None:
     try:
         if machine.set_sysctl(name, value):
-            log.info("Set %s=%d", name, value)
+            log.info("Set %(sysctl)s=%(value)d", {"sysctl": name, "value": value})
     except FileNotFoundError as e:
         raise UnsupportedError(f"ipvs mode cannot run: the kernel has no {name}") from e
     except OSError as e:

@@ -91,7 +91,10 @@ class SetKeeper:
         """Deletes elements from a set; what is refused stays."""
         refused = self._kernel.delete_elements(self._names[short], elements)
         for error in list(refused.values())[:1]:
-            log.warning("Set %s keeps %d elements: %s", self._names[short], len(refused), error)
+            log.warning(
+                "Set %(set)s keeps %(elements)d elements: %(err)s",
+                {"set": self._names[short], "elements": len(refused), "err": error},
+            )
 
     def intact(self, wanted: Mapping[str, Counted[Element]], refused: Collection[object]) -> bool:
         """Whether every set is there and holds as much as it should.
@@ -114,7 +117,7 @@ class SetKeeper:
     def _grow(self, short: str, wanted: Counted[Element]) -> Refused:
         """Puts a larger set in the place of a small one."""
         limit = 1 << len(wanted).bit_length()
-        log.info("Set %s gets room for %d elements", self._names[short], limit)
+        log.info("Set %(set)s gets room for %(limit)d elements", {"set": self._names[short], "limit": limit})
         self._create(self._spare, short, limit)
         found = self._kernel.add_elements(self._spare, list(wanted))
         self._kernel.swap_sets(self._names[short], self._spare)
@@ -125,4 +128,4 @@ class SetKeeper:
         try:
             self._kernel.destroy_set(self._spare)
         except OSError as e:
-            log.warning("Set %s stays: %s", self._spare, e)
+            log.warning("Set %(set)s stays: %(err)s", {"set": self._spare, "err": e})

@@ -46,7 +46,7 @@ def cleanup(machine: Machine) -> None:
     for table in _TABLES:
         try:
             if drop_table(machine, table):
-                log.info("Deleted table %s of nftables mode", table)
+                log.info("Deleted table %(table)s of nftables mode", {"table": table})
         except OSError as e:
             if e.errno not in _NO_NF_TABLES:
                 raise

@@ -137,7 +137,7 @@ class NFTables:
     def _write(self, *, there: bool) -> Failures:
         """Writes the whole table, instead of another one if there is one."""
         if there:
-            log.info("Table %s is laid out differently, it is replaced", self._table)
+            log.info("Table %(table)s is laid out differently, it is replaced", {"table": self._table})
             if self._replace():
                 return {}
         self._kernel.commit(self._anew(there=there))
@@ -169,7 +169,10 @@ class NFTables:
         try:
             self._kernel.commit([*self._anew(there=True), *transaction.beforehand(), *transaction.messages()])
         except RefusedError as e:
-            log.warning("Table %s cannot be replaced in one go, packets may be lost: %s", self._table, e)
+            log.warning(
+                "Table %(table)s cannot be replaced in one go, packets may be lost: %(err)s",
+                {"table": self._table, "err": e},
+            )
             self._content.ledger.clear()
             return False
         return True

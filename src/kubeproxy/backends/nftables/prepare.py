@@ -60,12 +60,14 @@ def _warn_of_drops(machine: Machine, kernel: Kernel, node: NodeConfig) -> None:
     try:
         found = list(forwarding.dropping(machine, kernel, node.family))
     except OSError as e:
-        log.info("%s: cannot read the policies for forwarded packets: %s", node.family, e)
+        log.info(
+            "%(ipFamily)s: cannot read the policies for forwarded packets: %(err)s",
+            {"ipFamily": node.family, "err": e},
+        )
         return
     for chain in found:
         log.warning(
-            "%s: %s drops forwarded packets by default, also those to endpoints of Services, unless it has a rule that accepts"
+            "%(ipFamily)s: %(chain)s drops forwarded packets by default, also those to endpoints of Services, unless it has a rule that accepts"
             " them; add one, e.g. 'iptables -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT' or 'ct status dnat accept'",
-            node.family,
-            chain,
+            {"ipFamily": node.family, "chain": chain},
         )

@@ -42,8 +42,8 @@ class Reachable:
         if not self._warned:
             self._warned = True
             log.warning(
-                "%s: this host has no address that other hosts can reach: only its own processes reach Services",
-                node.family,
+                "%(ipFamily)s: this host has no address that other hosts can reach: only its own processes reach Services",
+                {"ipFamily": node.family},
             )
         return "127.0.0.1" if node.family == IPV4 else "::1"
 

@@ -153,7 +153,11 @@ class Listening:
             if address and address not in self._local
         ]
         for name, front in fronts:
-            log.log(V2, "Service %s: %s is not served, the address is not this host's", name, front)
+            log.log(
+                V2,
+                "Service %(servicePortName)s: %(front)s is not served, the address is not this host's",
+                {"servicePortName": name, "front": front},
+            )
         sctp = sum(port.protocol not in relayed.RELAYED for plan in plans for port in plan.ports)
         told = (
             f"{len(self._doors)} listeners; not served: {len(fronts)} of the Services' addresses, which are not this"
@@ -161,4 +165,4 @@ class Listening:
         )
         if told != self._told:
             self._told = told
-            log.info("Without rules: %s", told)
+            log.info("Without rules: %(summary)s", {"summary": told})

@@ -95,7 +95,11 @@ class Kernel(wire.Closing):
         sequences = [self._socket.next_sequence() for _ in range(len(messages) + 2)]
         if log.isEnabledFor(V6):
             for number, message in enumerate(messages, 1):
-                log.log(V6, "nf_tables, %d of %d: %s", number, len(messages), message.about)
+                log.log(
+                    V6,
+                    "nf_tables, %(number)d of %(count)d: %(message)s",
+                    {"number": number, "count": len(messages), "message": message.about},
+                )
         # The acknowledgement of the last message, or any error, says that all is done; of the end, kernels before 6.10
         # give none.
         first, last = sequences[0], sequences[-2]
