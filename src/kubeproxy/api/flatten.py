@@ -133,11 +133,12 @@ def endpoint_slice(wire: types.EndpointSlice, complain: Complain) -> SliceRow | 
             if given.terminating:
                 conditions |= _TERMINATING
         node = intern(ep.node_name) if ep.node_name else ""
+        zone = intern(ep.zone) if ep.zone else ""
         if hints is None:
-            endpoints.append(EndpointRow(address, conditions, node))
+            endpoints.append(EndpointRow(address, conditions, node, (), (), zone))
         else:
             zones, nodes = _hints(hints.for_zones), _hints(hints.for_nodes)
-            endpoints.append(EndpointRow(address, conditions, node, zones, nodes))
+            endpoints.append(EndpointRow(address, conditions, node, zones, nodes, zone))
     namespace, _ = _names(wire.metadata)
     return SliceRow(
         namespace,

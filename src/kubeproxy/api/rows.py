@@ -59,13 +59,22 @@ class Condition(IntFlag):
 
 
 class EndpointRow(Struct, frozen=True, gc=False):
-    """One endpoint: `conditions` is a sum of `Condition`, kept as a plain int."""
+    """One endpoint.
+
+    Attributes:
+        conditions: a sum of `Condition`, kept as a plain int.
+        node: the name of its node, "" if it is not known.
+        zone_hints: the zones it is hinted for.
+        node_hints: the nodes it is hinted for.
+        zone: the zone it is in, "" if it is not known. Nothing is planned by it; it is shown by commands.
+    """
 
     address: str
     conditions: int
     node: str = ""
     zone_hints: tuple[str, ...] = ()
     node_hints: tuple[str, ...] = ()
+    zone: str = ""
 
 
 class EndpointPortRow(Struct, frozen=True, gc=False):

@@ -147,6 +147,7 @@ class SliceEndpoint(Struct, gc=False, frozen=True, rename="camel"):
     addresses: tuple[str, ...] | None = None
     conditions: EndpointConditions | None = None
     node_name: str | None = None
+    zone: str | None = None
     hints: EndpointHints | None = None
 
 

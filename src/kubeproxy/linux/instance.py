@@ -115,25 +115,29 @@ def acquire(
                 return Instance(None)
         else:
             return Instance(listener)
-        holder = _holder(make)
-        if holder is not None:
-            if holder.user not in (0, os.geteuid()):
+        found = holder(make)
+        if found is not None:
+            if found.user not in (0, os.geteuid()):
                 log.warning(
                     "The abstract socket @%(socket)s is held by %(holder)s of user %(user)s, which is not taken for a kube-proxy:"
                     " another kube-proxy on this node would not be noticed",
-                    {"socket": NAME[1:], "holder": holder, "user": "unknown" if holder.user == UNKNOWN else holder.user},
+                    {"socket": NAME[1:], "holder": found, "user": "unknown" if found.user == UNKNOWN else found.user},
                 )  # fmt: skip
                 return Instance(None)
             if clock() >= deadline:
-                raise HeldError(holder)
+                raise HeldError(found)
             if not told:
                 told = True
-                waiting(holder)
+                waiting(found)
         sleep(_POLL_SECONDS)
 
 
-def _holder(make: Make) -> Holder | None:
-    """The process that listens; None if it has just ended, or does not listen yet."""
+def holder(make: Make) -> Holder | None:
+    """The process that has the lock; None if there is none, or it does not listen yet.
+
+    Args:
+        make: makes a socket in the network namespace.
+    """
     with make(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(NAME)

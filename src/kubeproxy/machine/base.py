@@ -8,8 +8,9 @@ from typing import Any, Protocol
 from kubeproxy.clock import Clock
 from kubeproxy.linux.capabilities import Capability
 from kubeproxy.linux.instance import Holder, Instance
+from kubeproxy.linux.process import Process
 from kubeproxy.netlink.namespace import Namespace
-from kubeproxy.netlink.route import Address
+from kubeproxy.netlink.route import Address, Route
 
 
 class Machine(Namespace, Protocol):
@@ -47,6 +48,16 @@ class Machine(Namespace, Protocol):
 
     def source_address(self, domain: int) -> str:
         """The address from which the host sends to the rest of the world, "" if it cannot; nothing is sent to find out."""
+
+    def route_to(self, address: str) -> Route | None:
+        """The route of packets to an address; None if there is none. Nothing is sent to find out.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+
+    def interface_name(self, index: int) -> str:
+        """The name of an interface; "" if there is none of that index."""
 
     def watch_addresses(self, changed: Callable[[], None], *, but: str) -> AbstractContextManager[None]:
         """In the running event loop, calls back when an address of the host comes or goes, until the block ends.
@@ -163,4 +174,14 @@ class Machine(Namespace, Protocol):
 
         Raises:
             instance.HeldError: another instance still has the lock after that time.
+        """
+
+    def holder(self) -> Holder | None:
+        """The process that holds the lock of `lock`; None if there is none."""
+
+    def process(self, number: int) -> Process:
+        """A process of the host.
+
+        Raises:
+            OSError: there is no such process, or this one may not look at it.
         """

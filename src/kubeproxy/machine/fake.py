@@ -17,8 +17,9 @@ from typing import Any, BinaryIO, Final
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.linux.capabilities import Capability
 from kubeproxy.linux.instance import Holder, Instance
+from kubeproxy.linux.process import Process
 from kubeproxy.netlink.namespace import Shared
-from kubeproxy.netlink.route import Address
+from kubeproxy.netlink.route import Address, Route
 
 _INTERNET: Final = frozenset({socket.AF_INET, socket.AF_INET6})
 _LOOPBACK, _FIRST = 1, 2
@@ -47,6 +48,8 @@ class Fake:
         interfaces: the indices of its interfaces, by name.
         own: its addresses.
         oom_score: what was set last.
+        processes: its processes, by number.
+        lock_holder: the process that holds the lock.
     """
 
     def __init__(self, addresses: Iterable[str] = ("127.0.0.1",), *, clock: Clock | None = None) -> None:
@@ -64,6 +67,8 @@ class Fake:
         self.files: dict[str, bytes] = {}
         self.modules: dict[tuple[str, str], str] = {}
         self.oom_score = 0
+        self.processes: dict[int, Process] = {}
+        self.lock_holder: Holder | None = None
         self.interfaces = {"lo": _LOOPBACK, "eth0": _FIRST}
         self.own: list[Address] = []
         self._watchers: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[], None], int]] = {}
@@ -121,6 +126,20 @@ class Fake:
         size = 4 if domain == socket.AF_INET else 16
         found = (a.packed for a in self.own if len(a.packed) == size and a.interface != _LOOPBACK)
         return next((socket.inet_ntop(domain, packed) for packed in found), "")
+
+    def route_to(self, address: str) -> Route | None:
+        """See `Machine`. Its own addresses are local, everything else is behind eth0."""
+        domain = socket.AF_INET6 if ":" in address else socket.AF_INET
+        packed = socket.inet_pton(domain, address)
+        own = next((a for a in self.own if a.packed == packed), None)
+        if own is not None:
+            return Route(_LOOPBACK, address, local=True)
+        source = self.source_address(domain)
+        return Route(_FIRST, source, local=False) if source else None
+
+    def interface_name(self, index: int) -> str:
+        """See `Machine`."""
+        return next((name for name, number in self.interfaces.items() if number == index), "")
 
     def watch_addresses(
         self, changed: Callable[[], None], *, but: str
@@ -195,6 +214,16 @@ class Fake:
     def lock(self, patience: float, *, waiting: Callable[[Holder], None] = lambda _: None) -> Instance:  # noqa: ARG002
         """See `Machine`. Nobody else is there."""
         return Instance(None)
+
+    def holder(self) -> Holder | None:
+        """See `Machine`."""
+        return self.lock_holder
+
+    def process(self, number: int) -> Process:
+        """See `Machine`."""
+        if number not in self.processes:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"process {number}")
+        return self.processes[number]
 
     @contextlib.contextmanager
     def _watch(self, changed: Callable[[], None], ignored: int) -> Iterator[None]:

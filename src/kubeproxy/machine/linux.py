@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from kubeproxy.clock import Clock, SystemClock
-from kubeproxy.linux import capabilities, instance, netns, oom, sysctl
+from kubeproxy.linux import capabilities, instance, netns, oom, process, sysctl
 from kubeproxy.linux.capabilities import Capability
 from kubeproxy.linux.instance import Holder, Instance
+from kubeproxy.linux.process import Process
 from kubeproxy.linux.run import Runner
 from kubeproxy.netlink import route, wire
 from kubeproxy.netlink.namespace import Shared
@@ -101,6 +102,18 @@ class Linux:
         """See `Machine`."""
         return route.source_address(self, domain)
 
+    def route_to(self, address: str) -> route.Route | None:
+        """See `Machine`."""
+        return route.route_to(self, address)
+
+    def interface_name(self, index: int) -> str:
+        """See `Machine`."""
+        with self._inside():
+            try:
+                return socket.if_indextoname(index)
+            except OSError:
+                return ""
+
     @contextlib.contextmanager
     def watch_addresses(self, changed: Callable[[], None], *, but: str) -> Iterator[None]:
         """See `Machine`."""
@@ -179,6 +192,14 @@ class Linux:
     def lock(self, patience: float, *, waiting: Callable[[Holder], None] = lambda _: None) -> Instance:
         """See `Machine`."""
         return instance.acquire(self.socket, patience, waiting=waiting)
+
+    def holder(self) -> Holder | None:
+        """See `Machine`."""
+        return instance.holder(self.socket)
+
+    def process(self, number: int) -> Process:
+        """See `Machine`."""
+        return process.find(number)
 
     def _inside(self) -> contextlib.AbstractContextManager[None]:
         """In a block of it, the calling thread is in the namespace."""

@@ -52,6 +52,14 @@ class Claims:
         claim = self._owners.get(front)
         return None if claim is None else claim.key
 
+    def rivals(self, front: Front) -> list[Key]:
+        """The Services that name a front, its owner first; empty if no Service names it."""
+        claims = self._rivals.get(front)
+        if claims is None:
+            owner = self.owner(front)
+            return [] if owner is None else [owner]
+        return [claim.key for claim in sorted(claims)]
+
     def change(self, key: Key, before: ServiceRow | None, after: ServiceRow | None) -> set[Key]:
         """Replaces the claims of a Service. The cost depends on its fronts and, where an owner changes, on the rivals.
 

@@ -16,7 +16,7 @@ from kubeproxy.api.rows import ServiceRow, SliceRow
 from kubeproxy.model.claims import Claims
 from kubeproxy.model.complaints import Complaints, Name
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.model.plan import Key, Owners, ServicePlan
+from kubeproxy.model.plan import Front, Key, ServicePlan
 from kubeproxy.model.plan import plan as make_plan
 
 Touched = Mapping[Key, Collection[Family]]
@@ -84,9 +84,13 @@ class State:
         service = self.services.get(key)
         if service is None:
             return lambda: None
-        return partial(make_plan, service, self.slices(key), node, self._owners(node))
+        return partial(make_plan, service, self.slices(key), node, self._claims_on(node).owner)
 
-    def _owners(self, node: NodeConfig) -> Owners:
+    def rivals(self, front: Front, node: NodeConfig) -> list[Key]:
+        """The Services that name a front on a node, its owner first."""
+        return self._claims_on(node).rivals(front)
+
+    def _claims_on(self, node: NodeConfig) -> Claims:
         """Who owns which front on a node. Claims are recorded from the first question on."""
         which = node.family, node.external_ips
         claims = self._claims.get(which)
@@ -94,7 +98,7 @@ class State:
             claims = self._claims[which] = Claims(node.family, external_ips=node.external_ips)
             for key in sorted(self.services):
                 claims.change(key, None, self.services[key])
-        return claims.owner
+        return claims
 
     def size(self, key: Key) -> int:
         """How many endpoints a Service has, counted once a port: about what it costs to plan it."""
@@ -111,6 +115,11 @@ class State:
         if len(pieces) == 1:
             return next(iter(pieces.values()))
         return [row for name in sorted(pieces) for row in pieces[name]]
+
+    def named_slices(self, key: Key) -> Sequence[tuple[str, SliceRow]]:
+        """The EndpointSlices of a Service, each with the name of its object, in the order of `slices`."""
+        pieces = self._slices.get(key, {})
+        return [(name[2], row) for name in sorted(pieces) for row in pieces[name]]
 
     @property
     def sliced(self) -> Collection[Key]:

@@ -16,7 +16,7 @@ from kubeproxy.api.addresses import contains, join
 from kubeproxy.api.rows import Protocol
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.model.plan import DROP, FORWARD, REJECT, Action, PortPlan, ServicePlan
+from kubeproxy.model.plan import DROP, FORWARD, REJECT, Action, FrontKind, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
 
 
@@ -46,6 +46,8 @@ class Verdict(Struct, frozen=True, gc=False):
         port: the Service port it is for.
         backends: where it may go.
         masquerade: whether its source becomes an address of the node, whichever backend is picked.
+        front: what the destination is to the Service; "" if it is for no Service.
+        local: its traffic policy is Local: only endpoints on this node are used.
     """
 
     action: Action | Literal["pass"]
@@ -53,6 +55,8 @@ class Verdict(Struct, frozen=True, gc=False):
     port: PortPlan | None = None
     backends: tuple[Endpoint, ...] = ()
     masquerade: bool = False
+    front: FrontKind | Literal[""] = ""
+    local: bool = False
 
     def masquerades(self, packet: Packet, backend: Endpoint) -> bool:
         """Whether the packet is masqueraded on its way to this backend; always if that is where it came from."""
@@ -87,12 +91,12 @@ class Book:
         self._local_addresses = frozenset(local_addresses)
         self._manners = manners
         self._service_cidrs = tuple(service_cidrs)
-        self._fronts: dict[tuple[str, str, int], tuple[str, PortPlan]] = {}
+        self._fronts: dict[tuple[str, str, int], tuple[FrontKind, PortPlan]] = {}
         self._node_ports: dict[tuple[str, int], PortPlan] = {}
         self._cluster_ips: set[str] = set()
         for p in (port for plan in plans for port in plan.ports):
             self._cluster_ips.add(p.cluster_ip)
-            addresses = {
+            addresses: dict[str, FrontKind] = {
                 **dict.fromkeys(p.load_balancer_ips, "load balancer IP"),
                 **dict.fromkeys(p.external_ips, "external IP"),  # its rules come first
                 p.cluster_ip: "ClusterIP",
@@ -111,14 +115,15 @@ class Book:
             if kind == "ClusterIP":
                 return self._internal(packet, port)
             if self._is_firewalled(packet, port, kind) and not self._admitted(packet, port):
-                return Verdict(DROP, f"{packet.source} is not in the loadBalancerSourceRanges", port)
+                reason = f"{packet.source} is not in the loadBalancerSourceRanges"
+                return Verdict(DROP, reason, port, front=kind)
             return self._external(packet, port, kind)
         if packet.destination in self._local_addresses:
             found = self._node_ports.get((packet.protocol, packet.port))
             if found is not None and self._node.serves_node_ports(packet.destination):
                 return self._external(packet, found, "node port")
             if found is not None and self._manners.refuses_everywhere and found.external_action != FORWARD:
-                return self._refused(found, found.external_action, "node port")
+                return self._refused(found, found.external_action, "node port", local=found.external_local)
         if self._manners.closed_cluster_ips:
             if packet.destination in self._cluster_ips:
                 return Verdict(REJECT, "the ClusterIP has no such port")
@@ -127,41 +132,43 @@ class Book:
         return Verdict("pass", "the address and port are no Service's")
 
     def _internal(self, packet: Packet, port: PortPlan) -> Verdict:
-        action = port.internal_action
+        action, local = port.internal_action, port.internal_local
         if action != FORWARD:
-            return self._refused(port, action, "ClusterIP")
-        backends = port.internal_backends
-        policy = "Local" if port.internal_local else "Cluster"
-        reason = f"ClusterIP, internalTrafficPolicy {policy}"
+            return self._refused(port, action, "ClusterIP", local=local)
+        masquerade = False
         if self._node.masquerade_all:
-            return Verdict(FORWARD, f"{reason}; all is masqueraded", port, backends, masquerade=True)
-        if self._node.local_traffic is None:
-            return Verdict(FORWARD, f"{reason}; it is not known which Pods are local", port, backends)
-        if self._is_of_local_pod(packet):
-            return Verdict(FORWARD, f"{reason}; from a local Pod", port, backends)
-        return Verdict(FORWARD, f"{reason}; not from a local Pod", port, backends, masquerade=True)
+            masquerade, why = True, "all is masqueraded"
+        elif self._node.local_traffic is None:
+            why = "it is not known which Pods are local"
+        elif self._is_of_local_pod(packet):
+            why = "from a local Pod"
+        else:
+            masquerade, why = True, "not from a local Pod"
+        reason = f"ClusterIP, internalTrafficPolicy {'Local' if local else 'Cluster'}; {why}"
+        return Verdict(FORWARD, reason, port, port.internal_backends, masquerade, "ClusterIP", local)
 
-    def _external(self, packet: Packet, port: PortPlan, kind: str) -> Verdict:
+    def _external(self, packet: Packet, port: PortPlan, kind: FrontKind) -> Verdict:
         if not port.any:
             own = not packet.interface and packet.destination not in self._local_addresses
             if own and self._manners.lets_own_out:
-                return Verdict("pass", f"{kind}: no usable endpoint, but from this node", port)
-            return self._refused(port, REJECT, kind)
+                reason = f"{kind}: no usable endpoint, but from this node"
+                return Verdict("pass", reason, port, front=kind, local=port.external_local)
+            return self._refused(port, REJECT, kind, local=port.external_local)
         if not port.external_local:
             reason = f"{kind}, externalTrafficPolicy Cluster"
-            return Verdict(FORWARD, reason, port, port.cluster, masquerade=True)
+            return Verdict(FORWARD, reason, port, port.cluster, True, kind)
         reason = f"{kind}, externalTrafficPolicy Local"
         if self._is_of_local_pod(packet):
-            return Verdict(FORWARD, f"{reason}, but from a local Pod", port, port.cluster)
+            return Verdict(FORWARD, f"{reason}, but from a local Pod", port, port.cluster, front=kind)
         if packet.source in self._local_addresses:
-            return Verdict(FORWARD, f"{reason}, but from this node", port, port.cluster, masquerade=True)
+            return Verdict(FORWARD, f"{reason}, but from this node", port, port.cluster, True, kind)
         if port.external_action != FORWARD:
-            return self._refused(port, port.external_action, reason)
-        return Verdict(FORWARD, reason, port, port.local)
+            return self._refused(port, port.external_action, kind, local=True)
+        return Verdict(FORWARD, reason, port, port.local, front=kind, local=True)
 
-    def _refused(self, port: PortPlan, action: Action, kind: str) -> Verdict:
+    def _refused(self, port: PortPlan, action: Action, kind: FrontKind, *, local: bool) -> Verdict:
         where = "this node" if action == DROP else "the cluster"
-        return Verdict(action, f"{kind}: no usable endpoint on {where}", port)
+        return Verdict(action, f"{kind}: no usable endpoint on {where}", port, front=kind, local=local)
 
     def _is_of_local_pod(self, packet: Packet) -> bool:
         by = self._node.local_traffic

@@ -6,6 +6,7 @@ Source: linux/rtnetlink.h, linux/if_addr.h, linux/if_link.h.
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
@@ -13,6 +14,7 @@ from kubeproxy.netlink import wire
 from kubeproxy.netlink.namespace import Namespace
 
 NEW_ADDRESS, DELETE_ADDRESS, GET_ADDRESS = 20, 21, 22
+GET_ROUTE = 26
 GROUP_IPV4_ADDRESSES, GROUP_IPV6_ADDRESSES = 5, 9
 GROUP_IPV4_SETTINGS, GROUP_IPV6_SETTINGS = 24, 25
 
@@ -21,6 +23,9 @@ _IFADDRMSG = struct.Struct("=BBBBI")
 _NEW_LINK, _DELETE_LINK = 16, 17
 _NAME, _LINK_INFO, _KIND = 3, 18, 1
 _IFINFOMSG = struct.Struct("=BxHiII")
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_DESTINATION, _OUT_INTERFACE, _PREFERRED_SOURCE = 1, 4, 7
+_LOCAL_ROUTE = 2
 
 
 _SOMEWHERE: Final[Mapping[int, str]] = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
@@ -76,6 +81,47 @@ def source_address(namespace: Namespace, domain: int) -> str:
             return str(probe.getsockname()[0]).partition("%")[0]
     except OSError:
         return ""
+
+
+class Route(NamedTuple):
+    """Where a packet to an address leaves this host.
+
+    Attributes:
+        interface: the index of the interface.
+        source: the address such a packet has when a process of this host sends it; "" if the kernel names none.
+        local: the address is one of this host.
+    """
+
+    interface: int
+    source: str
+    local: bool
+
+
+def route_to(namespace: Namespace, address: str) -> Route | None:
+    """Looks up the route to an address; nothing is sent. None if there is no route.
+
+    Raises:
+        OSError: the kernel refused, or `address` is not an IP address.
+    """
+    domain = socket.AF_INET6 if ":" in address else socket.AF_INET
+    packed = socket.inet_pton(domain, address)
+    body = _RTMSG.pack(domain, 8 * len(packed), 0, 0, 0, 0, 0, 0, 0) + wire.attribute(_DESTINATION, packed)
+    with wire.Socket(namespace, wire.ROUTE) as kernel:
+        try:
+            replies = kernel.request(GET_ROUTE, body, 0)
+        except wire.NetlinkError as e:
+            if e.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL}:
+                return None
+            raise
+    for reply in replies:
+        found = wire.attributes(reply.body[_RTMSG.size :])
+        source = found.get(_PREFERRED_SOURCE)
+        return Route(
+            int.from_bytes(bytes(found.get(_OUT_INTERFACE, b"")), sys.byteorder),
+            "" if source is None else socket.inet_ntop(domain, bytes(source)),
+            reply.body[7] == _LOCAL_ROUTE,
+        )
+    return None
 
 
 def is_link_local6(packed: bytes) -> bool:

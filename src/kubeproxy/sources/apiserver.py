@@ -14,8 +14,9 @@ back-off is one), and the content types (JSON always: msgspec reads it faster th
 
 import asyncio
 import logging
+import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from kubeproxy.sources import kubeconfig as settings
@@ -64,6 +65,8 @@ class ApiServer:
         *,
         kubeconfig: str = "",
         master: str = "",
+        root: str = "",
+        environment: Mapping[str, str] = os.environ,
         timing: Timing = Timing(),  # noqa: B008 immutable
         make_socket: MakeSocket = socket.socket,
     ) -> None:
@@ -74,13 +77,17 @@ class ApiServer:
             node: name of the own Node.
             kubeconfig: path of a kubeconfig file, or empty.
             master: URL that overrides the kubeconfig's server, or empty. Both empty: the pod's service account.
+            root: the folder under which the files of these settings are; "" for the file system as we see it.
+            environment: the environment of the pod.
             timing: time and chance.
             make_socket: makes the sockets of connections, in the network namespace they are to belong to.
 
         Raises:
             kubeconfig.KubeconfigError: the settings cannot be used.
         """
-        credentials = Credentials(lambda: settings.connection(kubeconfig, master))
+        credentials = Credentials(
+            lambda: settings.connection(kubeconfig, master, root=root, environment=environment)
+        )
         self.client = Client(credentials, make_socket=make_socket)
         self.description = (
             f"API server {credentials.connection.cluster.server} ({credentials.connection.name})"

@@ -134,36 +134,41 @@ class _Context(Struct, frozen=True, gc=False):
     user: str = ""
 
 
-def connection(kubeconfig: str = "", master: str = "") -> Connection:
+def connection(
+    kubeconfig: str = "", master: str = "", *, root: str = "", environment: Mapping[str, str] = os.environ
+) -> Connection:
     """Finds the API server as the reference does: the kubeconfig, else `--master` alone, else the pod's own.
 
     Args:
         kubeconfig: path of a kubeconfig file, or empty.
         master: URL that overrides the server of the kubeconfig, or empty.
+        root: under which folder the files are, as seen by a process in a container; "" for our own view.
+        environment: the environment of the process whose pod it may be.
 
     Raises:
         KubeconfigError: the settings cannot be used.
     """
     if kubeconfig:
-        return load(kubeconfig, master)
+        return load(kubeconfig, master, root=root)
     if master:
         return Connection(
             Cluster(server=_server(master, tls=False, where="--master")), User(), name="--master"
         )
-    return in_cluster()
+    return in_cluster(environment, Path(f"{root}{SERVICE_ACCOUNT}"))
 
 
-def load(path: str, master: str = "") -> Connection:
+def load(path: str, master: str = "", *, root: str = "") -> Connection:
     """Reads the current context of a kubeconfig file.
 
     Args:
         path: the file.
         master: URL that overrides the cluster's server (and, as in client-go, its tls-server-name).
+        root: under which folder it and the files it names are; "" for the file system as we see it.
 
     Raises:
         KubeconfigError: the file cannot be read, or its current context cannot be used.
     """
-    raw = _read(path)
+    raw = _read(f"{root}{path}")
     file = _convert(_File, raw, path)
     if file.kind != "Config":
         raise KubeconfigError(f"{path}: kind: expected Config, got {file.kind}")
@@ -184,10 +189,10 @@ def load(path: str, master: str = "") -> Connection:
         user = _convert(User, entry.user or {}, where)
 
     folder = Path(path).absolute().parent
-    cluster = _with_paths(cluster, folder, "certificate_authority")
-    user = _with_paths(user, folder, "token_file", "client_certificate", "client_key")
+    cluster = _with_paths(cluster, root, folder, "certificate_authority")
+    user = _with_paths(user, root, folder, "token_file", "client_certificate", "client_key")
     if user.exec_plugin and os.sep in user.exec_plugin.command:
-        plugin = _with_paths(user.exec_plugin, folder, "command")
+        plugin = _with_paths(user.exec_plugin, root, folder, "command")
         user = msgspec.structs.replace(user, exec_plugin=plugin)
     if master:
         cluster = msgspec.structs.replace(cluster, server=master, tls_server_name="")
@@ -268,11 +273,11 @@ def _find(entries: Sequence[_Entry], name: str, where: str, section: str) -> _En
     return found[0]
 
 
-def _with_paths(value: _S, folder: Path, *fields: str) -> _S:
-    """Makes the paths in these fields absolute: they are relative to the kubeconfig's own folder."""
+def _with_paths(value: _S, root: str, folder: Path, *fields: str) -> _S:
+    """Makes the paths in these fields absolute: they are relative to the kubeconfig's own folder, below a root."""
     paths = {name: getattr(value, name) for name in fields}
     return msgspec.structs.replace(
-        value, **{name: str(folder / path) for name, path in paths.items() if path}
+        value, **{name: f"{root}{folder / path}" for name, path in paths.items() if path}
     )
 
 

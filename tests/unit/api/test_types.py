@@ -181,6 +181,7 @@ class TestWhatAServerSends:
                 ("10.244.1.5",),
                 types.EndpointConditions(ready=True, serving=True, terminating=False),
                 "node-1",
+                "a",
                 types.EndpointHints((types.Hint("a"),), (types.Hint("node-1"),)),
             ),
             types.SliceEndpoint(("10.244.1.6",), types.EndpointConditions()),

@@ -1,4 +1,4 @@
-"""The command `kube-proxy`: reads what it is told, says what is wrong with it, and hands over to `app`.
+"""The daemon's command line: reads flags and configuration, reports what is wrong with them, and hands over to `app`.
 
 Everything that can be answered without the program proper (-h, --version, --write-config-to, a bad flag or field) is
 answered here, without importing it. Exit status: 0 well, 1 an error, 130 interrupted by Ctrl-C.
@@ -19,14 +19,14 @@ from kubeproxy.config.validate import validate
 logger = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status.
+def main(argv: Sequence[str]) -> int:
+    """Runs the daemon and returns its exit status.
 
     Args:
-        argv: the arguments after the program's name; those of the process if None.
+        argv: the arguments after the program's name.
     """
     try:
-        return _main(sys.argv[1:] if argv is None else argv)
+        return _main(argv)
     except ConfigError as e:
         sys.stderr.write("".join(f"Error: {error}\n" for error in e.errors))
         return 1

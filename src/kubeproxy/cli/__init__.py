@@ -1,0 +1,27 @@
+"""The command line of `kube-proxy`: without a command it runs the daemon, with one it answers a question about it.
+
+Each command is a module of this package, imported only when it is asked for, so that the daemon loads none of them.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+COMMANDS: Final = ("explain", "completion")
+"""The commands, each the name of a module that has a `command.Command` named COMMAND."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status.
+
+    Args:
+        argv: the arguments after the program's name; those of the process if None.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments and arguments[0] in COMMANDS:
+        from kubeproxy.cli import command
+
+        return command.main(arguments[0], arguments[1:])
+    from kubeproxy.cli import run
+
+    return run.main(arguments)

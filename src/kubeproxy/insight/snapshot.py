@@ -1,0 +1,243 @@
+"""The cluster at one moment, planned for one node: what every command works on.
+
+The sources are those of the daemon, used until their first lists are complete. What cannot be read, such as a Node that
+access rules hide, becomes a trouble that is reported beside the answer; without Services and EndpointSlices there is no
+answer.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import Struct
+
+from kubeproxy import backends, nodewatch
+from kubeproxy import host as hosts
+from kubeproxy.api.addresses import FAMILIES, Family, family_of
+from kubeproxy.backends.mode import Mode
+from kubeproxy.hub import Hub
+from kubeproxy.insight.origin import Origin
+from kubeproxy.machine.base import Machine
+from kubeproxy.model.node import LOOPBACK, NodeConfig
+from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.model.state import State
+from kubeproxy.sources.base import Source, Status
+from kubeproxy.sources.client import ApiError, Client, UnreachableError
+
+PATIENCE_SECONDS: Final = 30.0
+"""So long Services and EndpointSlices are waited for."""
+
+_EXTRAS_SECONDS: Final = 2.0
+"""So long the Node and ServiceCIDRs are waited for when those are known."""
+
+
+class SnapshotError(Exception):
+    """The cluster cannot be read; the message says why."""
+
+
+class Snapshot(Struct, frozen=True):
+    """The cluster at one moment.
+
+    Attributes:
+        state: Services and their endpoints.
+        mode: the mode that is answered for.
+        nodes: the node under each of its families, the primary one first.
+        local_addresses: the addresses of the node, of each family.
+        own: it is the node this command runs on, so its kernel can be read.
+        origin: the configuration.
+        troubles: what could not be read, and what that means for answers.
+        objects: other objects that were asked for, by path, as the API server returned them; None where it refused.
+    """
+
+    state: State
+    mode: Mode
+    nodes: tuple[NodeConfig, ...]
+    local_addresses: Mapping[Family, tuple[str, ...]]
+    own: bool
+    origin: Origin
+    troubles: tuple[str, ...] = ()
+    objects: Mapping[str, bytes | None] = {}
+
+    @property
+    def name(self) -> str:
+        """The name of the node."""
+        return self.nodes[0].name
+
+    def node(self, family: Family) -> NodeConfig | None:
+        """The node under a family; None if it does not have it."""
+        return next((node for node in self.nodes if node.family == family), None)
+
+    def plans(self, family: Family) -> dict[Key, ServicePlan]:
+        """The plans of all Services under a family."""
+        node = self.node(family)
+        if node is None:
+            return {}
+        planned = ((key, self.state.plan(key, node)) for key in self.state.services)
+        return {key: plan for key, plan in planned if plan is not None}
+
+
+class _Sink(Hub):
+    """A hub that remembers which first lists are complete."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(node)
+        self._open = {"Service", "EndpointSlice", "Node", "ServiceCIDR"}
+        self.complete_all = asyncio.Event()
+
+    def complete(self, kind: str) -> None:
+        """See `Sink`."""
+        super().complete(kind)
+        self._open.discard(kind)
+        if not self._open:
+            self.complete_all.set()
+
+
+async def take(
+    origin: Origin,
+    machine: Machine,
+    *,
+    node: str = "",
+    paths: Sequence[str] = (),
+    patience: float = PATIENCE_SECONDS,
+) -> Snapshot:
+    """Reads the cluster and works out the node.
+
+    Args:
+        origin: the configuration.
+        machine: this host.
+        node: the node to answer for; "" for the own one.
+        paths: other objects to read from the API server, if there is one.
+        patience: so many seconds Services and EndpointSlices are waited for.
+
+    Raises:
+        SnapshotError: the cluster cannot be read, or the node cannot be worked out.
+        OSError: manifests do not exist.
+    """
+    config = origin.options.config
+    name = node or config.node_name
+    own = not node or node == config.node_name
+    if not name:
+        raise SnapshotError(
+            "this host has no name; add --node or --hostname-override with the name of its Node"
+        )
+    hub = _Sink(name)
+    try:
+        source, statuses, client = _source(origin, machine, hub, name)
+    except ValueError as e:
+        raise SnapshotError(str(e)) from e
+    reading = asyncio.create_task(source.run())
+    objects: dict[str, bytes | None] = {}
+    troubles: list[str] = []
+    try:
+        await _wait(reading, hub.lists_complete, patience)
+        if not hub.lists_complete.is_set():
+            raise SnapshotError(_unread(statuses, patience))
+        await _wait(reading, hub.complete_all, _EXTRAS_SECONDS)
+        for path in paths:
+            if client is None:
+                troubles.append(f"{path} cannot be read from manifests")
+                continue
+            try:
+                objects[path] = await client.request("GET", path)
+            except (ApiError, UnreachableError) as e:
+                objects[path] = None
+                troubles.append(f"{path} cannot be read: {e}")
+    finally:
+        reading.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await reading
+    troubles += [f"{status.kind}: {status.trouble}" for status in statuses.values() if status.trouble]
+    if hub.node is None:
+        troubles.append(
+            f"Node {name} is not known: zone, podCIDRs and addresses of its object are missing from the answer"
+        )
+    return _snapshot(origin, machine, hub, name, own=own, troubles=troubles, objects=objects)
+
+
+def _source(
+    origin: Origin, machine: Machine, hub: Hub, name: str
+) -> tuple[Source, Mapping[str, Status], Client | None]:
+    """The source of the configuration, what it knows of its connections, and its client."""
+    options = origin.options
+    if options.manifests:
+        from kubeproxy.sources.manifests import Manifests
+
+        return Manifests([Path(path) for path in options.manifests], hub), {}, None
+    from kubeproxy.sources.apiserver import ApiServer
+
+    source = ApiServer(
+        hub,
+        name,
+        kubeconfig=options.config.client_connection.kubeconfig,
+        master=options.master,
+        root=origin.root,
+        environment=origin.environment,
+        make_socket=machine.socket,
+    )
+    return source, source.statuses, source.client
+
+
+async def _wait(reading: "asyncio.Task[None]", event: asyncio.Event, seconds: float) -> None:
+    """Waits for an event, so long at most; an error of the source ends it."""
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait(
+        list[asyncio.Task[Any]]([reading, waiting]), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+    )
+    waiting.cancel()
+    if reading.done():
+        reading.result()
+
+
+def _unread(statuses: Mapping[str, Status], patience: float) -> str:
+    """Why Services and endpoints are not known."""
+    found = [f"{status.kind}: {status.trouble}" for status in statuses.values() if status.trouble]
+    return "; ".join(dict.fromkeys(found)) or f"the API server did not answer within {patience:g} s"
+
+
+def _snapshot(
+    origin: Origin,
+    machine: Machine,
+    hub: Hub,
+    name: str,
+    *,
+    own: bool,
+    troubles: Sequence[str],
+    objects: Mapping[str, bytes | None],
+) -> Snapshot:
+    config = origin.options.config
+    row = hub.node
+    supported: Sequence[Family] = hosts.supported_families(machine)
+    found: Sequence[str] = hosts.own_addresses(machine)
+    if not own:
+        found = ()
+        if row is None or not row.addresses:
+            raise SnapshotError(f"Node {name} does not exist, or has no addresses")
+        supported = [family for family in FAMILIES if any(family_of(a) == family for a in row.addresses)]
+    try:
+        host = hosts.host(config, name, row, supported=supported, found=found)
+    except hosts.NodeError as e:
+        raise SnapshotError(str(e)) from e
+    if own and host.primary.address not in nodewatch.local_addresses(machine, host.primary.family):
+        own = False
+        troubles = (
+            *troubles,
+            f"this host does not have the address of Node {name}, {host.primary.address}: it is answered for as a"
+            " node elsewhere, and this kernel is not read",
+        )
+    mode = backends.mode(config.mode)
+    if origin.options.userspace_listen and mode.without_rules:
+        mode = backends.mode(mode.without_rules)
+    addresses: dict[Family, tuple[str, ...]] = {}
+    for node in host.nodes:
+        if own:
+            addresses[node.family] = tuple(nodewatch.local_addresses(machine, node.family))
+        else:
+            theirs = (a for a in (row.addresses if row else ()) if family_of(a) == node.family)
+            addresses[node.family] = tuple(dict.fromkeys((LOOPBACK[node.family], *theirs)))
+    nodes = tuple(
+        node.with_addresses(addresses[node.family]).with_service_cidrs(hub.service_cidrs)
+        for node in host.nodes
+    )
+    return Snapshot(hub.state, mode, nodes, addresses, own, origin, tuple(troubles), objects)

@@ -1,0 +1,395 @@
+"""Why a packet goes where it goes: the verdict on it, step by step, with the endpoints it can and cannot reach.
+
+The verdict itself is that of `verdict`; here is what led to it: who named the front, how the source was judged, which
+endpoints were selected, and for each of the others the reason why it was not. Nothing is decided here.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from kubeproxy.api.addresses import contains, join
+from kubeproxy.api.rows import Condition, EndpointPortRow, EndpointRow, SliceRow
+from kubeproxy.model.manners import Manners
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import FORWARD, Front, Key, PortPlan, ServicePlan
+from kubeproxy.model.select import Endpoint
+from kubeproxy.model.state import State
+from kubeproxy.model.verdict import Book, Packet, Verdict
+
+Reason = Literal[
+    "not ready",
+    "terminating",
+    "other zone",
+    "other node",
+    "not on this node",
+    "no such port name",
+    "other family",
+    "duplicate",
+]
+"""Why an endpoint gets nothing. "other zone" and "other node" are those its hints name."""
+
+UNKNOWN_INTERFACE: Final = "?"
+"""The interface of a packet that comes in by one that is not known."""
+
+MOST_MISSES: Final = 5
+"""So many near misses are named."""
+
+
+class Reached(Struct, frozen=True):
+    """An endpoint that packets like this one reach.
+
+    Attributes:
+        address: its address.
+        port: its port.
+        share: the part of new connections it gets, from 0 to 1.
+        local: it is on this node.
+        node: the name of its node, "" if it is not known.
+        zone: its zone, "" if it is not known.
+        masquerade: the source of packets to it becomes an address of the node.
+        slice: the name of the EndpointSlice it is from.
+    """
+
+    address: str
+    port: int
+    share: float
+    local: bool
+    node: str
+    zone: str
+    masquerade: bool
+    slice: str
+
+
+class Excluded(Struct, frozen=True):
+    """An endpoint of the Service that packets like this one do not reach.
+
+    Attributes:
+        address: its address.
+        port: its port; 0 if its EndpointSlice has no such port.
+        reason: why.
+        detail: more about it, "" if there is no more.
+        node: the name of its node.
+        zone: its zone.
+        slice: the name of the EndpointSlice it is from.
+    """
+
+    address: str
+    port: int
+    reason: Reason
+    detail: str = ""
+    node: str = ""
+    zone: str = ""
+    slice: str = ""
+
+
+class Stage(Struct, frozen=True):
+    """One step of the decision.
+
+    Attributes:
+        name: what is decided.
+        text: how, and why.
+    """
+
+    name: str
+    text: str
+
+
+class Explanation(Struct, frozen=True):
+    """Why a packet goes where it goes.
+
+    Attributes:
+        packet: the packet.
+        verdict: what becomes of it.
+        service: namespace and name of the Service it is for; None if it is for none.
+        stages: how that was decided.
+        endpoints: where it can go.
+        excluded: the other endpoints of the Service port.
+    """
+
+    packet: Packet
+    verdict: Verdict
+    service: Key | None
+    stages: tuple[Stage, ...]
+    endpoints: tuple[Reached, ...] = ()
+    excluded: tuple[Excluded, ...] = ()
+
+
+def explain(
+    state: State, node: NodeConfig, local_addresses: Collection[str], manners: Manners, packet: Packet
+) -> Explanation:
+    """Explains what happens to the first packet of a connection.
+
+    Only the Services that can own its destination are planned.
+
+    Args:
+        state: the cluster.
+        node: the node, under the family of the packet.
+        local_addresses: every address of the node.
+        manners: those of the mode.
+        packet: the packet.
+    """
+    front: Front = (packet.destination, packet.protocol, packet.port)
+    node_port: Front = ("", packet.protocol, packet.port)
+    keys = {*state.rivals(front, node)[:1], *state.rivals(node_port, node)[:1]}
+    keys |= {key for key, row in state.services.items() if packet.destination in row.cluster_ips}
+    plans = [plan for key in sorted(keys) if (plan := state.plan(key, node)) is not None]
+    book = Book(plans, node, local_addresses, manners=manners, service_cidrs=node.service_cidrs)
+    verdict = book.verdict(packet)
+    if verdict.port is None:
+        return Explanation(
+            packet, verdict, None, tuple(_no_service(state, node, local_addresses, packet, verdict))
+        )
+    plan = next(plan for plan in plans if verdict.port in plan.ports)
+    rivals = state.rivals(node_port if verdict.front == "node port" else front, node)
+    rows = list(_rows(state.named_slices(plan.key), node))
+    stages = (
+        Stage("front", _front(plan, verdict.port, verdict, rivals)),
+        Stage("source", _source(packet, node, local_addresses)),
+        *_policies(packet, verdict, verdict.port),
+        *_topology(verdict, verdict.port, rows, node),
+        Stage("verdict", f"{verdict.action}: {verdict.reason}"),
+    )
+    return Explanation(
+        packet,
+        verdict,
+        plan.key,
+        stages,
+        tuple(_reached(verdict, packet, rows, verdict.port)),
+        tuple(_excluded(verdict, rows, verdict.port, node)),
+    )
+
+
+class _Row(Struct, frozen=True):
+    """An endpoint in an EndpointSlice."""
+
+    slice: str
+    piece: SliceRow
+    row: EndpointRow
+    local: bool
+
+
+def _rows(slices: Iterable[tuple[str, SliceRow]], node: NodeConfig) -> Iterator[_Row]:
+    for name, piece in slices:
+        for row in piece.endpoints:
+            yield _Row(name, piece, row, bool(row.node) and row.node == node.name)
+
+
+def _front(plan: ServicePlan, port: PortPlan, verdict: Verdict, rivals: Sequence[Key]) -> str:
+    name = port.name.partition(":")[2]
+    text = f"Service {plan.namespace}/{plan.name}{f', port {name}' if name else ''}, {verdict.front}"
+    losers = [f"{namespace}/{other}" for namespace, other in rivals if (namespace, other) != plan.key]
+    if losers:
+        text += (
+            f"; {', '.join(losers)} {'names' if len(losers) == 1 else 'name'} it, too, and does not get it"
+        )
+    return text
+
+
+def _source(packet: Packet, node: NodeConfig, local_addresses: Collection[str]) -> str:
+    if not packet.interface and packet.source in local_addresses:
+        return f"{packet.source} is an address of this node"
+    where = f", received on {packet.interface}" if packet.interface not in {"", UNKNOWN_INTERFACE} else ""
+    by = node.local_traffic
+    if by is None:
+        return f"{packet.source}{where}: which Pods are local is not configured, so no source counts as a local Pod"
+    what = {
+        "range": f"the range {by.value}",
+        "interface": f"the interface {by.value}",
+        "prefix": f"interfaces whose names start with {by.value}",
+    }[by.by]
+    if by.matches(packet.source, packet.interface):
+        return f"{packet.source}{where} counts as a local Pod: it is of {what}"
+    return f"{packet.source}{where} does not count as a local Pod: it is not of {what}"
+
+
+def _policies(packet: Packet, verdict: Verdict, port: PortPlan) -> Iterator[Stage]:
+    """The traffic policy, source ranges and session affinity of a Service port, as far as they concern a packet."""
+    external = verdict.front != "ClusterIP"
+    local = port.external_local if external else port.internal_local
+    name = "externalTrafficPolicy" if external else "internalTrafficPolicy"
+    text = f"{name} is {'Local' if local else 'Cluster'}"
+    if local and not verdict.local:
+        text += ", but this source may use every endpoint"
+    yield Stage("policy", text)
+    if port.source_ranges and packet.destination in port.load_balancer_ips:
+        inside = [cidr for cidr in port.source_ranges if contains(cidr, packet.source)]
+        text = f"{packet.source} is in {inside[0]}" if inside else f"{packet.source} is in none of them"
+        yield Stage("source ranges", f"loadBalancerSourceRanges has {len(port.source_ranges)} ranges; {text}")
+    if port.affinity:
+        yield Stage(
+            "affinity",
+            f"a client keeps its endpoint for {port.affinity} s after its last connection; shares are of new clients",
+        )
+
+
+def _topology(verdict: Verdict, port: PortPlan, rows: Sequence[_Row], node: NodeConfig) -> Iterator[Stage]:
+    """Whether hints narrowed the choice, and why or why not."""
+    ready = [
+        each.row
+        for each in rows
+        if each.row.conditions & Condition.READY and any(_serves(p, port) for p in each.piece.ports)
+    ]
+    hinted = [row for row in ready if row.zone_hints or row.node_hints]
+    if verdict.local or not hinted:
+        return
+    for_zone = [row for row in ready if node.zone and node.zone in row.zone_hints]
+    for_node = [row for row in ready if node.name in row.node_hints]
+    if port.topology:
+        kept = for_node if port.topology == "PreferSameNode" else for_zone
+        text = (
+            f"hints are followed ({port.topology}): {len(kept)} of {len(ready)} ready endpoints are for this "
+        )
+        text += f"node, {node.name}" if port.topology == "PreferSameNode" else f"zone, {node.zone}"
+    elif len(hinted) < len(ready):
+        text = f"hints are ignored: {len(ready) - len(hinted)} of {len(ready)} ready endpoints have none"
+    elif not node.zone and not any(row.node_hints for row in ready):
+        text = "hints are ignored: the zone of this node is not known"
+    elif not (for_zone or for_node):
+        text = f"hints are ignored: no ready endpoint is for zone {node.zone or 'of this node'} or node {node.name}"
+    else:
+        text = "hints are ignored: some ready endpoints have hints for nodes only, others for zones only"
+    yield Stage("topology", text)
+
+
+def _serves(given: EndpointPortRow, port: PortPlan) -> bool:
+    return given.name == port.name.partition(":")[2] and given.protocol == port.protocol
+
+
+def _reached(verdict: Verdict, packet: Packet, rows: Sequence[_Row], port: PortPlan) -> Iterator[Reached]:
+    if verdict.action != FORWARD:
+        return
+    found = _by_address(rows, port)
+    for endpoint in verdict.backends:
+        given = found.get((endpoint.address, endpoint.port))
+        yield Reached(
+            endpoint.address,
+            endpoint.port,
+            1 / len(verdict.backends),
+            endpoint.local,
+            given.row.node if given else "",
+            given.row.zone if given else "",
+            verdict.masquerades(packet, endpoint),
+            given.slice if given else "",
+        )
+
+
+def _by_address(rows: Iterable[_Row], port: PortPlan) -> dict[tuple[str, int], _Row]:
+    """The endpoints of a Service port; of two at one address and port the one that the plan uses."""
+    found: dict[tuple[str, int], _Row] = {}
+    for each in rows:
+        for given in each.piece.ports:
+            if _serves(given, port):
+                at = (each.row.address, given.port)
+                if at not in found or _merit(each) > _merit(found[at]):
+                    found[at] = each
+    return found
+
+
+def _merit(each: _Row) -> tuple[bool, bool, bool, bool]:
+    """The order in which `plan` prefers endpoints at one address and port."""
+    conditions = each.row.conditions
+    return (
+        not conditions & Condition.TERMINATING,
+        bool(conditions & Condition.READY),
+        bool(conditions & Condition.SERVING),
+        each.local,
+    )
+
+
+def _excluded(verdict: Verdict, rows: Sequence[_Row], port: PortPlan, node: NodeConfig) -> Iterator[Excluded]:
+    used: set[Endpoint] = set(verdict.backends) if verdict.action == FORWARD else set()
+    chosen = _by_address(rows, port)
+    for each in rows:
+        row, piece = each.row, each.piece
+
+        def excluded(number: int, reason: Reason, detail: str = "", each: _Row = each) -> Excluded:
+            return Excluded(
+                each.row.address, number, reason, detail, each.row.node, each.row.zone, each.slice
+            )
+
+        if piece.family != node.family:
+            yield excluded(0, "other family", f"{piece.family}; the packet is {node.family}")
+            continue
+        numbers = [given.port for given in piece.ports if _serves(given, port)]
+        if not numbers:
+            name = port.name.partition(":")[2]
+            has = (
+                ", ".join(f"{p.name or 'a port without a name'} {p.protocol}" for p in piece.ports)
+                or "no ports"
+            )
+            yield excluded(
+                0, "no such port name", f'no port "{name}" {port.protocol}; the EndpointSlice has {has}'
+            )
+            continue
+        for number in dict.fromkeys(numbers):
+            if chosen[row.address, number] is not each:
+                yield excluded(
+                    number, "duplicate", f"also in EndpointSlice {chosen[row.address, number].slice}"
+                )
+            elif Endpoint(row.address, number, each.local) not in used:
+                yield excluded(number, *_why(each, verdict, port, node))
+
+
+def _why(each: _Row, verdict: Verdict, port: PortPlan, node: NodeConfig) -> tuple[Reason, str]:
+    """Why an endpoint that has the port was not selected."""
+    row = each.row
+    if row.conditions & Condition.TERMINATING:
+        serving = (
+            "and still serves, but others are ready"
+            if row.conditions & Condition.SERVING
+            else "and does not serve"
+        )
+        return "terminating", f"it is terminating {serving}"
+    if not row.conditions & Condition.READY:
+        return "not ready", ""
+    if verdict.local and not each.local:
+        return "not on this node", "the traffic policy is Local"
+    if port.topology == "PreferSameNode":
+        return "other node", f"hinted for node {', '.join(row.node_hints)}"
+    if port.topology == "PreferSameZone":
+        return "other zone", f"hinted for zone {', '.join(row.zone_hints)}, this node is in {node.zone}"
+    return "not on this node", "the traffic policy is Local"
+
+
+def _no_service(
+    state: State, node: NodeConfig, local_addresses: Collection[str], packet: Packet, verdict: Verdict
+) -> Iterator[Stage]:
+    """What there is to say of a packet that is for no Service: what is near, and what becomes of it."""
+    at = join(packet.destination, packet.port)
+    misses = list(_misses(state, local_addresses, packet))
+    text = f"{at} {packet.protocol} is not a front of any Service"
+    if misses:
+        text += f"; near: {'; '.join(misses[:MOST_MISSES])}"
+        if len(misses) > MOST_MISSES:
+            text += f" and {len(misses) - MOST_MISSES} more"
+    yield Stage("front", text)
+    yield Stage("source", _source(packet, node, local_addresses))
+    yield Stage("verdict", f"{verdict.action}: {verdict.reason}")
+
+
+def _misses(state: State, local_addresses: Collection[str], packet: Packet) -> Iterator[str]:
+    """Fronts that differ from a destination in the port or protocol only, and endpoints that are at it."""
+    own = packet.destination in local_addresses
+    for key, row in state.services.items():
+        fronts = {
+            **dict.fromkeys(row.load_balancer_ips, "load balancer IP"),
+            **dict.fromkeys(row.external_ips, "external IP"),
+            **dict.fromkeys(row.cluster_ips, "ClusterIP"),
+        }
+        kind = fronts.get(packet.destination)
+        name = "/".join(key)
+        if kind:
+            ports = ", ".join(
+                f"{port.port} {port.protocol}{f' ({port.name})' if port.name else ''}" for port in row.ports
+            )
+            yield f"Service {name} has this {kind}, with port {ports}"
+        for port in row.ports:
+            if own and port.node_port == packet.port and port.protocol == packet.protocol:
+                yield f"node port {port.node_port} of Service {name} is not served at this address"
+            elif own and port.node_port == packet.port:
+                yield f"Service {name} has node port {port.node_port} {port.protocol}"
+    for key in state.sliced:
+        for slice_name, piece in state.named_slices(key):
+            if any(endpoint.address == packet.destination for endpoint in piece.endpoints):
+                yield f"it is an endpoint of Service {'/'.join(key)} (EndpointSlice {slice_name})"

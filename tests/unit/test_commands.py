@@ -1,0 +1,135 @@
+"""What all commands have in common."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from kubeproxy import cli
+from kubeproxy.cli import command
+
+MANIFEST = """\
+apiVersion: v1
+kind: Service
+metadata: {name: api, namespace: shop}
+spec: {clusterIP: 10.96.0.10, ports: [{name: http, port: 80}]}
+"""
+
+
+@pytest.fixture
+def manifests(tmp_path):
+    (tmp_path / "a.yaml").write_text(MANIFEST)
+    return tmp_path
+
+
+def kube_proxy(*arguments, **settings):
+    return subprocess.run(
+        [sys.executable, "-m", "kubeproxy", *arguments], check=False, capture_output=True, text=True, timeout=120, **settings
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_each_command_has_help_with_examples_and_statuses(name):
+    found = command.load(name)
+    assert found.name == name
+    done = kube_proxy(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert found.examples
+    for _, line in found.examples:
+        assert line in done.stdout
+    for status, _ in (*found.statuses, *command.COMMON_STATUSES):
+        assert f"  {status:<4} " in done.stdout
+
+
+def test_flags_of_the_daemon_are_told_from_those_of_the_command():
+    own, others = command.divide(
+        [
+            "--from",
+            "node",
+            "--cluster-cidr",
+            "10.0.0.0/8",
+            "--json",
+            "--cleanup",
+            "--proxy_mode=nftables",
+            "x",
+            "--help",
+        ]
+    )
+    assert own == ["--from", "node", "--json", "x", "--help"]
+    assert others == ["--cluster-cidr", "10.0.0.0/8", "--cleanup", "--proxy_mode=nftables"]
+
+
+def test_an_answer_for_programs_and_one_for_people(manifests):
+    question = (
+        "explain",
+        "--from",
+        "node",
+        "--to",
+        "api.shop",
+        "--manifests",
+        str(manifests),
+        "--hostname-override",
+        "n1",
+    )
+    done = kube_proxy(*question, "--json")
+    answer = json.loads(done.stdout)
+    assert (done.returncode, answer["verdict"], answer["service"]) == (4, "reject", "shop/api")
+    assert {
+        "from",
+        "to",
+        "port",
+        "protocol",
+        "mode",
+        "node",
+        "verdict",
+        "reason",
+        "service",
+        "portName",
+        "front",
+    } <= answer.keys()
+    assert {"masquerade", "endpoints", "excluded", "kernel", "differences"} <= answer.keys()
+    done = kube_proxy(*question)
+    assert done.returncode == 4
+    assert "\x1b" not in done.stdout
+    assert "Service shop/api, port http, ClusterIP" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["explain"], "the following arguments are required: --from, --to; see kube-proxy explain --help"),
+        (["explain", "--form", "node"], "see kube-proxy explain --help"),
+        (
+            ["explain", "--from", "node", "--to", "api.shop", "--manifests", "/nowhere"],
+            "/nowhere does not exist",
+        ),
+        (
+            ["explain", "--from", "node", "--to", "apu.shop", "--manifests", "MANIFESTS"],
+            "did you mean api.shop?",
+        ),
+        (["completion", "fish"], "invalid choice"),
+    ],
+)
+def test_a_wrong_question_gets_one_line(manifests, arguments, message):
+    done = kube_proxy(*[str(manifests) if a == "MANIFESTS" else a for a in arguments])
+    assert done.returncode == command.FAILED
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert message in line
+    assert "Traceback" not in done.stderr
+
+
+def test_completion_in_bash():
+    script = kube_proxy("completion", "bash").stdout
+    ask = 'COMP_WORDS=(kube-proxy explain --interf); COMP_CWORD=2; _kube_proxy; echo "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["--interface"]
+    ask = 'COMP_WORDS=(kube-proxy expl); COMP_CWORD=1; _kube_proxy; echo "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["explain"]
+
+
+def test_the_daemon_loads_no_command():
+    code = "import sys, kubeproxy.cli, kubeproxy.cli.run; print(*[m for m in sys.modules if m in ('rich', 'argparse') or 'insight' in m])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
