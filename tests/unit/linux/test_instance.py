@@ -119,7 +119,7 @@ def test_another_user_cannot_keep_it_from_starting(
     monkeypatch: pytest.MonkeyPatch, held: Instance, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert held.fileno() >= 0
-    monkeypatch.setattr(instance, "_holder", lambda _: Holder(5, 65534))
+    monkeypatch.setattr(instance, "holder", lambda _: Holder(5, 65534))
     assert acquire(MACHINE.socket, 0).fileno() == -1
     assert "is held by process 5 of user 65534, which is not taken for a kube-proxy" in caplog.text
 

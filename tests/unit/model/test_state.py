@@ -202,7 +202,7 @@ class TestTouched:
         state.set(service())
         state.set(endpoint_slice("s1", "web", "10.1.2.1"))
         assert not state.set(service(selector={"app": "other"}, labels={"app": "x"}))
-        assert not state.set(endpoint_slice("s1", "web", "10.1.2.1", zone="z", targetRef={"name": "pod"}))
+        assert not state.set(endpoint_slice("s1", "web", "10.1.2.1", targetRef={"name": "pod"}))
         assert not state.set(service("db", clusterIP="None"))
         assert not state.set(endpoint_slice("s2", "nobody", "10.1.2.1"))
 
