@@ -59,6 +59,31 @@ def two_services(lab: Lab, path: Path, variant: str, mode: str) -> tuple[Station
     return station, file
 
 
+LEAST = """
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: "", clusterIP: 10.96.0.10, ports: [{port: 80, protocol: ""}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints: [{addresses: [10.244.1.11]}]
+ports: [{port: 8080}]
+"""
+"""Objects with no field that an API server would set itself."""
+
+
+@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+def test_fields_that_an_api_server_would_set(lab: Lab, tmp_path: Path, mode: str) -> None:
+    station = Station(lab, tmp_path, "legacy", mode=mode)
+    (station.folder.path / "least.yaml").write_text(LEAST)
+    with station.running() as daemon:
+        assert ask(lab, "client", WEB) == EP11
+        assert "WARNING" not in daemon.log()
+
+
 @pytest.mark.parametrize(
     ("mode", "variant", "spoil"),
     [

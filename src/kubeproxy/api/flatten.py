@@ -1,8 +1,9 @@
 """Wire object -> row: where values are checked, once.
 
-What a cluster's API server validated long ago a folder of manifests did not, and rules are written from these
-values. So each is checked here: what is wrong is left out and reported by field, the rest of the object stands.
-Names go into rule text and therefore must be DNS names; an object with an unusable name raises `ValueError`.
+An API server validates objects and sets defaults; a directory of manifests does neither, and rules are written from
+these values. So each is checked here: what is wrong is left out and reported by field, the rest of the object stands.
+A field that is absent or "" means what an API server would set it to. Names go into rule text and therefore must be
+DNS names; an object with an unusable name raises `ValueError`.
 """
 
 import re
@@ -34,6 +35,7 @@ Complain = Callable[[str, str], None]
 """Told of each part left out: its field path, and what is wrong with it."""
 
 DEFAULT_NAMESPACE = "default"
+DEFAULT_PROTOCOL: Protocol = "TCP"
 DEFAULT_AFFINITY_SECONDS = 10800
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 
@@ -67,10 +69,12 @@ def service(wire: types.Service, complain: Complain) -> ServiceRow | None:
         return None
     given = _each("spec.clusterIPs", spec.cluster_ips) or [("spec.clusterIP", spec.cluster_ip)]
     cluster_ips = _addresses(given, complain)
+    if spec.cluster_ip not in {"", given[0][1]}:
+        complain("spec.clusterIP", f"{spec.cluster_ip!r:.80} is not spec.clusterIPs[0], which is used")
     if len({family_of(ip) for ip in cluster_ips}) < len(cluster_ips):
         complain("spec.clusterIPs", f"{', '.join(cluster_ips)}: more than one of a family; the first is used")
         cluster_ips = tuple({family_of(ip): ip for ip in reversed(cluster_ips)}.values())[::-1]
-    if spec.type not in {"ClusterIP", "NodePort", "LoadBalancer"}:
+    if spec.type not in {"ClusterIP", "NodePort", "LoadBalancer", ""}:
         complain("spec.type", f"{spec.type!r:.40} is unknown; ClusterIP is assumed")
     if spec.session_affinity not in {"None", "ClientIP", ""}:
         complain(
@@ -161,14 +165,7 @@ def endpoints(wire: types.Endpoints, complain: Complain) -> tuple[SliceRow, ...]
     namespace, name = _names(wire.metadata)
     rows = []
     for i, subset in enumerate(wire.subsets or ()):
-        ports = _endpoint_ports(
-            tuple(
-                p if p.name is not None else types.EndpointPort("", p.port, p.protocol)
-                for p in subset.ports or ()
-            ),
-            f"subsets[{i}].ports",
-            complain,
-        )
+        ports = _endpoint_ports(subset.ports, f"subsets[{i}].ports", complain)
         families: dict[Family, list[EndpointRow]] = {}
         for field, addresses, conditions in (
             ("addresses", subset.addresses, _READY | _SERVING),
@@ -231,7 +228,7 @@ def _ports(given: Iterable[types.ServicePort], complain: Complain) -> tuple[Port
     node_ports: dict[tuple[int, str], int] = {}
     for i, port in enumerate(given):
         field = f"spec.ports[{i}]"
-        protocol = _PROTOCOLS.get(port.protocol)
+        protocol = _PROTOCOLS.get(port.protocol or DEFAULT_PROTOCOL)
         if protocol is None:
             complain(f"{field}.protocol", f"{port.protocol!r:.40} is not TCP, UDP or SCTP")
         elif not 1 <= port.port <= 65535:
@@ -319,15 +316,15 @@ def _endpoint_ports(
 ) -> tuple[EndpointPortRow, ...]:
     rows = []
     for i, port in enumerate(given or ()):
-        if port.name is None or not port.port:
-            continue
-        protocol = _PROTOCOLS.get(port.protocol or "TCP")
+        protocol = _PROTOCOLS.get(port.protocol or DEFAULT_PROTOCOL)
         if protocol is None:
             complain(f"{field}[{i}].protocol", f"{port.protocol!r:.40} is not TCP, UDP or SCTP")
+        elif port.port is None:
+            complain(f"{field}[{i}].port", "is not set; no Service uses a port without a number")
         elif not 1 <= port.port <= 65535:
             complain(f"{field}[{i}].port", f"{port.port} is not between 1 and 65535")
         else:
-            rows.append(EndpointPortRow(intern(port.name), protocol, port.port))
+            rows.append(EndpointPortRow(intern(port.name or ""), protocol, port.port))
     return tuple(rows)
 
 

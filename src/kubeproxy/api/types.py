@@ -152,7 +152,7 @@ class SliceEndpoint(Struct, gc=False, frozen=True, rename="camel"):
 
 
 class EndpointPort(Struct, gc=False, frozen=True):
-    """One port of every endpoint of a slice. A port without name or number serves no Service port."""
+    """One port of every endpoint of a slice. A port without a number serves no Service port."""
 
     name: str | None = None
     port: Int32 | None = None

@@ -119,10 +119,13 @@ class TestService:
             ({"clusterIPs": ["fd00::1", "fd00::2"]}, ("fd00::1",), ["spec.clusterIPs"]),
             ({"clusterIPs": ["10.96.0.11", "::ffff:10.96.0.11"]}, ("10.96.0.11",), []),
             ({"clusterIP": "auto"}, (), ["spec.clusterIP"]),
+            ({"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.11"]}, ("10.96.0.11",), ["spec.clusterIP"]),
+            ({"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"]}, ("10.96.0.9",), []),
+            ({"clusterIP": "x\n", "clusterIPs": ["fd00::9"]}, ("fd00::9",), ["spec.clusterIP"]),
         ],
     )
     def test_cluster_ips(self, spec, cluster_ips, refused):
-        found, complaints = service(spec)
+        found, complaints = service({"clusterIP": None, **spec})
         assert found == row(cluster_ips=cluster_ips)
         assert list(complaints) == refused
 
@@ -179,6 +182,17 @@ class TestService:
         assert found.health_check_port == expected
         assert list(complaints) == refused
 
+    @pytest.mark.parametrize("unset", ["", None])
+    def test_an_empty_text_is_what_an_api_server_would_set(self, unset):
+        spec = dict.fromkeys(
+            ["type", "sessionAffinity", "externalTrafficPolicy", "internalTrafficPolicy", "ipFamilyPolicy"],
+            unset,
+        )
+        assert service(spec | {"ports": [{"port": 80, "protocol": unset, "name": unset}]}) == (
+            row(ports=(PortRow("", "TCP", 80),)),
+            {},
+        )
+
     def test_an_unknown_type_is_told(self):
         found, complaints = service({"type": "Loadbalancer"})
         assert found == row()
@@ -204,9 +218,9 @@ class TestPorts:
                 [f"spec.ports[{i}].port" for i in range(4)],
             ),
             (
-                [{"port": 80, "protocol": p} for p in ("tcp", "ICMP", "", "TCP ", "UDP")],
-                [PortRow("", "UDP", 80)],
-                [f"spec.ports[{i}].protocol" for i in range(4)],
+                [{"port": 80, "protocol": p} for p in ("tcp", "ICMP", "TCP ", "UDP", "")],
+                [PortRow("", "UDP", 80), PortRow("", "TCP", 80)],
+                [f"spec.ports[{i}].protocol" for i in range(3)],
             ),
             (
                 [{"port": 80, "nodePort": -1}, {"port": 81, "nodePort": 65536, "name": "b"}],
