@@ -73,7 +73,7 @@ def run(options: Options) -> int:
     machine = Linux()
     try:
         if options.cleanup:
-            _clean_up(machine, force=options.cleanup_force)
+            _clean_up(machine, options)
             return 0
         alone = _alone(machine)
         if options.init_only:
@@ -143,15 +143,18 @@ def _alone(machine: Machine) -> instance.Instance:
         raise FatalError(f"{e}: nothing was changed; stop it first") from e
 
 
-def _clean_up(machine: Machine, *, force: bool) -> None:
+def _clean_up(machine: Machine, options: Options) -> None:
     if machine.lacks(("CAP_NET_ADMIN",)):
         raise FatalError(
             "--cleanup needs CAP_NET_ADMIN, and CAP_NET_RAW for legacy iptables: nothing was removed"
         )
+    if options.cleanup_variant:  # harms no kube-proxy whose rules are elsewhere
+        backends.cleanup_variant(machine, options.cleanup_variant)
+        return
     try:
         alone = machine.lock(0)
     except instance.HeldError as e:
-        if not force:
+        if not options.cleanup_force:
             raise FatalError(
                 f"{e} and would restore what --cleanup removes: nothing was removed;"
                 " stop it first, or add --cleanup-force"

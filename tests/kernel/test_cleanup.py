@@ -63,13 +63,15 @@ table inet kube-proxy {
 """
 
 
-def clean_up(lab: Lab, *prefix: str, flags: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+def clean_up(
+    lab: Lab, *prefix: str, flags: Sequence[str] = (), path: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Runs it: no configuration, no kubeconfig, no home."""
     with lab.inside("node"):
         return subprocess.run(
             [*prefix, sys.executable, "-m", "kubeproxy", "--cleanup", *flags],
             check=False, capture_output=True, text=True, timeout=PATIENCE,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src")},
+            env={"PATH": path or os.environ["PATH"], "PYTHONPATH": str(ROOT / "src")},
         )  # fmt: skip
 
 

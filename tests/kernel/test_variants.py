@@ -11,6 +11,7 @@ from kubeproxy.backends.variants import OtherVariant
 from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import Bare, Station, ask, until
 from tests.kernel.spaces import VARIANTS, Real
+from tests.kernel.test_cleanup import clean_up
 from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
 from tests.machines import MACHINE
 
@@ -79,10 +80,49 @@ def test_without_programs_to_remove_them_a_warning_says_so(
     before = ours(lab, old)
     with station(lab, tmp_path, new, EP12).running() as daemon:
         daemon.says(f"IPv6: the {old} tables have rules of another kube-proxy")
-        missing = "iptables-nft" if old == "nf_tables" else "iptables-legacy"
-        assert f"IPv4: the {old} tables have rules of another kube-proxy" in daemon.log()
-        assert f"and program {missing} to remove them is not installed" in daemon.log()
+        missing = "tables-nft" if old == "nf_tables" else "tables-legacy"
+        for family, program in (("IPv4", f"ip{missing}"), ("IPv6", f"ip6{missing}")):
+            assert f"{family}: the {old} tables have rules of another kube-proxy" in daemon.log()
+            assert f"program {program} is not installed" in daemon.log()
+        assert f"kube-proxy --cleanup --cleanup-variant={old} " in daemon.log()
         assert ours(lab, old) == before
+
+
+@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+@BOTH
+def test_the_clean_up_that_is_recommended_leaves_the_daemon_its_own(
+    lab: Lab, tmp_path: Path, old: Variant, new: Variant, mode: str
+) -> None:
+    with station(lab, tmp_path, old, EP11).running():
+        pass
+    with station(lab, tmp_path, new, EP12, mode).running() as daemon:
+        daemon.says(f"IPv6: the {old} tables have rules of another kube-proxy")
+        own = ours(lab, new), tables_of_ours(lab)
+        done = clean_up(lab, flags=("--cleanup-variant", old))
+        assert (done.returncode, ours(lab, old)) == (0, [])
+        assert f"from the {old} tables" in done.stderr
+        assert (ours(lab, new), tables_of_ours(lab)) == own
+        assert {ask(lab, role, WEB) for role in ("client", "node")} == {EP12}
+
+
+def tables_of_ours(lab: Lab) -> str:
+    """The tables of nftables mode."""
+    return lab.run("node", "nft", "list", "ruleset").partition("table ip kube-proxy")[2]
+
+
+@BOTH
+def test_a_clean_up_without_programs(lab: Lab, tmp_path: Path, old: Variant, new: Variant) -> None:
+    with station(lab, tmp_path, old, EP11).running():
+        pass
+    before = ours(lab, old)
+    folder = tmp_path / "without"
+    folder.mkdir()
+    (folder / "true").symlink_to("/bin/true")
+    done = clean_up(lab, flags=("--cleanup-variant", old), path=str(folder))
+    assert done.returncode == 1
+    assert f"rules in the {old} tables stay: IPv4: program iptables-" in done.stderr
+    assert ours(lab, old) == before
+    assert clean_up(lab, flags=("--cleanup-variant", new), path=str(folder)).returncode == 0
 
 
 def test_nftables_mode_says_so_too(lab: Lab, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """How a plan is made real: one package a proxy mode, each imported only when it is chosen."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ from kubeproxy.backends.base import ByPrograms, Driver, SyncError
 from kubeproxy.backends.mode import Mode, unavailable
 
 if TYPE_CHECKING:
+    from kubeproxy.backends.programs import Tables, Variant
     from kubeproxy.backends.variants import OtherVariant
     from kubeproxy.machine.base import Machine
 
@@ -49,6 +50,17 @@ def cleanup(machine: "Machine", *names: str) -> None:
         raise SyncError("; ".join(troubles))
 
 
+def cleanup_variant(machine: "Machine", variant: "Variant") -> None:
+    """Removes the rules that kube-proxies left in the tables of one variant of iptables, and nothing else.
+
+    Raises:
+        SyncError: something was refused, or the programs of the variant are missing; all else is removed.
+    """
+    from kubeproxy.backends.variants import OtherVariant
+
+    OtherVariant(machine, variant, _cleaners()).cleanup()
+
+
 def other_variants(machine: "Machine", chosen: Mode, opened: Iterable[Driver]) -> "list[OtherVariant]":
     """The variants of iptables that a mode's rules are not in; none for a mode that replaces no other.
 
@@ -63,8 +75,7 @@ def other_variants(machine: "Machine", chosen: Mode, opened: Iterable[Driver]) -
     from kubeproxy.backends.variants import OtherVariant
 
     used = {driver.variant for driver in opened if isinstance(driver, ByPrograms)}
-    cleaners = [each.clean_tables for each in _modes() if each.clean_tables is not None]
-    return [OtherVariant(machine, variant, cleaners) for variant in VARIANTS if variant not in used]
+    return [OtherVariant(machine, variant, _cleaners()) for variant in VARIANTS if variant not in used]
 
 
 def serves(machine: "Machine", chosen: Mode) -> bool:
@@ -85,6 +96,11 @@ def serves(machine: "Machine", chosen: Mode) -> bool:
             )
             return True
     return False
+
+
+def _cleaners() -> "list[Callable[[Tables], int]]":
+    """What removes the rules of each mode from tables of iptables."""
+    return [each.clean_tables for each in _modes() if each.clean_tables is not None]
 
 
 def _modes() -> Iterator[Mode]:

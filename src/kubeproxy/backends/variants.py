@@ -3,7 +3,8 @@
 The kernel has two mechanisms for the rules of iptables, `legacy` and `nf_tables`, and a daemon writes through the programs of one.
 What an earlier daemon wrote through the other stays in force beside it, and may win: packets then go to the endpoints of that time.
 So when a daemon's own rules are in place, and again at intervals, it looks at the other variant. What it finds is removed as
-the rules of another mode are; where the programs for that are missing, a warning says so.
+the rules of another mode are; where the programs for that are missing, a warning says so, and `cleanup` removes it from
+an image that has them (`--cleanup-variant`), beside a daemon whose rules are in the other variant or in no variant.
 
 A look is cheap and changes nothing. nf_tables is asked for a chain by its name, and only if anything in it has changed. A legacy
 table would be made by asking for it, so only those that the kernel lists are read, and only if their size has changed.
@@ -31,7 +32,16 @@ CHAIN: Final = "KUBE-SERVICES"
 
 _HELD: Final = (NAT, FILTER)
 _LISTED: Final = {IPV4: "ip_tables_names", IPV6: "ip6_tables_names"}
-_PROGRAMS: Final = {"legacy": "iptables-legacy", "nf_tables": "iptables-nft"}
+_PROGRAMS: Final[dict[tuple[Family, Variant], str]] = {
+    (IPV4, "legacy"): "iptables-legacy",
+    (IPV4, "nf_tables"): "iptables-nft",
+    (IPV6, "legacy"): "ip6tables-legacy",
+    (IPV6, "nf_tables"): "ip6tables-nft",
+}
+
+
+class _MissingError(SyncError):
+    """The programs of a variant are not installed."""
 
 
 class OtherVariant:
@@ -40,7 +50,7 @@ class OtherVariant:
     def __init__(
         self, machine: Machine, variant: Variant, cleaners: Iterable[Callable[[Tables], int]]
     ) -> None:
-        """Does nothing before `remove`.
+        """Does nothing before `remove` or `cleanup`.
 
         Args:
             machine: the host.
@@ -60,48 +70,70 @@ class OtherVariant:
                 now = self._fingerprint(family)
                 if now == self._seen.get(family):
                     continue
-                if now and self._is_there(family) and not self._clean(family):
-                    continue
+                if now and self._is_there(family):
+                    self._clean(family)
                 self._seen[family] = self._fingerprint(family)
+            except _MissingError as e:
+                self._warn(family, e)
+            except (RefusedError, SyncError) as e:
+                log.warning(
+                    "%(ipFamily)s: old rules in the %(variant)s tables stay in force: %(err)s",
+                    {"ipFamily": family, "variant": self._variant, "err": e},
+                )
             except OSError as e:
                 log.debug(
                     "%(ipFamily)s: cannot look at the %(variant)s tables: %(err)s",
                     {"ipFamily": family, "variant": self._variant, "err": e},
                 )
 
-    def _clean(self, family: Family) -> bool:
-        """Removes what is there; returns whether there is nothing more to do."""
+    def cleanup(self) -> None:
+        """Removes what kube-proxy's rules there are, for `--cleanup-variant`.
+
+        Raises:
+            SyncError: a family's rules stay; those of the other were removed.
+        """
+        troubles = []
+        for family in FAMILIES:
+            try:
+                self._clean(family)
+            except _MissingError as e:
+                if self._is_there(family):
+                    troubles.append(f"{family}: {e}")
+            except (OSError, RefusedError, SyncError) as e:
+                troubles.append(f"{family}: {e}")
+        if troubles:
+            raise SyncError(f"rules in the {self._variant} tables stay: {'; '.join(troubles)}")
+
+    def _clean(self, family: Family) -> None:
+        """Removes what is there.
+
+        Raises:
+            _MissingError: there are no programs for it.
+            OSError, RefusedError, SyncError: it failed.
+        """
         found = [
             (name, tables)
             for name, tables in programs.installed(self._machine)
             if (tables.family, tables.variant) == (family, self._variant)
         ]
         if not found:
-            self._warn(family)
-            return False
+            raise _MissingError(f"program {_PROGRAMS[family, self._variant]} is not installed")
         for name, tables in found:
-            try:
-                count = sum(clean(tables) for clean in self._cleaners)
-            except (RefusedError, SyncError) as e:
-                log.warning(
-                    "%(ipFamily)s: old rules in the %(variant)s tables stay in force: %(err)s",
-                    {"ipFamily": family, "variant": self._variant, "err": e},
-                )
-                return False
-            log.info(
-                "%(ipFamily)s: removed %(count)d chains and rules of a kube-proxy from the %(variant)s tables through %(program)s",
-                {"ipFamily": family, "count": count, "variant": self._variant, "program": name},
-            )  # fmt: skip
-        return True
+            if count := sum(clean(tables) for clean in self._cleaners):
+                log.info(
+                    "%(ipFamily)s: removed %(count)d chains and rules of a kube-proxy from the %(variant)s tables through %(program)s",
+                    {"ipFamily": family, "count": count, "variant": self._variant, "program": name},
+                )  # fmt: skip
 
-    def _warn(self, family: Family) -> None:
+    def _warn(self, family: Family, missing: "_MissingError") -> None:
         if family not in self._warned:
             self._warned.add(family)
             log.warning(
-                "%(ipFamily)s: the %(variant)s tables have rules of another kube-proxy, which may send packets to endpoints that are gone,"
-                " and program %(program)s to remove them is not installed: install it, or run kube-proxy --cleanup --cleanup-force"
-                " from an image that has it",
-                {"ipFamily": family, "variant": self._variant, "program": _PROGRAMS[self._variant]},
+                "%(ipFamily)s: the %(variant)s tables have rules of another kube-proxy, which may send packets to endpoints"
+                " that are gone, and %(err)s: install it for this kube-proxy, or run kube-proxy --cleanup"
+                " --cleanup-variant=%(variant)s on this node, in the host's network, from an image that has it:"
+                " that removes only the rules in the %(variant)s tables",
+                {"ipFamily": family, "variant": self._variant, "err": missing},
             )  # fmt: skip
 
     def _fingerprint(self, family: Family) -> object:

@@ -166,6 +166,7 @@ FLAGS: Final = (
     Flag("proxy-port-range", "string", OURS, "Ports userspace mode may listen on: first-last, first+more, or one port. Empty: any.", "port_range"),
     Flag("userspace-listen", "bool", OURS, "In userspace mode, listen on the Services' own addresses and ports and leave packet filter rules alone.", always=True),
     Flag("cleanup-force", "bool", OURS, "Let --cleanup remove everything although another kube-proxy runs on this node.", always=True),
+    Flag("cleanup-variant", "string", OURS, "Let --cleanup remove only the rules in the tables of one variant of iptables: legacy or nf_tables. For a node whose kube-proxy uses the other variant or none, and may run meanwhile.", always=True),
 
     Flag("boot-id-file", "string", IGNORED, "For programs that share flags with cAdvisor.", always=True),
     Flag("machine-id-file", "string", IGNORED, "For programs that share flags with cAdvisor.", always=True),

@@ -5,7 +5,7 @@ are marked `always`: what to do, logging, --hostname-override, --master, and whe
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -39,6 +39,7 @@ class Options(Struct, gc=False, frozen=True):
         write_config_to: where to write the configuration instead of running.
         cleanup: remove what any mode left in the kernel instead of running.
         cleanup_force: do so although another instance runs.
+        cleanup_variant: remove only what is in the tables of this variant of iptables; empty for everything.
         init_only: do only what needs full privileges.
         master: the API server's address, before the kubeconfig's.
         manifests: files and folders to read instead of asking an API server.
@@ -55,6 +56,7 @@ class Options(Struct, gc=False, frozen=True):
     write_config_to: str = ""
     cleanup: bool = False
     cleanup_force: bool = False
+    cleanup_variant: Literal["", "legacy", "nf_tables"] = ""
     init_only: bool = False
     master: str = ""
     manifests: tuple[str, ...] = ()
@@ -75,7 +77,7 @@ def load(values: Mapping[str, Any], platform: str) -> Options:
         platform: `sys.platform`.
 
     Raises:
-        ConfigError: the file cannot be read or decoded, or the host name is blank.
+        ConfigError: the file cannot be read or decoded, the host name is blank, or --cleanup-variant is wrong.
     """
     flags = known(platform)
     warnings = [
@@ -111,6 +113,7 @@ def load(values: Mapping[str, Any], platform: str) -> Options:
         write_config_to=values.get("write-config-to", ""),
         cleanup=values.get("cleanup", False),
         cleanup_force=values.get("cleanup-force", False),
+        cleanup_variant=_variant(values),
         init_only=values.get("init-only", False),
         master=values.get("master", ""),
         manifests=values.get("manifests", ()),
@@ -184,6 +187,20 @@ def _useless_ports(config: KubeProxyConfiguration, values: Mapping[str, Any]) ->
         if port and not address.endswith(f":{port}"):
             found.append(f"--{server}-port={port} has no effect: the address {address} already has a port")
     return found
+
+
+def _variant(values: Mapping[str, Any]) -> Literal["", "legacy", "nf_tables"]:
+    """The variant of iptables to clean up."""
+    given: str = values.get("cleanup-variant", "")
+    match given:
+        case "":
+            return ""
+        case "legacy" | "nf_tables":
+            if not values.get("cleanup"):
+                raise ConfigError("--cleanup-variant needs --cleanup")
+            return given
+        case _:
+            raise ConfigError(f"--cleanup-variant: {given!r:.80} is neither legacy nor nf_tables")
 
 
 def _empty(kind: str) -> Any:

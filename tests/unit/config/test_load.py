@@ -79,11 +79,22 @@ def test_every_action_lands_in_the_options_with_and_without_a_file(flag, attribu
     assert getattr(of(flag, file("")), attribute) == value
 
 
+def test_the_variant_to_clean_up(file):
+    assert of("--cleanup").cleanup_variant == ""
+    assert of("--cleanup", "--cleanup-variant=").cleanup_variant == ""
+    assert of("--cleanup-variant=nf_tables", "--cleanup", file("")).cleanup_variant == "nf_tables"
+    with pytest.raises(ConfigError, match=r"^--cleanup-variant: 'nft' is neither legacy nor nf_tables$"):
+        of("--cleanup", "--cleanup-variant=nft")
+    with pytest.raises(ConfigError, match=r"^--cleanup-variant needs --cleanup$"):
+        of("--cleanup-variant=legacy")
+
+
 def test_every_flag_has_a_purpose():
     without_field = {f.name for f in FLAGS if not f.paths}
     assert without_field == {
         "config", "write-config-to", "cleanup", "init-only", "version", "help", "master", "healthz-port",
-        "metrics-port", "manifests", "userspace-listen", "cleanup-force", "boot-id-file", "machine-id-file",
+        "metrics-port", "manifests", "userspace-listen", "cleanup-force", "cleanup-variant", "boot-id-file",
+        "machine-id-file",
     }  # fmt: skip
 
 
