@@ -9,12 +9,11 @@ import subprocess
 import time
 
 from bench import rig
-from kubeproxy.backends.base import Change
 from kubeproxy.flows import Cleaned, FlowCleaner
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
-from kubeproxy.reconcile.reconciler import Synced
+from kubeproxy.reconcile.ledger import Ledger
 from tests.lab import flows, netns
 from tests.lab.flows import Entry
 from tests.machines import MACHINE
@@ -52,13 +51,13 @@ async def _measure(node: str, rounds: int) -> None:
     ):
         seconds, pauses = [], []
         for _ in range(rounds):
-            loop.tell(Change(DNS, None, both), full=True)
+            loop.record(both, full=True)
             done = await cleaned.get()
             await asyncio.to_thread(flows.add, node, [_flow(FLOWS + i, GOES) for i in range(STALE)])
             await asyncio.sleep(2 * done.seconds + 0.2)  # it rests as long as it worked
             turning.longest = 0.0
             started = time.perf_counter()
-            loop.tell(Change(DNS, None if full else both, one), full=full)
+            loop.record(one, full=full)
             done = await cleaned.get()
             seconds.append(time.perf_counter() - started)
             pauses.append(turning.longest)
@@ -87,15 +86,17 @@ class _Loop:
     def __init__(self) -> None:
         self.node = NodeConfig()
         self.family = self.node.family
-
-    def on_sync(self, listener) -> None:
-        self._listener = listener
+        self.ledger = Ledger(self.family)
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
         return plan
 
-    def tell(self, change: Change, *, full: bool) -> None:
-        self._listener(Synced(full, [change], {}, 0.0, 0.0))
+    def record(self, plan: ServicePlan, *, full: bool) -> None:
+        self.ledger.want(DNS, plan)
+        if full:
+            self.ledger.loaded({})
+        else:
+            self.ledger.applied(self.ledger.due())
 
 
 class _Turning:

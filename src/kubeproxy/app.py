@@ -32,7 +32,8 @@ from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.nodewatch import NodeWatch
 from kubeproxy.notify import notify
-from kubeproxy.reconcile.reconciler import Reconciler, Synced
+from kubeproxy.reconcile.ledger import Recorded
+from kubeproxy.reconcile.reconciler import Reconciler
 from kubeproxy.reporter import Reporter
 from kubeproxy.serve.exposition import Provider
 from kubeproxy.serve.serving import Serving
@@ -353,7 +354,7 @@ class App:
         forwarding = Forwarding(self._machine, loops, self._events.node)
         contests = Contests(self._hub.state, self._name, self._events.service)
         for loop in loops:
-            contests.follow(loop)
+            contests.follow(loop.ledger)
         self._serving.tell(reporter.figures, contests.figures, lambda: sysctls.figures(self._machine))
         if self._mode.forwards:
             self._serving.tell(forwarding.figures)
@@ -416,11 +417,11 @@ class App:
             min_sync_period=self._mode.min_sync_period(self._config),
         )
 
-        def tell_refusals(done: Synced) -> None:
-            for key, words in done.failures.items():
+        def report_refusals(done: Recorded) -> None:
+            for key, words in loop.ledger.refused.items() if done.full else ():
                 self._events.service(key, "FailedToProgramService", "SyncRules", f"{loop.family}: {words}")
 
-        loop.on_sync(tell_refusals)
+        loop.ledger.subscribe(report_refusals)
         return loop
 
     def _fail(self, why: str) -> None:
@@ -438,13 +439,13 @@ class App:
             loop.watch()
         for loop in loops:
             await loop.synced.wait()
-        applied = {key for loop in loops for key in loop.applied}
-        refused = {key for loop in loops for key in loop.refused}
+        refused = {key for loop in loops for key in loop.ledger.refused}
+        in_place = {loop.family: loop.ledger.plans.keys() - loop.ledger.refused.keys() for loop in loops}
         log.info(
             "Synced: %(count)d Services in place%(families)s, %(refused)d refused",
             {
-                "count": len(applied - refused),
-                "families": "".join(f", {loop.family} {len(loop.applied)}" for loop in loops),
+                "count": len({key for keys in in_place.values() for key in keys} - refused),
+                "families": "".join(f", {family} {len(keys)}" for family, keys in in_place.items()),
                 "refused": len(refused),
             },
         )

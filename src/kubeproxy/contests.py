@@ -1,15 +1,15 @@
 """Reports fronts that several Services name: in the log, as a metric, and as an Event of the Service that loses.
 
-Who owns a front is decided by `model.claims`; a plan lists what its Service lost. This follows the plans of all families and
-reports each loss once, when it begins, when the owner changes, and when it ends. A node port is lost in both families at
-the same time, so families are taken together.
+Who owns a front is decided by `model.claims`; a plan lists what its Service lost. This follows the plans that are in the kernel, of
+all families, and reports each loss once, when it begins, when the owner changes, and when it ends. A node port is lost in both
+families at the same time, so families are taken together.
 
 Every node finds the same. To keep the API server from a flood, the Event is written by one node: that of the first
 endpoint, by address, of the Service that loses, else of the owner. Without an endpoint on a known node every node writes it.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from kubeproxy.api.addresses import Family
@@ -17,7 +17,7 @@ from kubeproxy.figures import Figure
 from kubeproxy.log import ObjectRef
 from kubeproxy.model.plan import Front, Key, LostFront, ServicePlan
 from kubeproxy.model.state import State
-from kubeproxy.reconcile.reconciler import Reconciler, Synced
+from kubeproxy.reconcile.ledger import Ledger, Recorded
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Contests:
     """The fronts that Services lost, in all families."""
 
     def __init__(self, state: State, node: str, event: Event) -> None:
-        """Makes it; `follow` adds the control loops.
+        """Makes it; `follow` adds the families.
 
         Args:
             state: the Services and their endpoints.
@@ -46,46 +46,38 @@ class Contests:
         self._state = state
         self._node = node
         self._event = event
-        self._lost: dict[Family, dict[Key, tuple[LostFront, ...]]] = {}
+        self._ledgers: dict[Family, Ledger] = {}
 
-    def follow(self, loop: Reconciler) -> None:
-        """Reports what changes by each sync of a loop."""
-        self._lost[loop.family] = {}
-        loop.on_sync(lambda done: self._synced(loop.family, done))
+    def follow(self, ledger: Ledger) -> None:
+        """Reports what changes by each sync of a family."""
+        self._ledgers[ledger.family] = ledger
+        ledger.subscribe(lambda done: self._recorded(ledger.family, done))
 
     def figures(self) -> Iterable[Figure]:
         """How many fronts are contested."""
         text = "Fronts that several Services name; one of them has each."
-        for family, lost in self._lost.items():
-            count = len({each.front for fronts in lost.values() for each in fronts})
+        for family, ledger in self._ledgers.items():
+            count = len({lost.front for plan in ledger.plans.values() if plan.lost for lost in plan.lost})
             yield Figure("kubeproxy_contested_fronts", "gauge", text, count, {"ip_family": family})
 
-    def _synced(self, family: Family, done: Synced) -> None:
-        mine = self._lost[family]
-        plans = {c.key: c.after for c in done.changes}
-        touched = [key for key, plan in plans.items() if mine.get(key, ()) != (plan.lost if plan else ())]
-        if done.full:
-            touched += mine.keys() - plans.keys()
-        if not touched:
+    def _recorded(self, family: Family, done: Recorded) -> None:
+        changes = [c for c in done.changes if _lost(c.before) != _lost(c.after)]
+        if not changes:
             return
-        before = self._all(touched)
-        for key in touched:
-            plan = plans.get(key)
-            if plan is not None and plan.lost:
-                mine[key] = plan.lost
-            else:
-                mine.pop(key, None)
-        after = self._all(touched)
-        self._report(sorted([each for each in after if each not in before], key=_order))
-        fronts = {(key, front.front) for key, front in after}
-        ended = [(key, front) for key, front in before if (key, front.front) not in fronts]
-        self._report_ends(sorted(ended, key=_order), plans)
+        same = [(c.key, lost) for c in changes for lost in self._elsewhere(c.key, family)]
+        before = {*same, *((c.key, lost) for c in changes for lost in _lost(c.before))}
+        after = {*same, *((c.key, lost) for c in changes for lost in _lost(c.after))}
+        self._report(sorted(after - before, key=_order))
+        fronts = {(key, lost.front) for key, lost in after}
+        gone = {c.key for c in changes if c.after is None}
+        ended = [(key, lost) for key, lost in before if key not in gone and (key, lost.front) not in fronts]
+        self._report_ends(sorted(ended, key=_order))
 
-    def _all(self, keys: Iterable[Key]) -> dict[_Lost, None]:
-        """What some Services lost, in any family."""
-        return {
-            (key, front): None for key in keys for lost in self._lost.values() for front in lost.get(key, ())
-        }
+    def _elsewhere(self, key: Key, family: Family) -> Iterable[LostFront]:
+        """What a Service lost in other families."""
+        for ledger in self._ledgers.values():
+            if ledger.family != family:
+                yield from _lost(ledger.plans.get(key))
 
     def _report(self, found: Sequence[_Lost]) -> None:
         for key, front in found[:MOST_LINES]:
@@ -99,17 +91,16 @@ class Contests:
             if self._is_writer(key, front.owner):
                 self._event(key, REASON, "AssignFront", f"{front} {_words(key, front)}")
 
-    def _report_ends(self, ended: Sequence[_Lost], plans: Mapping[Key, ServicePlan | None]) -> None:
-        left = [(key, front) for key, front in ended if plans.get(key) is not None]
-        for key, front in left[:MOST_LINES]:
+    def _report_ends(self, ended: Sequence[_Lost]) -> None:
+        for key, front in ended[:MOST_LINES]:
             log.info(
                 "Service %(service)s: %(front)s does not belong to another Service any more",
                 {"service": ObjectRef(*key), "front": front},
             )
-        if len(left) > MOST_LINES:
+        if len(ended) > MOST_LINES:
             log.info(
                 "%(count)d more fronts do not belong to another Service any more",
-                {"count": len(left) - MOST_LINES},
+                {"count": len(ended) - MOST_LINES},
             )
 
     def _is_writer(self, *keys: Key) -> bool:
@@ -119,6 +110,10 @@ class Contests:
             if endpoints:
                 return min(endpoints)[1] == self._node
         return True
+
+
+def _lost(plan: ServicePlan | None) -> tuple[LostFront, ...]:
+    return plan.lost if plan else ()
 
 
 def _order(lost: _Lost) -> tuple[Key, Front]:

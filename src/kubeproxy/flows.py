@@ -2,7 +2,7 @@
 
 These are UDP and SCTP flows, and TCP connections that began before there were rules and that nobody has answered.
 
-One `FlowCleaner` a family. The sync loop tells it what reached the kernel; of that it picks what concerns flows, and
+One `FlowCleaner` a family. The ledger tells it what reached the kernel; of that it picks what concerns flows, and
 one thread at a time does the rest, so the event loop never waits and changes that come meanwhile are taken together. Which
 flows are stale, and which ones a change asks to be looked at, is decided by `model.flows`; here the kernel is asked.
 
@@ -18,13 +18,12 @@ import errno
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from socket import AF_INET, AF_INET6
 
 from msgspec import Struct
 
 from kubeproxy.api.addresses import BITS, IPV4, Family, unpack
-from kubeproxy.backends.base import Change
 from kubeproxy.log import V2
 from kubeproxy.machine.base import Machine
 from kubeproxy.model import arrivals
@@ -33,7 +32,8 @@ from kubeproxy.model.flows import PROTOCOLS, Fronts, Listing
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.netlink import conntrack
 from kubeproxy.netlink.conntrack import Flow
-from kubeproxy.reconcile.reconciler import Reconciler, Synced
+from kubeproxy.reconcile.ledger import Recorded
+from kubeproxy.reconcile.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +50,13 @@ class News(Struct, frozen=True, gc=False):
     """What a sync did, as far as flows are concerned.
 
     Attributes:
-        full: everything there is was told.
-        plans: plans that are in the kernel now, of Services that have UDP or SCTP ports, or had.
-        refused: Services of which the kernel keeps what it had.
+        full: rules may have been missing before.
+        plans: plans that are in the kernel now, of Services that have UDP or SCTP ports, or had; after a full sync all such plans.
         came: TCP ports, as the kernel has them, of which fronts came.
     """
 
     full: bool
     plans: Sequence[tuple[Key, ServicePlan | None]]
-    refused: Collection[Key] = ()
     came: Sequence[PortPlan] = ()
 
 
@@ -94,7 +92,7 @@ class FlowCleaner:
         self._said = ""
         self._listeners: list[Callable[[Cleaned], None]] = []
         self.deleted = 0
-        loop.on_sync(self._synced)
+        loop.ledger.subscribe(self._recorded)
 
     @property
     def family(self) -> Family:
@@ -125,15 +123,19 @@ class FlowCleaner:
                 listener(done)
             await asyncio.sleep(done.seconds)  # never more than half a processor
 
-    def _synced(self, done: Synced) -> None:
-        """Takes what a sync did; nobody is woken by what concerns neither UDP, nor SCTP, nor a front that came."""
-        applied = [c for c in done.changes if c.key not in done.failures]
-        changes = [c for c in applied if _has_flows(c)]
-        # Rules may have been missing before a full sync: then every front has come.
-        came = [port for c in applied for port in self._come(None if done.full else c.before, c.after)]
-        if done.full or changes or came:
-            plans = [(c.key, c.after and self._loop.in_kernel(c.after)) for c in changes]
-            self._inbox.append(News(done.full, plans, tuple(done.failures), came))
+    def _recorded(self, done: Recorded) -> None:
+        """Takes what a sync did; what concerns neither UDP, nor SCTP, nor a front that came wakes nothing."""
+        plans: list[tuple[Key, ServicePlan | None]]
+        if done.full:  # rules may have been missing before: every front has come
+            there = self._loop.ledger.plans
+            plans = [(key, plan) for key, plan in there.items() if _has_flows(plan)]
+            came = [port for plan in there.values() for port in self._come(None, plan)]
+        else:
+            plans = [(c.key, c.after) for c in done.changes if _has_flows(c.before) or _has_flows(c.after)]
+            came = [port for c in done.changes for port in self._come(c.before, c.after)]
+        if done.full or plans or came:
+            known = [(key, plan and self._loop.in_kernel(plan)) for key, plan in plans]
+            self._inbox.append(News(done.full, known, came))
             self._wake.set()
 
     def _come(self, before: ServicePlan | None, after: ServicePlan | None) -> Sequence[PortPlan]:
@@ -214,8 +216,8 @@ class FlowCleaner:
         while self._inbox:
             news = self._inbox.popleft()
             if news.full:
-                told = {key for key, _ in news.plans}.union(news.refused)
-                for key in [key for key in self._fronts.services if key not in told]:
+                there = {key for key, _ in news.plans}
+                for key in [key for key in self._fronts.services if key not in there]:
                     self._fronts.set(key, None)
             for key, plan in news.plans:
                 self._fronts.set(key, plan)
@@ -257,8 +259,6 @@ class FlowCleaner:
             self.deleted += delete(self._machine, stale)
 
 
-def _has_flows(change: Change) -> bool:
-    """Whether a Service has UDP or SCTP ports, or had."""
-    return any(
-        port.protocol in PROTOCOLS for plan in (change.before, change.after) if plan for port in plan.ports
-    )
+def _has_flows(plan: ServicePlan | None) -> bool:
+    """Whether a Service has UDP or SCTP ports."""
+    return plan is not None and any(port.protocol in PROTOCOLS for port in plan.ports)

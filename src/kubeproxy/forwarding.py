@@ -101,7 +101,7 @@ class Forwarding:
             while True:
                 changed.clear()
                 for loop in self._loops:
-                    if loop.applied:
+                    if loop.ledger.plans:
                         self._look(loop.family)
                 await self._machine.clock.wait(changed, LOOK_SECONDS)
 

@@ -3,7 +3,7 @@
 import contextlib
 import selectors
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -14,14 +14,13 @@ from msgspec.structs import replace
 
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4, unpack
-from kubeproxy.backends.base import Change
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.model.flows import place
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
 from kubeproxy.netlink import conntrack, wire
-from kubeproxy.reconcile.reconciler import Synced
+from kubeproxy.reconcile.ledger import Ledger
 from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import PATIENCE, Station, ask, until
 from tests.lab import flows, netns
@@ -171,14 +170,12 @@ def test_who_was_dropped_before_there_was_a_local_endpoint_is_answered(station: 
 
 
 class Loop:
-    """A control loop without any: it hands out the listener."""
+    """A control loop without any: the test writes its ledger."""
 
     def __init__(self) -> None:
         self.node = NodeConfig()
         self.family = IPV4
-
-    def on_sync(self, listener: Callable[[Synced], None]) -> None:
-        self.synced = listener
+        self.ledger = Ledger(IPV4)
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
         return plan
@@ -217,7 +214,11 @@ def test_of_any_table_only_clients_who_wait_at_the_front_are_forgotten(
     cleaner = FlowCleaner(MACHINE, loop)  # type: ignore[arg-type]
     flows.add(space, entries)
     with netns.inside(space):
-        loop.synced(Synced(full, [Change(plan.key, None, plan)], {}, 0.0, 0.0))
+        loop.ledger.want(plan.key, plan)
+        if full:
+            loop.ledger.loaded({})
+        else:
+            loop.ledger.applied(loop.ledger.due())
         cleaner._clean()
         left = list(conntrack.flows(MACHINE, socket.AF_INET, flows.TCP))
         clients = {_client(flow) for flow in left}

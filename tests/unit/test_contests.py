@@ -35,7 +35,7 @@ class Rig:
             Reconciler(self.state, Kernel(self._clock), node, clock=self._clock) for node in (NODE, NODE6)
         ]
         for loop in self.loops:
-            self.contests.follow(loop)
+            self.contests.follow(loop.ledger)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

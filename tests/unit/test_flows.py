@@ -12,7 +12,6 @@ import pytest
 
 from kubeproxy.api.addresses import IPV6
 from kubeproxy.api.rows import Protocol
-from kubeproxy.backends.base import Change
 from kubeproxy.flows import Cleaned, FlowCleaner
 from kubeproxy.machine.base import Machine
 from kubeproxy.machine.fake import Fake
@@ -21,7 +20,7 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
 from kubeproxy.netlink import conntrack
-from kubeproxy.reconcile.reconciler import Synced
+from kubeproxy.reconcile.ledger import Ledger
 
 DNS, WEB = ("shop", "dns"), ("shop", "web")
 TCP, UDP, SCTP = 6, 17, 132
@@ -44,28 +43,27 @@ class Loop:
     def __init__(self, node: NodeConfig) -> None:
         self.node = node
         self.family = node.family
-        self.applied: dict[Key, ServicePlan] = {}
-
-    def on_sync(self, listener: Callable[[Synced], None]) -> None:
-        self._listener = listener
+        self.ledger = Ledger(node.family)
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
         return plan
 
     def full(self, *plans: ServicePlan, refused: Sequence[ServicePlan] = ()) -> None:
-        self.applied = {plan.key: plan for plan in plans}
-        changes = [Change(plan.key, None, plan) for plan in (*plans, *refused)]
-        self._listener(Synced(True, changes, {plan.key: "no" for plan in refused}, 0.0, 0.0))
+        for key in self.ledger.known():
+            self.ledger.want(key, None)
+        for plan in (*plans, *refused):
+            self.ledger.want(plan.key, plan)
+        self.ledger.loaded({plan.key: "no" for plan in refused})
 
     def partial(self, plan: ServicePlan) -> None:
-        self._tell(Change(plan.key, self.applied.get(plan.key), plan))
-        self.applied[plan.key] = plan
+        self._change(plan.key, plan)
 
     def gone(self, key: Key) -> None:
-        self._tell(Change(key, self.applied.pop(key), None))
+        self._change(key, None)
 
-    def _tell(self, change: Change) -> None:
-        self._listener(Synced(False, [change], {}, 0.0, 0.0))
+    def _change(self, key: Key, plan: ServicePlan | None) -> None:
+        self.ledger.want(key, plan)
+        self.ledger.applied(self.ledger.due())
 
 
 class Kernel:

@@ -51,9 +51,9 @@ async def test_each_step_of_a_long_start_is_told(caplog: pytest.LogCaptureFixtur
         for kind in types.KINDS:
             hub.complete(kind)
         loops.append(stage.loop)
-        stage.loop.planned = 1000, 44000
+        stage.loop._planner.progress = 1000, 44000
         await until(caplog, "Starting: IPv4: planned 1000 of 44000 Services")
-        stage.loop.planned = 44000, 44000
+        stage.loop._planner.progress = 44000, 44000
         await until(caplog, "Starting: IPv4: writing the rules of 44000 Services")
         stage.synced(full=True)
         async with asyncio.timeout(20):

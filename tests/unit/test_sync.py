@@ -14,7 +14,8 @@ from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.model.state import State
-from kubeproxy.reconcile import pacer, reconciler
+from kubeproxy.reconcile import pacer, planner, watchdog
+from kubeproxy.reconcile.ledger import Recorded
 from kubeproxy.reconcile.reconciler import Reconciler, Synced
 from tests import strategies
 from tests.fakes.clock import FakeClock
@@ -163,14 +164,14 @@ async def test_the_first_sync_is_full_and_at_once() -> None:
     async with rig.running():
         await rig.clock.settle()
     assert rig.kernel.syncs == [(1000.0, True, [A, B])]
-    assert rig.kernel.plans == rig.wanted() == rig.loop.applied
+    assert rig.kernel.plans == rig.wanted() == rig.loop.ledger.plans
     assert rig.loop.synced.is_set()
 
 
 async def test_what_changes_while_everything_is_planned_is_right_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reconciler, "_YIELD_EVERY", 1)
+    monkeypatch.setattr(planner, "YIELD_EVERY", 1)
     rig = Rig()
     for key in (A, B, C):
         rig.set(key)
@@ -193,7 +194,7 @@ async def test_what_changes_while_everything_is_planned_is_right_in_the_end(
         await rig.clock.advance(10)
         await task
     assert done.is_set()
-    assert rig.kernel.plans == rig.wanted() == rig.loop.applied
+    assert rig.kernel.plans == rig.wanted() == rig.loop.ledger.plans
     assert rig.kernel.plans.keys() == {A, D}
     assert rig.kernel.nodes[0].name == "here"
     assert rig.kernel.nodes[-1].name == "there"
@@ -203,7 +204,7 @@ async def test_a_front_that_changes_hands_while_everything_is_planned_is_in_one_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Both Services are there from the beginning, and one after the other is planned."""
-    monkeypatch.setattr(reconciler, "_YIELD_EVERY", 1)
+    monkeypatch.setattr(planner, "YIELD_EVERY", 1)
     rig = Rig()
 
     def name(key: Key, *external_ips: str) -> None:
@@ -224,7 +225,7 @@ async def test_a_front_that_changes_hands_while_everything_is_planned_is_in_one_
         task = asyncio.create_task(meanwhile())
         await rig.clock.advance(10)
         await task
-    assert rig.kernel.plans == rig.wanted() == rig.loop.applied
+    assert rig.kernel.plans == rig.wanted() == rig.loop.ledger.plans
     assert [key for key, plan in rig.kernel.plans.items() if plan.ports[0].external_ips] == [A]
     assert rig.loop.queued_since is None
 
@@ -249,7 +250,7 @@ async def test_the_first_change_after_a_quiet_time_goes_at_once_and_alone() -> N
         rig.gone(B)
         await rig.clock.settle()
         assert rig.kernel.syncs[2:] == [(1010.0, False, [B])]
-    assert rig.kernel.plans == rig.wanted() == rig.loop.applied
+    assert rig.kernel.plans == rig.wanted() == rig.loop.ledger.plans
 
 
 async def test_changes_during_a_sync_become_one() -> None:
@@ -406,7 +407,7 @@ async def test_a_refused_service_that_changes_all_the_time_holds_up_nobody() -> 
             await rig.clock.advance(1)
             changed = rig.clock.time
             rig.set(A, port)
-            while rig.kernel.plans != rig.loop.applied or rig.kernel.plans != {A: rig.wanted()[A]}:
+            while rig.kernel.plans != rig.loop.ledger.plans or rig.kernel.plans != {A: rig.wanted()[A]}:
                 await rig.clock.advance(0.25)
             waits.append(rig.clock.time - changed)
         await rig.clock.advance(20)
@@ -431,7 +432,7 @@ async def test_a_refused_service_that_changed_during_the_sync_that_refused_it_is
         rig.kernel.refused = {}
         busy.set()
         await rig.clock.settle()
-    assert rig.kernel.plans == rig.wanted() == rig.loop.applied
+    assert rig.kernel.plans == rig.wanted() == rig.loop.ledger.plans
     assert rig.loop.pending == 0
 
 
@@ -617,20 +618,20 @@ async def test_a_refused_service_holds_up_nobody(caplog: pytest.LogCaptureFixtur
     rig.kernel.refused = {B: "the kernel's words"}
     async with rig.running():
         await rig.clock.settle()
-        assert rig.loop.refused == {B: "the kernel's words"}
-        assert rig.kernel.plans.keys() == rig.loop.applied.keys() == {A, C}
+        assert rig.loop.ledger.refused == {B: "the kernel's words"}
+        assert rig.kernel.plans.keys() == rig.loop.ledger.plans.keys() == {A, C}
         assert rig.loop.synced.is_set()
         rig.set(A, 81)
         await rig.clock.advance(1)
         assert rig.kernel.syncs[1:] == [(1000.0, False, [A])], "others change as ever"
         rig.set(B, 81)
         await rig.clock.settle()
-        assert rig.kernel.syncs[2:] == [(1001.0, True, [A, B, C])], "its own changes are tried"
+        assert rig.kernel.syncs[2:] == [(1001.0, True, [A, C, B])], "its own changes are tried"
         rig.kernel.refused = {}
         rig.set(B, 82)
         await rig.clock.settle()
-    assert rig.loop.refused == {}
-    assert rig.kernel.plans == rig.wanted() == rig.loop.applied
+    assert rig.loop.ledger.refused == {}
+    assert rig.kernel.plans == rig.wanted() == rig.loop.ledger.plans
     assert caplog.text.count("Service default/b: IPv4 rules refused") == 1
     assert "the kernel's words" in caplog.text
 
@@ -662,7 +663,7 @@ async def test_a_refused_service_that_is_deleted_is_forgotten(caplog: pytest.Log
         await rig.clock.settle()
         rig.gone(B)
         await rig.clock.settle()
-        assert rig.loop.refused == {}
+        assert rig.loop.ledger.refused == {}
     assert rig.kernel.plans.keys() == {A}
     assert "b: IPv4 rules are in place" not in caplog.text
 
@@ -791,8 +792,8 @@ async def test_everything_is_compared_once_an_hour() -> None:
     rig = Rig()
     rig.set(A)
     async with rig.running():
-        await rig.clock.advance(4 * reconciler.FULL_SYNC_SECONDS + 1)
-    assert rig.kernel.syncs == [(1000.0 + i * reconciler.FULL_SYNC_SECONDS, True, [A]) for i in range(5)]
+        await rig.clock.advance(4 * watchdog.FULL_SYNC_SECONDS + 1)
+    assert rig.kernel.syncs == [(1000.0 + i * watchdog.FULL_SYNC_SECONDS, True, [A]) for i in range(5)]
 
 
 async def test_a_costly_comparison_comes_more_rarely() -> None:
@@ -810,28 +811,35 @@ async def test_listeners_hear_of_what_the_kernel_has() -> None:
     rig.set(B)
     rig.kernel.refused = {B: "no"}
     held: list[set[Key]] = []
-    rig.loop.on_sync(lambda _: held.append(set(rig.kernel.plans)))
+    recorded: list[Recorded] = []
+    rig.loop.ledger.subscribe(lambda _: held.append(set(rig.kernel.plans)))
+    rig.loop.ledger.subscribe(recorded.append)
     async with rig.running():
         await rig.clock.advance(10)
         rig.kernel.answers = [SyncError("no")]
         rig.gone(A)
         await rig.clock.advance(20)
     first, second = rig.heard
-    assert (first.full, first.started, first.seconds, dict(first.failures)) == (True, 1000.0, 0.5, {B: "no"})
-    assert [(c.key, c.before, c.after is None) for c in first.changes] == [(A, None, False), (B, None, False)]
+    assert (first.full, first.started, first.seconds) == (True, 1000.0, 0.5)
     assert second.full
+    assert [(done.full, [(c.key, c.after is None) for c in done.changes]) for done in recorded] == [
+        (True, [(A, False)]),
+        (True, [(A, True)]),
+    ]
     assert held == [{A}, set()]
 
 
 async def test_listeners_hear_what_was_before() -> None:
     rig = Rig()
+    recorded: list[Recorded] = []
+    rig.loop.ledger.subscribe(recorded.append)
     rig.set(A)
     async with rig.running():
         await rig.clock.settle()
         (before,) = rig.wanted().values()
         rig.gone(A)
         await rig.clock.settle()
-    assert rig.heard[1].changes == [Change(A, before, None)]
+    assert recorded[1].changes == [Change(A, before, None)]
 
 
 async def test_a_listener_that_fails_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
@@ -902,7 +910,7 @@ async def _live_through(steps: list[object], period: float | None) -> None:
                 rig.loop.touch(strategies.tell(rig.state, step))
         rig.kernel.refused = {}
         await rig.clock.advance(1000)
-    assert rig.kernel.plans == rig.wanted() == rig.loop.applied
-    assert rig.loop.refused == {}
+    assert rig.kernel.plans == rig.wanted() == rig.loop.ledger.plans
+    assert rig.loop.ledger.refused == {}
     assert rig.loop.failures_in_row == 0
     assert rig.loop.queued_since is None

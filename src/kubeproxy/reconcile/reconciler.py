@@ -1,18 +1,22 @@
-"""The control loop of one IP family: brings the kernel to the plans, and keeps it there.
+"""The control loop of one IP family: brings the kernel to the plans.
 
 Changes are collected while a sync runs or rests, and the next sync plans each touched Service once, as it stands then;
 what came back to what it was costs nothing. When a sync may begin is decided by `pacer`, which states what it
 guarantees: in short, the first change after a quiet time or after a full sync goes at once, and changes that follow
 each other rest as long as a partial sync takes, one second at most.
 
+What is wanted and what is in the kernel is recorded in the `ledger`. A full sync sends all plans to the driver, which
+compares them with what the kernel holds. All Services are planned for it only if the plans may be others: at the start, when the
+node changed, and once an hour. Otherwise, above all after drift, the plans of the ledger are sent.
+
 A sync that fails is done again, in full, with growing delays. A Service that the kernel refuses is left as it was,
-reported, and tried again when it changes and from time to time; it holds up nobody. Now and then the loop looks
-whether the kernel still holds what was put there, and mends it.
+reported, and retried when it changes and with growing delays; it does not delay others. Drift is detected by the `watchdog`.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from msgspec import Struct, structs
 
@@ -20,7 +24,6 @@ from kubeproxy.api.addresses import Family
 from kubeproxy.backends.base import (
     Change,
     Driver,
-    Failures,
     Leading,
     Measured,
     StaleError,
@@ -33,37 +36,29 @@ from kubeproxy.log import V2, V3, V5, ObjectRef
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.model.state import State
+from kubeproxy.reconcile.ledger import Ledger
+from kubeproxy.reconcile.listeners import Listeners
 from kubeproxy.reconcile.pacer import Kind, Pacer
+from kubeproxy.reconcile.planner import Planner
+from kubeproxy.reconcile.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
-FULL_SYNC_SECONDS = 3600.0
-"""How often everything is compared with the kernel although nothing seems wrong."""
-
-_YIELD_EVERY = 500
-_LARGE = 5_000
-"""A Service with so many endpoints, counted once a port, is planned in a thread: it takes 10 ms and more."""
 
 _LONGEST_REFUSAL_SECONDS = 300.0
 
 
 class Synced(Struct, frozen=True, gc=False):
-    """What a sync did.
+    """That a sync succeeded, and what it cost. What it changed in the kernel is told by the ledger.
 
     Attributes:
         full: whether everything was compared.
-        changes: the Services whose plans were sent, each with the plan that was sent before; in a full sync all Services, and
-            those that are gone.
-        failures: Services the kernel refuses.
-        started: when it started, by the loop's clock.
+        started: when it started, by the reconciler's clock.
         seconds: how long it took.
         kernel_seconds: how much of that the driver took.
-        triggered: when, in Unix time, what led to these changes happened in the cluster, as far as that was told.
+        triggered: when, in Unix time, what led to the changes in the kernel happened in the cluster, as far as that is known.
     """
 
     full: bool
-    changes: Sequence[Change]
-    failures: Failures
     started: float
     seconds: float
     kernel_seconds: float = 0.0
@@ -75,14 +70,11 @@ class Reconciler:
 
     Attributes:
         node: the node it plans for.
-        applied: the plans that are in the kernel, by Service.
-        refused: Services the kernel refuses, each with its words.
+        ledger: the plans that are wanted, and those that are in the kernel.
         last_queued: when something to do last came in, by the clock; None before the first.
         last_success: when a sync last succeeded, by the clock; None before the first.
         failures_in_row: syncs that failed since.
         failed: how many syncs failed, full ones and partial ones.
-        repairs: how often the kernel had lost what we put there.
-        planned: how many Services the last full sync has planned, and of how many.
         synced: set after the first successful sync.
     """
 
@@ -96,7 +88,7 @@ class Reconciler:
         min_sync_period: float | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Makes a loop; `run` runs it.
+        """Makes a reconciler; `run` runs it.
 
         Args:
             state: what the cluster says.
@@ -106,33 +98,31 @@ class Reconciler:
             min_sync_period: least seconds between the end of a sync and the next; None: adapt to what partial syncs cost.
             clock: the time.
         """
-        self._state = state
         self._driver = driver
         self.node = node
+        self.ledger = Ledger(node.family)
+        self._planner = Planner(state, self.ledger)
         self._sync_period = sync_period
         self._clock = clock or SystemClock()
         self._pacer = Pacer(min_sync_period, sync_period)
+        self._watchdog = Watchdog(
+            driver, node.family, look_seconds=sync_period, restore=self._restore, compare=self.resync
+        )
         self._wake = asyncio.Event()
         self._pending: dict[Key, list[float]] = {}
         self._retried: dict[Key, list[float]] = {}  # those of them that the kernel refused before
         self._queued: float | None = None
         self._syncing: float | None = None
         self._full = True
+        self._plan_all = True
         self._node_changed = False
-        self._repairing = False
-        self._next_look = 0.0
-        self._next_full = 0.0
-        self._next_refused = 0.0
+        self._next_refused = math.inf
         self._refused_delay = 0.0
-        self._listeners: list[Callable[[Synced], None]] = []
-        self.applied: dict[Key, ServicePlan] = {}
-        self.refused: dict[Key, str] = {}
+        self._listeners: Listeners[Synced] = Listeners(node.family)
         self.last_queued: float | None = None
         self.last_success: float | None = None
         self.failures_in_row = 0
         self.failed = {True: 0, False: 0}
-        self.repairs = 0
-        self.planned = 0, 0
         self.synced = asyncio.Event()
 
     @property
@@ -146,40 +136,51 @@ class Reconciler:
         return len(self._pending) + len(self._retried)
 
     @property
+    def planned(self) -> tuple[int, int]:
+        """How many Services were planned when last all were, and of how many."""
+        return self._planner.progress
+
+    @property
+    def repairs(self) -> int:
+        """How often drift was detected."""
+        return self._watchdog.repairs
+
+    @property
     def queued_since(self) -> float | None:
         """When the oldest change not yet in the kernel came in, by the clock; None if there is none."""
         return self._queued if self._syncing is None else self._syncing
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
-        """A plan that was synced as the kernel knows it: in some modes its backends are others."""
+        """A plan that was synced as the kernel knows it: in some modes its endpoints are others."""
         return self._driver.in_kernel(plan) if isinstance(self._driver, Leading) else plan
 
     def figures(self) -> Iterable[Figure]:
-        """What the driver tells of itself."""
+        """What the driver reports of itself."""
         return self._driver.figures() if isinstance(self._driver, Measured) else ()
 
     def on_sync(self, listener: Callable[[Synced], None]) -> None:
-        """Calls back after each successful sync, when the kernel has it."""
-        self._listeners.append(listener)
+        """Calls back after each successful sync. Who wants to know what is in the kernel subscribes to the ledger."""
+        self._listeners.add(listener)
 
     def touch(self, keys: Collection[Key], triggered: float | None = None) -> None:
         """Some Services may have to change.
 
         Args:
             keys: the Services.
-            triggered: when, in Unix time, what led to that happened in the cluster; None if that is not told.
+            triggered: when, in Unix time, what led to that happened in the cluster; None if that is not known.
         """
         if not keys:
             return
+        refused = self.ledger.refused
         for key in keys:
-            pending = self._retried if key in self.refused else self._pending
+            pending = self._retried if key in refused else self._pending
             before = pending.setdefault(key, [])
             if triggered is not None:
                 before.append(triggered)
         self._queue()
 
     def set_node(self, node: NodeConfig) -> None:
-        """The node is another now: everything is planned anew, unless only where ClusterIPs come from has changed."""
+        """The node has changed: everything is planned again, unless only where ClusterIPs come from has changed."""
         if node == self.node:
             return
         plans_stay = structs.replace(node, service_cidrs=self.node.service_cidrs) == self.node
@@ -191,21 +192,14 @@ class Reconciler:
             self.resync()
 
     def resync(self) -> None:
-        """Compares everything with the kernel, soon."""
+        """Plans everything and compares it with the kernel, soon."""
+        self._plan_all = True
+        self._restore()
+
+    def _restore(self) -> None:
+        """Compares everything that is wanted with the kernel, soon."""
         self._full = True
         self._queue()
-
-    def _disturbed(self, what: str) -> None:
-        """Somebody changed what we put into the kernel. That is mended at once, unless it goes on like this."""
-        if self._repairing:
-            return
-        self._repairing = True
-        self.repairs += 1
-        log.warning(
-            "%(ipFamily)s: %(drift)s; all rules are compared and restored",
-            {"ipFamily": self.family, "drift": what},
-        )
-        self.resync()
 
     def _queue(self) -> None:
         self.last_queued = self._clock.now()
@@ -214,15 +208,8 @@ class Reconciler:
         self._wake.set()
 
     def watch(self) -> None:
-        """From now on what others do to the rules is noticed when they do it, where the kernel tells."""
-        try:
-            if self._driver.watch(self._disturbed):
-                self.resync()
-        except OSError as e:
-            log.warning(
-                "%(ipFamily)s: what others do to the rules will not be noticed at once: %(err)s",
-                {"ipFamily": self.family, "err": e},
-            )
+        """From now on drift is detected when it happens, where the kernel sends notifications."""
+        self._watchdog.watch()
 
     async def run(self) -> None:
         """Syncs for ever; ends only by cancellation. Rules stay when it ends."""
@@ -242,18 +229,13 @@ class Reconciler:
                 if now >= start:
                     return kind
                 await self._clock.wait(self._wake, start - now)
-            elif self.refused and now >= self._next_refused:
+            elif now >= self._next_refused:
                 log.log(V2, "%(ipFamily)s: trying refused Services again", {"ipFamily": self.family})
-                self.resync()
-            elif now >= self._next_full:
-                self.resync()
-            elif now >= self._next_look:
-                self._next_look = now + self._sync_period
-                if not await self._driver.intact():
-                    self._disturbed("somebody changed the rules in the kernel")
+                self._restore()
+            elif now >= self._watchdog.next:
+                await self._watchdog.check(now)
             else:
-                timers = [self._next_look, self._next_full, *([self._next_refused] if self.refused else [])]
-                await self._clock.wait(self._wake, min(timers) - now)
+                await self._clock.wait(self._wake, min(self._next_refused, self._watchdog.next) - now)
 
     def _due(self, now: float) -> tuple[float, Kind] | None:
         """When the next sync may begin, and its kind; None if there is nothing to do."""
@@ -262,7 +244,7 @@ class Reconciler:
             return max(now, self._pacer.start(kind)), kind
 
         if self._full:
-            return at("repair" if self._repairing else "full")
+            return at("repair" if self._watchdog.drifted else "full")
         found = [at("full")] if self._retried else []
         if self._pending or self._node_changed:
             found.append(at("partial"))
@@ -273,27 +255,31 @@ class Reconciler:
         started = self._clock.now()
         self._pacer.began(kind, started)
         full = kind != "partial"
-        pending, self._pending = self._pending, {}
+        touched, self._pending = self._pending, {}
         if full:
-            pending |= self._retried
+            touched |= self._retried
             self._retried = {}
-            self._full = self._repairing = False
+            self._full = False
+            self._watchdog.began()
         node, node_changed, self._node_changed = self.node, self._node_changed, False
         self._syncing = started if self._queued is None else self._queued
         self._queued = self._syncing if self._retried else None
         try:
+            changes: Sequence[Change]
+            await self._plan(touched, node, full=full)
+            planned = self._clock.now()
             if full:
-                plans = await self._all(node)
-                planned = self._clock.now()
+                plans = self.ledger.wanted()
                 failures = await self._driver.load(node, plans)
-                changes = [Change(key, self.applied.get(key), plan) for key, plan in plans.items()]
-                changes += [Change(key, plan, None) for key, plan in self.applied.items() if key not in plans]
+                count = len(plans)
             else:
-                changes = await self._differences(pending, node)
+                changes = self.ledger.due()
+                if log.isEnabledFor(V5):
+                    self._explain(touched, changes)
                 if not changes and not node_changed:
                     return
-                planned = self._clock.now()
-                failures = await self._driver.apply(node, changes)
+                await self._driver.apply(node, changes)
+                count = len(changes)
         except Exception as e:
             self._full = True
             self._queued = self._syncing
@@ -303,45 +289,34 @@ class Reconciler:
             self._syncing = None
         ended = self._clock.now()
         self._pacer.succeeded(kind, ended, ended - started)
-        triggered = [at for c in changes for at in pending.get(c.key, ())] if pending else ()
-        self._succeeded(Synced(full, changes, failures, started, ended - started, ended - planned, triggered))
+        if full:
+            refused = self.ledger.refused
+            changes = self.ledger.loaded(failures)
+            self._watchdog.compared(ended, ended - started)
+            self._report_refused(refused, ended)
+        else:
+            self.ledger.applied(changes)
+        triggered = [at for c in changes for at in touched.get(c.key, ())] if touched else ()
+        self._succeeded(Synced(full, started, ended - started, ended - planned, triggered), count)
 
-    async def _all(self, node: NodeConfig) -> dict[Key, ServicePlan]:
-        """Plans every Service, some at a time, and those that are touched meanwhile again at the end.
+    async def _plan(self, touched: Collection[Key], node: NodeConfig, *, full: bool) -> None:
+        """Plans what the sync is about. What is touched meanwhile is planned too, and found in place by the next sync."""
+        meanwhile = (self._pending, self._retried) if full else (self._pending,)
+        everything = full and self._plan_all
+        if everything:
+            self._plan_all = False
+        try:
+            if everything:
+                await self._planner.plan_all(node, *meanwhile)
+            else:
+                await self._planner.plan(touched, node, *meanwhile)
+        except Exception:
+            self._plan_all = True
+            raise
 
-        So all plans are of one moment, in which a front has one owner. The next sync finds those touched in place.
-        """
-        plans = {}
-        keys = list(self._state.services)
-        self.planned = 0, len(keys)
-        for count, key in enumerate(keys, 1):
-            plans[key] = await self._plan(key, node)
-            if count % _YIELD_EVERY == 0:
-                self.planned = count, len(keys)
-                await asyncio.sleep(0)
-        self.planned = len(keys), len(keys)
-        for key in self._pending:
-            plans[key] = self._state.plan(key, node)
-        return {key: plan for key, plan in plans.items() if plan is not None}
-
-    async def _differences(self, keys: Collection[Key], node: NodeConfig) -> list[Change]:
-        """Plans some Services, and those that are touched meanwhile, see `_all`."""
-        plans = {}
-        for count, key in enumerate(keys, 1):
-            plans[key] = await self._plan(key, node)
-            if count % _YIELD_EVERY == 0:
-                await asyncio.sleep(0)
-        for key in self._pending:
-            plans[key] = self._state.plan(key, node)
-        pairs = ((key, self.applied.get(key), after) for key, after in plans.items())
-        changes = [Change(key, before, after) for key, before, after in pairs if before != after]
-        if log.isEnabledFor(V5):
-            self._explain(plans, changes)
-        return changes
-
-    def _explain(self, keys: Collection[Key], changes: Sequence[Change]) -> None:
+    def _explain(self, touched: Iterable[Key], changes: Sequence[Change]) -> None:
         """Logs what touched Services mean on this node."""
-        for key in set(keys) - {c.key for c in changes}:
+        for key in set(touched) - {c.key for c in changes}:
             log.log(
                 V5,
                 "Service %(service)s: %(ipFamily)s: the change makes no difference on this node",
@@ -353,12 +328,6 @@ class Reconciler:
                 "Service %(service)s: %(ipFamily)s: %(meaning)s",
                 {"service": ObjectRef(*c.key), "ipFamily": self.family, "meaning": meaning(c)},
             )
-
-    async def _plan(self, key: Key, node: NodeConfig) -> ServicePlan | None:
-        """Plans a Service; a large one in a thread, so that the event loop does not wait for it."""
-        if self._state.size(key) < _LARGE:
-            return self._state.plan(key, node)
-        return await asyncio.to_thread(self._state.prepare(key, node))
 
     def _failed(self, error: Exception, *, full: bool) -> None:
         self.failed[full] += 1
@@ -374,57 +343,42 @@ class Reconciler:
             exc_info=not foreseen,
         )
 
-    def _succeeded(self, done: Synced) -> None:
-        now = done.started + done.seconds
-        if done.full:
-            self.applied = {
-                c.key: c.after for c in done.changes if c.after is not None and c.key not in done.failures
-            }
-            self._next_full = now + max(FULL_SYNC_SECONDS, 1000 * done.seconds)
-            self._next_look = now + self._sync_period
-            self._report(done.failures, now)
-        else:
-            for change in done.changes:
-                if change.after is None:
-                    self.applied.pop(change.key, None)
-                else:
-                    self.applied[change.key] = change.after
-        self.last_success = now
+    def _succeeded(self, done: Synced, count: int) -> None:
+        self.last_success = done.started + done.seconds
         self.failures_in_row = 0
         self.synced.set()
         log.log(
-            V3, "%(ipFamily)s: %(sync)s sync of %(count)d Services took %(milliseconds).1f ms", {"ipFamily": self.family, "sync": "full" if done.full else "partial", "count": len(done.changes), "milliseconds": 1e3 * done.seconds},
-        )  # fmt: skip
-        for listener in self._listeners:
-            try:
-                listener(done)
-            except Exception:
-                log.exception(
-                    "%(ipFamily)s: what follows a sync failed; the rules are in place",
-                    {"ipFamily": self.family},
-                )
+            V3,
+            "%(ipFamily)s: %(sync)s sync of %(count)d Services took %(milliseconds).1f ms",
+            {
+                "ipFamily": self.family,
+                "sync": "full" if done.full else "partial",
+                "count": count,
+                "milliseconds": 1e3 * done.seconds,
+            },
+        )
+        self._listeners.call(done)
 
-    def _report(self, failures: Failures, now: float) -> None:
-        """Tells which Services are refused now, and which no more."""
-        for key, words in failures.items():
-            if self.refused.get(key) != words:
+    def _report_refused(self, before: Mapping[Key, str], now: float) -> None:
+        """Logs which Services are refused now and which are no more, and determines when the refused ones are retried."""
+        refused = self.ledger.refused
+        for key, words in refused.items():
+            if before.get(key) != words:
                 log.error(
                     "Service %(service)s: %(ipFamily)s rules refused, all others are in place: %(reason)s",
                     {"service": ObjectRef(*key), "ipFamily": self.family, "reason": words},
                 )
-        for key in (self.refused.keys() - failures.keys()) & self.applied.keys():
+        for key in (before.keys() - refused.keys()) & self.ledger.plans.keys():
             log.info(
                 "Service %(service)s: %(ipFamily)s rules are in place now",
                 {"service": ObjectRef(*key), "ipFamily": self.family},
             )
-        if failures:
-            self._refused_delay = min(
-                max(2 * self._refused_delay, self._sync_period), _LONGEST_REFUSAL_SECONDS
-            )
+        if refused:
+            longest = max(2 * self._refused_delay, self._sync_period)
+            self._refused_delay = min(longest, _LONGEST_REFUSAL_SECONDS)
             self._next_refused = now + self._refused_delay
         else:
-            self._refused_delay = 0.0
-        self.refused = dict(failures)
+            self._refused_delay, self._next_refused = 0.0, math.inf
         touched = self._pending | self._retried
-        self._retried = {key: touched.pop(key) for key in failures if key in touched}
+        self._retried = {key: touched.pop(key) for key in refused if key in touched}
         self._pending = touched

@@ -1,7 +1,7 @@
 """What the loops tell in figures: the reference's metrics under its names, and ours beside them.
 
-Only what cannot be read off later is counted as it happens, after each sync: durations, and which Services have no
-endpoint here. The rest is read at the scrape from the parts that know it, so metrics cost nothing while nobody asks.
+Only what cannot be read off later is counted as it happens, after each sync: durations, and how many ports in the kernel have
+no endpoint here. The rest is read at the scrape from the parts that know it, so metrics cost nothing between scrapes.
 """
 
 import time
@@ -14,7 +14,8 @@ from kubeproxy.config.load import Options
 from kubeproxy.figures import DURATIONS, Figure, Histogram, Kind
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
-from kubeproxy.model.plan import DROP, Key, ServicePlan
+from kubeproxy.model.plan import DROP, ServicePlan
+from kubeproxy.reconcile.ledger import Recorded
 from kubeproxy.reconcile.reconciler import Reconciler, Synced
 from kubeproxy.sources.base import Status
 
@@ -53,8 +54,9 @@ class LoopMetrics:
         self._latency = Histogram(LATENCIES)
         self._synced_at = 0.0
         self._queued: tuple[float, float] = (0.0, 0.0)
-        self._far: dict[Key, tuple[int, int]] = {}
+        self._far = [0, 0]
         loop.on_sync(self._synced)
+        loop.ledger.subscribe(self._recorded)
 
     def figures(self) -> Iterable[Figure]:
         """What there is to tell now."""
@@ -98,8 +100,7 @@ class LoopMetrics:
             yield figure(f"{_SYNC}last_queued_timestamp_seconds", "gauge", text, queued)
         far = f"{_SYNC}no_local_endpoints_total"
         text = "Service ports with a Local traffic policy whose endpoints are all elsewhere."
-        for column, policy in enumerate(("internal", "external")):
-            count = sum(counts[column] for counts in self._far.values())
+        for policy, count in zip(("internal", "external"), self._far, strict=True):
             yield figure(far, "gauge", text, count, traffic_policy=policy)
         yield from self._failures(figure)
         yield figure(
@@ -108,12 +109,12 @@ class LoopMetrics:
             "How often the kernel had lost what was put there.",
             loop.repairs,
         )
-        yield figure("kubeproxy_services", "gauge", "Services in the kernel.", len(loop.applied))
+        yield figure("kubeproxy_services", "gauge", "Services in the kernel.", len(loop.ledger.plans))
         yield figure(
             "kubeproxy_quarantined_services",
             "gauge",
             "Services the kernel refuses; all others are in place.",
-            len(loop.refused),
+            len(loop.ledger.refused),
         )
         yield from loop.figures()
 
@@ -133,14 +134,13 @@ class LoopMetrics:
         self._synced_at = now = self._wall()
         for began in done.triggered:
             self._latency.observe(now - began)
-        if done.full:
-            self._far.clear()
+
+    def _recorded(self, done: Recorded) -> None:
         for change in done.changes:
-            counts = _far(change.after)
-            if any(counts):
-                self._far[change.key] = counts
-            else:
-                self._far.pop(change.key, None)
+            for column, (before, after) in enumerate(
+                zip(_far(change.before), _far(change.after), strict=True)
+            ):
+                self._far[column] += after - before
 
     def _wall_of(self, queued: float) -> float:
         """A moment in Unix time: the same number as long as it is the same moment."""

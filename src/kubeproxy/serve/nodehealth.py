@@ -4,8 +4,9 @@ A Service of type LoadBalancer with external policy Local has a port, `spec.heal
 answers yes where ready endpoints are, and the load balancer sends its traffic to those nodes alone. An endpoint that
 is about to go counts no more, so the traffic ends before it does.
 
-Ports follow the Services after each sync, when the kernel has the rules. There may be thousands, so opening them goes
-in small steps beside everything else. One that cannot be opened is reported once and tried again.
+Ports follow the ledger: what counts is the plan that is in the kernel, so the port of a Service that the kernel refuses stays as
+it was. There may be thousands, so they are opened in small steps beside everything else. One that cannot be opened is
+reported once and retried.
 """
 
 import asyncio
@@ -18,7 +19,8 @@ from kubeproxy.figures import Figure
 from kubeproxy.log import ObjectRef
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.plan import Key
-from kubeproxy.reconcile.reconciler import Reconciler, Synced
+from kubeproxy.reconcile.ledger import Recorded
+from kubeproxy.reconcile.reconciler import Reconciler
 from kubeproxy.serve.http import Door, Listener
 from kubeproxy.serve.listen import RETRY_SECONDS, bind
 from kubeproxy.serve.message import Handler, Request, Response
@@ -58,11 +60,11 @@ class NodeHealth:
         self._healthy = healthy
         self._failed = failed
         self._retry_seconds = retry_seconds
-        self._wanted: dict[Key, tuple[int, int]] = {}
+        self._keys: dict[Key, None] = {}  # of the Services in the kernel that have a port
         self._open: dict[At, tuple[Key, Listener]] = {}
         self._said: dict[tuple[At, Key], str] = {}
         self._changed = asyncio.Event()
-        loop.on_sync(self._synced)
+        loop.ledger.subscribe(self._recorded)
 
     async def run(self) -> None:
         """Opens and closes ports as the Services come and go; all are closed when it is cancelled."""
@@ -84,34 +86,32 @@ class NodeHealth:
         yield Figure(name, "gauge", text, len(self._open), {**family, "state": "open"})
         yield Figure(name, "gauge", text, len(self._said), {**family, "state": "failed"})
 
-    def _synced(self, done: Synced) -> None:
-        """The kernel has other rules now. Of a Service that it refused, everything stays as it was.
-
-        But a port that another Service owns now passes to that one.
-        """
-        before = self._wanted
-        if done.full:
-            taken = {
-                c.after.health_check_port for c in done.changes if c.after and c.key not in done.failures
-            }
-            kept = (key for key in done.failures if key in before)
-            self._wanted = {key: before[key] for key in kept if before[key][0] not in taken}
-        moved = done.full
-        for key, plan in ((c.key, c.after) for c in done.changes if c.key not in done.failures):
-            port = plan.health_check_port if plan else 0
-            old, _ = self._wanted.pop(key, (0, 0))
-            moved |= old != port
-            if plan and port:
-                self._wanted[key] = port, plan.local_ready
+    def _recorded(self, done: Recorded) -> None:
+        """The kernel has other rules now."""
+        moved = done.full  # the node may be another, or a Service may be refused now
+        for change in done.changes:
+            before, after = (plan.health_check_port if plan else 0 for plan in (change.before, change.after))
+            moved |= before != after
+            if after:
+                self._keys[change.key] = None
+            else:
+                self._keys.pop(change.key, None)
         if moved:
             self._changed.set()
+
+    def _ports(self) -> dict[Key, int]:
+        """The port of each Service that has one. One that the kernel refuses cedes its port to another that has it now."""
+        ledger = self._loop.ledger
+        ports = {key: ledger.plans[key].health_check_port for key in self._keys}
+        taken = {port for key, port in ports.items() if key not in ledger.refused}
+        return {key: port for key, port in ports.items() if key not in ledger.refused or port not in taken}
 
     async def _follow(self) -> None:
         """Closes what is not wanted, then opens what is."""
         node = self._loop.node
         anywhere = "0.0.0.0" if node.family == IPV4 else "::"
         addresses = node.node_port_addresses if node.node_port_ranges else (anywhere,)
-        wanted = {((a, port), key): None for key, (port, _) in self._wanted.items() for a in addresses}
+        wanted = {((a, port), key): None for key, port in self._ports().items() for a in addresses}
         for at, (key, _) in list(self._open.items()):
             if (at, key) not in wanted:
                 self._close(at)
@@ -154,7 +154,8 @@ class NodeHealth:
 
         def handle(_: Request) -> Response:
             namespace, name = key
-            _port, count = self._wanted.get(key, (0, 0))
+            plan = self._loop.ledger.plans.get(key)
+            count = plan.local_ready if plan and plan.health_check_port else 0
             healthy = self._healthy()
             body = (
                 f'{{\n\t"service": {{\n\t\t"namespace": "{namespace}",\n\t\t"name": "{name}"\n\t}},\n'

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from kubeproxy.api.addresses import IPV4, IPV6, Family
-from kubeproxy.backends.base import Change, Failures
+from kubeproxy.backends.base import Failures
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
@@ -37,14 +37,19 @@ class Stage:
         triggered: tuple[float, ...] = (),
     ) -> None:
         """A sync succeeded just now."""
-        before = {} if full else self.loop.applied
-        changes = [
-            *(Change(plan.key, before.get(plan.key), plan) for plan in plans),
-            *(Change(key, before.get(key), None) for key in gone),
-        ]
-        done = Synced(full, changes, failures or {}, self.clock.time - seconds, seconds, kernel, triggered)
+        ledger = self.loop.ledger
+        for key in ledger.known() if full else gone:
+            ledger.want(key, None)
+        for plan in plans:
+            ledger.want(plan.key, plan)
+        if full:
+            ledger.loaded(failures or {})
+        else:
+            ledger.applied(ledger.due())
         self.loop._queued = None
-        self.loop._succeeded(done)
+        self.loop._succeeded(
+            Synced(full, self.clock.time - seconds, seconds, kernel, triggered), len(ledger.plans)
+        )
 
 
 def plan(name: str = "web", *, port: int = 0, ready: int = 0, **fields: object) -> ServicePlan:

@@ -54,7 +54,7 @@ async def served(machine: Fake) -> dict[str, str]:
         *NodeHealth(machine, Stage().loop, Door(), lambda: True, lambda *_: None).figures(),
     ]
     contests = Contests(Hub("here").state, "here", lambda *_: None)
-    contests.follow(Stage().loop)
+    contests.follow(Stage().loop.ledger)
     found += contests.figures()
     for mode in ("iptables", "nftables", "ipvs", "userspace"):
         stage = Stage()

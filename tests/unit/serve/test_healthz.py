@@ -155,7 +155,7 @@ async def test_syncs_that_fail_in_a_row_are_no_chance(rig: Rig) -> None:
 
 async def test_rules_that_others_changed_are_not_ready_until_they_are_mended(rig: Rig) -> None:
     rig.begin()
-    rig.v4.loop.repairs += 1
+    rig.v4.loop._watchdog.repairs += 1
     rig.v4.loop.resync()
     assert await rig.troubles() == ["IPv4: somebody changed the rules in the kernel"]
     rig.v4.synced()

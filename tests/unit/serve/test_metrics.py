@@ -172,7 +172,7 @@ def test_failures_have_the_names_of_the_mode(mode: str, names: dict[str, int]) -
 
 def test_repairs_and_refused_services_are_told() -> None:
     rig = Rig()
-    rig.stage.loop.repairs = 4
+    rig.stage.loop._watchdog.repairs = 4
     rig.stage.synced(plan(), plan("bad"), full=True, failures={("default", "bad"): "no"})
     found = rig.scrape()
     assert found["kubeproxy_drift_repairs_total"] == 4

@@ -91,7 +91,7 @@ async def _live_through(
         loop.resync()
     await clock.advance(1)
     task.cancel()
-    assert not loop.refused
+    assert not loop.ledger.refused
 
 
 def _started(

@@ -1,0 +1,138 @@
+"""The table of one IP family: for each Service the plan that is wanted, and the plan that is in the kernel.
+
+The reconciler is the only one that writes it. All that depends on what is in the kernel (stale flows, health-check ports,
+metrics, contested fronts, Events) subscribes to it and keeps no table of its own. So a Service that the kernel refuses
+counts everywhere with what the kernel has: of such a Service a driver leaves in the kernel what was there before.
+
+Nearly always the plan in the kernel is the wanted one. So the table is kept as the plans in the kernel, and beside them only
+what differs: an idle Service takes one entry of a dict.
+
+What other programs do to the rules is not recorded here: until it is repaired, the table says what we programmed last.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from kubeproxy.api.addresses import Family
+from kubeproxy.backends.base import Change, Failures
+from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.reconcile.listeners import Listeners
+
+Progress = Literal["pending", "done", "refused"]
+"""Whether the kernel has the wanted plan: not yet, yes, or it refuses it."""
+
+
+class Row(Struct, frozen=True, gc=False):
+    """What the table says of a Service.
+
+    Attributes:
+        wanted: the plan that was made last; None: the Service is not to be in the kernel.
+        in_kernel: the plan that was programmed last; None: nothing of the Service is in the kernel.
+        status: whether these are the same.
+        words: what the kernel said when it refused the wanted plan.
+    """
+
+    wanted: ServicePlan | None
+    in_kernel: ServicePlan | None
+    status: Progress
+    words: str = ""
+
+
+class Recorded(Struct, frozen=True, gc=False):
+    """What a sync changed in the table.
+
+    Attributes:
+        full: all Services were compared with the kernel, so rules may have been missing before.
+        changes: the Services whose plans in the kernel are others now. Refused Services are not among them.
+    """
+
+    full: bool
+    changes: Sequence[Change]
+
+
+class Ledger:
+    """The table of one IP family.
+
+    Attributes:
+        family: the IP family.
+    """
+
+    def __init__(self, family: Family) -> None:
+        """Nothing is in the kernel yet that we know of."""
+        self.family = family
+        self._plans: dict[Key, ServicePlan] = {}
+        self._different: dict[Key, ServicePlan | None] = {}
+        self._refused: Failures = {}
+        self._listeners: Listeners[Recorded] = Listeners(family)
+
+    @property
+    def plans(self) -> Mapping[Key, ServicePlan]:
+        """The plans that are in the kernel, by Service. It changes with each sync: copy what is used later."""
+        return self._plans
+
+    @property
+    def refused(self) -> Mapping[Key, str]:
+        """The Services whose wanted plan the kernel refuses, each with what it said."""
+        return self._refused
+
+    def row(self, key: Key) -> Row:
+        """What the table says of a Service."""
+        plan = self._plans.get(key)
+        if key in self._refused:
+            return Row(self._different.get(key, plan), plan, "refused", self._refused[key])
+        return Row(self._different.get(key, plan), plan, "pending" if key in self._different else "done")
+
+    def subscribe(self, listener: Callable[[Recorded], None]) -> None:
+        """Calls back after each successful sync, when the kernel has it and the table says so."""
+        self._listeners.add(listener)
+
+    def known(self) -> list[Key]:
+        """The Services that are in the kernel or wanted there."""
+        return list(self._plans | self._different)
+
+    def wanted(self) -> dict[Key, ServicePlan]:
+        """The wanted plans of all Services."""
+        plans = self._plans | self._different
+        return {key: plan for key, plan in plans.items() if plan is not None}
+
+    def want(self, key: Key, plan: ServicePlan | None) -> None:
+        """Records the plan that is wanted for a Service; None: it is to be removed."""
+        if plan == self._plans.get(key):
+            self._different.pop(key, None)
+        else:
+            self._different[key] = plan
+
+    def due(self) -> list[Change]:
+        """What a partial sync has to change: all that differs, but for refused Services, which need a full sync."""
+        return [
+            Change(key, self._plans.get(key), plan)
+            for key, plan in self._different.items()
+            if key not in self._refused
+        ]
+
+    def applied(self, changes: Sequence[Change]) -> None:
+        """A partial sync has brought these changes to the kernel."""
+        for change in changes:
+            del self._different[change.key]
+        self._record(Recorded(full=False, changes=changes))
+
+    def loaded(self, failures: Failures) -> Sequence[Change]:
+        """A full sync has brought all wanted plans to the kernel, but for those it refused; returns what changed."""
+        different = self._different
+        changes = [
+            Change(key, self._plans.get(key), plan) for key, plan in different.items() if key not in failures
+        ]
+        self._different = {key: plan for key, plan in different.items() if key in failures}
+        self._refused = dict(failures)
+        self._record(Recorded(full=True, changes=changes))
+        return changes
+
+    def _record(self, done: Recorded) -> None:
+        for change in done.changes:
+            if change.after is None:
+                self._plans.pop(change.key, None)
+            else:
+                self._plans[change.key] = change.after
+        self._listeners.call(done)

@@ -1,0 +1,36 @@
+"""Callbacks that follow what is in the kernel. An error in one of them is logged and keeps nothing else from happening."""
+
+import logging
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from kubeproxy.api.addresses import Family
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Listeners(Generic[T]):
+    """The callbacks of one IP family for one kind of event."""
+
+    def __init__(self, family: Family) -> None:
+        """There are none yet.
+
+        Args:
+            family: the IP family, for the log.
+        """
+        self._family = family
+        self._listeners: list[Callable[[T], None]] = []
+
+    def add(self, listener: Callable[[T], None]) -> None:
+        """Calls this one from now on."""
+        self._listeners.append(listener)
+
+    def call(self, event: T) -> None:
+        """Calls all, in the order in which they were added."""
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                log.exception("%s: what follows a sync failed; the rules are in place", self._family)
