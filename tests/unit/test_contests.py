@@ -31,8 +31,10 @@ class Rig:
         self.events: list[tuple[Key, str]] = []
         self.contests = Contests(self.state, NODE.name, self._event)
         self._clock = FakeClock()
+        self.kernels = [Kernel(self._clock), Kernel(self._clock)]
         self.loops = [
-            Reconciler(self.state, Kernel(self._clock), node, clock=self._clock) for node in (NODE, NODE6)
+            Reconciler(self.state, kernel, node, clock=self._clock)
+            for kernel, node in zip(self.kernels, (NODE, NODE6), strict=True)
         ]
         for loop in self.loops:
             self.contests.follow(loop.ledger)
@@ -96,6 +98,23 @@ async def test_both_services_are_named_once(rig: Rig) -> None:
         loop.resync()
     assert await rig.sync() == [], "a full sync finds what is known"
     assert len(rig.events) == 1
+
+
+async def test_what_the_kernel_refuses_is_not_reported_before_it_is_in_place(rig: Rig) -> None:
+    """a loses a front, but the kernel refuses the plan without it."""
+    rig.tell(service("a", "10.96.0.1", external_ips=("10.96.0.2",)))
+    assert await rig.sync() == []
+    for kernel in rig.kernels:
+        kernel.refused = {A: "no"}
+    rig.tell(service("b", "10.96.0.2"))
+    assert await rig.sync() == []
+    assert rig.contested == [0, 0]
+    for kernel in rig.kernels:
+        kernel.refused = {}
+    for loop in rig.loops:
+        loop.resync()
+    assert await rig.sync() == [WARNING]
+    assert rig.contested == [1, 0]
 
 
 async def test_another_owner_and_the_end_are_reported(rig: Rig) -> None:

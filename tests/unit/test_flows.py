@@ -261,6 +261,30 @@ async def test_at_a_full_sync_who_is_not_told_is_gone_and_who_is_refused_is_not(
         assert kernel.table == [Flow(UDP, other, A)]
 
 
+async def test_flows_of_a_refused_service_follow_the_plan_that_the_kernel_kept(
+    rig: Rig, kernel: Kernel
+) -> None:
+    """A is an endpoint of the plan in the kernel, B of the plan that is refused."""
+    async with rig.running():
+        rig.loop.full(service(1))
+        await rig.cleaned()
+        kernel.table = [Flow(UDP, FRONT, A), Flow(UDP, FRONT, B)]
+        rig.loop.full(refused=[service(2)])
+        await rig.cleaned()
+        assert kernel.table == [Flow(UDP, FRONT, A)]
+        rig.loop.full(service(2))
+        await rig.cleaned()
+        assert kernel.table == []
+
+
+async def test_a_refused_service_that_the_kernel_never_had_owns_no_flows(rig: Rig, kernel: Kernel) -> None:
+    async with rig.running():
+        kernel.table = [Flow(UDP, FRONT, B)]
+        rig.loop.full(refused=[service(1)])
+        await rig.cleaned()
+        assert kernel.table == [Flow(UDP, FRONT, B)]
+
+
 async def test_ipv6(kernel: Kernel) -> None:
     rig = Rig(kernel, NodeConfig(family=IPV6))
     there = (Endpoint("fd00:1::1", 53),)

@@ -15,7 +15,7 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.model.state import State
 from kubeproxy.reconcile import pacer, planner, watchdog
-from kubeproxy.reconcile.ledger import Recorded
+from kubeproxy.reconcile.ledger import Recorded, Row
 from kubeproxy.reconcile.reconciler import Reconciler, Synced
 from tests import strategies
 from tests.fakes.clock import FakeClock
@@ -764,6 +764,133 @@ async def test_what_others_do_during_a_sync_is_mended_after_it() -> None:
         await rig.clock.settle()
     assert [full for _, full, _ in rig.kernel.syncs] == [True, True]
     assert rig.loop.repairs == 1
+
+
+class Plans:
+    """Counts which Services are planned."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._made: list[Key] = []
+        make = State.plan
+
+        def plan(state: State, key: Key, node: NodeConfig) -> ServicePlan | None:
+            self._made.append(key)
+            return make(state, key, node)
+
+        monkeypatch.setattr(State, "plan", plan)
+
+    def taken(self) -> list[Key]:
+        """The Services planned since this was last asked."""
+        made, self._made = self._made, []
+        return made
+
+
+@pytest.mark.parametrize("noticed", ["at once", "by a look"])
+async def test_a_repair_plans_nothing_and_reads_back_nothing(
+    monkeypatch: pytest.MonkeyPatch, noticed: str
+) -> None:
+    rig = Rig()
+    for key in (A, B, C):
+        rig.set(key)
+    plans = Plans(monkeypatch)
+    async with rig.running():
+        await rig.clock.advance(25)
+        assert plans.taken() == [A, B, C]
+        rig.kernel.plans.clear()
+        rig.kernel.whole = False
+        looks = len(rig.kernel.looks)
+        if noticed == "at once":
+            rig.kernel.disturbed("nft flushed the ruleset")
+            await rig.clock.settle()
+        else:
+            await rig.clock.advance(5)
+            looks += 1
+        assert [(full, keys) for _, full, keys in rig.kernel.syncs[1:]] == [(True, [A, B, C])]
+        await rig.clock.advance(29)
+        assert plans.taken() == []
+        assert len(rig.kernel.syncs) == 2
+        assert len(rig.kernel.looks) == looks
+    assert rig.kernel.plans == rig.wanted() == rig.loop.ledger.plans
+
+
+async def test_a_repair_plans_what_changed_since_the_last_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(min_sync_period=10.0)
+    for key in (A, B):
+        rig.set(key)
+    async with rig.running():
+        await rig.clock.settle()
+        plans = Plans(monkeypatch)
+        rig.set(A, 81)
+        rig.kernel.disturbed("nft did this")
+        await rig.clock.settle()
+        assert plans.taken() == [A]
+        assert len(rig.kernel.syncs) == 2
+    assert rig.kernel.plans == rig.wanted() == rig.loop.ledger.plans
+
+
+async def test_a_failed_sync_and_a_refused_service_are_retried_with_the_plans_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig()
+    for key in (A, B):
+        rig.set(key)
+    rig.kernel.refused = {B: "no"}
+    async with rig.running():
+        await rig.clock.settle()
+        plans = Plans(monkeypatch)
+        rig.kernel.answers = [SyncError("no"), SyncError("no")]
+        rig.set(A, 81)
+        await rig.clock.advance(10)
+        assert plans.taken() == [A]
+        assert [full for _, full, _ in rig.kernel.syncs[1:]] == [False, True, True]
+        await rig.clock.advance(100)
+        assert len(rig.kernel.syncs) > 4
+        assert plans.taken() == []
+
+
+@pytest.mark.parametrize("why", ["node", "hour", "a plan failed"])
+async def test_everything_is_planned_where_the_plans_may_be_others(
+    monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    rig = Rig()
+    for key in (A, B):
+        rig.set(key)
+    async with rig.running():
+        await rig.clock.settle()
+        plans = Plans(monkeypatch)
+        if why == "node":
+            rig.loop.set_node(NodeConfig(name="there"))
+            await rig.clock.settle()
+        elif why == "hour":
+            await rig.clock.advance(watchdog.FULL_SYNC_SECONDS)
+        else:
+            with monkeypatch.context() as broken:
+                broken.setattr(State, "plan", lambda *_: 1 // 0)
+                rig.set(A, 81)
+                await rig.clock.settle()
+            await rig.clock.advance(1)
+        assert plans.taken() == [A, B]
+    assert rig.kernel.plans == rig.wanted() == rig.loop.ledger.plans
+
+
+async def test_of_a_refused_service_the_ledger_has_what_the_kernel_kept() -> None:
+    rig = Rig()
+    for key in (A, B):
+        rig.set(key)
+    async with rig.running():
+        await rig.clock.settle()
+        kept = rig.kernel.plans[B]
+        rig.kernel.refused = {B: "no"}
+        rig.set(B, 81)
+        await rig.clock.settle()
+        assert rig.loop.ledger.row(B) == Row(rig.wanted()[B], kept, "refused", "no")
+        rig.set(A, 81)
+        await rig.clock.advance(40)
+        assert rig.kernel.plans == rig.loop.ledger.plans == {A: rig.wanted()[A], B: kept}
+        rig.kernel.refused = {}
+        rig.set(B, 82)
+        await rig.clock.settle()
+    assert rig.kernel.plans == rig.wanted() == rig.loop.ledger.plans
 
 
 async def test_where_cluster_ips_come_from_needs_no_comparison() -> None:

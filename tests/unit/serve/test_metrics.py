@@ -145,6 +145,15 @@ def test_ports_whose_endpoints_are_all_elsewhere_are_counted() -> None:
     assert counts() == (0, 1)
     rig.stage.synced(plan("other"), full=True)
     assert counts() == (0, 0)
+    refused = {("default", "new"): "no", ("default", "other"): "no"}
+    changed = plan("other", internal_local=True, external_local=True, **far)
+    rig.stage.synced(plan("new", internal_local=True, **far), changed, full=True, failures=refused)
+    assert counts() == (0, 0), "a plan that the kernel refuses drops nothing"
+    rig.stage.synced(changed, full=True)
+    assert counts() == (1, 1)
+    rig.stage.synced(plan("other"), full=True, failures={("default", "other"): "no"})
+    assert counts() == (1, 1), "what the kernel kept does"
+    assert rig.scrape()["kubeproxy_services"] == 1
 
 
 @pytest.mark.parametrize(
