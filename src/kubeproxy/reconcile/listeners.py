@@ -33,4 +33,7 @@ class Listeners(Generic[T]):
             try:
                 listener(event)
             except Exception:
-                log.exception("%s: what follows a sync failed; the rules are in place", self._family)
+                log.exception(
+                    "%(ipFamily)s: what follows a sync failed; the rules are in place",
+                    {"ipFamily": self._family},
+                )

@@ -70,7 +70,8 @@ class Watchdog:
                 self._restore()
         except OSError as e:
             log.warning(
-                "%s: changes of the rules by other programs are not detected at once: %s", self._family, e
+                "%(ipFamily)s: changes of the rules by other programs are not detected at once: %(err)s",
+                {"ipFamily": self._family, "err": e},
             )
 
     async def check(self, now: float) -> None:
@@ -97,5 +98,8 @@ class Watchdog:
             return
         self.drifted = True
         self.repairs += 1
-        log.warning("%s: %s; all rules are compared and restored", self._family, what)
+        log.warning(
+            "%(ipFamily)s: %(drift)s; all rules are compared and restored",
+            {"ipFamily": self._family, "drift": what},
+        )
         self._restore()
