@@ -1,6 +1,6 @@
 """An HTTP/1.1 server of the few things a daemon's status pages need, small enough to have thousands of ports.
 
-GET, HEAD and PUT, keep-alive, pipelining; no TLS. Everything a stranger can do is bounded: the size of
+Keep-alive, pipelining; no TLS. Everything a stranger can do is bounded: the size of
 a request, the time it may take to come and its answer to go, and the number of connections. A flood cannot shut out
 others: whoever has waited longest without asking makes room for the next. A connection is answered once a turn of the
 event loop, so however much one client asks, the loop goes on.
@@ -13,6 +13,7 @@ from collections.abc import Awaitable
 from typing import Final
 
 from kubeproxy.serve.message import (
+    ANY,
     LONGEST,
     BadRequestError,
     Handler,
@@ -226,7 +227,7 @@ class _Connection(asyncio.Protocol):
         if not self._transport.is_reading() and len(self._buffer) <= LONGEST:
             self._transport.resume_reading()
         try:
-            answer = self._handler(request)
+            answer = self._handler(request) if request.path != ANY else Response(b"")
         except Exception:
             log.exception(_FAILED, {"method": request.method, "path": request.path})
             answer = text("500 Internal Server Error\n", 500)

@@ -1,6 +1,7 @@
 """Requests and responses of HTTP/1.1, in memory and as bytes.
 
-Only what status pages need: no chunked requests, bodies of at most a kilobyte. Source: RFC 9110, RFC 9112.
+Only what status pages need: no chunked requests, bodies of at most a kilobyte. What health checks in use send is accepted
+as Go's server accepts it: any method, lines that end in LF alone, an absolute URL, `OPTIONS *`. Source: RFC 9110, RFC 9112.
 """
 
 import re
@@ -15,8 +16,11 @@ LONGEST_BODY: Final = 1024
 LONGEST: Final = LONGEST_HEAD + 4 + LONGEST_BODY
 """In so many bytes there is a whole request, or none."""
 
-METHODS: Final = ("GET", "HEAD", "PUT")
+ANY: Final = "*"
+"""The path of a request that is for the server, not for one of its pages: `OPTIONS *`."""
 
+_END = re.compile(rb"\n\r?\n")
+_ABSOLUTE = re.compile(r"https?://[^/?]*", re.ASCII | re.IGNORECASE)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _REASONS = {
     200: "OK",
@@ -63,14 +67,19 @@ def text(message: str, status: int = 200) -> Response:
 
 
 def router(routes: Mapping[str, Handler]) -> Handler:
-    """Chooses a handler by method and path, e.g. "GET /healthz"; who has GET has HEAD."""
+    """Chooses a handler by method and path, e.g. "GET /healthz".
+
+    The handler for GET answers all methods that have none of their own, as in the reference: load balancers check with OPTIONS
+    and HEAD, too.
+    """
 
     def handle(request: Request) -> Response | Awaitable[Response]:
-        method = "GET" if request.method == "HEAD" else request.method
-        handler = routes.get(f"{method} {request.path}")
+        handler = routes.get(f"{request.method} {request.path}", routes.get(f"GET {request.path}"))
         if handler is not None:
             return handler(request)
-        allowed = [m for m in METHODS if f"{m} {request.path}" in routes]
+        allowed = [
+            method for method, _, path in (route.partition(" ") for route in routes) if path == request.path
+        ]
         if not allowed:
             return text("404 page not found\n", 404)
         return Response(b"Method Not Allowed\n", 405, headers=(("Allow", ", ".join(allowed)),))
@@ -117,12 +126,13 @@ def parse(buffer: bytearray) -> Request | None:
     Raises:
         BadRequestError: it is none, or too much.
     """
-    end = buffer.find(b"\r\n\r\n")
-    if (end if end >= 0 else len(buffer)) > LONGEST_HEAD:
+    end = _END.search(buffer)
+    if (end.start() if end else len(buffer)) > LONGEST_HEAD:
         raise BadRequestError(431, f"more than {LONGEST_HEAD} bytes")
-    if end < 0:
+    if end is None:
         return None
-    first, *lines = buffer[:end].decode("latin-1").lstrip("\r\n").split("\r\n")
+    head = buffer[: end.start()].decode("latin-1").lstrip("\r\n")
+    first, *lines = (line.removesuffix("\r") for line in head.split("\n"))
     method, target, version = _request_line(first)
     headers = _headers(lines)
     if version == "HTTP/1.1" and "host" not in headers:
@@ -134,13 +144,12 @@ def parse(buffer: bytearray) -> Request | None:
         raise BadRequestError(400, "Content-Length is no number")
     if len(length) > 9 or int(length) > LONGEST_BODY:
         raise BadRequestError(413, f"more than {LONGEST_BODY} bytes")
-    start = end + 4
+    start = end.end()
     if len(buffer) < start + int(length):
         return None
     body = bytes(buffer[start : start + int(length)])
     del buffer[: start + int(length)]
-    wish = headers.get("connection", "").lower()
-    last = "close" in wish or (version == "HTTP/1.0" and "keep-alive" not in wish)
+    last = version == "HTTP/1.0" or "close" in headers.get("connection", "").lower()
     path, _, query = target.partition("?")
     return Request(method, path, query, headers, body, last)
 
@@ -152,9 +161,9 @@ def _request_line(line: str) -> tuple[str, str, str]:
     method, target, version = parts
     if version not in {"HTTP/1.1", "HTTP/1.0"}:
         raise BadRequestError(505 if version.startswith("HTTP/") else 400, "only HTTP/1.1 is spoken here")
-    if method not in METHODS:
-        raise BadRequestError(405, f"only {', '.join(METHODS)}")
-    if not target.startswith("/"):
+    if absolute := _ABSOLUTE.match(target):
+        target = f"/{target[absolute.end() :].removeprefix('/')}"
+    if not target.startswith("/") and (method, target) != ("OPTIONS", ANY):
         raise BadRequestError(400, "the target is no path")
     return method, target, version
 

@@ -52,6 +52,8 @@ class Rig:
                 "GET /big": lambda _: Response(bytes(8 << 20)),
                 "GET /bad": self._bad,
                 "PUT /put": lambda r: text(r.body.decode()),
+                "GET /both": lambda _: text("get"),
+                "PUT /both": lambda _: text("put"),
             }
         )
 
@@ -171,7 +173,12 @@ async def test_head_has_no_body(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    "request_", [b"GET / HTTP/1.0\r\n\r\n", b"GET / HTTP/1.1\r\nConnection: close\r\n" + HOST]
+    "request_",
+    [
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        b"GET / HTTP/1.1\r\nConnection: close\r\n" + HOST,
+    ],
 )
 async def test_the_last_request_ends_the_connection(rig: Rig, request_: bytes) -> None:
     reader, writer = await rig.connect()
@@ -186,8 +193,11 @@ async def test_the_last_request_ends_the_connection(rig: Rig, request_: bytes) -
     ("data", "status"),
     [
         (b"GET /none HTTP/1.1\r\n" + HOST, 404),
-        (b"PUT / HTTP/1.1\r\n" + HOST, 405),
-        (b"POST / HTTP/1.1\r\n" + HOST, 405),
+        (b"GET /put HTTP/1.1\r\n" + HOST, 405),
+        (b"GET * HTTP/1.1\r\n" + HOST, 400),
+        (b"GET ftp://x/ HTTP/1.1\r\n" + HOST, 400),
+        (b"CONNECT x:80 HTTP/1.1\r\n" + HOST, 400),
+        (b"\n\nGET / HTTP/1.0\n\n", 400),
         (b"GET /bad HTTP/1.1\r\n" + HOST, 500),
         (b"GET / HTTP/1.1\r\n\r\n", 400),
         (b"GET  / HTTP/1.1\r\n" + HOST, 400),
@@ -210,6 +220,33 @@ async def test_what_is_refused(rig: Rig, caplog: pytest.LogCaptureFixture, data:
     said = await rig.say(data)
     assert said.startswith(b"HTTP/1.1 %d " % status)
     assert ("ZeroDivisionError" in caplog.text) is (status == 500)
+
+
+@pytest.mark.parametrize(
+    ("data", "body"),
+    [
+        (b"OPTIONS /?a HTTP/1.0\r\n\r\n", b"OPTIONS a"),
+        (b"PUT / HTTP/1.1\r\nContent-Length: 3\r\n" + HOST + b"abc", b"PUT "),
+        (b"anything / HTTP/1.1\r\n" + HOST, b"anything "),
+        (b"OPTIONS * HTTP/1.1\r\n" + HOST, b""),
+        (b"GET / HTTP/1.0\n\n", b"GET "),
+        (b"GET / HTTP/1.1\nHost: x\r\n\nGET / HTTP/1.1\r\nHost: x\n\r\n", b"GET "),
+        (b"\nGET / HTTP/1.0\n\n", b"GET "),
+        (b"GET http://x:1/?a=b HTTP/1.1\r\n" + HOST, b"GET a=b"),
+        (b"GET HTTP://x HTTP/1.1\r\n" + HOST, b"GET "),
+        (b"GET http://x?a HTTP/1.1\r\n" + HOST, b"GET a"),
+    ],
+)
+async def test_what_health_checks_send_is_answered(rig: Rig, data: bytes, body: bytes) -> None:
+    """As by Go's server, and so by the reference: the default of HAProxy is OPTIONS."""
+    said = await rig.say(data)
+    assert said.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert said.endswith(b"\r\n\r\n" + body)
+
+
+async def test_a_page_that_has_several_methods(rig: Rig) -> None:
+    assert (await rig.say(b"PUT /both HTTP/1.1\r\n" + HOST)).endswith(b"put")
+    assert (await rig.say(b"POST /both HTTP/1.1\r\n" + HOST)).endswith(b"get")
 
 
 async def test_nonsense_ends_the_connection(rig: Rig) -> None:
