@@ -25,7 +25,7 @@ from kubeproxy.api.addresses import (
 )
 from kubeproxy.api.rows import NodeRow
 from kubeproxy.config.gates import resolve
-from kubeproxy.config.types import KubeProxyConfiguration
+from kubeproxy.config.types import LONGEST_INTERFACE, KubeProxyConfiguration
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import LOOPBACK, LocalTraffic, NodeConfig
 
@@ -146,7 +146,10 @@ def local_traffic(
     if mode == "BridgeInterface":
         return LocalTraffic("interface", config.detect_local.bridge_interface)
     if mode == "InterfaceNamePrefix":
-        return LocalTraffic("prefix", config.detect_local.interface_name_prefix)
+        prefix = config.detect_local.interface_name_prefix
+        # No interface has a longer name, and iptables would have no room for the wildcard.
+        whole = len(prefix.encode()) == LONGEST_INTERFACE
+        return LocalTraffic("interface" if whole else "prefix", prefix)
     cidrs = pod_cidrs if mode == "NodeCIDR" else config.cluster_cidrs
     mine = next((cidr for cidr in cidrs if family_of(cidr) == family), None)
     if mine is None:

@@ -162,6 +162,14 @@ class TestLocalTraffic:
                 LocalTraffic("prefix", "veth"),
                 LocalTraffic("prefix", "veth"),
             ),
+            (
+                {
+                    "detect_local_mode": "InterfaceNamePrefix",
+                    "detect_local": DetectLocal(interface_name_prefix="fifteen-letters"),
+                },
+                LocalTraffic("interface", "fifteen-letters"),
+                LocalTraffic("interface", "fifteen-letters"),
+            ),
         ],
     )
     def test_table(self, fields, v4, v6):

@@ -22,6 +22,9 @@ KIND: Final = "KubeProxyConfiguration"
 
 LINUX_MODES: Final = ("iptables", "ipvs", "nftables", "userspace")
 WINDOWS_MODES: Final = ("kernelspace",)
+LONGEST_INTERFACE: Final = 15
+"""Bytes of the name of a network interface in Linux."""
+
 LOCAL_MODES: Final = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 PRIMARY: Final = "primary"
 """The word in nodePortAddresses that stands for the node's own addresses as its Node object names them."""

@@ -5,6 +5,7 @@ true: `KubeProxyConfiguration.BindAddress: Invalid value: "x": ...`. Its paths n
 (`KubeProxyLinuxConfiguration.OOMScoreAdj`), which the last word still makes plain.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,12 +21,15 @@ from kubeproxy.config.types import (
     KIND,
     LINUX_MODES,
     LOCAL_MODES,
+    LONGEST_INTERFACE,
     PRIMARY,
     WINDOWS_MODES,
     KubeProxyConfiguration,
     Logging,
     parse_port_range,
 )
+
+_INTERFACE = re.compile(r"(?!\.{1,2}$)[^\s/:\"'\\]+")
 
 _PAIR = "must be either a single CIDR or a dual-stack pair of CIDRs (e.g. 10.100.0.0/16,fde4:8dba:82e1::/48)"
 
@@ -72,7 +76,7 @@ def validate(config: KubeProxyConfiguration, platform: str) -> list[str]:
         version,
         f"must be omitted or have the value {PREVIOUS}; only the previous minor version is allowed",
     )
-    _detect_local(config, found)
+    _detect_local(config, platform, found)
     _logging(config.logging, alpha=resolve(config.feature_gates)["LoggingAlphaOptions"], found=found)
     return found.errors
 
@@ -155,15 +159,15 @@ def _node_ports(addresses: tuple[str, ...], found: _Findings) -> None:
         found.require(parse_cidr(address) is not None, f"NodePortAddresses[{i}]", address, CIDR)
 
 
-def _detect_local(config: KubeProxyConfiguration, found: _Findings) -> None:
+def _detect_local(config: KubeProxyConfiguration, platform: str, found: _Findings) -> None:
     mode, local = config.detect_local_mode, config.detect_local
     if mode not in {"", *LOCAL_MODES}:
         modes = ", ".join(f'"{known}"' for known in (*LOCAL_MODES, ""))
         found.errors.append(f'{KIND}.DetectLocalMode: Unsupported value: "{mode}": supported values: {modes}')
-    elif mode == "BridgeInterface" and not local.bridge_interface:
-        found.invalid("DetectLocalConfiguration.InterfaceName", "", "must not be empty")
-    elif mode == "InterfaceNamePrefix" and not local.interface_name_prefix:
-        found.invalid("DetectLocalConfiguration.InterfacePrefix", "", "must not be empty")
+    elif mode == "BridgeInterface":
+        _interface("DetectLocalConfiguration.InterfaceName", local.bridge_interface, platform, found)
+    elif mode == "InterfaceNamePrefix":
+        _interface("DetectLocalConfiguration.InterfacePrefix", local.interface_name_prefix, platform, found)
     elif mode == "ClusterCIDR" and config.cluster_cidr:
         path, cidrs = "DetectLocalConfiguration.ClusterCIDRs", config.cluster_cidr.split(",")
         if len(cidrs) > 2:
@@ -174,6 +178,21 @@ def _detect_local(config: KubeProxyConfiguration, found: _Findings) -> None:
             found.require(cidr is not None, f"{path}[{i}]", cidrs[i], f"{CIDR} (e.g. 10.100.0.0/16)")
         if len(cidrs) == 2 and len({":" in cidr for cidr in parsed if cidr}) == 1 and None not in parsed:
             found.invalid(path, cidrs, _PAIR)
+
+
+def _interface(path: str, name: str, platform: str, found: _Findings) -> None:
+    """The name of an interface or its beginning: what Linux accepts, and what can stand in a rule without quotes.
+
+    The reference accepts any; iptables and nft then refuse all its rules.
+    """
+    if not name:
+        found.invalid(path, name, "must not be empty")
+    elif platform != "win32" and (
+        len(name.encode(errors="replace")) > LONGEST_INTERFACE or not _INTERFACE.fullmatch(name)
+    ):
+        found.invalid(
+            path, name, f"must be at most {LONGEST_INTERFACE} bytes without white space, quotes, '/' and ':'"
+        )
 
 
 def _logging(logging: Logging, *, alpha: bool, found: _Findings) -> None:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from kubeproxy.config.defaults import DEFAULTS, with_platform_defaults
@@ -23,6 +25,17 @@ NEGATIVE = Duration(-5)
 CONNTRACK = "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration"
 
 
+def test_windows_has_other_names_of_interfaces():
+    assert not any(
+        "Interface" in error
+        for error in judge(
+            "win32",
+            detect_local_mode="BridgeInterface",
+            detect_local__bridge_interface="vEthernet (Ethernet 2)",
+        )
+    )
+
+
 def test_the_default_is_sound():
     assert judge() == []
 
@@ -42,6 +55,8 @@ def test_the_default_is_sound():
         {"cluster_cidr": "a,b,c", "detect_local_mode": "NodeCIDR"},
         {"detect_local_mode": "InterfaceNamePrefix", "detect_local__interface_name_prefix": "veth"},
         {"detect_local_mode": "BridgeInterface", "detect_local__bridge_interface": "cbr0"},
+        {"detect_local_mode": "BridgeInterface", "detect_local__bridge_interface": "fifteen-letters"},
+        {"detect_local_mode": "InterfaceNamePrefix", "detect_local__interface_name_prefix": "a.b+!*-_"},
         {"oom_score_adj": -1000},
         {"oom_score_adj": 1000},
         {"iptables__masquerade_bit": 0},
@@ -120,6 +135,13 @@ def test_sound_configurations(changes):
         ({"detect_local_mode": "magic"}, 'DetectLocalMode: Unsupported value: "magic": supported values: "ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix", ""'),
         ({"detect_local_mode": "BridgeInterface", "detect_local__interface_name_prefix": "eth0"}, 'DetectLocalConfiguration.InterfaceName: Invalid value: "": must not be empty'),
         ({"detect_local_mode": "InterfaceNamePrefix", "detect_local__bridge_interface": "br"}, 'DetectLocalConfiguration.InterfacePrefix: Invalid value: "": must not be empty'),
+        *(
+            ({"detect_local_mode": "BridgeInterface", "detect_local__bridge_interface": name},
+             f"DetectLocalConfiguration.InterfaceName: Invalid value: {json.dumps(name, ensure_ascii=False)}: must be at most 15 bytes without white space, quotes, '/' and ':'")
+            for name in ("sixteen-letters-", "a b", "a/b", "eth0:1", "it's", ".", "..", "\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9")
+        ),
+        ({"detect_local_mode": "InterfaceNamePrefix", "detect_local__interface_name_prefix": "sixteen-letters-"},
+         'DetectLocalConfiguration.InterfacePrefix: Invalid value: "sixteen-letters-": must be at most 15 bytes without white space, quotes, \'/\' and \':\''),
         ({"cluster_cidr": "192.168.0.0"}, 'DetectLocalConfiguration.ClusterCIDRs[0]: Invalid value: "192.168.0.0": must be a valid CIDR (e.g. 10.100.0.0/16)'),
         ({"cluster_cidr": "fde4:8dba:82e1::/48,172.16.200.0:24"}, 'DetectLocalConfiguration.ClusterCIDRs[1]: Invalid value: "172.16.200.0:24": must be a valid CIDR (e.g. 10.100.0.0/16)'),
         ({"cluster_cidr": "10.0.0.0/8,"}, 'DetectLocalConfiguration.ClusterCIDRs[1]: Invalid value: "": must be a valid CIDR (e.g. 10.100.0.0/16)'),
