@@ -91,6 +91,11 @@ class Desired:
         for virtual, (_, target) in self._virtuals.items():
             yield virtual, target
 
+    def owners(self) -> Iterator[tuple[Virtual, Key]]:
+        """Every virtual server and the Service that asks for it."""
+        for virtual, (key, _) in self._virtuals.items():
+            yield virtual, key
+
     def target(self, virtual: Virtual) -> Target | None:
         """What a virtual server is to be; None: no Service asks for it."""
         found = self._virtuals.get(virtual)

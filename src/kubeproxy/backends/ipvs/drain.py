@@ -20,6 +20,10 @@ class Draining:
     def __bool__(self) -> bool:
         return bool(self._reals)
 
+    def clear(self) -> None:
+        """Forgets all."""
+        self._reals.clear()
+
     def of(self, virtual: Virtual) -> frozenset[Real]:
         """Those of a virtual server."""
         return frozenset(self._reals.get(virtual, ()))

@@ -7,24 +7,24 @@ There are no transactions here, so the order matters. What comes: sets and rules
 addresses; what goes, the other way round. A packet meets a Service that is whole, or one that is not there. In a full sync
 rules come after addresses, so that those of another mode serve until then.
 
-What the kernel refuses of a Service is reported; the rest of that Service is in place.
+A change of which the kernel refuses a piece is taken back as a whole, and a full sync finds the Service at fault (`load`): what
+it had stays, all others are programmed.
 """
 
 import asyncio
 import contextlib
-import errno
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
-from kubeproxy import protocols
-from kubeproxy.api.addresses import contains, join, unpack
 from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
 from kubeproxy.backends.ipvs import names, rehearsal
-from kubeproxy.backends.ipvs.compile import NOTHING, Dialect, Target, compile_service
+from kubeproxy.backends.ipvs.compile import Compiled, Dialect, Target, compile_service
 from kubeproxy.backends.ipvs.desired import Delta, Desired
 from kubeproxy.backends.ipvs.drain import Draining
 from kubeproxy.backends.ipvs.frame import frame
 from kubeproxy.backends.ipvs.kernel import Kernel, ServerChange, Verb
+from kubeproxy.backends.ipvs.load import FullSync, Parts, is_excluded, unbind, whole
+from kubeproxy.backends.ipvs.pieces import Behind, Piece, Refusals, change_servers, described
 from kubeproxy.backends.ipvs.rehearsal import (
     HeldServers,
     RecordingKernel,
@@ -47,9 +47,6 @@ log = logging.getLogger(__name__)
 DRAIN_SECONDS = 10.0
 """How often somebody looks whether the connections of real servers that are to go have ended."""
 
-Item = Virtual | tuple[str, Element] | bytes
-"""What can be refused: a virtual server, an element of a set by its short name, an address of kube-ipvs0."""
-
 
 class IPVS:
     """The ipvs driver of one IP family. See `backends.base.Driver`."""
@@ -64,7 +61,11 @@ class IPVS:
         self._used: frozenset[str] = frozenset()
         self._draining = Draining()
         self._excluded = (node.ipvs or IPVSSettings()).exclude_cidrs
-        self._refused: dict[Item, OSError] = {}
+        self._loaded = False
+        self._dialect = Dialect(node)
+        self._plans: dict[Key, ServicePlan] = {}
+        self._kept: dict[Key, Compiled] = {}
+        self._refused: Refusals = {}
         self._fingerprint: object = None
         self._seen: int | None = None
         self._lock = asyncio.Lock()
@@ -176,31 +177,87 @@ class IPVS:
     def _delete_drained(self) -> None:
         done = list(self._draining.done(self._kernel))
         for change in done:
-            log.debug("Connections of %(virtualServer)s have ended", {"virtualServer": _name(change)})
+            log.debug("Connections of %(server)s have ended", {"server": described(_piece(change))})
         self._kernel.change_servers(done)
 
     def _apply(self, node: NodeConfig, changes: Sequence[Change]) -> None:
+        """Programs changes, or none of them."""
+        if known := [c.key for c in changes if c.key in self._kept]:
+            raise StaleError(f"Service {'/'.join(known[0])} was refused before")
         self._seen = None
         dialect = Dialect(node)
+        compiled: list[tuple[Key, Compiled, Compiled]] = []
         for c in changes:
             same = with_same_firewall(c.before, c.after)
             before, after = (compile_service(plan, dialect, same) for plan in (c.before, c.after))
+            compiled.append((c.key, before, after))
             self._desired.replace(c.key, before, after)
         delta = self._desired.settle()
-        refused: dict[Item, OSError] = {}
+        refused: dict[Piece, Exception] = {}
+        try:
+            self._come(node, delta, refused)
+        except Exception:
+            for key, before, after in reversed(compiled):
+                self._desired.replace(key, after, before)
+            self._desired.settle()
+            self._take_back(node, delta, refused)
+            raise
+        self._go(delta)
+        self._dialect = dialect
+        for c in changes:
+            if c.after is None:
+                self._plans.pop(c.key, None)
+            else:
+                self._plans[c.key] = c.after
+
+    def _come(self, node: NodeConfig, delta: Delta, refused: dict[Piece, Exception]) -> None:
+        """Adds what is new, until something is refused, which it puts into `refused`.
+
+        Raises:
+            StaleError: something was refused.
+        """
         for name, elements in delta.came.items():
             refused.update(self._sets.add(name, elements, self._desired.entries[name]).items())
-        self._change_rules(node, delta.drops)
-        coming, going = self._server_changes(delta)
-        refused.update(self._change_servers(coming))
-        refused.update(self._kernel.bind(_addresses(delta.came)).items())
-        self._tell_bound(self._kernel.unbind(_addresses(delta.went)))
-        refused.update(self._change_servers(going))
+        if not refused:
+            self._change_rules(node, delta.drops)
+            refused.update(change_servers(self._kernel, list(self._coming(delta))))
+        if not refused:
+            refused.update(self._kernel.bind(_addresses(delta.came)).items())
+        for piece, error in refused.items():
+            # Another program changed what we rely on, or a Service is at fault: only a full sync can find out.
+            raise StaleError(f"{described(piece)}: {error}")
+
+    def _go(self, delta: Delta) -> None:
+        """Deletes what no Service has any more."""
+        unbind(self._kernel, _addresses(delta.went))
+        change_servers(self._kernel, list(self._going(delta)))
         for name, elements in delta.went.items():
             self._sets.delete(name, elements)
-        for item, error in refused.items():
-            # Somebody changed what we rely on, or a Service is at fault: only a full look can tell.
-            raise StaleError(f"{_told(item)}: {error}")
+
+    def _take_back(self, node: NodeConfig, delta: Delta, refused: Refusals) -> None:
+        """Deletes what came of changes of which something was refused. What fails is left to the full sync that follows."""
+        try:
+            unbind(self._kernel, [a for a in _addresses(delta.came) if a not in refused])
+            back: dict[Virtual, tuple[Target | None, Target | None]] = {
+                virtual: (after, before) for virtual, (before, after) in delta.virtuals.items() if after
+            }
+            edits = [
+                ServerChange("edit", virtual, before.settings)
+                for virtual, (after, before) in back.items()
+                if before is not None and after is not None and before.settings != after.settings
+            ]
+            going = self._going(delta._replace(virtuals=back))
+            change_servers(self._kernel, [*edits, *(c for c in going if _piece(c) not in refused)])
+            self._change_rules(node, (delta.drops[1], delta.drops[0]))
+            for name, elements in delta.went.items():  # a set that was made larger does not have them
+                self._sets.add(name, elements, self._desired.entries[name])
+            for name, elements in delta.came.items():
+                self._sets.delete(name, [e for e in elements if (name, e) not in refused])
+        except (OSError, SyncError, RefusedError) as e:
+            log.warning(
+                "What was added for a change that was refused stays until the next full sync: %(err)s",
+                {"err": e},
+            )
 
     def _change_rules(self, node: NodeConfig, drops: tuple[list[str], list[str]]) -> None:
         """Rules are others when a set gets its first element or loses its last, or with those of Services."""
@@ -213,127 +270,59 @@ class IPVS:
         if intact:  # what somebody else changed before goes on to be seen
             self._fingerprint = self._tables.fingerprint()
 
-    def _server_changes(self, delta: Delta) -> tuple[list[ServerChange], list[ServerChange]]:
-        """What comes and what goes of the virtual servers."""
-        coming: list[ServerChange] = []
-        going: list[ServerChange] = []
+    def _coming(self, delta: Delta) -> Iterator[ServerChange]:
+        """What comes of the virtual servers."""
+        for virtual, (before, after) in delta.virtuals.items():
+            if after is None:
+                continue
+            if before is None:
+                yield from whole(virtual, after)
+                continue
+            if after.settings != before.settings:
+                yield ServerChange("edit", virtual, after.settings)
+            old = set(before.reals)
+            for real in after.reals:
+                if real not in old:
+                    verb: Verb = "edit" if self._draining.forget(virtual, real) else "add"
+                    yield ServerChange(verb, virtual, real=real)
+
+    def _going(self, delta: Delta) -> Iterator[ServerChange]:
+        """What goes of the virtual servers."""
         for virtual, (before, after) in delta.virtuals.items():
             if after is None:
                 self._draining.forget(virtual)
-                going.append(ServerChange("delete", virtual))
-            elif before is None:
-                coming += _whole(virtual, after)
-            else:
-                if after.settings != before.settings:
-                    coming.append(ServerChange("edit", virtual, after.settings))
-                old, new = set(before.reals), set(after.reals)
-                for real in after.reals:
-                    if real not in old:
-                        verb: Verb = "edit" if self._draining.forget(virtual, real) else "add"
-                        coming.append(ServerChange(verb, virtual, real=real))
+                yield ServerChange("delete", virtual)
+            elif before is not None:
+                new = set(after.reals)
                 gone = [real for real in before.reals if real not in new]
                 # Only connections of TCP are waited for.
                 loads = self._kernel.reals(virtual) if gone and virtual.protocol == ipvs.TCP else {}
                 for real in gone:
                     change = self._draining.retire(virtual, real, loads.get(real, Load(1)))
                     if change is not None:
-                        going.append(change)
-        return coming, going
+                        yield change
 
     def load_blocking(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver.load`; done in this thread. Raises what the kernel says, too."""
-        dialect = Dialect(node)
         self._excluded = (node.ipvs or IPVSSettings()).exclude_cidrs
         self._seen = None
-        self._draining = Draining()
-        self._desired = desired = Desired()
-        for key, plan in plans.items():
-            desired.replace(key, NOTHING, compile_service(plan, dialect))
-        desired.settle()
-        refused, leftovers = self._sets.adopt(desired.entries)
-        self._refused = dict(refused.items())
-        self._used = desired.used()
-        coming, going = self._mending()
-        self._refused.update(self._change_servers(coming))
-        bound = self._kernel.addresses()
-        wanted = {element.address for element in desired.entries[names.ADDRESSES]}
-        self._refused.update(self._kernel.bind(wanted - bound).items())
-        # Another mode's rules may lead packets until ours replace them: by then there must be somebody to receive them.
+        parts = Parts(self._kernel, self._sets, self._rules, self._draining)
+        sync = FullSync(parts, node, plans, self._state_before if self._loaded else None)
+        self._desired, self._refused = sync.desired, sync.refused
         if self._watch is not None:
             self._watch.join()
-        self._rules.adopt(frame(node, self._used, list(desired.drops)))
+        sync.come()
+        self._used = sync.desired.used()
         self._fingerprint = self._tables.fingerprint()
-        self._tell_bound(self._kernel.unbind([a for a in bound - wanted if not self._is_excluded(a)]))
-        self._change_servers(going)
-        for name, elements in leftovers.items():
-            self._sets.delete(name, elements)
-        return self._blame(plans, dialect) if self._refused else {}
+        sync.go()
+        self._loaded, self._dialect, self._kept = True, Dialect(node), sync.kept
+        self._plans = {key: plan for key, plan in plans.items() if key not in sync.failures}
+        return sync.failures
 
-    def _mending(self) -> tuple[list[ServerChange], list[ServerChange]]:
-        """The difference between the virtual servers that are there and those there should be."""
-        coming: list[ServerChange] = []
-        going: list[ServerChange] = []
-        settings, servers = self._kernel.settings(), self._kernel.servers()
-        for virtual, target in self._desired.virtuals():
-            there = settings.pop(virtual, None)
-            if there is None:
-                coming += _whole(virtual, target)
-                continue
-            if there != target.settings:
-                coming.append(ServerChange("edit", virtual, target.settings))
-            reals = servers.get(virtual, {})
-            for real in target.reals:
-                load = reals.pop(real, None)
-                if load is None:
-                    coming.append(ServerChange("add", virtual, real=real))
-                elif load.weight != 1:
-                    coming.append(ServerChange("edit", virtual, real=real))
-            for real, load in reals.items():
-                change = self._draining.retire(virtual, real, load)
-                if change is not None:
-                    going.append(change)
-        going += [ServerChange("delete", v) for v in settings if not self._is_excluded(v.address)]
-        return coming, going
-
-    def _change_servers(self, changes: list[ServerChange]) -> dict[Item, OSError]:
-        """Makes changes; returns what was refused, by virtual server. What goes and is gone is no error."""
-        refused = self._kernel.change_servers(changes)
-        gone = {errno.ESRCH, errno.ENOENT}
-        return {
-            changes[at].virtual: error
-            for at, error in refused.items()
-            if not (changes[at].verb == "delete" and error.errno in gone)
-        }
-
-    def _tell_bound(self, refused: dict[bytes, OSError]) -> None:
-        for address, error in refused.items():
-            log.warning(
-                "%(interface)s keeps %(address)s: %(err)s",
-                {"interface": names.INTERFACE, "address": unpack(address), "err": error},
-            )
-
-    def _blame(self, plans: Mapping[Key, ServicePlan], dialect: Dialect) -> Failures:
-        """The Services that asked for what was refused.
-
-        Raises:
-            SyncError: none was accepted, so they are not to blame.
-        """
-        failures: dict[Key, str] = {}
-        for key, plan in plans.items():
-            compiled = compile_service(plan, dialect)
-            items = (*compiled.virtuals, *compiled.entries, *(e.address for _, e in compiled.entries))
-            found = [f"{_told(item)}: {self._refused[item]}" for item in items if item in self._refused]
-            if found:
-                failures[key] = "; ".join(dict.fromkeys(found))
-        virtuals = [v for v, _ in self._desired.virtuals()]
-        if len(virtuals) > 1 and all(v in self._refused for v in virtuals):
-            raise SyncError(
-                f"every virtual server is refused; the first: {_told(virtuals[0])}: {self._refused[virtuals[0]]}"
-            )
-        return failures
-
-    def _is_excluded(self, address: bytes) -> bool:
-        return bool(self._excluded) and any(contains(cidr, unpack(address)) for cidr in self._excluded)
+    def _state_before(self, key: Key) -> Compiled:
+        """What a Service has since the last sync."""
+        kept = self._kept.get(key)
+        return compile_service(self._plans.get(key), self._dialect) if kept is None else kept
 
     def _is_intact(self) -> bool:
         """Rules, sets, addresses and servers, the cheapest look first."""
@@ -352,7 +341,9 @@ class IPVS:
             return True  # it would have been told
         self._doubtful = False
         wanted = {e.address for e in self._desired.entries[names.ADDRESSES]} - self._refused.keys()
-        return {a for a in self._kernel.addresses() if a in wanted or not self._is_excluded(a)} == wanted
+        return {
+            a for a in self._kernel.addresses() if a in wanted or not is_excluded(self._excluded, a)
+        } == wanted
 
     def _are_servers_intact(self) -> bool:
         """Whether virtual servers are as they should be: the same as when they last were, or looked at one by one."""
@@ -373,37 +364,15 @@ class IPVS:
             for real in self._draining.of(virtual):
                 if weights.get(real) == 0:
                     del weights[real]
-            if weights != dict.fromkeys(target.reals, 1):
+            wanted = [real for real in target.reals if (virtual, real) not in self._refused]
+            if weights != dict.fromkeys(wanted, 1):
                 return False
-        return all(self._is_excluded(virtual.address) for virtual in servers)
-
-
-def _whole(virtual: Virtual, target: Target) -> Iterator[ServerChange]:
-    yield ServerChange("add", virtual, target.settings)
-    for real in target.reals:
-        yield ServerChange("add", virtual, real=real)
+        return all(is_excluded(self._excluded, virtual.address) for virtual in servers)
 
 
 def _addresses(entries: dict[str, list[Element]]) -> list[bytes]:
     return [element.address for element in entries.get(names.ADDRESSES, ())]
 
 
-def _told(item: Item) -> str:
-    """What was refused, for people."""
-    if isinstance(item, Virtual):
-        return f"virtual server {protocols.NAMES[item.protocol]} {join(unpack(item.address), item.port)}"
-    if isinstance(item, bytes):
-        return f"address {unpack(item)} of {names.INTERFACE}"
-    name, element = item
-    parts: Iterable[str] = (
-        *([unpack(element.address)] if element.address else []),
-        *([str(element.port)] if element.port else []),
-        *([unpack(element.other)] if element.other else []),
-    )
-    return f"element {','.join(parts)} of set {name}"
-
-
-def _name(change: ServerChange) -> str:
-    real = change.real
-    at = join(unpack(real.address), real.port) if real else "?"
-    return f"{at} behind {_told(change.virtual)}"
+def _piece(change: ServerChange) -> Piece:
+    return change.virtual if change.real is None else Behind(change.virtual, change.real)

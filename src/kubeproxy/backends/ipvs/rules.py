@@ -4,9 +4,15 @@ Chains of ours hold exactly what the frame says; an unchanged one is not touched
 chains we put single rules, on top. Each table is changed wholly or not at all.
 """
 
+from collections.abc import Collection, Sequence
+from collections.abc import Set as AbstractSet
+
 from kubeproxy.backends.ipvs.frame import HOOKS, OUT, Chain, Chains
-from kubeproxy.backends.programs import FILTER, NAT, Tables
+from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables
 from kubeproxy.backends.shared import saved
+from kubeproxy.backends.shared.isolation import isolate
+
+_HOOKED = frozenset(where for where, _ in HOOKS)
 
 
 class Rules:
@@ -16,44 +22,74 @@ class Rules:
         self._tables = tables
         self._held: Chains = {}
 
-    def adopt(self, wanted: Chains) -> None:
-        """Compares with what is there, whoever put it there, and mends it.
+    @property
+    def drops(self) -> AbstractSet[str]:
+        """The rules of Services that are there."""
+        return frozenset(self._held.get(OUT, ()))
+
+    def read(self, ours: Collection[Chain]) -> None:
+        """Reads what is there, whoever put it there.
+
+        Args:
+            ours: the chains that are ours.
 
         Raises:
-            SyncError: the tables could not be read or written.
-            RefusedError: the rules were refused.
+            SyncError: the tables could not be read.
         """
-        hooks = {where for where, _ in HOOKS}
-        held: dict[Chain, list[str]] = {}
+        held: Chains = {}
         for table, chain, rule in saved.parse(self._tables.save()):
             where = table, chain
             if rule is None:
-                if where in wanted or where in hooks:
+                if where in ours or where in _HOOKED:
                     held[where] = []
             elif where in held:
                 held[where].append(rule)
-        self._held = {where: rules for where, rules in held.items() if where in wanted}
-        lines = _difference(self._held, wanted)
-        for where, rule in reversed(HOOKS):
-            if rule not in held.get(where, ()):
-                lines[where[0]].append(f"-I {where[1]} {rule}\n")
-        self._send(lines, wanted)
+        self._held = held
+
+    def adopt(self, wanted: Chains) -> dict[str, RefusedError]:
+        """Corrects what was read; returns the rules of Services that were refused.
+
+        Raises:
+            SyncError: the tables could not be written; or every rule of a Service is refused.
+            RefusedError: rules that belong to no Service were refused.
+        """
+        try:
+            self.change(wanted)
+        except RefusedError:
+            there = self.drops
+            new = [rule for rule in wanted[OUT] if rule not in there]
+            if not new:
+                raise
+            self.change({**wanted, OUT: [rule for rule in wanted[OUT] if rule in there]})
+            return dict(isolate(new, self._add, RefusedError))
+        return {}
 
     def change(self, wanted: Chains) -> None:
-        """Goes on from what was sent before.
+        """Corrects what was read or sent before.
 
         Raises:
             SyncError: the tables could not be written.
             RefusedError: the rules were refused.
         """
-        self._send(_difference(self._held, wanted), wanted)
-
-    def _send(self, lines: dict[str, list[str]], wanted: Chains) -> None:
-        self._held = {}
+        lines = _difference(self._held, wanted)
+        for where, rule in reversed(HOOKS):
+            if rule not in self._held.get(where, ()):
+                lines[where[0]].append(f"-I {where[1]} {rule}\n")
+        hooks: Chains = {where: [] for where in _HOOKED}
+        for where, rule in HOOKS:
+            hooks[where].append(rule)
         for table, text in lines.items():
             if text:
                 self._tables.restore(table, text)
-        self._held = wanted
+            self._held.update(
+                {at: rules for at, rules in (*hooks.items(), *wanted.items()) if at[0] == table}
+            )
+
+    def _add(self, rules: Sequence[str]) -> None:
+        """Adds rules of Services."""
+        table, chain = OUT
+        self._tables.restore(table, [f"-A {chain} {rule}\n" for rule in rules])
+        self._held[OUT] = [*self._held[OUT], *rules]
 
 
 def _difference(held: Chains, wanted: Chains) -> dict[str, list[str]]:

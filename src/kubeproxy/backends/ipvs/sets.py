@@ -31,11 +31,8 @@ class SetKeeper:
         self._spare = set_name("GROWING", family)
         self._limits: dict[str, int] = {}
 
-    def adopt(self, wanted: Mapping[str, Counted[Element]]) -> tuple[Refused, dict[str, set[Element]]]:
-        """Makes what is missing: sets and elements.
-
-        Returns:
-            What was refused, and what is there and should not be.
+    def read(self) -> dict[str, set[Element]]:
+        """The elements of every set; a set that does not exist is made.
 
         Raises:
             OSError: the kernel refused.
@@ -44,23 +41,42 @@ class SetKeeper:
         headers = self._kernel.headers()
         if self._spare in headers:
             self._kernel.destroy_set(self._spare)
-        refused: Refused = {}
-        leftovers: dict[str, set[Element]] = {}
+        there: dict[str, set[Element]] = {}
         for short, kind in SETS.items():
             name = self._names[short]
-            there: set[Element] = set()
             header = headers.get(name)
             if header is None:
                 self._create(name, short, FIRST_LIMIT)
+                there[short] = set()
             elif header.type != kind.type:
                 raise SyncError(
                     f"set {name} is of type {header.type}, not {kind.type}: it is not ours; rename it, or destroy it"
                 )
             else:
                 self._limits[short] = header.limit or FIRST_LIMIT
-                there = self._kernel.elements(name)
-            missing = [element for element in wanted[short] if element not in there]
-            superfluous = {element for element in there if element not in wanted[short]}
+                there[short] = self._kernel.elements(name)
+        return there
+
+    def adopt(
+        self, wanted: Mapping[str, Counted[Element]], there: Mapping[str, set[Element]]
+    ) -> tuple[Refused, dict[str, set[Element]]]:
+        """Adds the elements that are missing.
+
+        Args:
+            wanted: what each set is to hold.
+            there: what it holds.
+
+        Returns:
+            What was refused, and what is there and should not be.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        refused: Refused = {}
+        leftovers: dict[str, set[Element]] = {}
+        for short, held in there.items():
+            missing = [element for element in wanted[short] if element not in held]
+            superfluous = {element for element in held if element not in wanted[short]}
             if superfluous:
                 leftovers[short] = superfluous
             refused.update(self.add(short, missing, wanted[short], len(superfluous)))

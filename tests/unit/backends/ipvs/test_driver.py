@@ -337,23 +337,34 @@ class TestRefusals:
         assert not rig.full()
         assert bad in rig.kernel.virtuals
 
-    def test_addresses_and_elements_are_told_in_words(self) -> None:
+    @pytest.mark.parametrize(
+        ("refused", "message"),
+        [
+            (WEB, "virtual server TCP 10.96.0.1:80"),
+            ((WEB, real(11)), "real server 10.244.1.11:8080 of virtual server TCP 10.96.0.1:80"),
+            (pack("10.96.0.1"), "address 10.96.0.1 of kube-ipvs0"),
+            ("CLUSTER", "element 10.96.0.1,80 of set CLUSTER-IP"),
+        ],
+    )
+    def test_the_piece_is_named(self, refused: object, message: str) -> None:
+        def refuse(thing: object) -> int:
+            if isinstance(thing, ServerChange):
+                there: object = thing.virtual if thing.real is None else (thing.virtual, thing.real)
+            elif isinstance(thing, tuple):
+                there = refused if "CLUSTER" in str(thing[0]) and refused == "CLUSTER" else ""
+            else:
+                there = thing
+            return errno.EINVAL if there == refused else 0
+
         rig = Rig()
-        rig.kernel.refuse = lambda thing: (
-            errno.EINVAL
-            if thing == pack("10.96.0.1") or (isinstance(thing, tuple) and "CLUSTER" in str(thing[0]))
-            else 0
-        )
+        rig.kernel.refuse = refuse
         rig.tell(*web(11))
-        assert rig.full() == {
-            ("default", "web"): "element 10.96.0.1,80 of set CLUSTER-IP: [Errno 22] Invalid argument;"
-            " address 10.96.0.1 of kube-ipvs0: [Errno 22] Invalid argument"
-        }
+        assert rig.full() == {("default", "web"): f"{message}: [Errno 22] Invalid argument"}
 
     def test_when_nothing_is_accepted_no_service_is_to_blame(self) -> None:
         rig = Rig(replace(HERE, ipvs=IPVSSettings(scheduler="nosuch")))
-        rig.tell(*web(11), service("b", "10.96.0.2"))
-        with pytest.raises(SyncError, match="every virtual server is refused"):
+        rig.tell(*(service(f"s{i}", f"10.96.0.{i + 1}") for i in range(20)))
+        with pytest.raises(SyncError, match="every Service is refused"):
             rig.full()
 
 

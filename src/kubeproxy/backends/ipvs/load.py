@@ -1,0 +1,272 @@
+"""A full sync: reads what the kernel holds and corrects it, in stages.
+
+What comes goes first: elements of sets, virtual servers with their real servers, addresses, rules. A Service of which the kernel
+refuses a piece is put back to what it had before, and the stages begin again, until no further Service is refused. Only then is
+deleted what no Service has: so of a refused Service everything stays, and nothing new of it does.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import NamedTuple
+
+from kubeproxy.api.addresses import contains, unpack
+from kubeproxy.backends.base import SyncError
+from kubeproxy.backends.ipvs import names
+from kubeproxy.backends.ipvs.compile import NOTHING, Compiled, Dialect, Target, compile_service
+from kubeproxy.backends.ipvs.desired import Desired
+from kubeproxy.backends.ipvs.drain import Draining
+from kubeproxy.backends.ipvs.frame import frame
+from kubeproxy.backends.ipvs.kernel import Kernel, ServerChange
+from kubeproxy.backends.ipvs.pieces import Piece, Refusals, change_servers, refused_of
+from kubeproxy.backends.ipvs.rules import Rules
+from kubeproxy.backends.ipvs.sets import SetKeeper
+from kubeproxy.backends.shared.isolation import HOPELESS
+from kubeproxy.model.node import IPVSSettings, NodeConfig
+from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.netlink.ipset import Element
+from kubeproxy.netlink.ipvs import Load, Real, Settings, Virtual
+
+log = logging.getLogger(__name__)
+
+
+class Parts(NamedTuple):
+    """What a driver works with."""
+
+    kernel: Kernel
+    sets: SetKeeper
+    rules: Rules
+    draining: Draining
+
+
+class Found(NamedTuple):
+    """What the kernel held before the first full sync of a process, from which the state of a Service can be told."""
+
+    settings: dict[Virtual, Settings]
+    servers: dict[Virtual, dict[Real, Load]]
+    elements: dict[str, set[Element]]
+    drops: Collection[str]
+
+    def of(self, wanted: Compiled) -> Compiled:
+        """What there was of a Service; nothing if it had no virtual server."""
+        virtuals = {
+            virtual: Target(
+                self.settings[virtual],
+                tuple(sorted(r for r, load in self.servers.get(virtual, {}).items() if load.weight)),
+            )
+            for virtual in wanted.virtuals
+            if virtual in self.settings
+        }
+        if not virtuals:
+            return NOTHING
+        entries = {(name, e): None for name, e in wanted.entries if e in self.elements.get(name, ())}
+        return Compiled(virtuals, entries, {rule: None for rule in wanted.drops if rule in self.drops})
+
+
+class FullSync:
+    """One full sync.
+
+    Attributes:
+        desired: what all Services ask for; of refused ones, what they had.
+        failures: the Services that were refused.
+        kept: what each of them has.
+        refused: pieces that are wanted and not there: those of refused Services that could not be put back.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        node: NodeConfig,
+        plans: Mapping[Key, ServicePlan],
+        before: Callable[[Key], Compiled] | None,
+    ) -> None:
+        """Prepares it.
+
+        Args:
+            parts: what it works with.
+            node: the node.
+            plans: the plans of all Services.
+            before: what a Service had after the last sync; None: this is the first, and the kernel is asked.
+        """
+        self._kernel, self._sets, self._rules, self._draining = parts
+        self._node = node
+        self._plans = plans
+        self._dialect = Dialect(node)
+        self._before = before
+        self._excluded = (node.ipvs or IPVSSettings()).exclude_cidrs
+        self._owners: dict[Virtual, Key] = {}
+        self._there: dict[str, set[Element]] | None = None
+        self._found: Found | None = None
+        self._leftovers: dict[str, set[Element]] = {}
+        self._going: list[ServerChange] = []
+        self._unwanted: set[bytes] = set()
+        self.desired = Desired()
+        self.failures: dict[Key, str] = {}
+        self.kept: dict[Key, Compiled] = {}
+        self.refused: dict[Piece, Exception] = {}
+        for key, plan in plans.items():
+            self.desired.replace(key, NOTHING, compile_service(plan, self._dialect))
+        self.desired.settle()
+
+    def come(self) -> None:
+        """Programs what is missing.
+
+        Raises:
+            OSError, RefusedError: the kernel refused what is common to all Services.
+            SyncError: it could not be done; or every Service is refused, so no Service is at fault.
+        """
+        self._rules.read(frame(self._node, (), ()))
+        stages: tuple[Callable[[], Refusals], ...] = (
+            self._elements,
+            self._servers,
+            self._addresses,
+            self._chains,
+        )
+        at = 0
+        while at < len(stages):
+            if at == 0:
+                self.refused.clear()
+            refused = stages[at]()
+            if refused and self._put_back(refused):
+                at = 0
+            else:
+                self.refused.update(refused)
+                at += 1
+
+    def go(self) -> None:
+        """Deletes what no Service has."""
+        unbind(self._kernel, self._unwanted)
+        change_servers(self._kernel, self._going)
+        for name, elements in self._leftovers.items():
+            self._sets.delete(name, elements)
+
+    def _elements(self) -> Refusals:
+        there = self._sets.read()
+        if self._there is None:
+            self._there = there
+        refused, self._leftovers = self._sets.adopt(self.desired.entries, there)
+        return dict(refused.items())
+
+    def _servers(self) -> Refusals:
+        settings, servers = self._kernel.settings(), self._kernel.servers()
+        if self._before is None and self._found is None:
+            self._found = Found(settings, servers, self._there or {}, self._rules.drops)
+        self._draining.clear()
+        coming: list[ServerChange] = []
+        self._going = going = []
+        for virtual, target in self.desired.virtuals():
+            there = settings.get(virtual)
+            if there is None:
+                coming += whole(virtual, target)
+                continue
+            if there != target.settings:
+                coming.append(ServerChange("edit", virtual, target.settings))
+            reals = dict(servers.get(virtual, {}))
+            for real in target.reals:
+                load = reals.pop(real, None)
+                if load is None:
+                    coming.append(ServerChange("add", virtual, real=real))
+                elif load.weight != 1:
+                    coming.append(ServerChange("edit", virtual, real=real))
+            for real, load in reals.items():
+                change = self._draining.retire(virtual, real, load)
+                if change is not None:
+                    going.append(change)
+        going += [
+            ServerChange("delete", virtual)
+            for virtual in settings
+            if self.desired.target(virtual) is None and not is_excluded(self._excluded, virtual.address)
+        ]
+        return change_servers(self._kernel, coming)
+
+    def _addresses(self) -> Refusals:
+        bound = self._kernel.addresses()
+        wanted = {element.address for element in self.desired.entries[names.ADDRESSES]}
+        self._unwanted = {a for a in bound - wanted if not is_excluded(self._excluded, a)}
+        return dict(self._kernel.bind(wanted - bound).items())
+
+    def _chains(self) -> Refusals:
+        """Rules come last: until then those of another mode may serve."""
+        refused = self._rules.adopt(frame(self._node, self.desired.used(), list(self.desired.drops)))
+        return dict(refused.items())
+
+    def _put_back(self, refused: Refusals) -> bool:
+        """Gives the Services that asked for what was refused what they had before; returns whether there are any.
+
+        Raises:
+            SyncError: every Service is refused.
+        """
+        if not self.failures:
+            self._owners = dict(self.desired.owners())
+        found: dict[Key, Compiled] = {}
+        for key, plan in self._plans.items():
+            if key not in self.failures:
+                compiled = compile_service(plan, self._dialect)
+                if told := refused_of(compiled, refused):
+                    self.failures[key] = "; ".join(told)
+                    found[key] = compiled
+        if found and len(self.failures) >= max(HOPELESS, len(self._plans)):
+            last = next(reversed(self.failures.values()))
+            raise SyncError(f"every Service is refused; the last message: {last}")
+        for key, compiled in found.items():
+            self.kept[key] = self._state_before(key, compiled)
+            self.desired.replace(key, compiled, self.kept[key])
+        self.desired.settle()
+        return bool(found)
+
+    def _state_before(self, key: Key, wanted: Compiled) -> Compiled:
+        """What a Service had, without the fronts that belong to another one now."""
+        had = self._before(key) if self._before is not None else self._first(wanted)
+        gone = [virtual for virtual in had.virtuals if self._owners.get(virtual, key) != key]
+        return without(had, gone) if gone else had
+
+    def _first(self, wanted: Compiled) -> Compiled:
+        """What the kernel had of a Service before this process did anything."""
+        if self._found is None:  # an element was refused; virtual servers were not changed yet
+            settings, servers = self._kernel.settings(), self._kernel.servers()
+            self._found = Found(settings, servers, self._there or {}, self._rules.drops)
+        return self._found.of(wanted)
+
+
+def whole(virtual: Virtual, target: Target) -> Iterator[ServerChange]:
+    """A new virtual server with its real servers."""
+    yield ServerChange("add", virtual, target.settings)
+    for real in target.reals:
+        yield ServerChange("add", virtual, real=real)
+
+
+def without(had: Compiled, gone: Collection[Virtual]) -> Compiled:
+    """What is left of a Service without some of its virtual servers, and without what goes with these."""
+    virtuals = {virtual: target for virtual, target in had.virtuals.items() if virtual not in gone}
+    fronts = {(v.protocol, v.address, v.port) for v in gone}
+    addresses = {v.address for v in virtuals}
+    ports = {v.port for v in gone} - {v.port for v in virtuals}
+
+    def stays(name: str, element: Element) -> bool:
+        if name in {names.LOOP_BACK, names.HEALTH_CHECK}:
+            return True
+        if name == names.ADDRESSES:
+            return element.address in addresses
+        if not element.address:
+            return element.port not in ports
+        return (element.protocol, element.address, element.port) not in fronts
+
+    limits = tuple(f"--vaddr {unpack(v.address)} --vport {v.port} " for v in gone)
+    return Compiled(
+        virtuals,
+        {(name, element): None for name, element in had.entries if stays(name, element)},
+        {rule: None for rule in had.drops if not any(limit in rule for limit in limits)},
+    )
+
+
+def is_excluded(cidrs: Collection[str], address: bytes) -> bool:
+    """Whether an address is in a range that belongs to other programs."""
+    return bool(cidrs) and any(contains(cidr, unpack(address)) for cidr in cidrs)
+
+
+def unbind(kernel: Kernel, addresses: Collection[bytes]) -> None:
+    """Takes addresses from kube-ipvs0; one that the kernel refuses to take stays."""
+    for address, error in kernel.unbind(addresses).items():
+        log.warning(
+            "%(interface)s keeps %(address)s: %(err)s",
+            {"interface": names.INTERFACE, "address": unpack(address), "err": error},
+        )
