@@ -6,11 +6,13 @@ tried again from time to time; everything else works meanwhile.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from kubeproxy.api.addresses import IPV4, is_loopback, join
 from kubeproxy.backends import relayed
-from kubeproxy.backends.base import Change, Driver, Failures, Leading, Measured
+from kubeproxy.backends.base import Change, Driver, Failures, HeldState, Leading, Measured, Readable
+from kubeproxy.backends.shared import listeners
+from kubeproxy.backends.shared.listeners import HeldListener, HeldListeners, ListenerSteps, RecordingRelay
 from kubeproxy.figures import Figure
 from kubeproxy.log import ObjectRef
 from kubeproxy.model.node import NodeConfig
@@ -47,10 +49,7 @@ class Localhost:
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`."""
         failures = await self._inner.load(node, plans)
-        wanted: dict[_Front, Listener] = {}
-        for key, plan in plans.items():
-            wanted.update(self._fronts(key, plan, node))
-        self._listen({*self._doors.names, *self._missing}, wanted)
+        self._listen(*self._difference(node, plans, failures))
         if not await self._doors.served():
             # All else is in place, and must not be held up.
             log.error(
@@ -70,6 +69,17 @@ class Localhost:
         self._listen(before, wanted)
         return failures
 
+    def _difference(
+        self, node: NodeConfig, plans: Mapping[Key, ServicePlan], failures: Collection[Key]
+    ) -> tuple[set[_Front], dict[_Front, Listener]]:
+        """What is served now, and what should be; what a refused Service has is in neither."""
+        wanted: dict[_Front, Listener] = {}
+        for key, plan in plans.items():
+            if key not in failures:
+                wanted.update(self._fronts(key, plan, node))
+        before = {front for front in (*self._doors.names, *self._missing) if front[0] not in failures}
+        return before, wanted
+
     def _listen(self, before: set[_Front], wanted: Mapping[_Front, Listener]) -> None:
         """Serves what is wanted, and no more what was served before and is not."""
         gone = before - wanted.keys()
@@ -82,6 +92,36 @@ class Localhost:
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
         """See `Leading`."""
         return self._inner.in_kernel(plan) if isinstance(self._inner, Leading) else plan
+
+    async def read(self) -> HeldListeners:
+        """See `Readable`."""
+        return listeners.held(await self._readable().read(), self._doors)
+
+    def difference(
+        self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]
+    ) -> ListenerSteps:
+        """See `Readable`. The sockets are those of this process."""
+        there = listeners.as_listeners(held)
+        assert there.rules is not None
+        rules = self._readable().difference(there.rules, node, plans)
+        relay = RecordingRelay(self._relay.machine, self._doors)
+        before, wanted = self._difference(node, plans, ())
+        doors = self._doors.copy(relay)
+        doors.close(before - wanted.keys())
+        for (key, address, port, udp), listener in wanted.items():
+            doors.put((key, address, port, udp), listener, address, (port, port))
+        return ListenerSteps(rules, tuple(relay.steps))
+
+    def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
+        """See `Readable`."""
+        found = self._readable().describe(node, plan)
+        for (_, address, port, _), listener in self._fronts(plan.key, plan, node).items():
+            found += HeldListener(address, port, listener).lines()
+        return found
+
+    def _readable(self) -> Readable:
+        assert isinstance(self._inner, Readable)
+        return self._inner
 
     async def intact(self) -> bool:
         """See `Driver`."""

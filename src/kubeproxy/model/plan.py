@@ -5,10 +5,11 @@ Kubernetes to make it so. Equal plans need no work. The questions a backend asks
 go, what of those that find no endpoint) are answered here by properties, once for all modes.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from kubeproxy.api.addresses import IPV6, Family, family_of, join
 from kubeproxy.api.rows import Condition, EndpointRow, PortRow, Protocol, ServiceRow, SliceRow
@@ -178,6 +179,44 @@ class ServicePlan(Struct, frozen=True, gc=False):
     def key(self) -> Key:
         """Namespace and name."""
         return self.namespace, self.name
+
+
+def fronts_of(plan: ServicePlan) -> Iterator[Front]:
+    """Every front of a plan; those of the health-check node port, too."""
+    for port in plan.ports:
+        for address in (port.cluster_ip, *port.external_ips, *port.load_balancer_ips):
+            if address:
+                yield address, port.protocol, port.port
+        if port.node_port:
+            yield "", port.protocol, port.node_port
+    if plan.health_check_port:
+        yield "", "TCP", plan.health_check_port
+
+
+def without_fronts(plan: ServicePlan, gone: Collection[Front]) -> ServicePlan:
+    """A plan without some of its fronts; ports that have none left are left out."""
+
+    def left(port: PortPlan) -> PortPlan:
+        def stays(address: str, number: int) -> bool:
+            return (address, port.protocol, number) not in gone
+
+        return replace(
+            port,
+            cluster_ip=port.cluster_ip if stays(port.cluster_ip, port.port) else "",
+            node_port=port.node_port if stays("", port.node_port) else 0,
+            external_ips=tuple([ip for ip in port.external_ips if stays(ip, port.port)]),
+            load_balancer_ips=tuple([ip for ip in port.load_balancer_ips if stays(ip, port.port)]),
+        )
+
+    if not gone:
+        return plan
+    ports = [left(port) for port in plan.ports]
+    health = plan.health_check_port
+    return replace(
+        plan,
+        ports=tuple([port for port in ports if port.cluster_ip or port.external]),
+        health_check_port=0 if ("", "TCP", health) in gone else health,
+    )
 
 
 PortId = tuple[str, Protocol]

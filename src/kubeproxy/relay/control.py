@@ -21,8 +21,8 @@ from msgspec import Struct
 
 from kubeproxy.figures import Figure, Kind
 from kubeproxy.machine.base import Machine
+from kubeproxy.relay import sockets
 from kubeproxy.relay.process import Process
-from kubeproxy.relay.sockets import raise_limit
 from kubeproxy.relay.table import Table
 from kubeproxy.relay.values import Counts, Listener, Mark, Message, Said
 
@@ -99,8 +99,16 @@ class Relay:
         process = self._process
         return process.pid if process else None
 
+    def bind(self, address: str, ports: sockets.Span, *, udp: bool) -> socket.socket:
+        """Makes a socket for `open`, see `sockets.bind`.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        return sockets.bind(self.machine, address, ports, udp=udp)
+
     def open(self, sock: socket.socket, listener: Listener) -> int:
-        """Serves a socket of `sockets.bind`, which now belongs to the relay; returns the listener's number.
+        """Serves a socket of `bind`, which now belongs to the relay; returns the listener's number.
 
         A relay that was stopped closes it.
         """
@@ -194,7 +202,7 @@ class Relay:
         if self._stopped:
             return
         if self._keeper is None:
-            raise_limit()
+            sockets.raise_limit()
             self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             self._keeper = threading.Thread(target=self._keep, name=self._name, daemon=True)
             self._keeper.start()

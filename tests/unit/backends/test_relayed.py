@@ -197,7 +197,7 @@ def test_without_a_free_port_one_service_is_refused_and_the_others_are_led(relay
         )
         assert list(failures) == [("default", "web")]
         assert "no socket on 127.0.0.1 for default/web" in failures["default", "web"]
-        assert rules.plans["default", "web"].ports == ()
+        assert ("default", "web") not in rules.plans
         assert rules.plans["default", "dns"].ports[0].cluster == (Endpoint(HERE, port),)
         with pytest.raises(StaleError, match="no socket"):
             sync(backend, (None, plan(E1, name="late")), node=node)

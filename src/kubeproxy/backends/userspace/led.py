@@ -12,24 +12,31 @@ the address of a front. SCTP is left to the kernel, as in nftables mode.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
 from kubeproxy.backends import relayed
-from kubeproxy.backends.base import Change, Driver, Failures, Measured, StaleError, SyncError
+from kubeproxy.backends.base import (
+    Change,
+    Driver,
+    Failures,
+    HeldState,
+    Measured,
+    Readable,
+    StaleError,
+    SyncError,
+)
+from kubeproxy.backends.shared import listeners
+from kubeproxy.backends.shared.listeners import HeldListeners, ListenerSteps, RecordingRelay
+from kubeproxy.backends.userspace.led_sockets import LedSockets, SocketName
 from kubeproxy.figures import Figure
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.model.plan import Key, PortPlan, ServicePlan
-from kubeproxy.model.select import Endpoint
+from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.relay.control import Relay
 from kubeproxy.relay.doors import Doors
-from kubeproxy.relay.values import Listener
 
 log = logging.getLogger(__name__)
-
-_Door = tuple[str, str, str, str]
-"""Address, name of the Service port, its protocol, the policy."""
 
 
 class Led:
@@ -45,45 +52,76 @@ class Led:
         """
         self._rules = rules
         self._relay = relay
-        self._doors: Doors[_Door] = Doors(relay)
         self._own_address = own_address
-        self._address = ""
+        self._sockets = LedSockets(Doors(relay))
 
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`."""
-        self._address = self._own_address(node)
-        failures = await asyncio.to_thread(self._open, node, plans.values())
-        led = {key: self.in_kernel(plan) for key, plan in plans.items()}
+        at = self._own_address(node)
+        led, failures = await asyncio.to_thread(self._sockets.begin, node, at, plans)
         refused = await self._rules.load(replace(node, relayed=True), led)
-        self._doors.close(
-            self._doors.names - {door for plan in plans.values() for door in self._wanted(plan)}
-        )
-        if not await self._doors.served():
+        await asyncio.to_thread(self._sockets.finish, led, plans, failures, refused)
+        if not await self._sockets.doors.served():
             raise SyncError(relayed.SILENT)
-        return {**failures, **refused}
+        return {**refused, **failures}
 
     async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
         """See `Driver`."""
-        failures = self._open(node, [c.after for c in changes if c.after is not None])
-        if failures:
-            raise StaleError("; ".join(failures.values()))
-        led = [
-            Change(c.key, c.before and self.in_kernel(c.before), c.after and self.in_kernel(c.after))
-            for c in changes
-        ]
-        refused = await self._rules.apply(
-            replace(node, relayed=True), [c for c in led if c.before != c.after]
-        )
-        wanted = {door for c in changes for door in self._wanted(c.after)}
-        self._doors.close({door for c in changes for door in self._wanted(c.before)} - wanted)
+        if known := [c.key for c in changes if c.key in self._sockets.refused]:
+            raise StaleError(f"Service {'/'.join(known[0])} was refused before")
+        sockets = self._sockets
+        opened: list[SocketName] = []
+        try:
+            for c in changes:
+                opened += sockets.open(node, c.after)
+            led = [
+                Change(c.key, c.before and self.in_kernel(c.before), c.after and self.in_kernel(c.after))
+                for c in changes
+            ]
+            refused = await self._rules.apply(
+                replace(node, relayed=True), [c for c in led if c.before != c.after]
+            )
+        except OSError as e:
+            sockets.doors.close(opened)
+            raise StaleError(str(e)) from e
+        except SyncError:
+            sockets.doors.close(opened)
+            raise
+        sockets.changed(changes, led)
         return refused
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
         """See `Leading`: the plan with the relay's sockets in place of endpoints. A port without them is left out."""
-        ports = [
-            port if port.protocol not in relayed.RELAYED else self._led_port(port) for port in plan.ports
-        ]
-        return replace(plan, ports=tuple(port for port in ports if port is not None))
+        return self._sockets.led_plan(plan)
+
+    async def read(self) -> HeldListeners:
+        """See `Readable`."""
+        return listeners.held(await self._readable().read(), self._sockets.doors)
+
+    def difference(
+        self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]
+    ) -> ListenerSteps:
+        """See `Readable`. The sockets are those of this process."""
+        there = listeners.as_listeners(held)
+        assert there.rules is not None
+        relay = RecordingRelay(self._relay.machine, self._sockets.doors)
+        copy = self._sockets.copy(relay)
+        led, failures = copy.begin(node, self._own_address(node), plans)
+        rules = self._readable().difference(there.rules, replace(node, relayed=True), led)
+        copy.finish(led, plans, failures)
+        return ListenerSteps(rules, tuple(relay.steps))
+
+    def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
+        """See `Readable`."""
+        copy = self._sockets.copy(RecordingRelay(self._relay.machine, self._sockets.doors))
+        led, _ = copy.begin(node, self._own_address(node), {plan.key: plan})
+        copy.finish(led, {plan.key: plan}, {})
+        rules = self._readable().describe(replace(node, relayed=True), led[plan.key])
+        return [*rules, *listeners.held(None, copy.doors).lines()]
+
+    def _readable(self) -> Readable:
+        assert isinstance(self._rules, Readable)
+        return self._rules
 
     async def intact(self) -> bool:
         """See `Driver`."""
@@ -102,49 +140,4 @@ class Led:
     async def close(self) -> None:
         """See `Driver`."""
         await self._rules.close()
-        await self._doors.stop()
-
-    def _open(self, node: NodeConfig, plans: Iterable[ServicePlan]) -> dict[Key, str]:
-        """Opens or changes the listeners of some Services; returns those that have not got all."""
-        failures = {}
-        for plan in plans:
-            for door, listener in self._listeners(plan):
-                try:
-                    self._doors.put(door, listener, self._address, node.relay_ports)
-                except OSError as e:
-                    failures[plan.key] = f"no socket on {self._address} for {door[1]}: {e.strerror or e}"
-        return failures
-
-    def _wanted(self, plan: ServicePlan | None) -> set[_Door]:
-        return {door for door, _ in self._listeners(plan)}
-
-    def _listeners(self, plan: ServicePlan | None) -> Iterator[tuple[_Door, Listener]]:
-        for port in plan.ports if plan else ():
-            if port.protocol in relayed.RELAYED:
-                for policy, endpoints in (("cluster", port.cluster), ("local", port.local)):
-                    if endpoints:
-                        assert plan is not None
-                        choice = relayed.anybody(endpoints)
-                        yield (
-                            (self._address, port.name, port.protocol, policy),
-                            relayed.listener(plan, port, choice, translated=True, header=True),
-                        )
-
-    def _led_port(self, port: PortPlan) -> PortPlan | None:
-        at = {
-            policy: self._doors.port((self._address, port.name, port.protocol, policy))
-            for policy in ("cluster", "local")
-        }
-        if (port.cluster and not at["cluster"]) or (port.local and not at["local"]):
-            return None
-        cluster = (Endpoint(self._address, at["cluster"]),) if port.cluster else ()
-        local = (Endpoint(self._address, at["local"]),) if port.local else ()
-        return replace(
-            port,
-            affinity=0,
-            cluster=cluster,
-            local=local,
-            serving=cluster + local if port.protocol == "UDP" else (),
-            endpoints=0,
-            topology="",
-        )
+        await self._sockets.doors.stop()

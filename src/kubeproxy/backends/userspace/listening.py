@@ -9,38 +9,50 @@ where another mode would drop their packets.
 """
 
 import asyncio
+import contextlib
+import errno
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from kubeproxy.api.addresses import IPV4, join
 from kubeproxy.backends import relayed
-from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
+from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
+from kubeproxy.backends.shared import listeners
+from kubeproxy.backends.shared.listeners import HeldListeners, ListenerSteps, RecordingRelay
 from kubeproxy.figures import Figure
 from kubeproxy.log import V2
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.relay.control import Relay
-from kubeproxy.relay.doors import Doors
+from kubeproxy.relay.doors import Door, Doors
 from kubeproxy.relay.values import Choice, Listener
 
 log = logging.getLogger(__name__)
 
-_Front = tuple[Key, str, int, str]
+ListenerName = tuple[Key, str, int, str]
 """Service, address, port, protocol."""
 
 
 class Listening:
     """Userspace mode without rules, for one IP family. See `backends.base.Driver`."""
 
-    def __init__(self, relay: Relay, local_addresses: Callable[[], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        relay: Relay,
+        local_addresses: Callable[[], Sequence[str]],
+        doors: Doors[ListenerName] | None = None,
+    ) -> None:
         """Makes it.
 
         Args:
             relay: carries the traffic.
             local_addresses: this host's addresses of the family.
+            doors: the listeners the relay has; None for none.
         """
         self._relay = relay
-        self._doors: Doors[_Front] = Doors(relay)
+        self._doors = doors or Doors(relay)
+        self._refused: frozenset[Key] = frozenset()
         self._local_addresses = local_addresses
         self._local: frozenset[str] = frozenset()
         self._own: tuple[str, ...] = ()
@@ -48,33 +60,71 @@ class Listening:
 
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`."""
-        local = tuple(self._local_addresses())
-        self._local, self._own = frozenset(local), relayed.own(node, local)
-        wanted = [
-            (key, front, listener)
-            for key, plan in plans.items()
-            for front, listener in self._listeners(key, plan, node)
-        ]
-        self._doors.close(self._doors.names - {front for _, front, _ in wanted})
-        failures = await asyncio.to_thread(self._open, wanted)
+        failures = await asyncio.to_thread(self.load_blocking, node, plans)
         if not await self._doors.served():
             raise SyncError(relayed.SILENT)
         self._tell(plans.values())
         return failures
 
+    def load_blocking(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
+        """See `Driver.load`; done in this thread, without waiting for the relay."""
+        local = tuple(self._local_addresses())
+        self._local, self._own = frozenset(local), relayed.own(node, local)
+        wanted = {key: self._listeners(key, plan, node) for key, plan in plans.items()}
+        fronts = {front for mine in wanted.values() for front in mine}
+        unwanted = self._doors.names - fronts
+        failures: dict[Key, str] = {}
+        for key, mine in wanted.items():
+            try:
+                self._open(mine, unwanted)
+            except OSError as e:
+                failures[key] = str(e)
+        for key, mine in wanted.items():
+            if key not in failures:
+                self._change(mine)
+        lost = {front for key in failures for front in self._lost(plans[key])}
+        self._doors.close({front for front in unwanted if front[0] not in failures or front in lost})
+        self._refused = frozenset(failures)
+        return failures
+
     async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
         """See `Driver`."""
-        wanted = [
-            (c.key, front, listener)
-            for c in changes
-            for front, listener in self._listeners(c.key, c.after, node)
-        ]
-        before = {front for c in changes for front, _ in self._listeners(c.key, c.before, node)}
-        # A port may pass from one Service to another one.
-        self._doors.close(before - {front for _, front, _ in wanted})
-        if failures := self._open(wanted):
-            raise StaleError("; ".join(failures.values()))
+        if known := [c.key for c in changes if c.key in self._refused]:
+            raise StaleError(f"Service {'/'.join(known[0])} was refused before")
+        wanted: dict[ListenerName, Listener] = {}
+        before: set[ListenerName] = set()
+        for c in changes:
+            wanted.update(self._listeners(c.key, c.after, node))
+            before.update(self._listeners(c.key, c.before, node))
+        unwanted = before - wanted.keys()
+        try:
+            self._open(wanted, unwanted)
+        except OSError as e:
+            raise StaleError(str(e)) from e
+        self._change(wanted)
+        self._doors.close(unwanted)
         return {}
+
+    async def read(self) -> HeldListeners:
+        """See `Readable`."""
+        return listeners.held(None, self._doors)
+
+    def difference(
+        self,
+        held: HeldState,  # noqa: ARG002 the sockets are those of this process
+        node: NodeConfig,
+        plans: Mapping[Key, ServicePlan],
+    ) -> ListenerSteps:
+        """See `Readable`."""
+        relay = RecordingRelay(self._relay.machine, self._doors)
+        Listening(relay, self._local_addresses, self._doors.copy(relay)).load_blocking(node, plans)
+        return ListenerSteps(None, tuple(relay.steps))
+
+    def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
+        """See `Readable`."""
+        relay = RecordingRelay(self._relay.machine, ())
+        Listening(relay, self._local_addresses).load_blocking(node, {plan.key: plan})
+        return listeners.opened(relay)
 
     async def intact(self) -> bool:
         """See `Driver`. Addresses that came or went are something to follow, too."""
@@ -92,19 +142,52 @@ class Listening:
         """See `Driver`."""
         await self._doors.stop()
 
-    def _open(self, wanted: Sequence[tuple[Key, _Front, Listener]]) -> dict[Key, str]:
-        failures: dict[Key, str] = {}
-        for key, front, listener in wanted:
+    def _open(self, wanted: Mapping[ListenerName, Listener], unwanted: AbstractSet[ListenerName]) -> None:
+        """Opens what is missing of some listeners: all or none; what is open stays as it is.
+
+        A port may pass from one listener to another one: those that stand in the way and are not wanted any more are closed. If
+        not all can be opened, they are opened again.
+
+        Raises:
+            OSError: one cannot be opened; the message names it.
+        """
+        opened: list[ListenerName] = []
+        closed: dict[ListenerName, Door] = {}
+        for front, listener in wanted.items():
             _, address, port, protocol = front
+            at = (front, listener, address, (port, port))
             try:
-                self._doors.put(front, listener, address, (port, port))
+                try:
+                    opened += self._doors.open_all([at])
+                except OSError as e:
+                    blocking = [each for each in unwanted if each[2:] == (port, protocol)]
+                    if e.errno != errno.EADDRINUSE or not (gone := self._doors.close(blocking)):
+                        raise
+                    closed.update(gone)
+                    opened += self._doors.open_all([at])
             except OSError as e:
-                failures[key] = f"cannot listen on {join(address, port)} {protocol}: {e.strerror or e}"
-        return failures
+                self._doors.close(opened)
+                for name, door in closed.items():
+                    with contextlib.suppress(OSError):  # it gave way to one that could be opened
+                        self._doors.put(name, door.listener, door.address, (door.port, door.port))
+                raise OSError(f"cannot listen on {join(address, port)} {protocol}: {e.strerror or e}") from e
+
+    def _change(self, wanted: Mapping[ListenerName, Listener]) -> None:
+        for front, listener in wanted.items():
+            self._doors.change(front, listener)
+
+    def _lost(self, plan: ServicePlan) -> Iterator[ListenerName]:
+        """The listeners of a Service at fronts that belong to another one."""
+        lost = {front.front for front in plan.lost}
+        for name in self._doors.names:
+            key, address, port, protocol = name
+            if key == plan.key and any((at, protocol, port) in lost for at in ("", address)):
+                yield name
 
     def _listeners(
         self, key: Key, plan: ServicePlan | None, node: NodeConfig
-    ) -> Iterator[tuple[_Front, Listener]]:
+    ) -> dict[ListenerName, Listener]:
+        found: dict[ListenerName, Listener] = {}
         for port in plan.ports if plan else ():
             assert plan is not None
             if port.protocol not in relayed.RELAYED:
@@ -121,10 +204,10 @@ class Listening:
                 fronts += [(address, port.node_port, outside, ()) for address in self._node_ports(port, node)]
             for address, number, choices, admitted in fronts:
                 if choices:
-                    yield (
-                        (key, address, number, port.protocol),
-                        relayed.listener(plan, port, *choices, admitted=admitted, header=True),
+                    found[key, address, number, port.protocol] = relayed.listener(
+                        plan, port, *choices, admitted=admitted, header=True
                     )
+        return found
 
     def _external(self, port: PortPlan) -> tuple[Choice, ...]:
         """Where external traffic may go: under policy Local what starts on this node may go everywhere."""
