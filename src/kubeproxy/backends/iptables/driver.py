@@ -27,7 +27,7 @@ from kubeproxy.backends.iptables.rules import (
     Dialect,
     chains_of,
     compile_service,
-    leads_from,
+    front_of,
 )
 from kubeproxy.backends.iptables.static import frame
 from kubeproxy.backends.iptables.watch import watch
@@ -38,7 +38,7 @@ from kubeproxy.backends.shared.isolation import isolate
 from kubeproxy.figures import Figure
 from kubeproxy.log import V2
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.model.plan import Key, ServicePlan, with_same_firewall
+from kubeproxy.model.plan import Key, ServicePlan, fronts_of, with_same_firewall
 from kubeproxy.netlink import nfacct
 from kubeproxy.netlink.nft.lookout import Lookout
 
@@ -265,16 +265,32 @@ class IPTables:
         failures: dict[Key, str] = {}
         parts = self._parts(plans) if held.cold and not anew else [(plans, False)]
         for number, (part, at_once) in enumerate(parts):
-            if not (at_once and self._stream(part, dialect, first=number == 0)):
+            if not (at_once and self._stream(part, dialect, failures, first=number == 0)):
                 found = (held.towards(p.key, self._counted(p, dialect, self._rules)) for p in part)
                 fragments: Iterable[Fragment] = (f for f in found if f)
                 if anew:
                     fragments = self._replace(anew, list(fragments))
                 for piece in self._pieces(fragments):
                     self._isolate(piece, failures)
-        lost = [front for key in failures for front in given[key].lost]
-        self._sweep(held, failures, lambda rule: any(leads_from(rule, front, dialect) for front in lost))
+        self._sweep(held, failures, self._losses(given, failures, dialect))
         return failures
+
+    @staticmethod
+    def _losses(
+        plans: Mapping[Key, ServicePlan], failures: Failures, dialect: Dialect
+    ) -> Callable[[str], bool]:
+        """Whether a rule of a refused Service is for a front that belongs to another Service now."""
+        if not failures:
+            return lambda _: False
+        owners = {front: key for key, plan in plans.items() for front in fronts_of(plan)}
+        lost = {front.front for key in failures for front in plans[key].lost}
+
+        def is_lost(rule: str) -> bool:
+            front = front_of(rule, dialect)
+            owner = owners.get(front) if front is not None else None
+            return front in lost or (owner is not None and not _names(rule, owner))
+
+        return is_lost
 
     def _replace(self, anew: list[str], fragments: list[Fragment]) -> list[Fragment]:
         """Writes all rules of a table that cannot be read, if possible so that no packet finds it without.
@@ -300,15 +316,18 @@ class IPTables:
         self._write(NAT, anew)
         return fragments
 
-    def _stream(self, plans: Sequence[ServicePlan], dialect: Dialect, *, first: bool) -> bool:
+    def _stream(
+        self, plans: Sequence[ServicePlan], dialect: Dialect, failures: dict[Key, str], *, first: bool
+    ) -> bool:
         """A first sync, each rule sent as it is made; returns whether it was accepted.
 
         Args:
             plans: new Services.
             dialect: how their rules are written.
+            failures: Services of which table filter refuses something are put into it; the rest of them is deleted.
             first: no other Service's rules are there.
         """
-        refusals: list[str] = []
+        refusals: list[Fragment] = []
         rules: Counter[str] = Counter()
 
         def lines() -> Iterator[str]:
@@ -321,7 +340,8 @@ class IPTables:
             yield from (f":{chain} - [0:0]\n" for chain in chains)
             for p in plans:
                 f = between(p.key, NOTHING, self._counted(p, dialect, rules))
-                refusals.extend(f.refusals)
+                if f.refusals:
+                    refusals.append(Fragment(f.key, f.refusals, [], []))
                 yield from (line for line in f.nat if line[0] != ":")
 
         try:
@@ -329,8 +349,13 @@ class IPTables:
         except RefusedError as e:
             log.warning("The first sync was refused as a whole and is done in pieces: %(err)s", {"err": e})
             return False
+        refused: dict[Key, str] = {}
         if refusals:
-            self._write(FILTER, refusals)
+            self._narrow(FILTER, _STAGES[0][1], refusals, refused)
+        if refused:
+            gone = (between(p.key, compile_service(p, dialect), NOTHING) for p in plans if p.key in refused)
+            self._send([Fragment(f.key, [], f.nat, []) for f in gone])
+            failures.update(refused)
         self._rules.update(rules)
         return True
 
@@ -375,6 +400,8 @@ class IPTables:
             left = [f for f in fragments if part(f) and f.key not in failures]
             if left:
                 self._narrow(table, part, left, failures)
+            if table == NAT:
+                self._take_back([f for f in left if f.key in failures])
 
     def _narrow(
         self,
@@ -413,11 +440,10 @@ class IPTables:
                 )
             else:
                 return
-        marks = tuple(f'"{namespace}/{name}{end}' for namespace, name in failures for end in (":", " ", '"'))
         fronts = [
             (where, rule)
             for where, rule in fronts
-            if is_lost(rule) or not any(mark in rule for mark in marks)
+            if is_lost(rule) or not any(_names(rule, key) for key in failures)
         ]
         self._send([fragment(None, {}, (), (), fronts)])
         removable = unreferenced(self._tables, chains)
@@ -433,7 +459,22 @@ class IPTables:
         """Sends fragments together."""
         for table, part in _STAGES:
             if lines := [line for f in fragments for line in part(f)]:
-                self._write(table, lines)
+                try:
+                    self._write(table, lines)
+                except RefusedError:
+                    if table == NAT:
+                        self._take_back(fragments)
+                    raise
+
+    def _take_back(self, fragments: Sequence[Fragment]) -> None:
+        """Deletes what was put into table filter for fragments whose part in table nat was refused."""
+        if lines := [f"-D {line.removeprefix('-I ')}" for f in fragments for line in f.refusals]:
+            try:
+                self._write(FILTER, lines)
+            except RefusedError as e:
+                log.warning(
+                    "What a refused Service has in table %s stays until the next full sync: %s", FILTER, e
+                )
 
     def _write(self, table: str, lines: Iterable[str]) -> None:
         """Changes a table, and counts the rules that takes."""
@@ -454,6 +495,12 @@ class IPTables:
 
     def _dialect(self, node: NodeConfig) -> Dialect:
         return Dialect(node, counters=self._counters, comments=not _is_large(self._endpoints))
+
+
+def _names(rule: str, key: Key) -> bool:
+    """Whether a rule's comment names a Service."""
+    namespace, name = key
+    return any(f'"{namespace}/{name}{end}' in rule for end in (":", " ", '"'))
 
 
 def _suspect(piece: Sequence[Fragment], part: Callable[[Fragment], list[str]], line: int) -> int:

@@ -17,16 +17,18 @@ A Service port has *chains* of its own in table nat, and *fronts*: single rules 
 Packets that find no endpoint are dropped or rejected by fronts in table filter.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from kubeproxy.api.addresses import IPV4, Family, is_everything, join
+from kubeproxy.api.rows import Protocol
 from kubeproxy.backends.admission import Admission
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.programs import FILTER, NAT
 from kubeproxy.model.node import LocalTraffic, NodeConfig
-from kubeproxy.model.plan import FORWARD, REJECT, Action, LostFront, PortId, PortPlan, ServicePlan
+from kubeproxy.model.plan import FORWARD, REJECT, Action, Front, PortId, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
 
 Shared = tuple[str, str]
@@ -198,21 +200,23 @@ def _compile_port(p: PortPlan, d: Dialect, out: Compiled, without: Collection[Po
         chains[fw] = _firewall(fw, ext, p, d)
 
 
-def leads_from(rule: str, lost: LostFront, d: Dialect) -> bool:
-    """Whether a rule of a shared chain, without its "-A CHAIN", is for a front.
+_FRONT = re.compile(r"(?:-d (\S+) )?-p (\w+) .*--dport (\d+) ")
+
+
+def front_of(rule: str, d: Dialect) -> Front | None:
+    """The front that a rule of a shared chain is for; None if it is for none.
 
     Args:
-        rule: the rule.
-        lost: the front.
+        rule: the rule, without its "-A CHAIN".
         d: the dialect of the rule.
     """
-    at_address = rule.startswith(f"-d {lost.address}{d.host} ")
-    at_node = not lost.address and (not rule.startswith("-d ") or rule.startswith("-d 127.0.0.0/8 "))
-    return (
-        (at_address or at_node)
-        and f"-p {lost.protocol.lower()} " in rule
-        and f" --dport {lost.port} " in rule
-    )
+    found = _FRONT.match(rule)
+    if found is None:
+        return None
+    address, protocol, port = found.groups()
+    if address is None or address == "127.0.0.0/8":
+        address = ""
+    return address.removesuffix(d.host), cast("Protocol", protocol.upper()), int(port)
 
 
 class _Fronts:

@@ -9,7 +9,8 @@ one transaction; one that is ours is mended.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
@@ -40,6 +41,7 @@ class NFTables:
         self._kernel = kernel
         self._table = Table(IP if node.family == IPV4 else IP6, layout.TABLE)
         self._content = Content(self._table, node)
+        self._had: Mapping[Key, ServicePlan] = {}
         self._lookout: Lookout | None = None
         self._others = 0
 
@@ -103,7 +105,16 @@ class NFTables:
         transaction = self._content.difference(changes)
         if node != self._content.compiler.node:
             self._content.set_node(node, transaction)
-        self._commit(transaction)
+        try:
+            self._commit(transaction)
+        except OSError:
+            # What is programmed is what was; a full sync follows.
+            for c in changes:
+                if c.before is None:
+                    self._content.plans.pop(c.key, None)
+                else:
+                    self._content.plans[c.key] = c.before
+            raise
 
     def _commit(self, transaction: Transaction) -> None:
         self._kernel.commit(transaction.beforehand())
@@ -121,7 +132,7 @@ class NFTables:
             comment = objects.table_comment(self._kernel, self._table)
             held = Held(self._kernel, self._table) if comment == layout.COMMENT else None
             if held is not None and held.sound:
-                return Mending(self._content, held, self._commit).run()
+                return self._mend(held)
             # A great load takes the kernel twice the time when somebody listens. Whether others did something meanwhile
             # is seen by the number of transactions: then all is compared.
             self._listen(on=False)
@@ -139,9 +150,20 @@ class NFTables:
         if there:
             log.info("Table %(table)s is laid out differently, it is replaced", {"table": self._table})
             if self._replace():
+                self._remember(())
                 return {}
         self._kernel.commit(self._anew(there=there))
-        return Mending(self._content, Held(self._kernel, self._table), self._commit).run()
+        return self._mend(Held(self._kernel, self._table))
+
+    def _mend(self, held: Held) -> Failures:
+        failures = Mending(self._content, held, self._commit, self._had).run()
+        self._remember(failures)
+        return failures
+
+    def _remember(self, failures: Collection[Key]) -> None:
+        """After a full sync: what each Service has, refused ones, too."""
+        kept = {key: self._had[key] for key in failures if key in self._had}
+        self._had = ChainMap(self._content.plans, kept) if kept else self._content.plans
 
     def _anew(self, *, there: bool) -> list[Message]:
         """The table with all that does not depend on Services, instead of the one that is there."""

@@ -4,7 +4,7 @@ Each Service's difference is complete in itself, so a piece that the kernel refu
 which Service it is. What no Service wants goes last; of a refused Service everything stays.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from kubeproxy.backends.nftables import frame, layout
@@ -14,7 +14,7 @@ from kubeproxy.backends.nftables.content import NOTHING, Content, own_objects
 from kubeproxy.backends.nftables.held import KEY_AT, Held
 from kubeproxy.backends.nftables.transaction import Transaction
 from kubeproxy.backends.shared.isolation import isolate
-from kubeproxy.model.plan import Key
+from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.netlink.nft.kernel import RefusedError
 
 _PIECE = 5_000
@@ -45,14 +45,22 @@ class _Part(NamedTuple):
 class Mending:
     """One full sync."""
 
-    def __init__(self, content: Content, held: Held, commit: Callable[[Transaction], None]) -> None:
+    def __init__(
+        self,
+        content: Content,
+        held: Held,
+        commit: Callable[[Transaction], None],
+        before: Mapping[Key, ServicePlan],
+    ) -> None:
         """Prepares it.
 
         Args:
             content: what the table is to hold.
             held: what it holds.
             commit: sends a transaction; raises RefusedError.
+            before: the plans that were programmed before, as far as they are known.
         """
+        self._before = before
         self._content = content
         self._held = held
         self._commit = commit
@@ -161,14 +169,29 @@ class Mending:
         self._content.ledger.difference(part.compiled, NOTHING)
         self._content.ledger.release(part.compiled.chains)
 
+    def _kept(self) -> Callable[[Element], bool]:
+        """Whether an element stays for the sake of a refused Service: it was programmed, or is at one of its fronts."""
+        compiler, plans = self._content.compiler, self._content.plans
+        had = [self._before[key] for key in self._failures if key in self._before]
+        elements = {element for plan in had for element in compiler.compile(plan).elements}
+        named = {front for key in self._failures for front in compiler.fronts(plans[key])}
+        named |= {front for plan in had for front in compiler.fronts(plan)}
+        others = {front for key in plans.keys() - self._failures for front in compiler.fronts(plans[key])}
+        ends = {KEY_AT + len(front) for front in named}
+
+        def stays(element: Element) -> bool:
+            fronts = {element[1][KEY_AT:end] for end in ends}
+            return fronts.isdisjoint(others) and (element in elements or not fronts.isdisjoint(named))
+
+        return stays
+
     def _sweep(self) -> None:
         """Deletes what nobody wants."""
         content = self._content
         chains = {chain.name: chain.slots(content.table.family) for chain in content.ledger.chains}
         maps = self._held.maps - {slots.name for slots in chains.values() if slots is not None}
-        kept = {front for key in self._failures for front in content.compiler.fronts(content.plans[key])}
-        ends = {KEY_AT + len(front) for front in kept}
-        left = [e for e in self._held.leftovers(maps) if not any(e[1][KEY_AT:end] in kept for end in ends)]
+        stays = self._kept() if self._failures else lambda _: False
+        left = [element for element in self._held.leftovers(maps) if not stays(element)]
         for start in range(0, len(left), _PIECE):
             transaction = Transaction(content.table)
             transaction.delete(left[start : start + _PIECE])

@@ -54,12 +54,19 @@ class Led:
         self._relay = relay
         self._own_address = own_address
         self._sockets = LedSockets(Doors(relay))
+        self._first = True
 
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`."""
         at = self._own_address(node)
         led, failures = await asyncio.to_thread(self._sockets.begin, node, at, plans)
-        refused = await self._rules.load(replace(node, relayed=True), led)
+        rules = replace(node, relayed=True)
+        refused = await self._rules.load(rules, led)
+        if refused and self._first:
+            # What an earlier process left of them leads to sockets that have ended with it, or are others' by now.
+            led = {key: plan for key, plan in led.items() if key not in refused}
+            refused = {**refused, **await self._rules.load(rules, led)}
+        self._first = False
         await asyncio.to_thread(self._sockets.finish, led, plans, failures, refused)
         if not await self._sockets.doors.served():
             raise SyncError(relayed.SILENT)

@@ -93,7 +93,7 @@ class LedSockets:
             if key not in failures and (had := self._led.get(key)) is not None:
                 led[key] = had
             elif key not in failures:
-                del led[key]
+                led.pop(key, None)
         for key, plan in plans.items():
             if key not in failures and key not in refused:
                 for door, listener in self._listeners(plan):

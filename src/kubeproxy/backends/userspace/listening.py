@@ -30,6 +30,8 @@ from kubeproxy.relay.values import Choice, Listener
 
 log = logging.getLogger(__name__)
 
+_ALL = frozenset({"0.0.0.0", "::"})
+
 ListenerName = tuple[Key, str, int, str]
 """Service, address, port, protocol."""
 
@@ -160,7 +162,11 @@ class Listening:
                 try:
                     opened += self._doors.open_all([at])
                 except OSError as e:
-                    blocking = [each for each in unwanted if each[2:] == (port, protocol)]
+                    blocking = [
+                        each
+                        for each in unwanted
+                        if each[2:] == (port, protocol) and (each[1] == address or _ALL & {each[1], address})
+                    ]
                     if e.errno != errno.EADDRINUSE or not (gone := self._doors.close(blocking)):
                         raise
                     closed.update(gone)

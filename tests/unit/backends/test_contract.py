@@ -1,0 +1,56 @@
+"""The contract of drivers, on kernels in memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kubeproxy.backends.base import Driver
+from kubeproxy.backends.fake_tables import FakeTables
+from kubeproxy.backends.iptables.driver import IPTables
+from kubeproxy.backends.ipvs.driver import IPVS
+from kubeproxy.backends.ipvs.fake import FakeKernel as FakeServers
+from kubeproxy.backends.nftables.driver import NFTables
+from kubeproxy.backends.userspace.led import Led
+from kubeproxy.backends.userspace.listening import Listening
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.netlink.nft.fake import FakeKernel
+from tests.contract import FRONTS, LOCAL, Bench, Contract
+from tests.fakes.faults import FaultyNftables, FaultyRelay, FaultyServers, FaultyTables
+from tests.unit.backends.test_relayed_properties import Ports
+
+
+class Fakes(Bench):
+    """A mode on a kernel in memory."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__(mode)
+        self._tables = FakeTables("legacy" if mode == "iptables-legacy" else "nf_tables")
+        self._servers = FakeServers()
+        self._kernel = FakeKernel()
+
+    def driver(self, node: NodeConfig) -> Driver:
+        """See `Bench`. The sockets of a process end with it."""
+        faults = self.faults
+        tables = FaultyTables(self._tables, faults)
+        kernel: Any = FaultyNftables(self._kernel, faults)
+        relay = FaultyRelay(faults, Ports().bind)
+        match self.mode:
+            case "nftables":
+                return NFTables(kernel, node)
+            case "ipvs":
+                return IPVS(FaultyServers(self._servers, faults), tables, node)
+            case "userspace":
+                return Led(NFTables(kernel, node), relay, lambda node: node.address)
+            case "userspace-listen":
+                return Listening(relay, lambda: [*LOCAL, *FRONTS])
+        return IPTables(tables, counters=False, drop_invalid=True)
+
+
+@pytest.fixture
+def make() -> Callable[[str], Bench]:
+    return Fakes
+
+
+class TestFakes(Contract):
+    """See `Contract`."""
