@@ -473,7 +473,8 @@ class IPTables:
                 self._write(FILTER, lines)
             except RefusedError as e:
                 log.warning(
-                    "What a refused Service has in table %s stays until the next full sync: %s", FILTER, e
+                    "What was added to table %(table)s for a refused Service stays until the next full sync: %(err)s",
+                    {"table": FILTER, "err": e},
                 )
 
     def _write(self, table: str, lines: Iterable[str]) -> None:

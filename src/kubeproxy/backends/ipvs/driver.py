@@ -177,7 +177,9 @@ class IPVS:
     def _delete_drained(self) -> None:
         done = list(self._draining.done(self._kernel))
         for change in done:
-            log.debug("Connections of %(server)s have ended", {"server": described(_piece(change))})
+            log.debug(
+                "Connections of %(virtualServer)s have ended", {"virtualServer": described(_piece(change))}
+            )
         self._kernel.change_servers(done)
 
     def _apply(self, node: NodeConfig, changes: Sequence[Change]) -> None:
