@@ -100,19 +100,38 @@ async def test_both_services_are_named_once(rig: Rig) -> None:
     assert len(rig.events) == 1
 
 
-async def test_what_the_kernel_refuses_is_not_reported_before_it_is_in_place(rig: Rig) -> None:
-    """a loses a front, but the kernel refuses the plan without it."""
-    rig.tell(service("a", "10.96.0.1", external_ips=("10.96.0.2",)))
+async def test_of_a_refused_service_what_it_lost_in_the_kernel_is_reported(rig: Rig) -> None:
+    """a names an address that is the ClusterIP of b, and the kernel refuses what a is to be."""
+    rig.tell(service("a", "10.96.0.1"), service("b", "10.96.0.2"))
     assert await rig.sync() == []
     for kernel in rig.kernels:
         kernel.refused = {A: "no"}
-    rig.tell(service("b", "10.96.0.2"))
-    assert await rig.sync() == []
+    ports = [PORT(80), PORT(81, "p")]
+    rig.tell(service("a", "10.96.0.1", external_ips=("10.96.0.2",), ports=ports))
+    assert await rig.sync() == [], "the plan in the kernel does not name it"
     assert rig.contested == [0, 0]
     for kernel in rig.kernels:
         kernel.refused = {}
     for loop in rig.loops:
         loop.resync()
+    assert await rig.sync() == [WARNING]
+    for kernel in rig.kernels:
+        kernel.refused = {A: "no"}
+    rig.tell(service("a", "10.96.0.1", external_ips=("10.96.0.9",)))
+    assert await rig.sync() == [], "the plan in the kernel names it still"
+    assert rig.contested == [1, 0]
+
+
+async def test_a_front_is_lost_when_the_other_service_is_in_the_kernel(rig: Rig) -> None:
+    """The kernel refuses the plan of a without the front, which it programs for b."""
+    rig.tell(service("a", "10.96.0.1", external_ips=("10.96.0.2",)))
+    assert await rig.sync() == []
+    for kernel in rig.kernels:
+        kernel.refused = {A: "no"}
+    rig.tell(
+        service("a", "10.96.0.1", external_ips=("10.96.0.2",), ports=[PORT(80), PORT(81, "p")]),
+        service("b", "10.96.0.2"),
+    )
     assert await rig.sync() == [WARNING]
     assert rig.contested == [1, 0]
 

@@ -8,14 +8,15 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from kubeproxy.api import types
 from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.model.plan import Key, ServicePlan, fronts_of, without_fronts
 from kubeproxy.model.state import State
 from kubeproxy.reconcile import pacer, planner, watchdog
-from kubeproxy.reconcile.ledger import Recorded, Row
+from kubeproxy.reconcile.ledger import Recorded, Row, kept
 from kubeproxy.reconcile.reconciler import Reconciler, Synced
 from tests import strategies
 from tests.fakes.clock import FakeClock
@@ -32,7 +33,7 @@ class Kernel:
         looks: when it was looked at.
         cost: seconds a sync takes.
         answers: what the next syncs do: raise this, or wait for that; then they succeed.
-        refused: Services it refuses, with its words.
+        refused: Services whose plans it refuses, with its words; not the plan that it accepted last.
         shared: fronts that were in two plans of one sync.
     """
 
@@ -46,17 +47,27 @@ class Kernel:
         self.answers: list[BaseException | asyncio.Event] = []
         self.refused: dict[Key, str] = {}
         self.whole = True
+        self._accepted: dict[Key, ServicePlan] = {}
         self.shared: set[tuple[str, str, int]] = set()
 
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         await self._begin(node, plans, full=True)
-        held, self.plans = self.plans, {}
-        for key, wanted in plans.items():
-            plan = held.get(key) if key in self.refused else wanted
-            if plan is not None:
-                self.plans[key] = plan
+        failures = {key: self.refused[key] for key, plan in plans.items() if self._refuses(key, plan)}
+        held, self.plans = self.plans, {key: plan for key, plan in plans.items() if key not in failures}
+        taken = {front for plan in self.plans.values() for front in fronts_of(plan)}
+        for key in failures.keys() & held.keys():
+            self.plans[key] = kept(held[key], plans[key], taken)
+        self._accepted = {key: plan for key, plan in (self._accepted | self.plans).items() if key in plans}
         self.whole = True
-        return {key: self.refused[key] for key in plans if key in self.refused}
+        return failures
+
+    def _refuses(self, key: Key, plan: ServicePlan) -> bool:
+        """Whether it refuses a plan: nothing that it accepted before, nor a part of that."""
+        known = self._accepted.get(key)
+        if key not in self.refused or known is None:
+            return key in self.refused
+        part = without_fronts(known, set(fronts_of(known)) - set(fronts_of(plan)))
+        return plan != replace(part, lost=plan.lost)
 
     async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
         await self._begin(node, {c.key: c.after for c in changes}, full=False)
@@ -68,7 +79,7 @@ class Kernel:
             if c.after is None:
                 del self.plans[c.key]
             else:
-                self.plans[c.key] = c.after
+                self.plans[c.key] = self._accepted[c.key] = c.after
         return {}
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:
@@ -893,6 +904,72 @@ async def test_of_a_refused_service_the_ledger_has_what_the_kernel_kept() -> Non
     assert rig.kernel.plans == rig.wanted() == rig.loop.ledger.plans
 
 
+async def test_a_repair_restores_what_a_refused_service_had() -> None:
+    rig = Rig()
+    for key in (A, B):
+        rig.set(key)
+    async with rig.running():
+        await rig.clock.settle()
+        had = dict(rig.kernel.plans)
+        rig.kernel.refused = {B: "no"}
+        rig.set(B, 81)
+        await rig.clock.settle()
+        rig.kernel.plans.clear()
+        rig.kernel.disturbed("nft flushed the ruleset")
+        await rig.clock.settle()
+        assert rig.kernel.plans == rig.loop.ledger.plans == had
+        assert rig.loop.ledger.row(B).status == "refused"
+        tried = len(rig.kernel.syncs)
+        rig.kernel.refused = {}
+        await rig.clock.advance(30)
+        assert len(rig.kernel.syncs) == tried + 1, "the refused plan is retried as before"
+    assert rig.kernel.plans == rig.wanted() == rig.loop.ledger.plans
+
+
+async def test_a_service_that_is_refused_in_a_repair_gets_back_what_it_had() -> None:
+    rig = Rig(min_sync_period=10.0)
+    for key in (A, B):
+        rig.set(key)
+    async with rig.running():
+        await rig.clock.settle()
+        had = dict(rig.kernel.plans)
+        rig.kernel.refused = {B: "no"}
+        rig.set(B, 81)
+        rig.kernel.plans.clear()
+        rig.kernel.disturbed("nft flushed the ruleset")
+        await rig.clock.advance(10)
+        assert rig.kernel.plans == rig.loop.ledger.plans == had
+        assert rig.loop.repairs == 1
+        await rig.clock.advance(25)
+        assert rig.loop.queued_since is None
+
+
+async def test_a_refused_service_keeps_no_front_that_another_one_owns_now() -> None:
+    """The external IP of a is the ClusterIP of b, which comes later; the kernel refuses the plan of a without it."""
+    rig = Rig()
+
+    def a(port: int) -> None:
+        spec = types.ServiceSpec(
+            ports=(types.ServicePort(port),), cluster_ip="10.96.0.1", external_ips=("10.96.0.2",)
+        )
+        rig.loop.touch(rig.state.set(types.Service(types.ObjectMeta(name="a", namespace="default"), spec)))
+
+    a(80)
+    async with rig.running():
+        await rig.clock.settle()
+        rig.kernel.refused = {A: "no"}
+        rig.set(B)
+        await rig.clock.settle()
+        in_kernel = rig.loop.ledger.plans
+        assert rig.kernel.plans == in_kernel
+        assert (in_kernel[A].ports[0].cluster_ip, in_kernel[A].ports[0].external_ips) == ("10.96.0.1", ())
+        assert [lost.owner for lost in in_kernel[A].lost] == [B]
+        rig.kernel.plans.clear()
+        rig.kernel.disturbed("nft flushed the ruleset")
+        await rig.clock.settle()
+        assert rig.kernel.plans == rig.loop.ledger.plans
+
+
 async def test_where_cluster_ips_come_from_needs_no_comparison() -> None:
     rig = Rig()
     rig.set(A)
@@ -1017,6 +1094,7 @@ async def _live_through(steps: list[object], period: float | None) -> None:
     rig = Rig(min_sync_period=period)
     rig.kernel.cost = 0.1
     zones = 0
+
     async with rig.running():
         for step in steps:
             if isinstance(step, float):
@@ -1026,9 +1104,8 @@ async def _live_through(steps: list[object], period: float | None) -> None:
             elif isinstance(step, set):
                 rig.kernel.refused = dict.fromkeys(step, "no")
             elif step == "lost":
-                rig.kernel.whole = False
                 rig.kernel.plans.clear()
-                rig.loop.resync()  # a difference to nothing is none that a backend accepts
+                rig.kernel.disturbed("a program flushed the ruleset")
             elif step == "node":
                 zones += 1
                 rig.loop.set_node(NodeConfig(name="here", zone=f"z{zones % 3}"))
@@ -1041,3 +1118,61 @@ async def _live_through(steps: list[object], period: float | None) -> None:
     assert rig.loop.ledger.refused == {}
     assert rig.loop.failures_in_row == 0
     assert rig.loop.queued_since is None
+
+
+_KEYS = (A, B, C)
+_few_steps = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(_KEYS), st.integers(80, 83)),
+        st.sampled_from(_KEYS),
+        st.sets(st.sampled_from(_KEYS)),
+        st.sampled_from(["lost", "time", "hour", SyncError("no")]),
+    ),
+    max_size=30,
+)
+
+
+@given(_few_steps)
+def test_after_each_sync_the_ledger_is_what_the_kernel_holds(steps: list[object]) -> None:
+    """Few Services, so that they often change, are refused and get lost at the same time."""
+    asyncio.run(_compare_through(steps))
+
+
+async def _compare_through(steps: list[object]) -> None:
+    rig = Rig()
+    differs: list[bool] = []
+
+    def compare(_: Synced) -> None:
+        if not rig.loop._restoring:  # another repair follows: it restores what is refused since this one
+            differs.append(rig.loop.ledger.plans != rig.kernel.plans)
+
+    rig.loop.on_sync(compare)
+    async with rig.running():
+        for step in steps:
+            if isinstance(step, set):
+                rig.kernel.refused = dict.fromkeys(step, "no")
+                for key in step:
+                    rig.set(key, 90)
+                await rig.clock.settle()
+            elif isinstance(step, Exception):
+                rig.kernel.answers.append(step)
+            elif step == "lost":
+                rig.kernel.plans.clear()
+                rig.kernel.disturbed("a program flushed the ruleset")
+            elif isinstance(step, str):
+                await rig.clock.advance(3600.0 if step == "hour" else 1.0)
+            elif step in _KEYS:
+                rig.gone(step)
+            else:
+                assert isinstance(step, tuple)
+                rig.set(*step)
+        await rig.clock.advance(1000)
+        assert not any(differs)
+        assert rig.loop.ledger.wanted() == rig.wanted()
+        assert {
+            key for key in _KEYS if rig.loop.ledger.row(key).status == "refused"
+        } <= rig.kernel.refused.keys()
+        rig.kernel.refused = {}
+        await rig.clock.advance(1000)
+    assert rig.kernel.plans == rig.wanted() == rig.loop.ledger.plans
+    assert not any(differs)

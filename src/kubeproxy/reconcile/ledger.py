@@ -2,7 +2,7 @@
 
 The reconciler is the only one that writes it. All that depends on what is in the kernel (stale flows, health-check ports,
 metrics, contested fronts, Events) subscribes to it and keeps no table of its own. So a Service that the kernel refuses
-counts everywhere with what the kernel has: of such a Service a driver leaves in the kernel what was there before.
+counts everywhere with what the kernel has: of such a Service a driver leaves in the kernel what was there before, see `kept`.
 
 Nearly always the plan in the kernel is the wanted one. So the table is kept as the plans in the kernel, and beside them only
 what differs: an idle Service takes one entry of a dict.
@@ -10,14 +10,14 @@ what differs: an idle Service takes one entry of a dict.
 What other programs do to the rules is not recorded here: until it is repaired, the table says what we programmed last.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from kubeproxy.api.addresses import Family
 from kubeproxy.backends.base import Change, Failures
-from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.model.plan import Front, Key, ServicePlan, fronts_of, without_fronts
 from kubeproxy.reconcile.listeners import Listeners
 
 Progress = Literal["pending", "done", "refused"]
@@ -45,7 +45,7 @@ class Recorded(Struct, frozen=True, gc=False):
 
     Attributes:
         full: all Services were compared with the kernel, so rules may have been missing before.
-        changes: the Services whose plans in the kernel are others now. Refused Services are not among them.
+        changes: the Services whose plans in the kernel are others now.
     """
 
     full: bool
@@ -97,6 +97,11 @@ class Ledger:
         plans = self._plans | self._different
         return {key: plan for key, plan in plans.items() if plan is not None}
 
+    def restored(self) -> dict[Key, ServicePlan]:
+        """The plans that a repair restores: the wanted ones, but of refused Services what the kernel keeps."""
+        plans = {key: plan for key, plan in self.wanted().items() if key not in self._refused}
+        return plans | self._kept(self._refused)
+
     def want(self, key: Key, plan: ServicePlan | None) -> None:
         """Records the plan that is wanted for a Service; None: it is to be removed."""
         if plan == self._plans.get(key):
@@ -119,15 +124,27 @@ class Ledger:
         self._record(Recorded(full=False, changes=changes))
 
     def loaded(self, failures: Failures) -> Sequence[Change]:
-        """A full sync has brought all wanted plans to the kernel, but for those it refused; returns what changed."""
-        different = self._different
+        """A full sync has brought all wanted plans to the kernel, but for those it refuses; returns what changed."""
+        programmed = {key: plan for key, plan in self._different.items() if key not in failures}
         changes = [
-            Change(key, self._plans.get(key), plan) for key, plan in different.items() if key not in failures
+            Change(key, self._plans.get(key), plan)
+            for key, plan in (*programmed.items(), *self._kept(failures).items())
+            if plan != self._plans.get(key)
         ]
-        self._different = {key: plan for key, plan in different.items() if key in failures}
+        self._different = {key: plan for key, plan in self._different.items() if key in failures}
         self._refused = dict(failures)
         self._record(Recorded(full=True, changes=changes))
         return changes
+
+    def _kept(self, refused: Collection[Key]) -> dict[Key, ServicePlan]:
+        """What the kernel keeps of Services that it refuses when all others are programmed as is wanted."""
+        had = {key: self._plans[key] for key in refused if key in self._plans}
+        if not had:
+            return {}
+        theirs = {front for plan in had.values() for front in fronts_of(plan)}
+        others = (plan for key, plan in self.wanted().items() if key not in refused)
+        taken = {front for plan in others for front in fronts_of(plan) if front in theirs}
+        return {key: kept(plan, self._different.get(key, plan), taken) for key, plan in had.items()}
 
     def _record(self, done: Recorded) -> None:
         for change in done.changes:
@@ -136,3 +153,18 @@ class Ledger:
             else:
                 self._plans[change.key] = change.after
         self._listeners.call(done)
+
+
+def kept(plan: ServicePlan, refused: ServicePlan | None, taken: Collection[Front]) -> ServicePlan:
+    """What the kernel keeps of a plan when it refuses another one for the same Service.
+
+    Args:
+        plan: the plan that is in the kernel.
+        refused: the plan that is refused; None: the Service cannot be removed.
+        taken: fronts that were programmed for other Services.
+    """
+    gone = {front for front in fronts_of(plan) if front in taken}
+    if not gone:
+        return plan
+    lost = [each for each in refused.lost if each.front in gone] if refused else []
+    return structs.replace(without_fronts(plan, gone), lost=(*plan.lost, *lost))

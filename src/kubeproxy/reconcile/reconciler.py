@@ -7,7 +7,8 @@ each other rest as long as a partial sync takes, one second at most.
 
 What is wanted and what is in the kernel is recorded in the `ledger`. A full sync sends all plans to the driver, which
 compares them with what the kernel holds. All Services are planned for it only if the plans may be others: at the start, when the
-node changed, and once an hour. Otherwise, above all after drift, the plans of the ledger are sent.
+node changed, and once an hour. Otherwise, above all after drift, the plans of the ledger are sent. After drift the plan that a
+refused Service had in the kernel is restored, too; the refused one is not retried then.
 
 A sync that fails is done again, in full, with growing delays. A Service that the kernel refuses is left as it was,
 reported, and retried when it changes and with growing delays; it does not delay others. Drift is detected by the `watchdog`.
@@ -24,6 +25,7 @@ from kubeproxy.api.addresses import Family
 from kubeproxy.backends.base import (
     Change,
     Driver,
+    Failures,
     Leading,
     Measured,
     StaleError,
@@ -115,6 +117,7 @@ class Reconciler:
         self._syncing: float | None = None
         self._full = True
         self._plan_all = True
+        self._restoring = False  # the kernel may have lost rules since the last full sync
         self._node_changed = False
         self._next_refused = math.inf
         self._refused_delay = 0.0
@@ -257,10 +260,13 @@ class Reconciler:
         full = kind != "partial"
         touched, self._pending = self._pending, {}
         if full:
+            self._full = False
+            self._restoring |= self._watchdog.drifted
+            self._watchdog.began()
+        restoring = full and self._restoring
+        if full and not restoring:
             touched |= self._retried
             self._retried = {}
-            self._full = False
-            self._watchdog.began()
         node, node_changed, self._node_changed = self.node, self._node_changed, False
         self._syncing = started if self._queued is None else self._queued
         self._queued = self._syncing if self._retried else None
@@ -269,7 +275,7 @@ class Reconciler:
             await self._plan(touched, node, full=full)
             planned = self._clock.now()
             if full:
-                plans = self.ledger.wanted()
+                plans = self.ledger.restored() if restoring else self.ledger.wanted()
                 failures = await self._driver.load(node, plans)
                 count = len(plans)
             else:
@@ -290,14 +296,24 @@ class Reconciler:
         ended = self._clock.now()
         self._pacer.succeeded(kind, ended, ended - started)
         if full:
-            refused = self.ledger.refused
-            changes = self.ledger.loaded(failures)
+            changes = self._loaded(failures, ended, restoring=restoring)
             self._watchdog.compared(ended, ended - started)
-            self._report_refused(refused, ended)
         else:
             self.ledger.applied(changes)
         triggered = [at for c in changes for at in touched.get(c.key, ())] if touched else ()
         self._succeeded(Synced(full, started, ended - started, ended - planned, triggered), count)
+
+    def _loaded(self, failures: Failures, now: float, *, restoring: bool) -> Sequence[Change]:
+        """Records a full sync; returns what it changed."""
+        before = self.ledger.refused
+        changes = self.ledger.loaded({**before, **failures} if restoring else failures)
+        # A Service that is refused only now has not got back what the kernel lost of it.
+        lacking = (failures.keys() - before.keys()) & self.ledger.plans.keys() if restoring else ()
+        self._restoring = bool(lacking)
+        if lacking:
+            self._restore()
+        self._report_refused(before, None if restoring else now)
+        return changes
 
     async def _plan(self, touched: Collection[Key], node: NodeConfig, *, full: bool) -> None:
         """Plans what the sync is about. What is touched meanwhile is planned too, and found in place by the next sync."""
@@ -359,8 +375,13 @@ class Reconciler:
         )
         self._listeners.call(done)
 
-    def _report_refused(self, before: Mapping[Key, str], now: float) -> None:
-        """Logs which Services are refused now and which are no more, and determines when the refused ones are retried."""
+    def _report_refused(self, before: Mapping[Key, str], tried: float | None) -> None:
+        """Logs which Services are refused now and which are no more, and determines when the refused ones are retried.
+
+        Args:
+            before: those that were refused before.
+            tried: when they were tried; None if they were not.
+        """
         refused = self.ledger.refused
         for key, words in refused.items():
             if before.get(key) != words:
@@ -373,12 +394,14 @@ class Reconciler:
                 "Service %(service)s: %(ipFamily)s rules are in place now",
                 {"service": ObjectRef(*key), "ipFamily": self.family},
             )
-        if refused:
+        if not refused:
+            self._refused_delay, self._next_refused = 0.0, math.inf
+        elif tried is not None:
             longest = max(2 * self._refused_delay, self._sync_period)
             self._refused_delay = min(longest, _LONGEST_REFUSAL_SECONDS)
-            self._next_refused = now + self._refused_delay
-        else:
-            self._refused_delay, self._next_refused = 0.0, math.inf
+            self._next_refused = tried + self._refused_delay
+        elif self._next_refused == math.inf:
+            self._next_refused = self._clock.now() + self._sync_period
         touched = self._pending | self._retried
         self._retried = {key: touched.pop(key) for key in refused if key in touched}
         self._pending = touched

@@ -88,7 +88,7 @@ class NodeHealth:
 
     def _recorded(self, done: Recorded) -> None:
         """The kernel has other rules now."""
-        moved = done.full  # the node may be another, or a Service may be refused now
+        moved = done.full  # the node's addresses may be others
         for change in done.changes:
             before, after = (plan.health_check_port if plan else 0 for plan in (change.before, change.after))
             moved |= before != after
@@ -99,19 +99,13 @@ class NodeHealth:
         if moved:
             self._changed.set()
 
-    def _ports(self) -> dict[Key, int]:
-        """The port of each Service that has one. One that the kernel refuses cedes its port to another that has it now."""
-        ledger = self._loop.ledger
-        ports = {key: ledger.plans[key].health_check_port for key in self._keys}
-        taken = {port for key, port in ports.items() if key not in ledger.refused}
-        return {key: port for key, port in ports.items() if key not in ledger.refused or port not in taken}
-
     async def _follow(self) -> None:
         """Closes what is not wanted, then opens what is."""
         node = self._loop.node
         anywhere = "0.0.0.0" if node.family == IPV4 else "::"
         addresses = node.node_port_addresses if node.node_port_ranges else (anywhere,)
-        wanted = {((a, port), key): None for key, port in self._ports().items() for a in addresses}
+        plans = self._loop.ledger.plans
+        wanted = {((a, plans[key].health_check_port), key): None for key in self._keys for a in addresses}
         for at, (key, _) in list(self._open.items()):
             if (at, key) not in wanted:
                 self._close(at)

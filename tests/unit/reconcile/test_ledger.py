@@ -15,7 +15,8 @@ A, B, C = (("default", name) for name in "abc")
 
 
 def plan(key: Key, number: int = 80) -> ServicePlan:
-    return ServicePlan(*key, (PortPlan("/".join(key), "TCP", number, "10.96.0.1"),))
+    address = f"10.96.0.{1 + 'abc'.index(key[1])}"
+    return ServicePlan(*key, (PortPlan("/".join(key), "TCP", number, address),))
 
 
 def test_what_a_row_says_from_the_first_plan_to_the_removal() -> None:
