@@ -2,7 +2,8 @@
 
 A relative link must lead to a file of this repository, and its fragment to a heading of that page. Links of pages in docs/ must
 stay in docs/, because the web site holds nothing else. README and CONTRIBUTING name files in code spans (`docs/nftables.md`):
-those must exist, too. (`make docs` checks the navigation.) Links to other hosts are not followed.
+those must exist, too. Each page in docs/ must be in the navigation of the web site (mkdocs.yml) and be linked from docs/index.md,
+because readers find no other pages. Links to other hosts are not followed.
 """
 
 import re
@@ -10,7 +11,10 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
+
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("*.md", "docs/**/*.md")
@@ -58,6 +62,30 @@ def problems(root: Path = ROOT) -> Iterator[str]:
             )
 
 
+def hidden(root: Path = ROOT) -> Iterator[str]:
+    """The pages in docs/ that readers do not find, one line for each place that does not list them."""
+    docs = root / "docs"
+    index = docs / "index.md"
+    navigation = set(_pages(yaml.safe_load((root / "mkdocs.yml").read_text())["nav"]))
+    text = _CODE.sub("", prose(index.read_text()))
+    linked = {(match[1] or match[2]).partition("#")[0] for match in _LINK.finditer(text)}
+    for page in sorted(docs.glob("**/*.md")):
+        name = page.relative_to(docs).as_posix()
+        if name not in navigation:
+            yield f"docs/{name}: is not in the navigation of mkdocs.yml"
+        if page != index and name not in linked:
+            yield f"docs/{name}: is not linked from docs/index.md"
+
+
+def _pages(navigation: Any) -> Iterator[str]:
+    """The pages in a navigation of MkDocs, which consists of lists, of mappings from title to entry, and of paths."""
+    if isinstance(navigation, str):
+        yield navigation
+        return
+    for entry in navigation.values() if isinstance(navigation, dict) else navigation:
+        yield from _pages(entry)
+
+
 def _wrong(link: str, page: Path, root: Path) -> str:
     if _EXTERNAL.match(link):
         return ""
@@ -74,6 +102,6 @@ def _wrong(link: str, page: Path, root: Path) -> str:
 
 
 if __name__ == "__main__":
-    found = list(problems())
+    found = [*problems(), *hidden()]
     print("\n".join(found), file=sys.stderr, end="\n" if found else "")
     sys.exit(bool(found))

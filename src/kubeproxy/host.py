@@ -154,7 +154,7 @@ def local_traffic(
     mine = next((cidr for cidr in cidrs if family_of(cidr) == family), None)
     if mine is None:
         log.info(
-            "%(ipFamily)s: local traffic cannot be told from other traffic: detectLocalMode %(detectLocalMode)s has no range",
+            "%(ipFamily)s: local traffic cannot be distinguished from other traffic: detectLocalMode %(detectLocalMode)s has no range",
             {"ipFamily": family, "detectLocalMode": mode},
         )
         return None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tools.links import ROOT, anchor, problems
+from tools.links import ROOT, anchor, hidden, problems
 
 
 @pytest.fixture
@@ -11,12 +11,23 @@ def tree(tmp_path):
     (tmp_path / "docs" / "a.md").write_text(
         "# A page\n\n## Services: what `kube-proxy` does\n\n    # no heading\n"
     )
-    (tmp_path / "mkdocs.yml").write_text("nav:\n- A: a.md\n")
+    (tmp_path / "docs" / "index.md").write_text("[A](a.md)\n")
+    (tmp_path / "mkdocs.yml").write_text("nav:\n- Overview: index.md\n- Section:\n  - A: a.md\n")
     return tmp_path
 
 
 def test_the_repository_has_none():
-    assert list(problems(ROOT)) == []
+    assert [*problems(ROOT), *hidden(ROOT)] == []
+
+
+def test_every_page_is_in_the_navigation_and_in_the_index(tree):
+    assert list(hidden(tree)) == []
+    (tree / "docs" / "b.md").write_text("# Linked from another page only")
+    (tree / "docs" / "a.md").write_text("[b](b.md)")
+    assert list(hidden(tree)) == [
+        "docs/b.md: is not in the navigation of mkdocs.yml",
+        "docs/b.md: is not linked from docs/index.md",
+    ]
 
 
 @pytest.mark.parametrize(
