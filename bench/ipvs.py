@@ -104,7 +104,7 @@ async def _living(full: float, rounds: int) -> None:
         )
         with netns.inside(node):
             await server.start()
-            kernel = ipvs.IPVS(MACHINE)
+            kernel = ipvs.IPVSSocket(MACHINE)
         proxy = rig.Proxy(node, *FLAGS, "--master", server.url)
         await asyncio.to_thread(proxy.__enter__)
         try:
@@ -136,7 +136,7 @@ async def _living(full: float, rounds: int) -> None:
             await server.stop()
 
 
-def _until(kernel: ipvs.IPVS, virtual: ipvs.Virtual, count: int) -> None:
+def _until(kernel: ipvs.IPVSSocket, virtual: ipvs.Virtual, count: int) -> None:
     """Looks at the kernel until a virtual server has so many real servers."""
     while len(kernel.reals(virtual)) != count:
         time.sleep(0.001)

@@ -16,14 +16,14 @@ import msgspec
 
 from bench import objects, rig
 from kubeproxy.backends.nftables import names
-from kubeproxy.backends.nftables.driver import NFTables
+from kubeproxy.backends.nftables.driver import NFTablesDriver
 from kubeproxy.hub import Hub
 from kubeproxy.model.node import LocalTraffic, NodeConfig
-from kubeproxy.netlink.nft.kernel import Kernel
-from kubeproxy.netlink.nft.messages import Message
+from kubeproxy.netlink.nft.kernel import NftKernel
+from kubeproxy.netlink.nft.messages import NftMessage
 from kubeproxy.reconcile.reconciler import Reconciler, Synced
 from kubeproxy.sources.events import decode_event
-from kubeproxy.sources.ledger import Ledger
+from kubeproxy.sources.known import KnownObjects
 from tests.lab import netns
 from tests.machines import MACHINE
 
@@ -73,7 +73,7 @@ def _show_first(services: int, count: int, found: Sequence["First"]) -> None:
     )
 
 
-class Timed(Kernel):
+class Timed(NftKernel):
     """The kernel, and the seconds it took.
 
     Attributes:
@@ -84,8 +84,8 @@ class Timed(Kernel):
         super().__init__(MACHINE)
         self.seconds = 0.0
 
-    def commit(self, messages: Sequence[Message]) -> None:
-        """See `Kernel`."""
+    def commit(self, messages: Sequence[NftMessage]) -> None:
+        """See `NftKernel`."""
         started = time.perf_counter()
         try:
             super().commit(messages)
@@ -110,10 +110,10 @@ def _line(obj: dict[str, Any], kind: str = "ADDED") -> bytes:
 class Daemon:
     """What the daemon does with what a watch brings it, and no more: decoding, the state, the loop, the kernel."""
 
-    def __init__(self, backend: NFTables) -> None:
+    def __init__(self, backend: NFTablesDriver) -> None:
         self.hub = Hub(objects.NODE)
         self.loop = Reconciler(self.hub.state, backend, NODE, min_sync_period=0.0)
-        self._ledgers = {kind: Ledger(kind, self.hub) for kind in ("Service", "EndpointSlice")}
+        self._objects = {kind: KnownObjects(kind, self.hub) for kind in ("Service", "EndpointSlice")}
         self._done = asyncio.Event()
         self.loop.on_sync(self._synced)
 
@@ -123,7 +123,7 @@ class Daemon:
 
     def hear(self, kind: str, line: bytes) -> None:
         """A line of a watch."""
-        self._ledgers[kind].set(decode_event(line).object)
+        self._objects[kind].set(decode_event(line).object)
 
     async def committed(self) -> float:
         """Waits for a sync to be done; returns when it was."""
@@ -143,7 +143,7 @@ def _first(services: int, count: int) -> First:
 
 
 async def _first_sync(kernel: Timed, lines: list[tuple[str, bytes]]) -> First:
-    daemon = Daemon(NFTables(kernel, NODE))
+    daemon = Daemon(NFTablesDriver(kernel, NODE))
     started, before = time.perf_counter(), time.process_time()
     for kind, line in lines:
         daemon.hear(kind, line)
@@ -168,8 +168,8 @@ class Changes(NamedTuple):
 async def _change(services: int, count: int, rounds: int) -> Changes:
     replaced, added = [], []
     lines = _lists(services, count)
-    with rig.node() as node, netns.inside(node), Kernel(MACHINE) as kernel:
-        daemon = Daemon(NFTables(kernel, NODE))
+    with rig.node() as node, netns.inside(node), NftKernel(MACHINE) as kernel:
+        daemon = Daemon(NFTablesDriver(kernel, NODE))
         for kind, line in lines:
             daemon.hear(kind, line)
         task = asyncio.create_task(daemon.loop.run())

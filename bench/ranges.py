@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from bench import objects, rig
 from bench.nftables import NODE, Daemon, Timed, _line
-from kubeproxy.backends.nftables.driver import NFTables
+from kubeproxy.backends.nftables.driver import NFTablesDriver
 from tests.lab import netns
 
 FEW, MANY, PORTS = 10, 2_000, 3
@@ -61,7 +61,7 @@ def _slice(last: str) -> dict[str, Any]:
 
 async def _measure(ranges: int) -> Costs:
     with rig.node() as node, netns.inside(node), Timed() as kernel:
-        daemon = Daemon(NFTables(kernel, NODE))
+        daemon = Daemon(NFTablesDriver(kernel, NODE))
         daemon.hear("Service", _line(objects.service(1)))
         task = asyncio.create_task(daemon.loop.run())
         await daemon.committed()

@@ -21,7 +21,7 @@ from kubeproxy import log as klog
 from kubeproxy.backends.base import Driver, SyncError, UnsupportedError
 from kubeproxy.backends.mode import Mode
 from kubeproxy.config import KUBERNETES
-from kubeproxy.config.load import Options
+from kubeproxy.config.load import RunOptions
 from kubeproxy.contests import Contests
 from kubeproxy.events import Events
 from kubeproxy.flows import FlowCleaner
@@ -66,12 +66,12 @@ class FatalError(Exception):
     """The program cannot go on; the message is for the operator."""
 
 
-def run(options: Options) -> int:
+def run(options: RunOptions) -> int:
     """Runs the program as told; returns its exit status."""
     gc.set_threshold(*_GC_THRESHOLD)
-    from kubeproxy.machine.linux import Linux
+    from kubeproxy.machine.linux import LinuxMachine
 
-    machine = Linux()
+    machine = LinuxMachine()
     try:
         if options.cleanup:
             _clean_up(machine, options)
@@ -144,7 +144,7 @@ def _alone(machine: Machine) -> instance.Instance:
         raise FatalError(f"{e}: nothing was changed; stop it first") from e
 
 
-def _clean_up(machine: Machine, options: Options) -> None:
+def _clean_up(machine: Machine, options: RunOptions) -> None:
     if machine.lacks(("CAP_NET_ADMIN",)):
         raise FatalError(
             "--cleanup needs CAP_NET_ADMIN, and CAP_NET_RAW for legacy iptables: nothing was removed"
@@ -182,7 +182,7 @@ def _spare(machine: Machine, score: int) -> None:
 class App:
     """The daemon."""
 
-    def __init__(self, options: Options, machine: Machine, *, mode: Mode | None = None) -> None:
+    def __init__(self, options: RunOptions, machine: Machine, *, mode: Mode | None = None) -> None:
         """Nothing is done before `run`.
 
         Args:

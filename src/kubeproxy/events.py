@@ -235,12 +235,12 @@ class Events:
         }
 
 
-class _Meta(Struct, frozen=True, gc=False):
+class _Identity(Struct, frozen=True, gc=False):
     uid: str = ""
 
 
 class _Object(Struct, frozen=True, gc=False):
-    metadata: _Meta = _Meta()
+    metadata: _Identity = _Identity()
 
 
 class _List(Struct, frozen=True, gc=False):

@@ -31,7 +31,7 @@ from kubeproxy.model.arrivals import TCP, Arrivals
 from kubeproxy.model.flows import PROTOCOLS, Fronts, Listing
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.netlink import conntrack
-from kubeproxy.netlink.conntrack import Flow
+from kubeproxy.netlink.conntrack import ConntrackFlow
 from kubeproxy.reconcile.ledger import Recorded
 from kubeproxy.reconcile.reconciler import Reconciler
 
@@ -172,7 +172,7 @@ class FlowCleaner:
         """
         started, before, listed = time.monotonic(), self.deleted, 0
         failed: dict[Listing, OSError] = {}
-        is_stale: Callable[[Flow], bool] | None = None
+        is_stale: Callable[[ConntrackFlow], bool] | None = None
         self._take()
         while listing := self._fronts.next_listing():
             is_stale = is_stale or self._judge()
@@ -189,11 +189,11 @@ class FlowCleaner:
         self._arrivals.settled()
         return Cleaned(listed, self.deleted - before, time.monotonic() - started)
 
-    def _look(self, listing: Listing, is_stale: Callable[[Flow], bool]) -> int:
+    def _look(self, listing: Listing, is_stale: Callable[[ConntrackFlow], bool]) -> int:
         """Lists flows and deletes the stale ones; returns how many were listed."""
         family = AF_INET if self._loop.family == IPV4 else AF_INET6
         listed = 0
-        stale: list[Flow] = []
+        stale: list[ConntrackFlow] = []
         for flow in conntrack.flows(
             self._machine,
             family,
@@ -228,7 +228,7 @@ class FlowCleaner:
                 for listing in self._arrivals.listings():
                     self._fronts.look_at(listing)
 
-    def _judge(self) -> Callable[[Flow], bool]:
+    def _judge(self) -> Callable[[ConntrackFlow], bool]:
         """What tells whether a flow is stale, on the node as it is now."""
         node = self._loop.node
         size = BITS[node.family] // 8
@@ -242,14 +242,14 @@ class FlowCleaner:
                 answer = known[address] = here and node.serves_node_ports(unpack(address))
             return answer
 
-        def is_stale(flow: Flow) -> bool:
+        def is_stale(flow: ConntrackFlow) -> bool:
             if flow.protocol == TCP:
                 return self._arrivals.is_waiting(flow, local)
             return self._fronts.is_stale(flow, local)
 
         return is_stale
 
-    def _delete(self, stale: Sequence[Flow], is_stale: Callable[[Flow], bool]) -> None:
+    def _delete(self, stale: Sequence[ConntrackFlow], is_stale: Callable[[ConntrackFlow], bool]) -> None:
         """Deletes what is stale by the newest word, too."""
         if self._inbox:
             self._take()

@@ -64,7 +64,7 @@ class ObjectRef(Struct, gc=False, frozen=True, omit_defaults=True):
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
 
-class Options(Struct, gc=False, frozen=True):
+class LogSettings(Struct, gc=False, frozen=True):
     """What to log and where to.
 
     Attributes:
@@ -94,7 +94,7 @@ def verbosity(level: int) -> int:
     return 0 if level >= logging.INFO else max(2, (24 - level) // 3)
 
 
-def setup(options: Options) -> None:
+def setup(options: LogSettings) -> None:
     """Makes the program log as told. May be called again, to change -v say; the last call counts."""
     logging.raiseExceptions = False  # a closed stderr must not disturb the proxy
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from kubeproxy.api.addresses import join, pack
 from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.ipvs.kernel import ServerChange
-from kubeproxy.backends.programs import RefusedError
+from kubeproxy.backends.programs import InputRefusedError
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.ipset import Element
 from kubeproxy.netlink.nft import kernel as nft
 from kubeproxy.netlink.nft import messages as m
-from kubeproxy.netlink.nft.messages import Message
+from kubeproxy.netlink.nft.messages import NftMessage
 from kubeproxy.relay import sockets
 from kubeproxy.relay.values import Listener
 from tests.fakes.relay import FakeRelay
@@ -89,13 +89,15 @@ class _Around:
 class FaultyNftables(_Around):
     """See `netlink.nft.kernel.Kernel`."""
 
-    def commit(self, messages: Sequence[Message]) -> None:
+    def commit(self, messages: Sequence[NftMessage]) -> None:
         if not messages:
             return
         self._faults.write()
         for index, message in enumerate(messages):
             if message.kind in _NEW and self._faults.refuse(Piece(_NEW[message.kind], bytes(message.body))):
-                raise nft.RefusedError(wire.NetlinkError(errno.EINVAL, "Invalid argument"), message, index)
+                raise nft.TransactionRefusedError(
+                    wire.NetlinkError(errno.EINVAL, "Invalid argument"), message, index
+                )
         self.behind.commit(messages)
 
 
@@ -110,7 +112,7 @@ class FaultyTables(_Around):
             raise SyncError(str(e)) from e
         for number, line in enumerate(text.splitlines(), 1):
             if line.startswith(("-A ", "-I ")) and self._faults.refuse(Piece(f"{table} rule", line)):
-                raise RefusedError(f"iptables-restore: line {number} failed: {line}", number)
+                raise InputRefusedError(f"iptables-restore: line {number} failed: {line}", number)
         self.behind.restore(table, [text])
 
 

@@ -13,7 +13,7 @@ from kubeproxy.backends.base import Driver
 from kubeproxy.backends.fake import MODE, FakeDriver
 from kubeproxy.config.load import load
 from kubeproxy.machine.base import Machine
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.model.node import NodeConfig
 from tests.fakes.cluster import wire
 
@@ -35,7 +35,7 @@ class Hollow(App):
         }
         self.drivers: list[FakeDriver] = []
         super().__init__(
-            load(given, "linux"), Fake(("127.0.0.1", address)), mode=replace(MODE, open=self._made)
+            load(given, "linux"), FakeMachine(("127.0.0.1", address)), mode=replace(MODE, open=self._made)
         )
 
     def _made(self, _: Machine, __: NodeConfig) -> Driver:

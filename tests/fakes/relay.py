@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Mapping
 
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.relay.control import Relay
 from kubeproxy.relay.values import Listener
 
@@ -18,7 +18,7 @@ class FakeRelay(Relay):
     """
 
     def __init__(self, labels: Mapping[str, str] | None = None) -> None:
-        super().__init__(Fake(), "fake", labels=labels)
+        super().__init__(FakeMachine(), "fake", labels=labels)
         self._held: dict[int, tuple[socket.socket, Listener]] = {}
         self._number = 0
         self.accepts = True

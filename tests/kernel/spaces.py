@@ -10,7 +10,7 @@ import pytest
 from kubeproxy.api.addresses import IPV4, Family
 from kubeproxy.backends.fake_tables import BUILTIN, FakeTables
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.driver import IPTables
+from kubeproxy.backends.iptables.driver import IPTablesDriver
 from kubeproxy.backends.programs import TABLES, Programs, Variant
 from kubeproxy.netlink import nfacct
 from tests.fakes.cluster import NODE, NODE6, Proxy
@@ -98,7 +98,7 @@ class Space:
     def proxy(self) -> Proxy:
         """A new run over what is there."""
         self.tables.inputs.clear()
-        return Proxy(IPTables(self.tables, counters=True, drop_invalid=True), self.node)
+        return Proxy(IPTablesDriver(self.tables, counters=True, drop_invalid=True), self.node)
 
 
 def use_variant(monkeypatch: pytest.MonkeyPatch, folder: Path, variant: Variant) -> None:

@@ -227,7 +227,7 @@ def test_of_any_table_only_clients_who_wait_at_the_front_are_forgotten(
     assert cleaner.deleted == len(forgotten)
 
 
-def _client(flow: conntrack.Flow) -> tuple[str, int]:
+def _client(flow: conntrack.ConntrackFlow) -> tuple[str, int]:
     original = wire.attributes(wire.attributes(flow.message[4:])[1])
     addresses, ports = wire.attributes(original[1]), wire.attributes(original[2])
     return unpack(bytes(addresses[1])), int.from_bytes(ports[2])

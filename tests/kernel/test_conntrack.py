@@ -9,7 +9,7 @@ import pytest
 from kubeproxy.api.addresses import unpack
 from kubeproxy.model.flows import Place, place
 from kubeproxy.netlink import conntrack
-from kubeproxy.netlink.conntrack import SCTP, UDP, Flow
+from kubeproxy.netlink.conntrack import SCTP, UDP, ConntrackFlow
 from tests.kernel.test_netlink import unprivileged
 from tests.lab import flows, netns
 from tests.lab.flows import Entry
@@ -51,7 +51,7 @@ def listed(space: str, family: int, protocol: int, **what: Place) -> list[Entry]
     return sorted(_entry(flow) for flow in found)
 
 
-def _entry(flow: Flow) -> Entry:
+def _entry(flow: ConntrackFlow) -> Entry:
     front, backend = ((unpack(at[:-2]), int.from_bytes(at[-2:])) for at in (flow.destination, flow.source))
     return Entry(ANYONE, front, backend, flow.protocol, flow.zone)
 
@@ -182,7 +182,7 @@ def test_usage(table: str) -> None:
     [
         "conntrack.usage(MACHINE)",
         "list(conntrack.flows(MACHINE, 2, 17))",
-        "conntrack.delete(MACHINE, [conntrack.Flow(17, b'', b'', M)])",
+        "conntrack.delete(MACHINE, [conntrack.ConntrackFlow(17, b'', b'', M)])",
     ],
 )
 def test_without_the_right_to_it(space: str, what: str) -> None:

@@ -18,9 +18,9 @@ from kubeproxy.backends import programs
 from kubeproxy.backends.base import StaleError, SyncError
 from kubeproxy.backends.iptables import cleanup, names, prepare
 from kubeproxy.backends.iptables import driver as drivers
-from kubeproxy.backends.iptables.driver import IPTables
+from kubeproxy.backends.iptables.driver import IPTablesDriver
 from kubeproxy.backends.iptables.rules import probability
-from kubeproxy.backends.programs import RefusedError, Variant
+from kubeproxy.backends.programs import InputRefusedError, Variant
 from kubeproxy.linux import run
 from kubeproxy.model.node import LocalTraffic
 from kubeproxy.model.plan import Key, ServicePlan
@@ -76,7 +76,7 @@ def test_whatever_was_there_the_kernel_ends_as_after_a_fresh_start(
         patch.setattr(drivers, "LARGE_CLUSTER_ENDPOINTS", 6)
         patch.setattr(drivers, "_NF_TABLES_LINES", 8)
         patch.setattr(drivers, "_NF_TABLES_FIRST_LINES", 20)
-        proxy = Proxy(IPTables(tables, counters=True, drop_invalid=True), node)
+        proxy = Proxy(IPTablesDriver(tables, counters=True, drop_invalid=True), node)
         for number, batch in enumerate(history):
             for event in batch:
                 proxy.hear(event)
@@ -85,7 +85,7 @@ def test_whatever_was_there_the_kernel_ends_as_after_a_fresh_start(
         firewall = ("filter", names.KUBELET_FIREWALL)  # it is the kubelet's, too: what is there stays
         assert rules(tables.copy()) | {firewall: []} == fresh(proxy) | {firewall: []}
         tables.inputs.clear()
-        again = Proxy(IPTables(tables, counters=True, drop_invalid=True), node)
+        again = Proxy(IPTablesDriver(tables, counters=True, drop_invalid=True), node)
         again.state = proxy.state
         assert not again.full()
         assert not any(lines for _, lines in tables.inputs)
@@ -192,7 +192,7 @@ def test_an_input_that_is_refused_changes_nothing(inside: str, variant: Variant,
         ([":KUBE-MARK-MASQ - [0:0]\n", "-X KUBE-MARK-MASQ\n"], 0),
         (["-A KUBE-MARK-MASQ -m nfacct --nfacct-name nosuchcounter\n"], 0),
     ):
-        with pytest.raises(RefusedError) as caught:
+        with pytest.raises(InputRefusedError) as caught:
             space.tables.restore("nat", lines)
         assert caught.value.line == line or not line or "NOSUCHCHAIN" in str(caught.value), str(caught.value)
         assert space.tables.rules() == before

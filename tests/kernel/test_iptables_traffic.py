@@ -9,7 +9,7 @@ import pytest
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.driver import IPTables
+from kubeproxy.backends.iptables.driver import IPTablesDriver
 from kubeproxy.backends.programs import Variant
 from tests.fakes.cluster import Folder, Proxy, endpoints, service
 from tests.kernel.daemons import NODE, PATIENCE, Station, answers, until
@@ -46,7 +46,7 @@ def test_taking_over_from_the_reference_and_handing_back(
     talk_service = service("talk", OLD, ports=[types.ServicePort(81)])
     talk_slice = endpoints("talk", EP11, port=TALK_PORT, local=LOCAL, node=NODE_NAME)
     with lab.inside("node"):
-        reference = Proxy(IPTables(Real(IPV4, variant), counters=True, drop_invalid=True), NODE)
+        reference = Proxy(IPTablesDriver(Real(IPV4, variant), counters=True, drop_invalid=True), NODE)
         reference.tell(talk_service, talk_slice)
         reference.partial()
     recorded = rules.read_iptables(lab, suffix)

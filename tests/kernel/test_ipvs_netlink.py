@@ -10,13 +10,13 @@ import pytest
 
 from kubeproxy.api.addresses import FAMILIES, IPV4, IPV6, Family, pack
 from kubeproxy.backends.ipvs.desired import Counted
-from kubeproxy.backends.ipvs.fake import FakeKernel
-from kubeproxy.backends.ipvs.kernel import Kernel, Linux, ServerChange
+from kubeproxy.backends.ipvs.fake import FakeIPVSKernel
+from kubeproxy.backends.ipvs.kernel import IPVSKernel, LinuxIPVSKernel, ServerChange
 from kubeproxy.backends.ipvs.names import CLUSTER_IP, SETS
 from kubeproxy.backends.ipvs.sets import SetKeeper
 from kubeproxy.netlink import ipset, ipvs, route
 from kubeproxy.netlink.ipset import Element
-from kubeproxy.netlink.ipvs import IPVS, Load, Real, Settings, Timeouts, Virtual
+from kubeproxy.netlink.ipvs import IPVSSocket, Load, Real, Settings, Timeouts, Virtual
 from tests.lab import netns
 from tests.machines import MACHINE
 
@@ -38,7 +38,7 @@ def test_virtual_servers_are_those_ipvsadm_prints() -> None:
     one = Virtual(ipvs.TCP, pack("10.96.0.1"), 80)
     two = Virtual(ipvs.SCTP, pack("fd00:10:96::1"), 443)
     near, far = Real(pack("10.244.1.11"), 8080), Real(pack("10.244.1.12"), 8080)
-    with IPVS(MACHINE) as kernel:
+    with IPVSSocket(MACHINE) as kernel:
         assert not kernel.submit(
             [
                 kernel.add(one, Settings("rr")),
@@ -80,7 +80,7 @@ def test_virtual_servers_are_those_ipvsadm_prints() -> None:
 
 def test_each_refusal_is_told_and_harms_nothing_else() -> None:
     good, bad = Virtual(ipvs.TCP, pack("10.96.0.1"), 80), Virtual(ipvs.TCP, pack("10.96.0.2"), 80)
-    with IPVS(MACHINE) as kernel:
+    with IPVSSocket(MACHINE) as kernel:
         requests = [kernel.add(good._replace(port=i), Settings("rr")) for i in range(1, 2001)]
         requests[7] = kernel.add(bad, Settings("nosuch"))
         requests[1999] = kernel.delete(bad)
@@ -90,7 +90,7 @@ def test_each_refusal_is_told_and_harms_nothing_else() -> None:
 
 
 def test_timeouts() -> None:
-    with IPVS(MACHINE) as kernel:
+    with IPVSSocket(MACHINE) as kernel:
         before = kernel.timeouts()
         kernel.set_timeouts(Timeouts(1000, 0, 20))
         assert kernel.timeouts() == Timeouts(1000, before.tcp_fin, 20)
@@ -164,7 +164,7 @@ def test_a_set_grows_beyond_its_size_while_rules_look_into_it() -> None:
     wanted: Counted[Element] = Counted()
     contents: dict[str, Counted[Element]] = {name: Counted() for name in SETS}
     contents[CLUSTER_IP] = wanted
-    kernel = Linux(MACHINE, IPV4)
+    kernel = LinuxIPVSKernel(MACHINE, IPV4)
     keeper = SetKeeper(kernel, IPV4)
     elements = [
         Element(pack(f"10.96.{i >> 8 & 255}.{i & 255}"), ipvs.TCP, 80 + (i >> 16)) for i in range(66_000)
@@ -184,12 +184,12 @@ def test_a_set_grows_beyond_its_size_while_rules_look_into_it() -> None:
 
 @pytest.mark.parametrize("family", [IPV4, IPV6])
 def test_the_kernel_in_memory_is_like_the_real_one(family: Family) -> None:
-    real, fake = Linux(MACHINE, family), FakeKernel()
+    real, fake = LinuxIPVSKernel(MACHINE, family), FakeIPVSKernel()
     assert _drill(real, family) == _drill(fake, family)
     real.close()
 
 
-def _drill(kernel: Kernel, family: Family) -> list[object]:
+def _drill(kernel: IPVSKernel, family: Family) -> list[object]:
     """Does all sorts of things, and tells what came of it."""
     base = "10.96.0." if family == IPV4 else "fd00:10:96::"
     virtual = Virtual(ipvs.TCP, pack(f"{base}1"), 80)

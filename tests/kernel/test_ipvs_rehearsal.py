@@ -7,8 +7,8 @@ import pytest
 
 from kubeproxy.api.addresses import FAMILIES, Family
 from kubeproxy.backends.ipvs import names
-from kubeproxy.backends.ipvs.driver import IPVS
-from kubeproxy.backends.ipvs.kernel import Linux
+from kubeproxy.backends.ipvs.driver import IPVSDriver
+from kubeproxy.backends.ipvs.kernel import LinuxIPVSKernel
 from kubeproxy.netlink import route
 from tests.kernel.spaces import Real
 from tests.lab import cases, netns
@@ -51,7 +51,7 @@ def test_cases(space: str, family: Family) -> None:
             world = World.of_case(name, "ipvs")
             node = world.nodes[family]
             plans = {plan.key: plan for plan in world.plans(family)}
-            driver = IPVS(Linux(MACHINE, family), tables, node)
+            driver = IPVSDriver(LinuxIPVSKernel(MACHINE, family), tables, node)
             assert not asyncio.run(driver.load(node, plans))
             held = asyncio.run(driver.read())
             assert driver.difference(held, node, plans).lines() == [], name

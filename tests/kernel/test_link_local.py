@@ -17,7 +17,7 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink import route
 from kubeproxy.sources.auth import Credentials
 from kubeproxy.sources.client import Client
-from kubeproxy.sources.kubeconfig import Cluster, Connection, User
+from kubeproxy.sources.kubeconfig import Cluster, ClusterAccess, User
 from tests.fakes.cluster import endpoints, service
 from tests.fakes.tls import Authority
 from tests.kernel.daemons import Bare, Station, until
@@ -218,7 +218,7 @@ def test_an_api_server_on_the_link(linked: tuple[str, str]) -> None:
         sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
         sock.bind(route.socket_address(MACHINE.addresses, address, 6443))
         cluster = Cluster(server=f"https://[{address}%25eth0]:6443", certificate_authority_data=authority.pem)
-        client = Client(Credentials(lambda: Connection(cluster, User())))
+        client = Client(Credentials(lambda: ClusterAccess(cluster, User())))
         try:
             async with await asyncio.start_server(answer, sock=sock, ssl=authority.server_context(address)):
                 return await client.request("GET", "/api")

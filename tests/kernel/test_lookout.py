@@ -12,7 +12,7 @@ from kubeproxy.backends.iptables.watch import watch
 from kubeproxy.backends.programs import NAT, Programs
 from kubeproxy.netlink.nft.kernel import generation
 from kubeproxy.netlink.nft.lookout import Lookout, words
-from kubeproxy.netlink.nft.monitor import Event, Monitor
+from kubeproxy.netlink.nft.monitor import Monitor, TableEvent
 from tests.lab import netns
 from tests.machines import MACHINE
 
@@ -36,7 +36,7 @@ def flood() -> None:
     nft(f"add element ip t s {{ {elements} }}")
 
 
-def did(events: list[Event]) -> list[tuple[str, str]]:
+def did(events: list[TableEvent]) -> list[tuple[str, str]]:
     return [(event.what, event.where) for event in events]
 
 
@@ -75,7 +75,7 @@ def test_after_a_flood_all_is_told_again() -> None:
 async def test_what_led_to_what_was_looked_at_is_no_news() -> None:
     told: list[str] = []
 
-    def heard(events: list[Event], program: str) -> bool:
+    def heard(events: list[TableEvent], program: str) -> bool:
         told.append(words(events))
         return True
 
@@ -101,7 +101,7 @@ async def test_what_led_to_what_was_looked_at_is_no_news() -> None:
 async def test_what_comes_after_a_flood_is_not_taken_for_a_part_of_it() -> None:
     told: list[str] = []
 
-    def heard(events: list[Event], program: str) -> bool:
+    def heard(events: list[TableEvent], program: str) -> bool:
         told.append(words(events))
         return True
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from kubeproxy.machine.base import Machine
-from kubeproxy.machine.fake import Fake
-from kubeproxy.machine.linux import Linux
+from kubeproxy.machine.fake import FakeMachine
+from kubeproxy.machine.linux import LinuxMachine
 from kubeproxy.netlink.nft.kernel import Transactions
 from tests.kernel.daemons import PATIENCE
 from tests.lab import netns
@@ -24,7 +24,7 @@ class World:
         self._space = space
 
     def add(self, address: str, interface: str) -> None:
-        if isinstance(self.machine, Fake):
+        if isinstance(self.machine, FakeMachine):
             index = self.machine.interfaces[interface]
             there = [a.packed for a in self.machine.own if a.interface == index]
             self.machine.set_addresses([*map(socket.inet_ntoa, there), address], interface=interface)
@@ -35,7 +35,7 @@ class World:
 @pytest.fixture(params=["fake", "linux"])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     if request.param == "fake":
-        fake = Fake(["127.0.0.1", HOST])
+        fake = FakeMachine(["127.0.0.1", HOST])
         fake.interfaces["kube-ipvs0"] = 7
         yield World(fake)
         return
@@ -51,7 +51,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         )
     )
     netns.write_sysctls(space, {"net/ipv6/conf/all/disable_ipv6": "1"})
-    yield World(Linux(netns.FOLDER / space), space)
+    yield World(LinuxMachine(netns.FOLDER / space), space)
 
 
 def test_addresses(world: World) -> None:
@@ -112,7 +112,7 @@ def test_programs_that_are_missing(world: World) -> None:
 
 def test_what_is_shared_is_shared_in_one_machine_only(world: World) -> None:
     assert world.machine.shared(Transactions) is world.machine.shared(Transactions)
-    assert world.machine.shared(Transactions) is not Fake().shared(Transactions)
+    assert world.machine.shared(Transactions) is not FakeMachine().shared(Transactions)
 
 
 def test_sockets(world: World) -> None:

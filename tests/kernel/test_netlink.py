@@ -14,7 +14,7 @@ import pytest
 from kubeproxy.linux import xtables
 from kubeproxy.netlink import nfacct, route, wire
 from kubeproxy.netlink.nft import kernel as nft
-from kubeproxy.netlink.nft.messages import IP, IP6, Table
+from kubeproxy.netlink.nft.messages import IP, IP6, TableName
 from kubeproxy.netlink.wire import NetlinkError
 from tests.lab import netns
 from tests.lab.topology import ROOT
@@ -28,7 +28,7 @@ def run(space: str, command: str, given: str = "") -> str:
 
 def unprivileged(space: str, code: str) -> subprocess.CompletedProcess[str]:
     """Runs Python code in a namespace with root's name but none of its rights; MACHINE is the host."""
-    code = f"from kubeproxy.machine.linux import Linux; MACHINE = Linux(); {code}"
+    code = f"from kubeproxy.machine.linux import LinuxMachine; MACHINE = LinuxMachine(); {code}"
     with netns.inside(space):
         return subprocess.run(
             ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", code],
@@ -68,11 +68,11 @@ def test_tables_are_deleted(space: str) -> None:
         "add table ip kube-proxy\nadd chain ip kube-proxy c\nadd table ip6 kube-proxy\nadd table ip other",
     )
     with netns.inside(space):
-        assert nft.drop_table(MACHINE, Table(IP, "kube-proxy"))
-        assert not nft.drop_table(MACHINE, Table(IP, "kube-proxy"))
+        assert nft.drop_table(MACHINE, TableName(IP, "kube-proxy"))
+        assert not nft.drop_table(MACHINE, TableName(IP, "kube-proxy"))
         assert run(space, "nft list tables").splitlines() == ["table ip6 kube-proxy", "table ip other"]
-        assert nft.drop_table(MACHINE, Table(IP6, "kube-proxy"))
-        assert not nft.drop_table(MACHINE, Table(IP6, "kube-proxy"))
+        assert nft.drop_table(MACHINE, TableName(IP6, "kube-proxy"))
+        assert not nft.drop_table(MACHINE, TableName(IP6, "kube-proxy"))
     assert run(space, "nft list tables").splitlines() == ["table ip other"]
 
 
@@ -80,8 +80,8 @@ def test_without_the_right_to_it_nothing_is_deleted_and_nobody_waits(space: str)
     run(space, "nft add table ip kube-proxy")
     done = unprivileged(
         space,
-        "from kubeproxy.netlink.nft.kernel import drop_table; from kubeproxy.netlink.nft.messages import Table;"
-        "drop_table(MACHINE, Table(2, 'kube-proxy'))",
+        "from kubeproxy.netlink.nft.kernel import drop_table; from kubeproxy.netlink.nft.messages import TableName;"
+        "drop_table(MACHINE, TableName(2, 'kube-proxy'))",
     )
     assert "Operation not permitted" in done.stderr
     assert run(space, "nft list tables").splitlines() == ["table ip kube-proxy"]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kubeproxy.api import types
-from kubeproxy.backends.nftables.driver import NFTables
-from kubeproxy.netlink.nft.kernel import Kernel
+from kubeproxy.backends.nftables.driver import NFTablesDriver
+from kubeproxy.netlink.nft.kernel import NftKernel
 from tests.fakes.cluster import NODE, Folder, Proxy, endpoints, service
 from tests.kernel.daemons import PATIENCE, Station, answers, ask, until
 from tests.kernel.traffic import Front, Talk, Traffic, answered, asking, talkers, talking
@@ -331,8 +331,8 @@ def test_no_packet_finds_nothing_while_slots_move(lab: Lab) -> None:
     """Thousands of changes, each of which moves a Service's endpoints to other maps, some to chains that are new."""
     fronts: list[Front] = [("client", WEB, 80), ("node", WEB, 80), ("out", "192.0.2.1", 30080)]
     chance = random.Random(3)
-    with lab.inside("node"), Kernel(MACHINE) as kernel:
-        proxy = Proxy(NFTables(kernel, NODE), NODE)
+    with lab.inside("node"), NftKernel(MACHINE) as kernel:
+        proxy = Proxy(NFTablesDriver(kernel, NODE), NODE)
         web = service("web", WEB, type="NodePort", ports=[types.ServicePort(80, node_port=30080)])
         proxy.tell(web, endpoints("web", EP11))
         assert not proxy.full()

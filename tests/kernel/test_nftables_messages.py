@@ -14,21 +14,21 @@ from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import expressions as x
 from kubeproxy.netlink.nft import messages as m
 from kubeproxy.netlink.nft import objects, text
-from kubeproxy.netlink.nft.fake import FakeKernel
-from kubeproxy.netlink.nft.kernel import Kernel, RefusedError
-from kubeproxy.netlink.nft.messages import Hook, Message, Table
+from kubeproxy.netlink.nft.fake import FakeNftKernel
+from kubeproxy.netlink.nft.kernel import NftKernel, TransactionRefusedError
+from kubeproxy.netlink.nft.messages import Hook, NftMessage, TableName
 from kubeproxy.netlink.nft.types import ADDRESS4, ADDRESS6, PROTOCOL, SERVICE, Type, below
 from tests.lab import netns
 from tests.machines import MACHINE
 
-T4, T6 = Table(m.IP, "t"), Table(m.IP6, "t")
+T4, T6 = TableName(m.IP, "t"), TableName(m.IP6, "t")
 FRONT = (ADDRESS4, PROTOCOL, SERVICE)
 
 
 @pytest.fixture
-def kernel(space: str) -> Iterator[Kernel]:
+def kernel(space: str) -> Iterator[NftKernel]:
     """The nf_tables of a namespace of its own, in which the test runs."""
-    with netns.inside(space), Kernel(MACHINE) as found:
+    with netns.inside(space), NftKernel(MACHINE) as found:
         yield found
 
 
@@ -39,7 +39,7 @@ def nft(*arguments: str) -> str:
     return done.stdout
 
 
-def listed(kind: str, table: Table = T4) -> list[dict[str, Any]]:
+def listed(kind: str, table: TableName = T4) -> list[dict[str, Any]]:
     """The objects of a kind that stock nft lists in JSON."""
     found = json.loads(nft("-j", "list", "table", *str(table).split()))["nftables"]
     return [each[kind] for each in found if kind in each]
@@ -53,11 +53,11 @@ def host(number: int) -> bytes:
     return packing.slot(number)
 
 
-def test_a_table(kernel: Kernel) -> None:
+def test_a_table(kernel: NftKernel) -> None:
     kernel.commit([m.add_table(T4, "what it is for"), m.add_table(T6)])
     assert objects.table_comment(kernel, T4) == "what it is for"
     assert objects.table_comment(kernel, T6) == ""
-    assert objects.table_comment(kernel, Table(m.IP, "other")) is None
+    assert objects.table_comment(kernel, TableName(m.IP, "other")) is None
     assert nft("list", "tables").split("\n") == ["table ip t", "table ip6 t", ""]
     assert 'comment "what it is for"' in nft("list", "table", "ip", "t")
     kernel.commit([m.add_table(T4, "said again"), m.delete_table(T6)])
@@ -65,10 +65,10 @@ def test_a_table(kernel: Kernel) -> None:
     assert objects.table_comment(kernel, T6) is None
 
 
-def test_a_table_of_a_socket_goes_with_it(kernel: Kernel) -> None:
-    with Kernel(MACHINE) as owner:
+def test_a_table_of_a_socket_goes_with_it(kernel: NftKernel) -> None:
+    with NftKernel(MACHINE) as owner:
         owner.commit([m.add_table(T4, flags=m.OWNER)])
-        with pytest.raises(RefusedError) as refused:
+        with pytest.raises(TransactionRefusedError) as refused:
             kernel.commit([m.delete_table(T4)])
         assert refused.value.errno == errno.EPERM
         assert objects.table_comment(kernel, T4) == ""
@@ -85,7 +85,7 @@ def test_a_table_of_a_socket_goes_with_it(kernel: Kernel) -> None:
         (Hook("nat", m.POSTROUTING, 100), "postrouting"),
     ],
 )
-def test_a_base_chain(kernel: Kernel, hook: Hook, name: str) -> None:
+def test_a_base_chain(kernel: NftKernel, hook: Hook, name: str) -> None:
     kernel.commit([m.add_table(T6), m.add_chain(T6, "base", hook)])
     assert objects.chains(kernel, T6) == {"base": objects.ChainInfo("base", hook)}
     (found,) = listed("chain", T6)
@@ -97,7 +97,7 @@ def test_a_base_chain(kernel: Kernel, hook: Hook, name: str) -> None:
     )
 
 
-def test_chains_come_and_go(kernel: Kernel) -> None:
+def test_chains_come_and_go(kernel: NftKernel) -> None:
     to_b = x.verdict(m.verdict(m.JUMP, "b"))
     kernel.commit(
         [
@@ -109,7 +109,9 @@ def test_chains_come_and_go(kernel: Kernel) -> None:
     )
     assert list(objects.chains(kernel, T4)) == ["b", "a"]
     assert 'comment "said"' in nft("list", "chain", "ip", "t", "b")
-    with pytest.raises(RefusedError, match="delete chain ip t b: Device or resource busy") as caught:
+    with pytest.raises(
+        TransactionRefusedError, match="delete chain ip t b: Device or resource busy"
+    ) as caught:
         kernel.commit([m.flush_chain(T4, "b"), m.delete_chain(T4, "b")])
     assert (caught.value.errno, caught.value.index) == (errno.EBUSY, 1)
     kernel.commit([m.flush_chain(T4, "a")])
@@ -117,7 +119,7 @@ def test_chains_come_and_go(kernel: Kernel) -> None:
     assert list(objects.chains(kernel, T4)) == ["a"]
 
 
-def test_a_rule_s_userdata(kernel: Kernel) -> None:
+def test_a_rule_s_userdata(kernel: NftKernel) -> None:
     comment = "ä" * 100
     drop = x.verdict(m.verdict(m.DROP))
     kernel.commit(
@@ -133,7 +135,7 @@ def test_a_rule_s_userdata(kernel: Kernel) -> None:
     assert listed("rule")[0]["comment"] == "ä" * 63, "cut to what nft prints, and not within a character"
 
 
-STEPS: Sequence[tuple[Table, tuple[bytes, ...], str]] = [
+STEPS: Sequence[tuple[TableName, tuple[bytes, ...], str]] = [
     (T4, (x.payload(0, x.NETWORK_HEADER, 12, 4), x.compare(0, ip("10.0.0.1"))), "ip saddr 10.0.0.1"),
     (T4, (x.payload(1, x.NETWORK_HEADER, 16, 4), x.compare(1, ip("10.0.0.1"), x.NOT_EQUAL)), "ip daddr != 10.0.0.1"),
     (T6, (x.payload(0, x.NETWORK_HEADER, 8, 16), x.compare(0, ip("fd00::1"))), "ip6 saddr fd00::1"),
@@ -169,18 +171,18 @@ STEPS: Sequence[tuple[Table, tuple[bytes, ...], str]] = [
 
 
 @pytest.mark.parametrize(("table", "steps", "words"), STEPS, ids=[words for *_, words in STEPS])
-def test_a_step(kernel: Kernel, table: Table, steps: tuple[bytes, ...], words: str) -> None:
+def test_a_step(kernel: NftKernel, table: TableName, steps: tuple[bytes, ...], words: str) -> None:
     """By nft's reading and by ours, of what we wrote and of what the kernel lists."""
     nat = any(b"nat\0" in step for step in steps)
     hook = Hook("nat", m.PREROUTING, -100) if nat else Hook("filter", m.INPUT, 0)
     _one_rule(kernel, table, hook, steps, words)
 
 
-def test_masquerading(kernel: Kernel) -> None:
+def test_masquerading(kernel: NftKernel) -> None:
     _one_rule(kernel, T4, Hook("nat", m.POSTROUTING, 100), (x.masquerade(),), "masquerade fully-random")
 
 
-def _one_rule(kernel: Kernel, table: Table, hook: Hook, steps: tuple[bytes, ...], words: str) -> None:
+def _one_rule(kernel: NftKernel, table: TableName, hook: Hook, steps: tuple[bytes, ...], words: str) -> None:
     address = ADDRESS4 if table is T4 else ADDRESS6
     around = [
         m.add_table(table),
@@ -194,7 +196,7 @@ def _one_rule(kernel: Kernel, table: Table, hook: Hook, steps: tuple[bytes, ...]
     kernel.commit([*around, written])
     (body,) = kernel.dump(m.GETRULE, table.family, wire.text(1, "t"))
     assert _first_rule(nft("list", "chain", *str(table).split(), "a")) == words
-    for rule in written, Message(m.NEWRULE, 0, table.family, bytes(body), ""):
+    for rule in written, NftMessage(m.NEWRULE, 0, table.family, bytes(body), ""):
         assert _first_rule(text.render([*around, rule]).partition("chain a {")[2]) == words
 
 
@@ -206,8 +208,8 @@ ROUND: Sequence[tuple[tuple[Type, ...], tuple[Type, ...] | None, int, list[bytes
     ((ADDRESS4,), None, 0, [packing.member(ip("10.0.0.1")), packing.member(ip("10.0.0.2"), "a/b")], ["10.0.0.1", '10.0.0.2 comment "a/b"']),
     ((ADDRESS6, ADDRESS6, PROTOCOL, SERVICE), None, 0, [packing.member(2 * ip("fd00::1") + packing.node_port("SCTP", 9))], ["fd00::1 . fd00::1 . sctp . 9"]),
     (FRONT, (), 0, [packing.goto(packing.front("10.0.0.1", "UDP", 53), "b", "a/b:dns"), packing.goto(packing.front("10.0.0.1", "TCP", 53), "b")], ['10.0.0.1 . udp . 53 comment "a/b:dns" : goto b', "10.0.0.1 . tcp . 53 : goto b"]),
-    ((*FRONT, below(2)), (ADDRESS4, SERVICE), 0, packing.Endpoints("IPv4", 12).elements(packing.front("10.0.0.1", "TCP", 80), [packing.Endpoints("IPv4", 12).tail("10.1.0.9", 8080)] * 2), ["10.0.0.1 . tcp . 80 . 0 : 10.1.0.9 . 8080", "10.0.0.1 . tcp . 80 . 1 : 10.1.0.9 . 8080"]),
-    ((PROTOCOL, SERVICE, below(1)), (ADDRESS6, SERVICE), 0, packing.Endpoints("IPv6", 8).elements(packing.node_port("TCP", 30000), [packing.Endpoints("IPv6", 8).tail("fd00::9", 1)]), ["tcp . 30000 . 0 : fd00::9 . 1"]),
+    ((*FRONT, below(2)), (ADDRESS4, SERVICE), 0, packing.EndpointElements("IPv4", 12).elements(packing.front("10.0.0.1", "TCP", 80), [packing.EndpointElements("IPv4", 12).tail("10.1.0.9", 8080)] * 2), ["10.0.0.1 . tcp . 80 . 0 : 10.1.0.9 . 8080", "10.0.0.1 . tcp . 80 . 1 : 10.1.0.9 . 8080"]),
+    ((PROTOCOL, SERVICE, below(1)), (ADDRESS6, SERVICE), 0, packing.EndpointElements("IPv6", 8).elements(packing.node_port("TCP", 30000), [packing.EndpointElements("IPv6", 8).tail("fd00::9", 1)]), ["tcp . 30000 . 0 : fd00::9 . 1"]),
     ((ADDRESS4,), None, m.INTERVAL, [packing.boundary(ip("10.0.0.0"), end=False), packing.boundary(ip("10.1.0.0"), end=True), packing.boundary(ip("10.2.0.3"), end=False), packing.boundary(ip("10.2.0.6"), end=True)], ["10.0.0.0/16", "10.2.0.3-10.2.0.5"]),
     ((*FRONT, ADDRESS4), None, m.INTERVAL, [packing.between(packing.front("10.0.0.1", "TCP", 80) + ip("10.1.0.0"), packing.front("10.0.0.1", "TCP", 80) + ip("10.1.0.255")), packing.between(packing.front("10.0.0.1", "TCP", 80) + ip("10.2.0.1"), packing.front("10.0.0.1", "TCP", 80) + ip("10.2.0.3"))], ["10.0.0.1 . tcp . 80 . 10.1.0.0/24", "10.0.0.1 . tcp . 80 . 10.2.0.1-10.2.0.3"]),
 ]  # fmt: skip
@@ -217,7 +219,7 @@ ROUND: Sequence[tuple[tuple[Type, ...], tuple[Type, ...] | None, int, list[bytes
     ("key", "data", "flags", "elements", "words"), ROUND, ids=[words[0] for *_, words in ROUND]
 )
 def test_sets_and_elements(
-    kernel: Kernel,
+    kernel: NftKernel,
     key: tuple[Type, ...],
     data: tuple[Type, ...] | None,
     flags: int,
@@ -246,7 +248,7 @@ def _elements(listing: str) -> list[str]:
     return sorted(" ".join(each.split()) for each in found if each.strip())
 
 
-def test_a_set_that_forgets(kernel: Kernel) -> None:
+def test_a_set_that_forgets(kernel: NftKernel) -> None:
     kernel.commit(
         [
             m.add_table(T4),
@@ -264,7 +266,7 @@ def test_a_set_that_forgets(kernel: Kernel) -> None:
     assert {"1d1h1m1s", "65535", "dynamic,timeout"} <= set(listing)
 
 
-def test_a_long_list_of_elements_takes_several_messages(kernel: Kernel) -> None:
+def test_a_long_list_of_elements_takes_several_messages(kernel: NftKernel) -> None:
     """An attribute has at most 65,535 bytes."""
     elements = [packing.member(number.to_bytes(4), "x" * 120) for number in range(5000)]
     added = m.add_elements(T4, "s", elements)
@@ -278,14 +280,14 @@ def test_a_long_list_of_elements_takes_several_messages(kernel: Kernel) -> None:
 @pytest.mark.parametrize(
     ("message", "code"),
     [
-        (m.delete_table(Table(m.IP, "none")), errno.ENOENT),
-        (m.add_chain(Table(m.IP, "none"), "c"), errno.ENOENT),
+        (m.delete_table(TableName(m.IP, "none")), errno.ENOENT),
+        (m.add_chain(TableName(m.IP, "none"), "c"), errno.ENOENT),
         (m.delete_chain(T4, "none"), errno.ENOENT),
         (m.flush_chain(T4, "none"), errno.ENOENT),
         (m.add_rule(T4, "none"), errno.ENOENT),
         (m.add_rule(T4, "a", x.payload(0, x.NETWORK_HEADER, 12, 4), x.lookup("none", 0)), errno.ENOENT),
         (m.add_rule(T4, "a", x.verdict(m.verdict(m.GOTO, "none"))), errno.ENOENT),
-        (m.add_set(Table(m.IP, "none"), "s", (ADDRESS4,)), errno.ENOENT),
+        (m.add_set(TableName(m.IP, "none"), "s", (ADDRESS4,)), errno.ENOENT),
         (m.delete_set(T4, "none"), errno.ENOENT),
         (m.add_elements(T4, "none", [packing.member(bytes(4))])[0], errno.ENOENT),
         (m.delete_elements(T4, "s", [packing.member(bytes(4))])[0], errno.ENOENT),
@@ -293,9 +295,11 @@ def test_a_long_list_of_elements_takes_several_messages(kernel: Kernel) -> None:
         (m.add_elements(T4, "v", [packing.goto(ip("10.0.0.1"), "a")])[0], errno.EEXIST),
         (m.add_elements(T4, "s", [packing.member(bytes(8))])[0], errno.EINVAL),
     ],
-    ids=lambda value: value.about if isinstance(value, Message) else errno.errorcode[value],
+    ids=lambda value: value.about if isinstance(value, NftMessage) else errno.errorcode[value],
 )
-def test_a_refusal_names_its_message_and_nothing_is_done(kernel: Kernel, message: Message, code: int) -> None:
+def test_a_refusal_names_its_message_and_nothing_is_done(
+    kernel: NftKernel, message: NftMessage, code: int
+) -> None:
     """The kernel in memory refuses the same."""
     before = [
         m.add_table(T4),
@@ -305,10 +309,10 @@ def test_a_refusal_names_its_message_and_nothing_is_done(kernel: Kernel, message
         *m.add_elements(T4, "v", [packing.goto(ip("10.0.0.1"), "b")]),
     ]
     many = [m.add_chain(T4, f"new-{i}") for i in range(300)]
-    for each in (kernel, FakeKernel()) if code != errno.EINVAL else (kernel,):
+    for each in (kernel, FakeNftKernel()) if code != errno.EINVAL else (kernel,):
         each.commit(before)
         generation = each.generation()
-        with pytest.raises(RefusedError) as caught:
+        with pytest.raises(TransactionRefusedError) as caught:
             each.commit([*many, message, m.add_chain(T4, "last")])
         assert (caught.value.message, caught.value.index, caught.value.errno) == (message, 300, code)
         assert str(caught.value).startswith(f"[Errno {code}] {message.about}: ")

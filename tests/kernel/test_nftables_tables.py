@@ -12,14 +12,14 @@ from msgspec import structs
 from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.backends.nftables import layout, packing
-from kubeproxy.backends.nftables.driver import NFTables
+from kubeproxy.backends.nftables.driver import NFTablesDriver
 from kubeproxy.backends.userspace.led import Led
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages as m
 from kubeproxy.netlink.nft import text
-from kubeproxy.netlink.nft.kernel import Kernel
-from kubeproxy.netlink.nft.messages import Message
+from kubeproxy.netlink.nft.kernel import NftKernel
+from kubeproxy.netlink.nft.messages import NftMessage
 from kubeproxy.relay import sockets
 from tests import strategies
 from tests.fakes.cluster import Proxy, endpoints, service
@@ -49,9 +49,9 @@ def inside(space: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def kernel(inside: str) -> Iterator[Kernel]:
+def kernel(inside: str) -> Iterator[NftKernel]:
     """The namespace's nf_tables."""
-    with Kernel(MACHINE) as found:
+    with NftKernel(MACHINE) as found:
         yield found
 
 
@@ -63,19 +63,19 @@ def nft(*arguments: str, given: str = "") -> str:
     return done.stdout
 
 
-def listed(kernel: Kernel, node: NodeConfig) -> Iterator[Message]:
+def listed(kernel: NftKernel, node: NodeConfig) -> Iterator[NftMessage]:
     """What the kernel lists of our table, as messages that would make it."""
     family = FAMILY[node.family]
     only = wire.text(1, "kube-proxy")
     for get, new in ((m.GETTABLE, m.NEWTABLE), (m.GETSET, m.NEWSET), (m.GETCHAIN, m.NEWCHAIN), (m.GETRULE, m.NEWRULE)):  # fmt: skip
         found = list(kernel.dump(get, family, only if get != m.GETTABLE else b""))
         for body in found:
-            yield Message(new, 0, family, bytes(body), "")
+            yield NftMessage(new, 0, family, bytes(body), "")
             if new == m.NEWSET:
                 asked = only + wire.text(2, wire.string(wire.attributes(body)[2]))
                 for elements in kernel.dump(m.GETSETELEM, family, asked):
                     if 3 in wire.attributes(elements):
-                        yield Message(m.NEWSETELEM, 0, family, bytes(elements), "")
+                        yield NftMessage(m.NEWSETELEM, 0, family, bytes(elements), "")
 
 
 def normal(listing: str) -> list[str]:
@@ -107,8 +107,8 @@ def everything() -> Iterator[types.Service | types.EndpointSlice]:
 
 
 @pytest.mark.parametrize("node", VARIED)
-def test_nft_lists_what_we_render_and_reads_it_back(kernel: Kernel, node: NodeConfig) -> None:
-    proxy = Proxy(NFTables(kernel, node), node)
+def test_nft_lists_what_we_render_and_reads_it_back(kernel: NftKernel, node: NodeConfig) -> None:
+    proxy = Proxy(NFTablesDriver(kernel, node), node)
     proxy.tell(*everything())
     assert not proxy.full()
     table = ("table", "ip" if node.family == "IPv4" else "ip6", "kube-proxy")
@@ -136,11 +136,11 @@ def test_nft_lists_what_we_render_and_reads_it_back(kernel: Kernel, node: NodeCo
     node=st.sampled_from(FAMILIES).flatmap(strategies.nodes),
 )
 def test_the_end_is_that_of_a_fresh_start(
-    kernel: Kernel, history: list[list[strategies.Event]], node: NodeConfig
+    kernel: NftKernel, history: list[list[strategies.Event]], node: NodeConfig
 ) -> None:
     """Byte for byte, and nothing more is sent."""
     flush()
-    proxy = Proxy(NFTables(kernel, node), node)
+    proxy = Proxy(NFTablesDriver(kernel, node), node)
     assert not proxy.full()
     for batch in history:
         for event in batch:
@@ -159,11 +159,11 @@ def test_the_end_is_that_of_a_fresh_start(
 @few
 @given(history=strategies.contests(4), node=st.sampled_from(FAMILIES).flatmap(strategies.nodes))
 def test_the_end_is_that_of_a_fresh_start_in_userspace_mode(
-    kernel: Kernel, history: list[list[strategies.Event]], node: NodeConfig
+    kernel: NftKernel, history: list[list[strategies.Event]], node: NodeConfig
 ) -> None:
     """But for the ports of the relay's own choice."""
     flush()
-    proxy = Proxy(Led(NFTables(kernel, node), FakeRelay(), lambda node: node.address), node)
+    proxy = Proxy(Led(NFTablesDriver(kernel, node), FakeRelay(), lambda node: node.address), node)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sockets, "bind", Ports().bind)
         assert not proxy.full()
@@ -173,7 +173,7 @@ def test_the_end_is_that_of_a_fresh_start_in_userspace_mode(
             assert not proxy.sync()
         found = _without_ports(content(kernel, node.family))
         flush()
-        other = Proxy(Led(NFTables(kernel, node), FakeRelay(), lambda node: node.address), node)
+        other = Proxy(Led(NFTablesDriver(kernel, node), FakeRelay(), lambda node: node.address), node)
         other.state = proxy.state
         assert not other.full()
     assert _without_ports(content(kernel, node.family)) == found
@@ -189,12 +189,12 @@ def _without_ports(held: Content) -> Content:
     }
 
 
-class Spoiling(Kernel):
+class Spoiling(NftKernel):
     """The real kernel, told something wrong in the place of what names an unlucky Service."""
 
-    def commit(self, messages: Sequence[Message]) -> None:
-        """See `Kernel`."""
-        wrong = m.add_elements(m.Table(m.IP, "kube-proxy"), "cluster-ips", [packing.member(bytes(8))])[0]
+    def commit(self, messages: Sequence[NftMessage]) -> None:
+        """See `NftKernel`."""
+        wrong = m.add_elements(m.TableName(m.IP, "kube-proxy"), "cluster-ips", [packing.member(bytes(8))])[0]
         super().commit([wrong if b"default/bad" in message.body else message for message in messages])
 
 
@@ -202,11 +202,11 @@ class Spoiling(Kernel):
 def test_whom_the_kernel_refuses_harms_nobody(inside: str, there: bool) -> None:
     """Neither on an empty kernel nor where others' tables are replaced in one go; once it is taken, all is as it should be."""
     proxies = []
-    for kind in Spoiling, Kernel:
+    for kind in Spoiling, NftKernel:
         with kind(MACHINE) as found:
             if there:
                 nft("-f", "-", given="add table ip kube-proxy; add chain ip kube-proxy services")
-            proxy = Proxy(NFTables(found, NODE4), NODE4)
+            proxy = Proxy(NFTablesDriver(found, NODE4), NODE4)
             proxy.tell(service("bad", "10.96.0.99", external_ips=("203.0.113.99",)))
             proxy.tell(endpoints("bad", "10.244.1.1", "10.244.1.2"), *everything())
             failures = proxy.full()
@@ -217,7 +217,7 @@ def test_whom_the_kernel_refuses_harms_nobody(inside: str, there: bool) -> None:
                 flush()
     (spoiled, without), (_, whole) = proxies
     spoiled.gone("Service", "bad")
-    with Kernel(MACHINE) as kernel:
+    with NftKernel(MACHINE) as kernel:
         assert not restarted(spoiled, kernel).full()
         rest = content(kernel, "IPv4")
     more = {name for _, name in without.keys() - rest.keys()}
@@ -226,9 +226,9 @@ def test_whom_the_kernel_refuses_harms_nobody(inside: str, there: bool) -> None:
     assert whole != without
 
 
-def restarted(proxy: Proxy, kernel: Kernel) -> Proxy:
+def restarted(proxy: Proxy, kernel: NftKernel) -> Proxy:
     """Another run that has heard the same."""
-    other = Proxy(NFTables(kernel, proxy.node), proxy.node)
+    other = Proxy(NFTablesDriver(kernel, proxy.node), proxy.node)
     other.state = proxy.state
     return other
 

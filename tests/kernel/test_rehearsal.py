@@ -9,9 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from kubeproxy.api.addresses import FAMILIES, Family
-from kubeproxy.backends.iptables.driver import IPTables
-from kubeproxy.backends.nftables.driver import NFTables
-from kubeproxy.netlink.nft.kernel import Kernel
+from kubeproxy.backends.iptables.driver import IPTablesDriver
+from kubeproxy.backends.nftables.driver import NFTablesDriver
+from kubeproxy.netlink.nft.kernel import NftKernel
 from tests.kernel.spaces import VARIANTS, Real
 from tests.lab import cases, netns
 from tests.machines import MACHINE
@@ -54,8 +54,8 @@ def test_nftables(inside: str, name: str) -> None:
         cidrs = tuple(cidr for cidr in world.hub.service_cidrs if (":" in cidr) == (family == "IPv6"))
         node = replace(world.nodes[family], service_cidrs=cidrs)
         plans = {plan.key: plan for plan in world.plans(family)}
-        with Kernel(MACHINE) as kernel:
-            driver = NFTables(kernel, node)
+        with NftKernel(MACHINE) as kernel:
+            driver = NFTablesDriver(kernel, node)
             first = driver.difference(asyncio.run(driver.read()), node, plans)
             assert not asyncio.run(driver.load(node, plans))
             held = asyncio.run(driver.read())
@@ -83,7 +83,7 @@ def test_iptables(inside: str, name: str, variant: str) -> None:
         node = world.nodes[family]
         plans = {plan.key: plan for plan in world.plans(family)}
         tables = Real(family, variant)  # type: ignore[arg-type]
-        driver = IPTables(tables, counters=False, drop_invalid=True)
+        driver = IPTablesDriver(tables, counters=False, drop_invalid=True)
         first = driver.difference(asyncio.run(driver.read()), node, plans)
         assert not asyncio.run(driver.load(node, plans))
         held = asyncio.run(driver.read())

@@ -19,7 +19,7 @@ import pytest
 from kubeproxy.relay import sockets, tcp
 from kubeproxy.relay.connection import Connection, will_reset
 from kubeproxy.relay.control import Relay
-from kubeproxy.relay.loop import Loop
+from kubeproxy.relay.loop import PollLoop
 from kubeproxy.relay.shared import Shared
 from kubeproxy.relay.values import Choice, Listener, Target
 from tests.kernel.daemons import PATIENCE, until
@@ -312,16 +312,16 @@ def test_a_target_whose_answer_waits_to_be_heard_is_not_taken_for_silent(
 ) -> None:
     monkeypatch.setattr(tcp, "PATIENCE", (0.0,) * 4)  # the time is over before anything can be heard
     with netns.inside(space), socket.create_server((HOST, 0)) as server, contextlib.ExitStack() as stack:
-        loop = Loop()
+        loop = PollLoop()
         shared = Shared(loop, lambda *_: None, limit=100)
         front = sockets.bind(MACHINE, HOST, (0, 0), udp=False)
-        entrance = tcp.Entrance(front, serving(server.getsockname()), shared)
+        listening = tcp.TCPServer(front, serving(server.getsockname()), shared)
         for _ in range(5):
             stack.enter_context(socket.create_connection(front.getsockname(), PATIENCE))
         while shared.counts.connections + shared.counts.failures < 5:
             loop.turn(PATIENCE)
         assert (shared.counts.connections, shared.counts.failures) == (5, 0)
-        entrance.close()
+        listening.close()
         for handler in loop.handlers:
             assert isinstance(handler, Connection)
             handler.reset()

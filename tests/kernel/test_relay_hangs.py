@@ -200,16 +200,16 @@ def test_a_process_that_cannot_be_started_is_tried_again(
 def test_a_process_that_sends_nonsense_is_replaced(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real = relay_process.Process.receive
+    real = relay_process.RelayProcess.receive
     failing = [True]
 
-    def receive(process: relay_process.Process) -> list[Message] | None:
+    def receive(process: relay_process.RelayProcess) -> list[Message] | None:
         if failing:
             failing.clear()
             raise ValueError("no message")
         return real(process)
 
-    monkeypatch.setattr(relay_process.Process, "receive", receive)
+    monkeypatch.setattr(relay_process.RelayProcess, "receive", receive)
     relay = make(Patience(life=0.05))
     with echo(7001):
         front, _ = opened(relay, (HOST, 7001))
@@ -232,11 +232,11 @@ def test_listeners_of_a_relay_that_is_stopped_are_closed(make: Make) -> None:
 
 WITH_A_RELAY = """
 import sys
-from kubeproxy.machine.linux import Linux
+from kubeproxy.machine.linux import LinuxMachine
 from kubeproxy.relay import sockets
 from kubeproxy.relay.control import Patience, Relay
 from kubeproxy.relay.values import Listener
-machine = Linux()
+machine = LinuxMachine()
 relay = Relay(machine, "relay", patience=Patience(idle=0.1, tick=0.2, answer=4.0))
 relay.open(sockets.bind(machine, "127.0.0.1", (0, 0), udp=False), Listener("web", "web"))
 assert relay.settle(300)

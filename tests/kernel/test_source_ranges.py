@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kubeproxy.backends.nftables.driver import NFTables
-from kubeproxy.netlink.nft.kernel import Kernel
+from kubeproxy.backends.nftables.driver import NFTablesDriver
+from kubeproxy.netlink.nft.kernel import NftKernel
 from tests.fakes.cluster import Proxy, endpoints, service
 from tests.kernel.daemons import Station, ask, until
 from tests.lab import netns
@@ -115,9 +115,9 @@ def test_a_full_sync_replaces_ranges_that_overlap(space: str, ipv6: bool) -> Non
         ("0.0.0.0/1", "2000::/3"),
         ("10.0.0.0/10", "10.1.0.0/16", "2001:db8:8000::/34"),
     )
-    with netns.inside(space), Kernel(MACHINE) as kernel:
+    with netns.inside(space), NftKernel(MACHINE) as kernel:
         for ranges in lists:
-            proxy = Proxy(NFTables(kernel, node), node)
+            proxy = Proxy(NFTablesDriver(kernel, node), node)
             proxy.tell(
                 service("web", "10.96.0.10", "fd00:10:96::a", type="LoadBalancer", balancer=[BALANCER, BALANCER6], load_balancer_source_ranges=ranges),
                 endpoints("web", EP11),

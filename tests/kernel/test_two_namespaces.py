@@ -17,9 +17,9 @@ from kubeproxy.app import App
 from kubeproxy.backends.programs import Programs
 from kubeproxy.config.load import load
 from kubeproxy.linux.instance import HeldError
-from kubeproxy.machine.linux import Linux
-from kubeproxy.netlink.nft.kernel import Kernel
-from kubeproxy.netlink.nft.messages import IP, Table, add_table, delete_table
+from kubeproxy.machine.linux import LinuxMachine
+from kubeproxy.netlink.nft.kernel import NftKernel
+from kubeproxy.netlink.nft.messages import IP, TableName, add_table, delete_table
 from tests.fakes.cluster import Folder, endpoints, service
 from tests.kernel.daemons import PATIENCE
 from tests.lab import netns
@@ -42,7 +42,7 @@ class Place:
 
     def __init__(self, name: str, path: Path, mode: str) -> None:
         self.name = name
-        self.machine = Linux(netns.FOLDER / name)
+        self.machine = LinuxMachine(netns.FOLDER / name)
         self.folder = Folder(path)
         self.folder.put(service("web", FRONT), endpoints("web", HOST))
         flags = {
@@ -186,7 +186,7 @@ async def test_drift_is_repaired_where_it_happens(
 
 
 def test_programs_and_settings_are_those_of_the_namespace(names: list[str]) -> None:
-    one, two = (Linux(netns.FOLDER / name) for name in names)
+    one, two = (LinuxMachine(netns.FOLDER / name) for name in names)
     one.set_sysctl("net/ipv4/ip_forward", 1)
     two.set_sysctl("net/ipv4/ip_forward", 0)
     assert [machine.sysctl("net/ipv4/ip_forward") for machine in (one, two)] == ["1", "0"]
@@ -204,34 +204,34 @@ def test_programs_and_settings_are_those_of_the_namespace(names: list[str]) -> N
 
 def test_a_namespace_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        Linux(tmp_path / "none")
+        LinuxMachine(tmp_path / "none")
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot enter the network namespace"):
-        Linux(tmp_path / "file")
+        LinuxMachine(tmp_path / "file")
 
 
 @pytest.mark.parametrize("how", ["netlink", "program"])
 def test_what_we_do_in_one_is_not_counted_in_the_other(names: list[str], how: str) -> None:
-    one, two = (Linux(netns.FOLDER / name) for name in names)
-    table = Table(IP, "test")
+    one, two = (LinuxMachine(netns.FOLDER / name) for name in names)
+    table = TableName(IP, "test")
 
     def looks() -> list[object]:
         found: list[object] = []
         for machine in (one, two):
-            with Kernel(machine) as kernel:
+            with NftKernel(machine) as kernel:
                 found.append(kernel.others())
             found.append(programs(machine).fingerprint())
         return found
 
-    def programs(machine: Linux) -> Programs:
+    def programs(machine: LinuxMachine) -> Programs:
         return Programs(machine, IPV4, "iptables-nft-save", "iptables-nft-restore", "nf_tables")
 
     programs(one).restore("nat", [":TEST - [0:0]\n"])
-    with Kernel(one) as kernel:
+    with NftKernel(one) as kernel:
         kernel.commit([add_table(table)])
     before = looks()
     if how == "netlink":
-        with Kernel(one) as kernel:
+        with NftKernel(one) as kernel:
             kernel.commit([delete_table(table)])
         own, others = 0, 1
     else:

@@ -32,7 +32,7 @@ def carried(world: World, outcomes: Outcomes) -> Outcomes:
     """
     wanted: Outcomes = {client: {} for client in outcomes}
     for client, front, _, verdict in world.verdicts(NFTABLES, outcomes):
-        reached = verdict.backends if verdict.action == FORWARD else ()
+        reached = verdict.endpoints if verdict.action == FORWARD else ()
         wanted[client][front] = _carried(outcomes[client][front], [backend.address for backend in reached])
     for front in wanted["node"]:
         address, port, protocol = parse_front(front)

@@ -13,7 +13,7 @@ from kubeproxy.insight.answer import answer
 from kubeproxy.insight.origin import Origin
 from kubeproxy.insight.packets import packet as parse_packet
 from kubeproxy.insight.snapshot import Snapshot, take
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.model.explain import explain
 from kubeproxy.model.plan import FORWARD
 from tests.lab import cases, probe
@@ -28,7 +28,7 @@ def taken(name: str, mode: str, folder: Path) -> Snapshot:
     options = load(
         {"config": str(config), "manifests": (str(manifests),), "hostname-override": "bench-node"}, "linux"
     )
-    return asyncio.run(take(Origin(options), Fake(ADDRESSES)))
+    return asyncio.run(take(Origin(options), FakeMachine(ADDRESSES)))
 
 
 @pytest.mark.parametrize("name", cases.NAMES)
@@ -51,7 +51,7 @@ def test_explanations_are_the_recorded_outcomes(mode: str, name: str, tmp_path: 
             assert found.verdict == explained.verdict.action
             reached = {(each.address, each.port) for each in found.endpoints}
             if found.verdict == FORWARD:
-                assert reached == {(each.address, each.port) for each in explained.verdict.backends}
+                assert reached == {(each.address, each.port) for each in explained.verdict.endpoints}
                 assert sum(each.share for each in found.endpoints) == pytest.approx(1, abs=1e-3)
                 assert all(each.slice for each in found.endpoints)
             if found.service:
@@ -73,7 +73,7 @@ def _accounts_for_all(
 @pytest.mark.parametrize("name", ["clusterip-basic", "nodeport-cluster"])
 def test_a_packet_as_people_name_it(name: str, tmp_path: Path) -> None:
     snapshot = taken(name, "iptables", tmp_path)
-    machine = Fake(ADDRESSES)
+    machine = FakeMachine(ADDRESSES)
     for client, fronts in cases.expected("iptables", name).items():
         if client == "node":
             continue

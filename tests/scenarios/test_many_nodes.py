@@ -32,7 +32,7 @@ async def test_all_become_ready_and_follow_a_change() -> None:
         def targets(app: Hollow, name: str) -> list[str]:
             """The endpoints that a node sends traffic for a Service to."""
             plan = app.drivers[0].plans.get(("default", name)) if app.drivers else None
-            return [endpoint.address for endpoint in plan.ports[0].internal_backends] if plan else []
+            return [endpoint.address for endpoint in plan.ports[0].internal_endpoints] if plan else []
 
         async with running(apps):
             await until(lambda: all(app.drivers and app.drivers[0].loads for app in apps))

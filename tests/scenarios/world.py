@@ -118,7 +118,7 @@ def outcome(client: str, sent: Packet, verdict: Verdict) -> str | list[str]:
     seen: set[str] = set()
     sources: set[str] = set()
     lost = False
-    for backend in verdict.backends:
+    for backend in verdict.endpoints:
         here = backend.address.startswith(POD_NETWORK[family])
         own = backend.address in LOCAL_ADDRESSES[family]
         source = sent.source

@@ -16,7 +16,7 @@ from kubeproxy.config.load import load
 from kubeproxy.config.types import Conntrack
 from kubeproxy.hub import Hub
 from kubeproxy.machine.base import Machine
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.netlink.route import Address
@@ -56,7 +56,12 @@ class Rig:
     """An App whose kernel is a list."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, folder: Path, *, machine: Fake | None = None, **flags: Any
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        folder: Path,
+        *,
+        machine: FakeMachine | None = None,
+        **flags: Any,
     ) -> None:
         self.syncs: list[tuple[Family, list[Key]]] = []
         self.nodes: list[NodeConfig] = []
@@ -72,7 +77,7 @@ class Rig:
         monkeypatch.setattr(App, "_source", lambda _: self)
         silent = {"healthz-port": 0, "metrics-port": 0}
         given = {"manifests": [str(folder)], "hostname-override": "here", **silent, **flags}
-        self.app = App(load(given, "linux"), machine or Fake(("192.0.2.1", "2001:db8::1")))
+        self.app = App(load(given, "linux"), machine or FakeMachine(("192.0.2.1", "2001:db8::1")))
 
     def open_driver(self, machine: Machine, node: NodeConfig) -> Driver:
         if node.family in self.unsupported:
@@ -169,7 +174,7 @@ async def test_the_primary_family_must_be_served(monkeypatch: pytest.MonkeyPatch
     assert rig.syncs == []
 
 
-class Host(Fake):
+class Host(FakeMachine):
     """A host whose addresses cannot always be listed."""
 
     unsteady = False

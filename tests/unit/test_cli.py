@@ -9,7 +9,7 @@ import pytest
 
 import kubeproxy
 from kubeproxy import cli
-from kubeproxy.config.load import Options
+from kubeproxy.config.load import RunOptions
 
 HEADER = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 
@@ -52,7 +52,7 @@ class TestMain:
     def test_the_program_gets_the_options_and_gives_the_status(self, app):
         assert cli.main(["--proxy-mode=nftables", "--master=http://a", "--cleanup"]) == 7
         (options,) = app.seen
-        assert isinstance(options, Options)
+        assert isinstance(options, RunOptions)
         assert (options.config.mode, options.master, options.cleanup) == ("nftables", "http://a", True)
         assert options.config.node_port_primary
 

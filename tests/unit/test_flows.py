@@ -14,7 +14,7 @@ from kubeproxy.api.addresses import IPV6
 from kubeproxy.api.rows import Protocol
 from kubeproxy.flows import Cleaned, FlowCleaner
 from kubeproxy.machine.base import Machine
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.model.flows import place
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
@@ -84,7 +84,7 @@ class Kernel:
         monkeypatch.setattr(conntrack, "flows", self._flows)
         monkeypatch.setattr(conntrack, "delete", self._delete)
         monkeypatch.setattr(conntrack, "delete_unanswered", self._delete)
-        self.machine = Fake(("192.0.2.1", "fd00::1"))
+        self.machine = FakeMachine(("192.0.2.1", "fd00::1"))
 
     def _flows(
         self,

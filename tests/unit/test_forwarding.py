@@ -9,12 +9,12 @@ import pytest
 
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.forwarding import LOOK_SECONDS, Forwarding, enabled
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 from tests.fakes.clock import FakeClock
 from tests.unit.serve.stage import Stage, plan
 
 
-class Host(Fake):
+class Host(FakeMachine):
     """A host whose settings can be set by family."""
 
     def __init__(self) -> None:

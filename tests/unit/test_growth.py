@@ -20,13 +20,13 @@ import kubeproxy
 from kubeproxy.api import types
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.localhost import Localhost
-from kubeproxy.backends.nftables.driver import NFTables
+from kubeproxy.backends.nftables.driver import NFTablesDriver
 from kubeproxy.backends.userspace.led import Led
 from kubeproxy.backends.userspace.listening import Listening
 from kubeproxy.model.flows import Fronts
 from kubeproxy.model.plan import Key
-from kubeproxy.netlink.nft.fake import FakeKernel
-from kubeproxy.netlink.nft.messages import Message
+from kubeproxy.netlink.nft.fake import FakeNftKernel
+from kubeproxy.netlink.nft.messages import NftMessage
 from kubeproxy.relay.values import Listener
 from tests.fakes.cluster import NODE, Proxy, endpoints, service
 from tests.fakes.relay import FakeRelay
@@ -67,10 +67,10 @@ class Operations:
         return self._executed
 
 
-class Sink(FakeKernel):
+class Sink(FakeNftKernel):
     """A kernel that takes everything and keeps nothing."""
 
-    def commit(self, messages: Sequence[Message]) -> None:
+    def commit(self, messages: Sequence[NftMessage]) -> None:
         """See `Kernel`."""
 
 
@@ -99,7 +99,7 @@ class DeafRelay(FakeRelay):
 
 def _localhost() -> Proxy:
     node = replace(HERE, localhost_relay=True)
-    return Proxy(Localhost(NFTables(Sink(), node), DeafRelay()), node)
+    return Proxy(Localhost(NFTablesDriver(Sink(), node), DeafRelay()), node)
 
 
 def _listening() -> Proxy:
@@ -109,10 +109,10 @@ def _listening() -> Proxy:
 MODES: dict[str, Callable[[], Proxy]] = {
     "iptables": lambda: iptables.Rig(SinkTables("legacy")),
     "iptables-nft": lambda: iptables.Rig(SinkTables("nf_tables")),
-    "nftables": lambda: Proxy(NFTables(Sink(), NODE)),
+    "nftables": lambda: Proxy(NFTablesDriver(Sink(), NODE)),
     "nftables and localhost": _localhost,
     "ipvs": ipvs.Rig,
-    "userspace": lambda: Proxy(Led(NFTables(Sink(), HERE), DeafRelay(), lambda _: HERE.address), HERE),
+    "userspace": lambda: Proxy(Led(NFTablesDriver(Sink(), HERE), DeafRelay(), lambda _: HERE.address), HERE),
     "userspace without rules": _listening,
 }
 

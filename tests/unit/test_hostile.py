@@ -21,10 +21,10 @@ from kubeproxy.backends.base import Change, Driver, Failures
 from kubeproxy.config.load import load
 from kubeproxy.hub import Hub
 from kubeproxy.machine.base import Machine
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
-from kubeproxy.sources.ledger import Ledger
+from kubeproxy.sources.known import KnownObjects
 from kubeproxy.sources.manifests import Manifests
 from tests import hostile
 from tests.fakes import modes
@@ -100,7 +100,9 @@ async def _files(folder: Path, objects: Sequence[hostile.Wire]) -> AsyncIterator
 async def _run(flags: dict[str, Any], kernel: Kernel, caplog: pytest.LogCaptureFixture) -> Outcome:
     """Runs the daemon until it has written what there is, then again after all was told twice."""
     task = asyncio.create_task(
-        App(load({"hostname-override": "here", **flags}, "linux"), Fake(("192.0.2.1", "2001:db8::1"))).run()
+        App(
+            load({"hostname-override": "here", **flags}, "linux"), FakeMachine(("192.0.2.1", "2001:db8::1"))
+        ).run()
     )
     async with asyncio.timeout(120):
         while "Synced" not in caplog.text or GOOD not in kernel.plans[IPV4]:
@@ -216,14 +218,14 @@ class World:
 
     def __init__(self) -> None:
         self.hub = Hub("here")
-        self.ledgers = {kind: Ledger(kind, self.hub) for kind in types.KINDS}
+        self.objects = {kind: KnownObjects(kind, self.hub) for kind in types.KINDS}
         self.proxies = [kind(node=node) for kind in (IPTables, NFTables) for node in (NODE, NODE6)]
         for proxy in self.proxies:
             proxy.state = self.hub.state
 
     def tell(self, obj: hostile.Wire) -> None:
         """As the API server's watch does."""
-        self.ledgers[obj["kind"]].set(msgspec.Raw(json.dumps(obj).encode()))
+        self.objects[obj["kind"]].set(msgspec.Raw(json.dumps(obj).encode()))
 
     def sync(self) -> None:
         """Nothing that came through is refused by anybody, and nothing of it can be taken for something else."""
@@ -248,10 +250,10 @@ def _check(plan: ServicePlan, family: Family) -> None:
         assert 1 <= port.port <= 65535
         assert 0 <= port.node_port <= 65535
         addresses = [port.cluster_ip, *port.external_ips, *port.load_balancer_ips]
-        for address in (*addresses, *(b.address for b in port.backends)):
+        for address in (*addresses, *(b.address for b in port.endpoints)):
             assert parse_address(address) == address
             assert family_of(address) == family
-        assert all(1 <= b.port <= 65535 for b in port.backends)
+        assert all(1 <= b.port <= 65535 for b in port.endpoints)
 
 
 @settings(max_examples=50)  # each has rules of both modes and families made thrice
@@ -269,8 +271,8 @@ def test_any_change_of_any_object(changed: list[hostile.Wire]) -> None:
             world.tell(obj)
     world.sync()
     assert [proxy.plans().get(GOOD) for proxy in world.proxies] == good
-    for ledger in world.ledgers.values():
-        ledger.clear()
+    for known in world.objects.values():
+        known.clear()
     for obj in (*hostile.GOOD, *WHOLE):
         world.tell(obj)
     world.sync()

@@ -1,7 +1,8 @@
-"""The host is reached through a Machine: nobody else opens sockets, runs programs, or reads /proc and /sys."""
+"""Rules of the source tree: only a Machine opens sockets, runs programs and reads /proc and /sys; no class name is used twice."""
 
 import ast
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import kubeproxy
@@ -69,3 +70,26 @@ def test_nobody_reaches_the_host_past_the_machine() -> None:
 def test_what_is_looked_for_is_found() -> None:
     code = 'import socket\\nfrom subprocess import Popen\\nsocket.socket()\\nopen("/proc/net/dev")\\n"/proc is fine here"\\n'
     assert len(list(_found(ast.parse(code.replace("\\n", "\n"))))) == 3
+
+
+def _twice(modules: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """The class names, nested and private ones too, that several modules define or one defines twice."""
+    found = defaultdict(list)
+    for name, code in modules:
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ClassDef):
+                found[node.name].append(f"{name}:{node.lineno}")
+    return {name: places for name, places in found.items() if len(places) > 1}
+
+
+def test_no_class_name_is_used_twice() -> None:
+    assert not _twice((str(path.relative_to(ROOT)), path.read_text()) for path in sorted(ROOT.rglob("*.py")))
+
+
+def test_a_class_name_used_twice_is_found() -> None:
+    modules = [
+        ("a.py", "class A: pass\nclass B: pass"),
+        ("b.py", "class C:\n    class _D: pass\nclass A: pass"),
+        ("c.py", "class _D: pass"),
+    ]
+    assert _twice(modules) == {"A": ["a.py:1", "b.py:3"], "_D": ["b.py:2", "c.py:1"]}

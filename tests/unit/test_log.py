@@ -181,7 +181,7 @@ class TestFields:
         assert json.loads(log.JSONFormatter().format(self.made(err=name)))["service"]["name"] == "web"
 
     def test_through_the_logging_module(self, capsys):
-        log.setup(log.Options(format="json"))
+        log.setup(log.LogSettings(format="json"))
         logging.getLogger("kubeproxy.t").warning(
             "Service %(service)s is refused", {"service": log.ObjectRef("a", "b")}
         )
@@ -207,7 +207,7 @@ class TestVerbosity:
         [(0, "abc"), (1, "abc"), (2, "abcd"), (3, "abcde"), (4, "abcdef"), (9, "abcdefgh")],
     )
     def test_what_is_seen(self, verbosity, seen, capsys):
-        log.setup(log.Options(verbosity=verbosity))
+        log.setup(log.LogSettings(verbosity=verbosity))
         logger = logging.getLogger("kubeproxy.test.seen")
         for level, text in zip((40, 30, 20, log.V2, log.V3, log.V4, log.V5, log.V7), "abcdefgh", strict=True):
             logger.log(level, text)
@@ -218,7 +218,7 @@ class TestVerbosity:
     def test_setting_up_again_changes_it(self, capsys):
         logger = logging.getLogger("kubeproxy.test.again")
         for verbosity in (0, 4, 0):
-            log.setup(log.Options(verbosity=verbosity))
+            log.setup(log.LogSettings(verbosity=verbosity))
             logger.debug("at %d", verbosity)
         assert [line.split("] ")[1] for line in lines(capsys)[1]] == ["at 4"]
 
@@ -227,7 +227,7 @@ class TestVerbosity:
             def __str__(self):
                 raise AssertionError("formatted")
 
-        log.setup(log.Options(verbosity=3))
+        log.setup(log.LogSettings(verbosity=3))
         logging.getLogger("kubeproxy.test.off").debug("%s", Loud())
 
 
@@ -257,7 +257,7 @@ class TestVModule:
 
     def test_a_module_says_more_than_the_rest_whenever_it_is_imported(self, capsys):
         before, other = logging.getLogger("kubeproxy.test.early"), logging.getLogger("kubeproxy.test.other")
-        log.setup(log.Options(verbosity=2, vmodule=(("early", 4), ("la*", 3), ("late", 9), ("other", 0))))
+        log.setup(log.LogSettings(verbosity=2, vmodule=(("early", 4), ("la*", 3), ("late", 9), ("other", 0))))
         after = logging.getLogger("kubeproxy.test.late")
         for logger in (before, after, other):
             for level in (log.V2, log.V3, log.V4):
@@ -266,7 +266,7 @@ class TestVModule:
         assert said == ["early at 2", "early at 3", "early at 4", "late at 2", "late at 3", "other at 2"]
 
     def test_verbosity_changes_at_run_time_and_modules_keep_theirs(self, capsys):
-        log.setup(log.Options(verbosity=0, vmodule=(("early*", 4),)))
+        log.setup(log.LogSettings(verbosity=0, vmodule=(("early*", 4),)))
         early, other = logging.getLogger("kubeproxy.t.early"), logging.getLogger("kubeproxy.t.other")
         for verbosity in (0, 2, 6, 0):
             log.set_verbosity(verbosity)
@@ -277,15 +277,15 @@ class TestVModule:
 
     def test_setting_up_without_patterns_forgets_them(self, capsys):
         logger = logging.getLogger("kubeproxy.test.forgotten")
-        log.setup(log.Options(vmodule=(("forgotten", 4),)))
-        log.setup(log.Options())
+        log.setup(log.LogSettings(vmodule=(("forgotten", 4),)))
+        log.setup(log.LogSettings())
         logger.debug("unseen")
         assert lines(capsys) == ([], [])
 
 
 class TestStreams:
     def test_all_goes_to_stderr(self, capsys):
-        log.setup(log.Options(format="json"))
+        log.setup(log.LogSettings(format="json"))
         logger = logging.getLogger("kubeproxy.test.streams")
         logger.info("a")
         logger.error("b")
@@ -294,19 +294,19 @@ class TestStreams:
 
     @pytest.mark.parametrize("size", [0, 1000])
     def test_split_streams(self, size, capsys):
-        log.setup(log.Options(split_stream=True, info_buffer_size=size, flush_frequency=3600))
+        log.setup(log.LogSettings(split_stream=True, info_buffer_size=size, flush_frequency=3600))
         logger = logging.getLogger("kubeproxy.test.streams")
         logger.info("information")
         logger.warning("warning")
         logger.error("error")
         assert len(capsys.readouterr().out.splitlines()) == (0 if size else 2)
-        log.setup(log.Options())
+        log.setup(log.LogSettings())
         out, err = lines(capsys)
         assert [line.split("] ")[1] for line in out] == (["information", "warning"] if size else [])
         assert err == []
 
     def test_errors_of_split_streams_are_on_stderr(self, capsys):
-        log.setup(log.Options(split_stream=True))
+        log.setup(log.LogSettings(split_stream=True))
         logger = logging.getLogger("kubeproxy.test.streams")
         logger.info("information")
         logger.error("error")
@@ -368,7 +368,7 @@ def test_the_end_of_the_process_writes_what_is_buffered():
     done = run("""
         import logging
         from kubeproxy import log
-        log.setup(log.Options(split_stream=True, info_buffer_size=10_000, flush_frequency=3600))
+        log.setup(log.LogSettings(split_stream=True, info_buffer_size=10_000, flush_frequency=3600))
         logging.getLogger("kubeproxy.x").info("the last words")
     """)
     assert (done.returncode, done.stderr) == (0, "")
@@ -379,7 +379,7 @@ def test_a_closed_stderr_harms_nobody():
     done = run("""
         import logging, os
         from kubeproxy import log
-        log.setup(log.Options())
+        log.setup(log.LogSettings())
         os.close(2)
         logging.getLogger("kubeproxy.x").error("to nobody")
         print("still here")

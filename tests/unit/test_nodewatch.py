@@ -14,7 +14,7 @@ from kubeproxy.app import App
 from kubeproxy.backends.base import Change, Driver, Failures
 from kubeproxy.config.load import load
 from kubeproxy.machine.base import Machine
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from tests.fakes import modes
@@ -76,7 +76,7 @@ class Rig:
     def __init__(self, server: FakeApiServer) -> None:
         self.server = server
         self.kernel = Kernel()
-        self.machine = Fake(("127.0.0.1", "::1"))
+        self.machine = FakeMachine(("127.0.0.1", "::1"))
 
     def put(
         self,

@@ -8,7 +8,7 @@ import pytest
 from kubeproxy.config.durations import Duration
 from kubeproxy.config.types import Conntrack
 from kubeproxy.machine.base import Machine
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.netlink import conntrack
 from kubeproxy.netlink.conntrack import Usage
 from kubeproxy.sysctls import apply, figures, wanted
@@ -19,9 +19,9 @@ PREFIX = "net/netfilter/nf_conntrack_"
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Fake:
+def machine(monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     """What a kernel has before anybody set anything, on a node with `CORES` processors."""
-    machine = Fake()
+    machine = FakeMachine()
     machine.settings.clear()
     for name, value in {
         "max": 65536,
@@ -38,7 +38,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Fake:
     return machine
 
 
-def values(machine: Fake) -> dict[str, int]:
+def values(machine: FakeMachine) -> dict[str, int]:
     return {
         name.removeprefix(PREFIX): int(value)
         for name, value in machine.settings.items()
@@ -71,14 +71,14 @@ def test_without_max_per_core_min_is_nothing() -> None:
     }
 
 
-def test_what_nobody_asked_for_is_left_alone(machine: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nobody_asked_for_is_left_alone(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     before = values(machine)
     assert wanted(NOTHING, CORES) == {}
     assert apply(machine, NOTHING) == []
     assert values(machine) == before
 
 
-def test_everything(machine: Fake) -> None:
+def test_everything(machine: FakeMachine) -> None:
     settings = Conntrack(
         max_per_core=65536,
         tcp_be_liberal=True,
@@ -97,13 +97,13 @@ def test_everything(machine: Fake) -> None:
     }
 
 
-def test_the_hash_table_is_never_made_smaller(machine: Fake) -> None:
+def test_the_hash_table_is_never_made_smaller(machine: FakeMachine) -> None:
     machine.settings[PREFIX + "buckets"] = "262144"
     assert apply(machine, Conntrack()) == []
     assert values(machine)["buckets"] == 262144
 
 
-def test_more_connections_than_asked_for_stay(machine: Fake, caplog: pytest.LogCaptureFixture) -> None:
+def test_more_connections_than_asked_for_stay(machine: FakeMachine, caplog: pytest.LogCaptureFixture) -> None:
     """An administrator set them (kubernetes/kubernetes#142035)."""
     caplog.set_level(logging.INFO)
     machine.settings[PREFIX + "max"] = "2097152"
@@ -112,7 +112,7 @@ def test_more_connections_than_asked_for_stay(machine: Fake, caplog: pytest.LogC
     assert "nf_conntrack_max stays 2097152: only 131072 is configured" in caplog.text
 
 
-def test_connection_tracking_is_loaded_first(machine: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_tracking_is_loaded_first(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     """There are no settings before."""
     del machine.settings[PREFIX + "udp_timeout"]
 
@@ -126,7 +126,7 @@ def test_connection_tracking_is_loaded_first(machine: Fake, monkeypatch: pytest.
 
 
 def test_what_cannot_be_written_is_told_at_once_and_all_else_is_set(
-    machine: Fake, caplog: pytest.LogCaptureFixture
+    machine: FakeMachine, caplog: pytest.LogCaptureFixture
 ) -> None:
     machine.fixed = {f"{PREFIX}max", f"{PREFIX}tcp_timeout_established"}
     del machine.settings[PREFIX + "udp_timeout"]
@@ -141,7 +141,9 @@ def test_what_cannot_be_written_is_told_at_once_and_all_else_is_set(
     assert values(machine)["tcp_timeout_close_wait"] == 3600
 
 
-def test_what_is_right_needs_no_right_to_write(machine: Fake, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_right_needs_no_right_to_write(
+    machine: FakeMachine, caplog: pytest.LogCaptureFixture
+) -> None:
     apply(machine, Conntrack())
     machine.fixed = set(machine.settings)
     caplog.clear()
@@ -149,7 +151,7 @@ def test_what_is_right_needs_no_right_to_write(machine: Fake, caplog: pytest.Log
     assert caplog.records == []
 
 
-def test_more_room_than_asked_for_is_no_trouble(machine: Fake) -> None:
+def test_more_room_than_asked_for_is_no_trouble(machine: FakeMachine) -> None:
     """Outside the first network namespace the limits cannot be written, whoever asks."""
     machine.settings[PREFIX + "max"] = "262144"
     machine.settings[PREFIX + "buckets"] = "262144"
@@ -158,7 +160,7 @@ def test_more_room_than_asked_for_is_no_trouble(machine: Fake) -> None:
     assert values(machine)["max"] == 262144
 
 
-def test_how_full_the_table_is(machine: Fake) -> None:
+def test_how_full_the_table_is(machine: FakeMachine) -> None:
     assert [(f.name, f.value) for f in figures(machine)] == [("kubeproxy_conntrack_entries_limit", 65536)]
     machine.settings[PREFIX + "count"] = "17"
     assert next(iter(figures(machine))).value == 17

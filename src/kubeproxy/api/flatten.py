@@ -300,7 +300,7 @@ def _proxy_protocol(given: types.Annotations, complain: Complain) -> bool:
     if version not in {None, "v2"}:
         complain(
             'metadata.annotations["kube-proxy/proxy-protocol"]',
-            f"{version!r:.40} is not v2; backends get no PROXY protocol header",
+            f"{version!r:.40} is not v2; endpoints get no PROXY protocol header",
         )
     return version == "v2"
 

@@ -31,9 +31,9 @@ class ServiceRow(Struct, frozen=True, gc=False):
         external_ips: externalIPs, of both families.
         load_balancer_ips: the status' ingress IPs that are for us (ipMode VIP or unset).
         source_ranges: loadBalancerSourceRanges, canonical, of both families.
-        affinity: seconds a client stays with its backend; 0 without ClientIP affinity.
+        affinity: seconds a client stays with its endpoint; 0 without ClientIP affinity.
         health_check_port: healthCheckNodePort where it is to be served, else 0.
-        proxy_protocol: its backends expect PROXY protocol headers, version 2.
+        proxy_protocol: its endpoints expect PROXY protocol headers, version 2.
     """
 
     namespace: str

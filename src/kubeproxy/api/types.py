@@ -36,7 +36,7 @@ class Annotations(Struct, gc=False, frozen=True):
 
     Attributes:
         triggered: of an EndpointSlice: when the change behind it happened (RFC 3339).
-        proxy_protocol: of a Service: the version of the PROXY protocol its backends expect; ours.
+        proxy_protocol: of a Service: the version of the PROXY protocol its endpoints expect; ours.
     """
 
     triggered: str | None = field(default=None, name="endpoints.kubernetes.io/last-change-trigger-time")
@@ -65,7 +65,7 @@ class ServicePort(Struct, gc=False, frozen=True, rename="camel"):
 
 
 class ClientIPConfig(Struct, gc=False, frozen=True, rename="camel"):
-    """How long a client stays with its backend, in seconds."""
+    """How long a client stays with its endpoint, in seconds."""
 
     timeout_seconds: Int32 | None = None
 
@@ -142,7 +142,7 @@ class EndpointHints(Struct, gc=False, frozen=True, rename="camel"):
 
 
 class SliceEndpoint(Struct, gc=False, frozen=True, rename="camel"):
-    """One backend. Its addresses are the same backend: the first is used."""
+    """One endpoint. All its addresses lead to it; the first is used."""
 
     addresses: tuple[str, ...] | None = None
     conditions: EndpointConditions | None = None

@@ -40,7 +40,7 @@ def meaning(change: Change) -> str:
     verb = "changes" if change.before else "is new"
     ports = "; ".join(
         f"{port.name} {port.protocol} port {port.port}: {port.internal_action} inside to"
-        f" {len(port.internal_backends)} endpoints, {port.external_action} outside to {len(port.external_backends)}"
+        f" {len(port.internal_endpoints)} endpoints, {port.external_action} outside to {len(port.external_endpoints)}"
         for port in change.after.ports
     )
     return f"it {verb}: {ports or 'no ports'}"
@@ -130,7 +130,7 @@ class Leading(Protocol):
     """A driver that leads traffic to somebody in between."""
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
-        """A plan that was synced as the kernel knows it, with those in between as its backends."""
+        """A plan that was synced as the kernel knows it, with those in between as its endpoints."""
 
 
 @runtime_checkable

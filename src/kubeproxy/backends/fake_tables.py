@@ -8,9 +8,9 @@ chain is deleted, and applies an input whole or not at all. It knows nothing of 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from kubeproxy.api.addresses import IPV4, Family
-from kubeproxy.backends.programs import FILTER, MANGLE, NAT, RefusedError, Variant, target
+from kubeproxy.backends.programs import FILTER, MANGLE, NAT, InputRefusedError, Variant, target
 from kubeproxy.machine.base import Machine
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 
 BUILTIN = {
     MANGLE: ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
@@ -31,7 +31,7 @@ class FakeTables:
     """
 
     def __init__(self, variant: Variant = "legacy") -> None:
-        self.machine: Machine = Fake()
+        self.machine: Machine = FakeMachine()
         self.family: Family = IPV4
         self.variant: Variant = variant
         self.tables: dict[str, dict[str, list[str]]] = {
@@ -90,11 +90,11 @@ class FakeTables:
         work = {chain: list(rules) for chain, rules in self.tables[table].items()}
         for number, line in enumerate(text.splitlines(), 1):
             if (refused := self.refuse(line)) is not None:
-                raise RefusedError(f"iptables-restore: line {number} failed: {refused}", number)
+                raise InputRefusedError(f"iptables-restore: line {number} failed: {refused}", number)
             try:
                 _apply(work, line)
             except (KeyError, ValueError, IndexError) as e:
-                raise RefusedError(f"iptables-restore: line {number} failed: {e}: {line}", number) from e
+                raise InputRefusedError(f"iptables-restore: line {number} failed: {e}: {line}", number) from e
         self.tables[table] = work
         self._last = self._sizes()
 

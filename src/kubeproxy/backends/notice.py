@@ -10,12 +10,12 @@ from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.programs import Tables, spare
 from kubeproxy.netlink.nft.lookout import LOST, Lookout, words
 from kubeproxy.netlink.nft.messages import IP, IP6
-from kubeproxy.netlink.nft.monitor import Event
+from kubeproxy.netlink.nft.monitor import TableEvent
 
 
 def notice(
     tables: Tables,
-    concerns: Callable[[Event], bool],
+    concerns: Callable[[TableEvent], bool],
     disturbed: Callable[[str], None],
 ) -> Lookout:
     """Starts a look-out over the rules of one family, in the running event loop. It hears nothing before `join`.
@@ -30,7 +30,7 @@ def notice(
     """
     number = IP if tables.family == IPV4 else IP6
 
-    def heard(events: list[Event], program: str) -> bool:
+    def heard(events: list[TableEvent], program: str) -> bool:
         found = [e for e in events if e.family == number and concerns(e) and not tables.wrote(e.port)]
         if found:
             where = ", ".join(sorted({event.table for event in found}))

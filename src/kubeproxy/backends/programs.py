@@ -52,7 +52,7 @@ _LINE = re.compile(r"\bline:? (\d+)\b")
 _KUBELET_CHAINS = frozenset({"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"})
 
 
-class RefusedError(Exception):
+class InputRefusedError(Exception):
     """The program or the kernel refused an input; nothing of it reached the kernel.
 
     Attributes:
@@ -192,7 +192,7 @@ class Programs:
         """See `Tables`."""
         try:
             self.restore(table, [f"-C {chain} {rule}\n"])
-        except RefusedError:
+        except InputRefusedError:
             return False
         return True
 
@@ -213,7 +213,7 @@ class Programs:
             if e.code < 0 or (e.code == _RESOURCE_PROBLEM and not found):
                 raise SyncError(str(e)) from e
             number = int(found[1]) if found else 0
-            raise RefusedError(f"table {table}: {e}{_quoted(kept, number)}", max(number - 1, 0)) from e
+            raise InputRefusedError(f"table {table}: {e}{_quoted(kept, number)}", max(number - 1, 0)) from e
         except OSError as e:
             raise SyncError(f"cannot run {self._restore[0]}: {e}") from e
 
@@ -323,8 +323,8 @@ def _try(programs: Programs, family: Family) -> None:
     """Writes nothing to table nat: fails where the kernel lacks it or we lack the right."""
     try:
         programs.restore(NAT, ())
-    except (RefusedError, SyncError) as e:
-        error = UnsupportedError if isinstance(e, RefusedError) else SyncError
+    except (InputRefusedError, SyncError) as e:
+        error = UnsupportedError if isinstance(e, InputRefusedError) else SyncError
         raise error(f"iptables cannot run for {family}: {e}") from e
 
 

@@ -44,14 +44,14 @@ def listener(
     )
 
 
-def targets(backends: tuple[Endpoint, ...]) -> tuple[Target, ...]:
+def targets(endpoints: tuple[Endpoint, ...]) -> tuple[Target, ...]:
     """Backends as a relay knows them."""
-    return tuple([(backend.address, backend.port) for backend in backends])
+    return tuple([(endpoint.address, endpoint.port) for endpoint in endpoints])
 
 
-def anybody(backends: tuple[Endpoint, ...]) -> Choice:
+def anybody(endpoints: tuple[Endpoint, ...]) -> Choice:
     """Everybody may go to these."""
-    return Choice(targets(backends))
+    return Choice(targets(endpoints))
 
 
 def own(node: NodeConfig, local: tuple[str, ...]) -> tuple[str, ...]:

@@ -18,12 +18,12 @@ from typing import Final
 from kubeproxy.api.addresses import FAMILIES, IPV4, IPV6, Family
 from kubeproxy.backends import programs
 from kubeproxy.backends.base import SyncError
-from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables, Variant
+from kubeproxy.backends.programs import FILTER, NAT, InputRefusedError, Tables, Variant
 from kubeproxy.linux import xtables
 from kubeproxy.machine.base import Machine
 from kubeproxy.netlink.nft import objects
-from kubeproxy.netlink.nft.kernel import Kernel, generation
-from kubeproxy.netlink.nft.messages import IP, IP6, Table
+from kubeproxy.netlink.nft.kernel import NftKernel, generation
+from kubeproxy.netlink.nft.messages import IP, IP6, TableName
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class OtherVariant:
                 self._seen[family] = self._fingerprint(family)
             except _MissingError as e:
                 self._warn(family, e)
-            except (RefusedError, SyncError) as e:
+            except (InputRefusedError, SyncError) as e:
                 log.warning(
                     "%(ipFamily)s: old rules in the %(variant)s tables stay in force: %(err)s",
                     {"ipFamily": family, "variant": self._variant, "err": e},
@@ -99,7 +99,7 @@ class OtherVariant:
             except _MissingError as e:
                 if self._is_there(family):
                     troubles.append(f"{family}: {e}")
-            except (OSError, RefusedError, SyncError) as e:
+            except (OSError, InputRefusedError, SyncError) as e:
                 troubles.append(f"{family}: {e}")
         if troubles:
             raise SyncError(f"rules in the {self._variant} tables stay: {'; '.join(troubles)}")
@@ -154,8 +154,8 @@ class OtherVariant:
                 for table in _listed(self._machine, family)
             )
         number = IP if family == IPV4 else IP6
-        with Kernel(self._machine) as kernel:
-            return any(objects.has_chain(kernel, Table(number, table), CHAIN) for table in _HELD)
+        with NftKernel(self._machine) as kernel:
+            return any(objects.has_chain(kernel, TableName(number, table), CHAIN) for table in _HELD)
 
 
 def _domain(family: Family) -> int:

@@ -35,9 +35,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(asked: Asked) -> int:
-    from kubeproxy.machine.linux import Linux
+    from kubeproxy.machine.linux import LinuxMachine
 
-    machine = Linux()
+    machine = LinuxMachine()
     found = asyncio.run(ask(asked, machine))
     if asked.arguments.json:
         asked.out.json(found)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from kubeproxy import __version__, log
 from kubeproxy.config import KUBERNETES, ConfigError
 from kubeproxy.config.commandline import help_text, parse
-from kubeproxy.config.load import Options, load
+from kubeproxy.config.load import RunOptions, load
 from kubeproxy.config.types import Logging
 from kubeproxy.config.validate import validate
 
@@ -67,7 +67,7 @@ def _main(argv: Sequence[str]) -> int:
     return _act(options)
 
 
-def _act(options: Options) -> int:
+def _act(options: RunOptions) -> int:
     if options.write_config_to:
         from kubeproxy.config.write import write
 
@@ -92,8 +92,8 @@ def _print(text: str) -> int:
     return 0
 
 
-def _log_options(logging: Logging) -> log.Options:
-    return log.Options(
+def _log_options(logging: Logging) -> log.LogSettings:
+    return log.LogSettings(
         verbosity=logging.verbosity,
         vmodule=tuple((item.file_pattern, item.verbosity) for item in logging.vmodule),
         format="json" if logging.format == "json" else "text",

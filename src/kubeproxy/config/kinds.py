@@ -28,7 +28,7 @@ _VERSION: Final = re.compile(
 _FALSE: Final = frozenset({"0", "f", "F", "false", "False", "FALSE"})
 
 
-class Kind(Struct, gc=False, frozen=True):
+class FlagKind(Struct, gc=False, frozen=True):
     """One type of flag.
 
     Attributes:
@@ -171,21 +171,21 @@ def parse_version(text: str) -> str:
     return "true" if parse_bool(text) else ""
 
 
-KINDS: Final[Mapping[str, Kind]] = {
-    "bool": Kind(parse_bool, bare="true"),
-    "int": Kind(parse_int32, "int"),
-    "level": Kind(parse_level, "Level"),
-    "float": Kind(parse_float, "float"),
-    "duration": Kind(parse_duration, "duration"),
-    "size": Kind(parse_quantity, "size"),
-    "string": Kind(str, "string"),
-    "list": Kind(parse_list, "strings", adds=True),
-    "paths": Kind(lambda text: (text,), "path", adds=True),
-    "gates": Kind(parse_gates, "Name=bool,...", adds=True),
-    "vmodule": Kind(parse_vmodule, "pattern=N,...", adds=True),
-    "address": Kind(parse_address, "ip"),
-    "listen": Kind(parse_listen, "ip:port"),
-    "version": Kind(parse_version, bare="true"),
+KINDS: Final[Mapping[str, FlagKind]] = {
+    "bool": FlagKind(parse_bool, bare="true"),
+    "int": FlagKind(parse_int32, "int"),
+    "level": FlagKind(parse_level, "Level"),
+    "float": FlagKind(parse_float, "float"),
+    "duration": FlagKind(parse_duration, "duration"),
+    "size": FlagKind(parse_quantity, "size"),
+    "string": FlagKind(str, "string"),
+    "list": FlagKind(parse_list, "strings", adds=True),
+    "paths": FlagKind(lambda text: (text,), "path", adds=True),
+    "gates": FlagKind(parse_gates, "Name=bool,...", adds=True),
+    "vmodule": FlagKind(parse_vmodule, "pattern=N,...", adds=True),
+    "address": FlagKind(parse_address, "ip"),
+    "listen": FlagKind(parse_listen, "ip:port"),
+    "version": FlagKind(parse_version, bare="true"),
 }
 """Every type a flag can have."""
 

@@ -29,7 +29,7 @@ from kubeproxy.config.kinds import show
 from kubeproxy.config.types import KubeProxyConfiguration
 
 
-class Options(Struct, gc=False, frozen=True):
+class RunOptions(Struct, gc=False, frozen=True):
     """What one run of the program is to do.
 
     Attributes:
@@ -67,7 +67,7 @@ class Options(Struct, gc=False, frozen=True):
     unknown_fields: tuple[str, ...] = ()
 
 
-def load(values: Mapping[str, Any], platform: str) -> Options:
+def load(values: Mapping[str, Any], platform: str) -> RunOptions:
     """Makes the options of a command line, reading the configuration file if it names one.
 
     The result is complete but not yet judged; see `validate`.
@@ -106,7 +106,7 @@ def load(values: Mapping[str, Any], platform: str) -> Options:
         config = replace(config, hostname_override=hostname.strip().lower())
     if values.get("userspace-listen") and not backends.mode(config.mode).without_rules:
         warnings.append(f"--userspace-listen has no effect in {config.mode} mode")
-    return Options(
+    return RunOptions(
         config=config,
         config_file=path,
         config_data=data,

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from kubeproxy.config.commandline import parse
-from kubeproxy.config.load import Options
+from kubeproxy.config.load import RunOptions
 from kubeproxy.config.load import load as load_options
 from kubeproxy.config.validate import validate
 from kubeproxy.linux.process import Process
@@ -38,7 +38,7 @@ class Origin(Struct, frozen=True):
         process: the number of the running kube-proxy; 0 if none is asked.
     """
 
-    options: Options
+    options: RunOptions
     root: str = ""
     environment: Mapping[str, str] = {}
     process: int = 0
@@ -110,7 +110,7 @@ def _placed(values: Mapping[str, Any], process: Process) -> dict[str, Any]:
     return found
 
 
-def _checked(options: Options) -> Options:
+def _checked(options: RunOptions) -> RunOptions:
     """Options whose configuration is valid, and whose kubeconfig is absolute.
 
     Raises:

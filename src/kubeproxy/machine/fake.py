@@ -34,7 +34,7 @@ _SYSCTLS: Final = {
 }
 
 
-class Fake:
+class FakeMachine:
     """See `base.Machine`.
 
     Attributes:

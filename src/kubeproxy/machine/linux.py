@@ -25,7 +25,7 @@ _NET: Final = Path("/proc/thread-self/net")
 _MODULES: Final = Path("/sys/module")
 
 
-class Linux:
+class LinuxMachine:
     """See `base.Machine`."""
 
     def __init__(self, namespace: Path | None = None) -> None:

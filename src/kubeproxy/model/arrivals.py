@@ -20,7 +20,7 @@ from kubeproxy.model.plan import PortPlan, ServicePlan
 TCP = protocols.TCP
 
 
-class Flow(flows.Flow, Protocol):
+class TrackedConnection(flows.TrackedFlow, Protocol):
     """A tracked flow."""
 
     @property
@@ -74,7 +74,7 @@ class Arrivals:
             for front in self._ports:
                 yield Listing(TCP, destination=front)
 
-    def is_waiting(self, flow: Flow, local: Callable[[bytes], bool]) -> bool:
+    def is_waiting(self, flow: TrackedConnection, local: Callable[[bytes], bool]) -> bool:
         """Whether a flow is that of a client who waits in vain.
 
         A flow in a conntrack zone that was not translated is left alone, as with UDP.

@@ -260,12 +260,12 @@ def _reached(verdict: Verdict, packet: Packet, rows: Sequence[_Row], port: PortP
     if verdict.action != FORWARD:
         return
     found = _by_address(rows, port)
-    for endpoint in verdict.backends:
+    for endpoint in verdict.endpoints:
         given = found.get((endpoint.address, endpoint.port))
         yield Reached(
             endpoint.address,
             endpoint.port,
-            1 / len(verdict.backends),
+            1 / len(verdict.endpoints),
             endpoint.local,
             given.row.node if given else "",
             given.row.zone if given else "",
@@ -298,7 +298,7 @@ def _merit(each: _Row) -> tuple[bool, bool, bool, bool]:
 
 
 def _excluded(verdict: Verdict, rows: Sequence[_Row], port: PortPlan, node: NodeConfig) -> Iterator[Excluded]:
-    used: set[Endpoint] = set(verdict.backends) if verdict.action == FORWARD else set()
+    used: set[Endpoint] = set(verdict.endpoints) if verdict.action == FORWARD else set()
     chosen = _by_address(rows, port)
     for each in rows:
         row, piece = each.row, each.piece

@@ -1,6 +1,6 @@
 """Which tracked UDP and SCTP flows are stale: they go where their Service sends nobody any more.
 
-A connectionless flow keeps the backend its first packet got, for as long as its client talks. When that backend is
+A connectionless flow keeps the endpoint its first packet got, for as long as its client talks. When that endpoint is
 gone, or when there was none and the flow was not translated at all, the client would talk into the void for ever, so
 its flow must be forgotten. A flow is stale when the place its client speaks to (a front) belongs to a Service and
 
@@ -44,7 +44,7 @@ class Listing(NamedTuple):
     source: Place = b""
 
 
-class Flow(Protocol):
+class TrackedFlow(Protocol):
     """A tracked flow."""
 
     @property
@@ -129,7 +129,7 @@ class Fronts:
         """Everything was looked at: who owned which front before is forgotten."""
         self._left.clear()
 
-    def is_stale(self, flow: Flow, local: Callable[[bytes], bool]) -> bool:
+    def is_stale(self, flow: TrackedFlow, local: Callable[[bytes], bool]) -> bool:
         """Whether a flow is stale.
 
         A flow in a conntrack zone that was not translated is left alone: others who track there translate elsewhere.

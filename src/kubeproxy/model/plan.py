@@ -1,7 +1,7 @@
 """The plan of a Service: for every address it answers on, what happens to a packet there.
 
-A `ServicePlan` is a frozen value for one Service and one IP family. It is complete: a backend needs nothing else of
-Kubernetes to make it so. Equal plans need no work. The questions a backend asks (where do packets to the ClusterIP
+A `ServicePlan` is a frozen value for one Service and one IP family. It is complete: a mode needs nothing else of
+Kubernetes to make it so. Equal plans need no work. The questions a mode asks (where do packets to the ClusterIP
 go, what of those that find no endpoint) are answered here by properties, once for all modes.
 """
 
@@ -25,7 +25,7 @@ Front = tuple[str, Protocol, int]
 FrontKind = Literal["ClusterIP", "external IP", "load balancer IP", "node port", "health check node port"]
 
 Action = Literal["forward", "drop", "reject"]
-"""Sent to a backend; dropped because all usable endpoints are elsewhere; rejected because there are none at all."""
+"""Sent to an endpoint; dropped because all usable endpoints are elsewhere; rejected because there are none at all."""
 
 FORWARD: Final[Action] = "forward"
 DROP: Final[Action] = "drop"
@@ -49,13 +49,13 @@ class PortPlan(Struct, frozen=True, gc=False):
         node_port_except: own addresses of the node at which another front has precedence over the node port.
         external_ips: the external IPs at which the front is this Service's and is not its ClusterIP.
         load_balancer_ips: the load balancer IPs of the same kind. An address may be in both.
-        cluster: backends for traffic with the Cluster policy.
-        local: backends for traffic with the Local policy.
+        cluster: endpoints for traffic with the Cluster policy.
+        local: endpoints for traffic with the Local policy.
         any: a usable endpoint exists somewhere.
         source_ranges: clients the load balancer IPs are for; empty for all.
-        affinity: seconds a client stays with its backend; 0 for no affinity.
+        affinity: seconds a client stays with its endpoint; 0 for no affinity.
         topology: how hints narrowed `cluster`.
-        endpoints: how many endpoints are known, usable or not.
+        known_endpoints: how many endpoints are known, usable or not.
         serving: for UDP and SCTP, every endpoint that may keep the flows it has, whether it gets new ones or not. Empty
             for TCP, whose connections end by themselves.
         near: in ipvs mode, every endpoint on this node, usable or not.
@@ -77,7 +77,7 @@ class PortPlan(Struct, frozen=True, gc=False):
     local: tuple[Endpoint, ...] = ()
     any: bool = False
     topology: Topology = ""
-    endpoints: int = 0
+    known_endpoints: int = 0
     serving: tuple[Endpoint, ...] = ()
     near: tuple[Endpoint, ...] = ()
 
@@ -97,28 +97,28 @@ class PortPlan(Struct, frozen=True, gc=False):
         return self.internal_local or (self.external_local and self.external)
 
     @property
-    def internal_backends(self) -> tuple[Endpoint, ...]:
+    def internal_endpoints(self) -> tuple[Endpoint, ...]:
         """Where internal traffic may go."""
         return self.local if self.internal_local else self.cluster
 
     @property
-    def external_backends(self) -> tuple[Endpoint, ...]:
+    def external_endpoints(self) -> tuple[Endpoint, ...]:
         """Where external traffic that did not start on this node may go."""
         return self.local if self.external_local else self.cluster
 
     @property
     def internal_action(self) -> Action:
         """What happens to internal traffic."""
-        return self._action(self.internal_backends)
+        return self._action(self.internal_endpoints)
 
     @property
     def external_action(self) -> Action:
         """What happens to external traffic that did not start on this node."""
-        return self._action(self.external_backends)
+        return self._action(self.external_endpoints)
 
     @property
-    def backends(self) -> tuple[Endpoint, ...]:
-        """Every backend some traffic may use, in address order."""
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Every endpoint some traffic may use, in address order."""
         if not self.uses_local:
             return self.cluster
         if not self.uses_cluster:
@@ -127,8 +127,8 @@ class PortPlan(Struct, frozen=True, gc=False):
             return self.cluster
         return tuple(sorted({*self.cluster, *self.local}, key=lambda b: join(b.address, b.port)))
 
-    def _action(self, backends: tuple[Endpoint, ...]) -> Action:
-        return FORWARD if backends else DROP if self.any else REJECT
+    def _action(self, endpoints: tuple[Endpoint, ...]) -> Action:
+        return FORWARD if endpoints else DROP if self.any else REJECT
 
 
 class LostFront(Struct, frozen=True, gc=False):
@@ -163,7 +163,7 @@ class ServicePlan(Struct, frozen=True, gc=False):
         ports: its ports, without those that lost all of their fronts.
         health_check_port: where its health-check node port is to be served, 0 for nowhere.
         local_ready: distinct local endpoint addresses that are ready, which is what that port answers.
-        proxy_protocol: backends expect PROXY protocol headers; only userspace mode can send them.
+        proxy_protocol: endpoints expect PROXY protocol headers; only userspace mode can send them.
         lost: the fronts it names that belong to another Service; they are in none of the other attributes.
     """
 
@@ -261,7 +261,7 @@ def plan(
         return None
     mine = [s for s in slices if s.family == family]
     served = _by_port(mine)
-    fronts = _Fronts(service, cluster_ip, node, owner)
+    fronts = _ServiceFronts(service, cluster_ip, node, owner)
     base = f"{service.namespace}/{service.name}"
     ranges = _of_family(service.source_ranges, family)
     ports = []
@@ -297,7 +297,7 @@ def plan(
                 local=chosen.local,
                 any=chosen.any,
                 topology=chosen.topology,
-                endpoints=len(candidates),
+                known_endpoints=len(candidates),
                 serving=() if port.protocol == "TCP" else _serving(candidates, chosen.cluster),
                 near=tuple([b for _, b in candidates if b.local]) if node.ipvs else (),
             )
@@ -324,7 +324,7 @@ class _PortFronts(NamedTuple):
     load_balancer_ips: tuple[str, ...] = ()
 
 
-class _Fronts:
+class _ServiceFronts:
     """Sorts the fronts that a Service names into those it gets and those it loses.
 
     Attributes:
@@ -425,7 +425,7 @@ def _serving(
     candidates: list[tuple[EndpointRow, Endpoint]], cluster: tuple[Endpoint, ...]
 ) -> tuple[Endpoint, ...]:
     """The endpoints that are ready or serve until they end; most often those of the Cluster policy, then no second tuple."""
-    serving = tuple([backend for row, backend in candidates if row.conditions & _KEPT])
+    serving = tuple([endpoint for row, endpoint in candidates if row.conditions & _KEPT])
     return cluster if serving == cluster else serving
 
 
@@ -434,13 +434,13 @@ def _merit(candidate: tuple[EndpointRow, Endpoint]) -> tuple[bool, bool, bool, b
 
     Two meet when a Pod takes over the address of one that is leaving, and while an endpoint moves between slices.
     """
-    row, backend = candidate
+    row, endpoint = candidate
     conditions = row.conditions
     return (
         not conditions & _TERMINATING,
         bool(conditions & _READY),
         bool(conditions & _SERVING),
-        backend.local,
+        endpoint.local,
     )
 
 

@@ -77,8 +77,8 @@ def select(candidates: Candidates, *, cluster: bool, local: bool, node: str, zon
     if local:
         here = [c for c in ready if c[1].local] or [c for c in draining if c[1].local]
     return Selection(
-        cluster=tuple([backend for _, backend in chosen]),
-        local=tuple([backend for _, backend in here]),
+        cluster=tuple([endpoint for _, endpoint in chosen]),
+        local=tuple([endpoint for _, endpoint in here]),
         any=bool(chosen) or (local and bool(ready or draining)),
         topology=mode,
     )

@@ -3,7 +3,7 @@
 The semantics of all modes in one place: the yardstick by which the rules of each mode are tested, and the answer to
 "why did my packet go there". Where modes differ, `Manners` says how.
 
-A packet here is the first of its connection; those that follow go the same way. Of several backends one is picked at
+A packet here is the first of its connection; those that follow go the same way. Of several endpoints one is picked at
 random, or with session affinity the one the client had.
 """
 
@@ -41,11 +41,11 @@ class Verdict(Struct, frozen=True, gc=False):
     """What becomes of a packet.
 
     Attributes:
-        action: forwarded to one of the backends, dropped, rejected; or "pass": it is for no Service.
+        action: forwarded to one of the endpoints, dropped, rejected; or "pass": it is for no Service.
         reason: why, for people.
         port: the Service port it is for.
-        backends: where it may go.
-        masquerade: whether its source becomes an address of the node, whichever backend is picked.
+        endpoints: where it may go.
+        masquerade: whether its source becomes an address of the node, whichever endpoint is picked.
         front: what the destination is to the Service; "" if it is for no Service.
         local: its traffic policy is Local: only endpoints on this node are used.
     """
@@ -53,14 +53,14 @@ class Verdict(Struct, frozen=True, gc=False):
     action: Action | Literal["pass"]
     reason: str
     port: PortPlan | None = None
-    backends: tuple[Endpoint, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
     masquerade: bool = False
     front: FrontKind | Literal[""] = ""
     local: bool = False
 
-    def masquerades(self, packet: Packet, backend: Endpoint) -> bool:
-        """Whether the packet is masqueraded on its way to this backend; always if that is where it came from."""
-        return self.masquerade or packet.source == backend.address
+    def masquerades(self, packet: Packet, endpoint: Endpoint) -> bool:
+        """Whether the packet is masqueraded on its way to this endpoint; always if that is where it came from."""
+        return self.masquerade or packet.source == endpoint.address
 
 
 class Book:
@@ -145,7 +145,7 @@ class Book:
         else:
             masquerade, why = True, "not from a local Pod"
         reason = f"ClusterIP, internalTrafficPolicy {'Local' if local else 'Cluster'}; {why}"
-        return Verdict(FORWARD, reason, port, port.internal_backends, masquerade, "ClusterIP", local)
+        return Verdict(FORWARD, reason, port, port.internal_endpoints, masquerade, "ClusterIP", local)
 
     def _external(self, packet: Packet, port: PortPlan, kind: FrontKind) -> Verdict:
         if not port.any:

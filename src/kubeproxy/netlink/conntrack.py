@@ -65,7 +65,7 @@ _LAYOUTS = {
 }
 
 
-class Flow(NamedTuple):
+class ConntrackFlow(NamedTuple):
     """A tracked flow with ports.
 
     Attributes:
@@ -134,7 +134,7 @@ def flows(
     destination: bytes = b"",
     source: bytes = b"",
     unanswered: bool = False,
-) -> Iterator[Flow]:
+) -> Iterator[ConntrackFlow]:
     """Lists flows. A kernel that does not filter as asked gives more of them: they are to be judged in any case.
 
     Flows that come and go meanwhile may be missed or told twice.
@@ -163,7 +163,7 @@ def flows(
                 raise
 
 
-def _list(kernel: wire.Socket, family: int, protocol: int, body: bytes) -> Iterator[Flow]:
+def _list(kernel: wire.Socket, family: int, protocol: int, body: bytes) -> Iterator[ConntrackFlow]:
     head, expected = _LAYOUTS[AF_INET6 if family == AF_INET6 else AF_INET]
     size = 4 + head.size
     for reply in kernel.dump(_GET, body):
@@ -172,20 +172,20 @@ def _list(kernel: wire.Socket, family: int, protocol: int, body: bytes) -> Itera
             first, destination, number, port, second, source, source_port = head.unpack_from(message, 4)
             if first == second == expected:
                 if number == protocol:
-                    yield Flow(number, destination + port, source + source_port, message)
+                    yield ConntrackFlow(number, destination + port, source + source_port, message)
                 continue
         flow = _read(message)
         if flow is not None and flow.protocol == protocol:
             yield flow
 
 
-def _read(message: memoryview) -> Flow | None:
+def _read(message: memoryview) -> ConntrackFlow | None:
     """A flow whose message has another layout: its tuples may have zones, it may have no ports."""
     found = wire.attributes(message[4:])
     original, reply = (_tuple(found[kind]) for kind in (_TUPLE_ORIG, _TUPLE_REPLY))
     if original is None or reply is None:
         return None
-    return Flow(original[0], original[2], reply[1], message)
+    return ConntrackFlow(original[0], original[2], reply[1], message)
 
 
 def _tuple(data: memoryview) -> tuple[int, bytes, bytes] | None:
@@ -240,7 +240,7 @@ def _part(
     return flags, wire.nested(kind, addresses, wire.nested(_TUPLE_PROTO, ports))
 
 
-def delete(namespace: Namespace, listed: Sequence[Flow]) -> int:
+def delete(namespace: Namespace, listed: Sequence[ConntrackFlow]) -> int:
     """Deletes flows, each only if it is the very one that was listed; returns how many were still there.
 
     Raises:
@@ -259,7 +259,7 @@ def delete(namespace: Namespace, listed: Sequence[Flow]) -> int:
     return deleted
 
 
-def delete_unanswered(namespace: Namespace, listed: Sequence[Flow]) -> int:
+def delete_unanswered(namespace: Namespace, listed: Sequence[ConntrackFlow]) -> int:
     """Deletes TCP connections as `delete` does, but each only if nobody has answered it since it was listed.
 
     The kernel cannot be asked for both at once, so each is looked at just before.
@@ -286,7 +286,7 @@ def delete_unanswered(namespace: Namespace, listed: Sequence[Flow]) -> int:
     return deleted
 
 
-def _delete(kernel: wire.Socket, batch: Sequence[Flow]) -> Iterator[wire.NetlinkError]:
+def _delete(kernel: wire.Socket, batch: Sequence[ConntrackFlow]) -> Iterator[wire.NetlinkError]:
     """Deletes flows by one datagram, in their order; only errors and the last one are answered."""
     last = len(batch) - 1
     numbers = [kernel.next_sequence() for _ in batch]

@@ -81,7 +81,7 @@ class Timeouts(NamedTuple):
     udp: int = 0
 
 
-class IPVS(wire.Closing):
+class IPVSSocket(wire.Closing):
     """The kernel's IPVS, in the network namespace it was opened in."""
 
     def __init__(self, namespace: Namespace) -> None:

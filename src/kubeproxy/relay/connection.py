@@ -27,7 +27,7 @@ _GONE: Final = -1
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: close with a reset
 
 
-class Stream:
+class Direction:
     """One direction of a connection.
 
     Attributes:
@@ -96,8 +96,8 @@ class Connection:
         self._shared = shared
         self._client = client
         self._server = server
-        self._up = Stream(client.fileno(), server)
-        self._down = Stream(server.fileno(), client)
+        self._up = Direction(client.fileno(), server)
+        self._down = Direction(server.fileno(), client)
         self._client_mask = self._server_mask = IN
         shared.counts.connections += 1
         shared.counts.open_connections += 1
@@ -169,7 +169,7 @@ class Connection:
         return wanted
 
 
-def _mask(incoming: Stream, outgoing: Stream) -> int:
+def _mask(incoming: Direction, outgoing: Direction) -> int:
     """What is waited for of a side."""
     mask = 0 if incoming.ended or incoming.pipe is not None else IN
     return mask if outgoing.pipe is None else mask | OUT

@@ -22,8 +22,8 @@ from msgspec import Struct
 from kubeproxy.figures import Figure, Kind
 from kubeproxy.machine.base import Machine
 from kubeproxy.relay import sockets
-from kubeproxy.relay.process import Process
-from kubeproxy.relay.table import Table
+from kubeproxy.relay.process import RelayProcess
+from kubeproxy.relay.table import ListenerTable
 from kubeproxy.relay.values import Counts, Listener, Mark, Message, Said
 
 log = logging.getLogger(__name__)
@@ -85,10 +85,10 @@ class Relay:
         self._patience = patience
         self._lock = threading.RLock()
         self._heard = threading.Condition(self._lock)
-        self._table = Table()
+        self._table = ListenerTable()
         self._keeper: threading.Thread | None = None
         self._wakeup = -1  # an eventfd on which the keeper waits
-        self._process: Process | None = None
+        self._process: RelayProcess | None = None
         self._stopped = False
         self._counts = self._before = Counts()  # of the process, and of those before it
         self._lost = 0
@@ -213,7 +213,7 @@ class Relay:
         if self._wakeup >= 0:
             os.eventfd_write(self._wakeup, 1)
 
-    def _send(self, process: Process) -> bool:
+    def _send(self, process: RelayProcess) -> bool:
         """Sends some of what the process does not know. Returns whether it has been sent everything."""
         try:
             return process.flush() and self._table.send(process.send) and not process.full
@@ -231,7 +231,7 @@ class Relay:
         while not stopped:
             started = time.monotonic()
             try:
-                self._begin(process := Process(self.machine, self._arguments))
+                self._begin(process := RelayProcess(self.machine, self._arguments))
             except OSError as e:
                 log.error(  # noqa: TRY400 the message says it all
                     "%(relay)s: cannot start the relay process, trying again: %(err)s",
@@ -253,13 +253,13 @@ class Relay:
             os.close(self._wakeup)
             self._wakeup = -1
 
-    def _begin(self, process: Process) -> None:
+    def _begin(self, process: RelayProcess) -> None:
         """A process that was started knows no listener."""
         with self._lock:
             self._process = process
             self._table.restart()
 
-    def _serve(self, process: Process) -> str:
+    def _serve(self, process: RelayProcess) -> str:
         """Sends and receives until the process must end; returns why."""
         patience, silent, limit = self._patience, 0.0, self._patience.start
         poll = select.poll()
@@ -304,7 +304,7 @@ class Relay:
                     self._table.settled = message.number
                     self._heard.notify_all()
 
-    def _end(self, process: Process, why: str) -> None:
+    def _end(self, process: RelayProcess, why: str) -> None:
         """Ends a process: with some patience if the relay was stopped, at once if not."""
         with self._lock:
             self._process = None

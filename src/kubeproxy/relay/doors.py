@@ -14,7 +14,7 @@ _SETTLE_SECONDS = 60.0
 Name = TypeVar("Name", bound=Hashable)
 
 
-class Door(NamedTuple):
+class OpenListener(NamedTuple):
     """A listener that is open.
 
     Attributes:
@@ -35,13 +35,13 @@ class Doors(Generic[Name]):
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
-        self._open: dict[Name, Door] = {}
+        self._open: dict[Name, OpenListener] = {}
         self._served = False
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def __iter__(self) -> Iterator[Door]:
+    def __iter__(self) -> Iterator[OpenListener]:
         return iter(self._open.values())
 
     @property
@@ -54,7 +54,7 @@ class Doors(Generic[Name]):
         found = self._open.get(name)
         return 0 if found is None else found.port
 
-    def of(self, names: Collection[Name]) -> list[Door]:
+    def of(self, names: Collection[Name]) -> list[OpenListener]:
         """Those of some names that are open."""
         return [self._open[name] for name in names if name in self._open]
 
@@ -78,7 +78,7 @@ class Doors(Generic[Name]):
             return False
         sock = self._relay.bind(address, ports, udp=listener.udp)
         port = sock.getsockname()[1]
-        self._open[name] = Door(self._relay.open(sock, listener), address, port, listener)
+        self._open[name] = OpenListener(self._relay.open(sock, listener), address, port, listener)
         return True
 
     def open_all(self, wanted: Iterable[tuple[Name, Listener, str, sockets.Span]]) -> list[Name]:
@@ -111,7 +111,7 @@ class Doors(Generic[Name]):
             self._relay.change(door.number, listener)
             self._open[name] = door._replace(listener=listener)
 
-    def close(self, names: Collection[Name]) -> dict[Name, Door]:
+    def close(self, names: Collection[Name]) -> dict[Name, OpenListener]:
         """Those are not to be open; it is no error if they are not. Returns those that were."""
         closed = {}
         for name in names:

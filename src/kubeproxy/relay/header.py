@@ -1,4 +1,4 @@
-"""PROXY protocol, version 2: tells a backend who the client is (haproxy.org/download/2.6/doc/proxy-protocol.txt)."""
+"""PROXY protocol, version 2: tells an endpoint who the client is (haproxy.org/download/2.6/doc/proxy-protocol.txt)."""
 
 import socket
 

@@ -40,7 +40,7 @@ class Timer:
         self.call = None
 
 
-class Loop:
+class PollLoop:
     """One thread's events.
 
     Attributes:

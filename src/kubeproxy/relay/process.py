@@ -14,7 +14,7 @@ _RECEIVED_BYTES = 1 << 16
 _KILLED_SECONDS = 5.0
 
 
-class Process:
+class RelayProcess:
     """A relay process that was started. Not thread-safe.
 
     Attributes:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import Final
 
 from kubeproxy.relay.balancer import Clients
-from kubeproxy.relay.loop import Loop
+from kubeproxy.relay.loop import PollLoop
 from kubeproxy.relay.pipes import Pool
 from kubeproxy.relay.slots import Slots, is_shortage
 from kubeproxy.relay.values import Counts
@@ -32,7 +32,7 @@ class Shared:
         mark: the mark of packets to targets; 0 for none.
     """
 
-    def __init__(self, loop: Loop, speak: Speak, *, limit: int, mark: int = 0) -> None:
+    def __init__(self, loop: PollLoop, speak: Speak, *, limit: int, mark: int = 0) -> None:
         self.loop = loop
         self.slots = Slots(limit)
         self.pool = Pool(self.slots)

@@ -9,7 +9,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable
 
-from kubeproxy.relay.values import Change, Close, Listener, Mark, Message, Open
+from kubeproxy.relay.values import Close, Listener, Mark, Message, Open, Update
 
 Take = Callable[[Message, socket.socket | None], bool]
 """Takes a message, and a socket with it; returns whether it did. If not, it is offered again later."""
@@ -18,7 +18,7 @@ _BATCH = 64
 """So many listeners are sent before other threads may have the table."""
 
 
-class Table:
+class ListenerTable:
     """Listeners and their sockets, by number. Not thread-safe.
 
     Attributes:
@@ -105,7 +105,7 @@ class Table:
             return True
         sock, listener = self.listeners[number]
         if served:
-            return take(Change(number, listener), None)
+            return take(Update(number, listener), None)
         if not take(Open(number, listener), sock):
             return False
         self._served.add(number)

@@ -17,7 +17,7 @@ from kubeproxy.relay import origin, sockets
 from kubeproxy.relay.balancer import Balancer
 from kubeproxy.relay.connection import DESCRIPTORS, Connection, will_reset
 from kubeproxy.relay.header import header
-from kubeproxy.relay.loop import IN, OUT, Loop, Timer
+from kubeproxy.relay.loop import IN, OUT, PollLoop, Timer
 from kubeproxy.relay.shared import Shared
 from kubeproxy.relay.slots import is_shortage
 from kubeproxy.relay.values import Listener, Target
@@ -29,13 +29,13 @@ _SYN_SENT: Final = 2
 """TCP_SYN_SENT of linux/tcp_states.h: nothing was heard of the other side yet."""
 
 
-class Entrance:
+class TCPServer:
     """A listening socket."""
 
     def __init__(self, sock: socket.socket, listener: Listener, shared: Shared) -> None:
         self._sock = sock
         self._shared = shared
-        self._loop: Loop = shared.loop
+        self._loop: PollLoop = shared.loop
         self.change(listener)
         self._open = self._closed = False
         self.resume()

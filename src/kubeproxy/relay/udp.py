@@ -36,13 +36,13 @@ Client = tuple[Peer, bytes]
 """A client, and the address of ours it sends to."""
 
 
-class Entrance:
+class UDPServer:
     """A UDP socket that clients send to."""
 
     def __init__(self, sock: socket.socket, listener: Listener, shared: Shared) -> None:
         self.sock = sock
         self.shared = shared
-        self.flows: dict[Client, Flow] = {}
+        self.flows: dict[Client, UDPFlow] = {}
         self._ipv6 = sock.family == socket.AF_INET6
         self._queries: origin.Flows | None = None
         self.change(listener)
@@ -97,7 +97,7 @@ class Entrance:
         with contextlib.suppress(OSError):
             self.sock.sendmsg([data], control, 0, peer)
 
-    def _open(self, client: Client) -> "Flow | None":
+    def _open(self, client: Client) -> "UDPFlow | None":
         """A new flow, unless the client is to be refused or there is no descriptor left."""
         peer, _ = client
         served = not self.listener.translated or self._translated(peer)
@@ -108,7 +108,7 @@ class Entrance:
         if not self.shared.admit(1):
             return None
         try:
-            flow = Flow(self, client, list(candidates))
+            flow = UDPFlow(self, client, list(candidates))
         except OSError as e:
             self.shared.slots.give_back(1)
             self.shared.short(e)
@@ -140,42 +140,42 @@ def _peer(told: tuple[Any, ...]) -> Peer:
     return (told[0], told[1], 0, interface) if interface else (told[0], told[1])
 
 
-class Flow:
+class UDPFlow:
     """One client's flow to a target."""
 
-    __slots__ = ("_candidates", "_client", "_entrance", "_last", "_sock", "_started", "target")
+    __slots__ = ("_candidates", "_client", "_last", "_server", "_sock", "_started", "target")
 
-    def __init__(self, entrance: Entrance, client: Client, candidates: list[Target]) -> None:
+    def __init__(self, server: UDPServer, client: Client, candidates: list[Target]) -> None:
         """Opens a flow to the first candidate that can be sent to.
 
         Raises:
             OSError: there is no socket for it.
         """
-        self._entrance = entrance
+        self._server = server
         self._client = client
         self._candidates = candidates
         self._started = self._last = time.monotonic()
         self._sock: socket.socket | None = None
         self._connect()
-        self._entrance.shared.loop.after(ANSWER_SECONDS, self._look)
+        self._server.shared.loop.after(ANSWER_SECONDS, self._look)
 
     def _connect(self) -> None:
         """Takes the next candidate."""
-        entrance = self._entrance
+        server = self._server
         self._disconnect()
         self.target = self._candidates.pop(0)
-        sock = socket.socket(entrance.sock.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        sock = socket.socket(server.sock.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
-            if entrance.shared.mark:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, entrance.shared.mark)
+            if server.shared.mark:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, server.shared.mark)
             code = sock.connect_ex(self.target)
         except OSError:
             sock.close()
             raise
         if code:
             self._refused(os.strerror(code))
-        entrance.balancer.reached(self._client[0][0], self.target)
-        entrance.shared.loop.add(sock.fileno(), IN, self)
+        server.balancer.reached(self._client[0][0], self.target)
+        server.shared.loop.add(sock.fileno(), IN, self)
         self._sock = sock
 
     def send(self, data: memoryview) -> None:
@@ -212,26 +212,26 @@ class Flow:
                     self.end()
                 return
             self._last = time.monotonic()
-            self._entrance.answer(_buffer[:size], self._client)
+            self._server.answer(_buffer[:size], self._client)
 
     def end(self) -> None:
         """Ends it."""
-        if self._entrance.flows.get(self._client) is self:
-            del self._entrance.flows[self._client]
-            self._entrance.shared.slots.give_back(1)
-            self._entrance.shared.counts.open_flows -= 1
+        if self._server.flows.get(self._client) is self:
+            del self._server.flows[self._client]
+            self._server.shared.slots.give_back(1)
+            self._server.shared.counts.open_flows -= 1
         self._disconnect()
 
     def _disconnect(self) -> None:
         if self._sock is not None:
-            self._entrance.shared.loop.close(self._sock)
+            self._server.shared.loop.close(self._sock)
             self._sock = None
 
     def _refused(self, why: str) -> None:
-        self._entrance.balancer.failed(self._client[0][0], self.target)
-        self._entrance.shared.counts.failures += 1
-        name, (address, port) = self._entrance.listener.name, self.target
-        self._entrance.shared.say(
+        self._server.balancer.failed(self._client[0][0], self.target)
+        self._server.shared.counts.failures += 1
+        name, (address, port) = self._server.listener.name, self.target
+        self._server.shared.say(
             logging.INFO, f"{name}: {address} port {port} takes no packets: {why}", (name, self.target)
         )
 
@@ -244,4 +244,4 @@ class Flow:
         if left <= 0:
             self.end()
         else:
-            self._entrance.shared.loop.after(left, self._look)
+            self._server.shared.loop.after(left, self._look)

@@ -54,7 +54,7 @@ class Open(Struct, frozen=True, gc=False, array_like=True, tag=0):
     listener: Listener
 
 
-class Change(Struct, frozen=True, gc=False, array_like=True, tag=1):
+class Update(Struct, frozen=True, gc=False, array_like=True, tag=1):
     """A listener is to do something else with new connections."""
 
     number: int
@@ -100,7 +100,7 @@ class Mark(Struct, frozen=True, gc=False, array_like=True, tag=5):
     number: int
 
 
-Message = Open | Change | Close | Said | Counts | Mark
+Message = Open | Update | Close | Said | Counts | Mark
 
 _LENGTH = struct.Struct("<I")
 

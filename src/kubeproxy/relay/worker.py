@@ -16,10 +16,10 @@ from msgspec.structs import replace
 
 from kubeproxy.relay import tcp, udp
 from kubeproxy.relay.connection import Connection
-from kubeproxy.relay.loop import IN, Loop
+from kubeproxy.relay.loop import IN, PollLoop
 from kubeproxy.relay.shared import Shared
 from kubeproxy.relay.sockets import raise_limit
-from kubeproxy.relay.values import Change, Close, Counts, Decoder, Mark, Message, Open, Said, encode
+from kubeproxy.relay.values import Close, Counts, Decoder, Mark, Message, Open, Said, Update, encode
 
 _SPARE = 64
 """Descriptors for everything but listeners and connections."""
@@ -44,12 +44,12 @@ class Worker:
             limit: how many descriptors connections may take; 0 for as many as the system gives.
         """
         self._control = control
-        self._loop = Loop(self._failed)
+        self._loop = PollLoop(self._failed)
         limit = limit or raise_limit() - _SPARE
         self._shared = Shared(self._loop, self._speak, limit=limit, mark=mark)
         self._decoder = Decoder()
         self._sockets: deque[socket.socket] = deque()
-        self._entrances: dict[int, tcp.Entrance | udp.Entrance] = {}
+        self._servers: dict[int, tcp.TCPServer | udp.UDPServer] = {}
         self._groups: dict[int, tuple[str, int]] = {}
         self._told = Counts()
         control.setblocking(False)
@@ -83,12 +83,12 @@ class Worker:
         for order in self._decoder.feed(data):
             if isinstance(order, Open):
                 self._open(order)
-            elif isinstance(order, Change):
+            elif isinstance(order, Update):
                 self._groups[order.number] = order.listener.group, order.listener.affinity
-                self._entrances[order.number].change(order.listener)
+                self._servers[order.number].change(order.listener)
             elif isinstance(order, Close):
                 del self._groups[order.number]
-                self._entrances.pop(order.number).close()
+                self._servers.pop(order.number).close()
                 self._shared.slots.give_back(1)
             elif isinstance(order, Mark):
                 self._answer(order)
@@ -104,10 +104,10 @@ class Worker:
                     self._sockets.append(sock)
 
     def _open(self, order: Open) -> None:
-        kind = udp.Entrance if order.listener.udp else tcp.Entrance
+        kind = udp.UDPServer if order.listener.udp else tcp.TCPServer
         self._shared.slots.reserve(1)
         self._groups[order.number] = order.listener.group, order.listener.affinity
-        self._entrances[order.number] = kind(self._sockets.popleft(), order.listener, self._shared)
+        self._servers[order.number] = kind(self._sockets.popleft(), order.listener, self._shared)
 
     def _tidy(self) -> None:
         """Forgets clients that have not been seen for as long as their affinity lasts."""

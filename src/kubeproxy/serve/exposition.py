@@ -20,7 +20,7 @@ from kubeproxy.config.gates import GATES, resolve
 from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.figures import Figure, Histogram
 from kubeproxy.serve.accept import takes_gzip
-from kubeproxy.serve.message import Request, Response
+from kubeproxy.serve.message import HTTPRequest, HTTPResponse
 from kubeproxy.serve.stability import described
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Exposition:
         self._process = process
         self._turn = asyncio.Lock()
 
-    async def handle(self, request: Request) -> Response:
+    async def handle(self, request: HTTPRequest) -> HTTPResponse:
         """Answers one."""
         if "prometheus_client" not in sys.modules:
             await asyncio.to_thread(import_module, "prometheus_client")
@@ -61,7 +61,7 @@ class Exposition:
             if takes_gzip(request.headers.get("accept-encoding", "")):
                 body = await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL)
                 headers = (*headers, ("Content-Encoding", "gzip"))
-            return Response(body, content_type=CONTENT_TYPE, headers=headers)
+            return HTTPResponse(body, content_type=CONTENT_TYPE, headers=headers)
 
     def render(self) -> bytes:
         """The text."""

@@ -17,7 +17,7 @@ import msgspec
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.figures import Figure
 from kubeproxy.reconcile.reconciler import Reconciler, Synced
-from kubeproxy.serve.message import Handler, Request, Response
+from kubeproxy.serve.message import Handler, HTTPRequest, HTTPResponse
 from kubeproxy.sources.base import Status
 
 STALE_SECONDS: Final = 300.0
@@ -120,18 +120,18 @@ class Health:
     def _in_time(self, loop: Reconciler) -> bool:
         return loop.queued_since is None or self._clock.now() - loop.queued_since < self._timeout
 
-    def _healthz(self, _: Request) -> Response:
+    def _healthz(self, _: HTTPRequest) -> HTTPResponse:
         eligible = self._eligible()
         return self._answer("healthz", self.healthy() and eligible, {"nodeEligible": eligible})
 
-    def _livez(self, _: Request) -> Response:
+    def _livez(self, _: HTTPRequest) -> HTTPResponse:
         return self._answer("livez", self.healthy(), {})
 
-    def _readyz(self, _: Request) -> Response:
+    def _readyz(self, _: HTTPRequest) -> HTTPResponse:
         troubles = self.troubles()
         return self._json("readyz", not troubles, {"ready": not troubles, "reasons": troubles})
 
-    def _answer(self, page: str, good: bool, more: Mapping[str, bool]) -> Response:  # noqa: FBT001
+    def _answer(self, page: str, good: bool, more: Mapping[str, bool]) -> HTTPResponse:  # noqa: FBT001
         """The reference's answer. A good one was updated just now, since there is nothing to do."""
         now, wall = self._clock.now(), self._wall()
         updates = [loop.last_success for loop in self._loops if loop.last_success is not None]
@@ -154,10 +154,10 @@ class Health:
             }
         return self._json(page, good, body)
 
-    def _json(self, page: str, good: bool, body: Mapping[str, Any]) -> Response:  # noqa: FBT001
+    def _json(self, page: str, good: bool, body: Mapping[str, Any]) -> HTTPResponse:  # noqa: FBT001
         status = 200 if good else 503
         self._answers[page, status] += 1
-        return Response(msgspec.json.encode(body), status, "application/json")
+        return HTTPResponse(msgspec.json.encode(body), status, "application/json")
 
 
 def _time(wall: float | None) -> str:

@@ -17,8 +17,8 @@ from kubeproxy.serve.message import (
     LONGEST,
     BadRequestError,
     Handler,
-    Request,
-    Response,
+    HTTPRequest,
+    HTTPResponse,
     parse,
     render,
     text,
@@ -51,13 +51,13 @@ class Door:
     def __len__(self) -> int:
         return len(self._connections)
 
-    async def open(self, handler: Handler, sock: socket.socket) -> "Listener":
+    async def open(self, handler: Handler, sock: socket.socket) -> "OpenPort":
         """Listens on a bound socket, which is the listener's from now on.
 
         Raises:
             OSError: somebody else listens there.
         """
-        listener = Listener(self)
+        listener = OpenPort(self)
         try:
             listener.server = await asyncio.get_running_loop().create_server(
                 lambda: _Connection(self, listener, handler), sock=sock, backlog=_BACKLOG
@@ -67,7 +67,7 @@ class Door:
             raise
         return listener
 
-    def leave(self, listener: "Listener") -> None:
+    def leave(self, listener: "OpenPort") -> None:
         """Ends the connections of a listener, those whose answer is being sent after that."""
         for connection in [c for c in self._connections if c.listener is listener]:
             connection.end()
@@ -107,7 +107,7 @@ class Door:
             self._schedule()
 
 
-class Listener:
+class OpenPort:
     """A port that is open."""
 
     server: asyncio.Server
@@ -146,7 +146,7 @@ class _Connection(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, door: Door, listener: Listener, handler: Handler) -> None:
+    def __init__(self, door: Door, listener: OpenPort, handler: Handler) -> None:
         self._door = door
         self._handler = handler
         self._buffer = bytearray()
@@ -227,18 +227,18 @@ class _Connection(asyncio.Protocol):
         if not self._transport.is_reading() and len(self._buffer) <= LONGEST:
             self._transport.resume_reading()
         try:
-            answer = self._handler(request) if request.path != ANY else Response(b"")
+            answer = self._handler(request) if request.path != ANY else HTTPResponse(b"")
         except Exception:
             log.exception(_FAILED, {"method": request.method, "path": request.path})
             answer = text("500 Internal Server Error\n", 500)
-        if isinstance(answer, Response):
+        if isinstance(answer, HTTPResponse):
             self._send(request.method, answer)
         else:
             self.working = True
             self.deadline = float("inf")
             self._task = asyncio.ensure_future(self._wait(request, answer))
 
-    async def _wait(self, request: Request, coming: Awaitable[Response]) -> None:
+    async def _wait(self, request: HTTPRequest, coming: Awaitable[HTTPResponse]) -> None:
         try:
             answer = await coming
         except Exception:
@@ -249,7 +249,7 @@ class _Connection(asyncio.Protocol):
         if not self._transport.is_closing():
             self._send(request.method, answer)
 
-    def _send(self, method: str, response: Response) -> None:
+    def _send(self, method: str, response: HTTPResponse) -> None:
         self._patience(IDLE_SECONDS)
         self._door.answered(self)
         self._transport.write(render(response, method, last=self._ending))

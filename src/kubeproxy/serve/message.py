@@ -24,13 +24,13 @@ _ABSOLUTE = re.compile(r"https?://[^/?]*", re.ASCII | re.IGNORECASE)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _REASONS = {
     200: "OK",
-    400: "Bad Request",
+    400: "Bad HTTPRequest",
     404: "Not Found",
     405: "Method Not Allowed",
     406: "Not Acceptable",
     409: "Conflict",
     413: "Content Too Large",
-    431: "Request Header Fields Too Large",
+    431: "HTTPRequest Header Fields Too Large",
     500: "Internal Server Error",
     501: "Not Implemented",
     503: "Service Unavailable",
@@ -38,7 +38,7 @@ _REASONS = {
 }
 
 
-class Request(Struct, frozen=True, gc=False):
+class HTTPRequest(Struct, frozen=True, gc=False):
     """What a client asks. Header names are in lower case; `last`: the connection is to end with the answer."""
 
     method: str
@@ -49,7 +49,7 @@ class Request(Struct, frozen=True, gc=False):
     last: bool = False
 
 
-class Response(Struct, frozen=True, gc=False):
+class HTTPResponse(Struct, frozen=True, gc=False):
     """What it is answered."""
 
     body: bytes
@@ -58,12 +58,12 @@ class Response(Struct, frozen=True, gc=False):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-Handler = Callable[[Request], Response | Awaitable[Response]]
+Handler = Callable[[HTTPRequest], HTTPResponse | Awaitable[HTTPResponse]]
 
 
-def text(message: str, status: int = 200) -> Response:
+def text(message: str, status: int = 200) -> HTTPResponse:
     """A plain answer."""
-    return Response(message.encode(), status)
+    return HTTPResponse(message.encode(), status)
 
 
 def router(routes: Mapping[str, Handler]) -> Handler:
@@ -73,7 +73,7 @@ def router(routes: Mapping[str, Handler]) -> Handler:
     and HEAD, too.
     """
 
-    def handle(request: Request) -> Response | Awaitable[Response]:
+    def handle(request: HTTPRequest) -> HTTPResponse | Awaitable[HTTPResponse]:
         handler = routes.get(f"{request.method} {request.path}", routes.get(f"GET {request.path}"))
         if handler is not None:
             return handler(request)
@@ -82,7 +82,7 @@ def router(routes: Mapping[str, Handler]) -> Handler:
         ]
         if not allowed:
             return text("404 page not found\n", 404)
-        return Response(b"Method Not Allowed\n", 405, headers=(("Allow", ", ".join(allowed)),))
+        return HTTPResponse(b"Method Not Allowed\n", 405, headers=(("Allow", ", ".join(allowed)),))
 
     return handle
 
@@ -94,12 +94,12 @@ class BadRequestError(Exception):
         super().__init__(message)
         self.status = status
 
-    def response(self) -> Response:
+    def response(self) -> HTTPResponse:
         """That answer."""
         return text(f"{self.status} {_REASONS[self.status]}: {self}\n", self.status)
 
 
-def render(response: Response, method: str, *, last: bool) -> bytes:
+def render(response: HTTPResponse, method: str, *, last: bool) -> bytes:
     """A response as bytes.
 
     Args:
@@ -120,7 +120,7 @@ def render(response: Response, method: str, *, last: bool) -> bytes:
     return data if method == "HEAD" else data + response.body
 
 
-def parse(buffer: bytearray) -> Request | None:
+def parse(buffer: bytearray) -> HTTPRequest | None:
     """Takes a request from a buffer; None if it has not all come.
 
     Raises:
@@ -151,7 +151,7 @@ def parse(buffer: bytearray) -> Request | None:
     del buffer[: start + int(length)]
     last = version == "HTTP/1.0" or "close" in headers.get("connection", "").lower()
     path, _, query = target.partition("?")
-    return Request(method, path, query, headers, body, last)
+    return HTTPRequest(method, path, query, headers, body, last)
 
 
 def _request_line(line: str) -> tuple[str, str, str]:

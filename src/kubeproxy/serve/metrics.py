@@ -10,7 +10,7 @@ from typing import Final
 
 from kubeproxy.backends.mode import Mode
 from kubeproxy.clock import Clock, SystemClock
-from kubeproxy.config.load import Options
+from kubeproxy.config.load import RunOptions
 from kubeproxy.figures import DURATIONS, Figure, Histogram, Kind
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
@@ -195,7 +195,7 @@ def of_changes(hub: Hub) -> Iterable[Figure]:
         yield Figure(f"{_SYNC}{name}_changes_total", "counter", text, total)
 
 
-def of_options(options: Options) -> Iterable[Figure]:
+def of_options(options: RunOptions) -> Iterable[Figure]:
     """What is wrong with the options though the program runs with them."""
     text = "Fields of the configuration file that are unknown and therefore ignored."
     yield Figure("kubeproxy_config_unknown_fields", "gauge", text, len(options.unknown_fields))

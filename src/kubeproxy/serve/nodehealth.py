@@ -21,9 +21,9 @@ from kubeproxy.machine.base import Machine
 from kubeproxy.model.plan import Key
 from kubeproxy.reconcile.ledger import Recorded
 from kubeproxy.reconcile.reconciler import Reconciler
-from kubeproxy.serve.http import Door, Listener
+from kubeproxy.serve.http import Door, OpenPort
 from kubeproxy.serve.listen import RETRY_SECONDS, bind
-from kubeproxy.serve.message import Handler, Request, Response
+from kubeproxy.serve.message import Handler, HTTPRequest, HTTPResponse
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class NodeHealth:
         self._failed = failed
         self._retry_seconds = retry_seconds
         self._keys: dict[Key, None] = {}  # of the Services in the kernel that have a port
-        self._open: dict[At, tuple[Key, Listener]] = {}
+        self._open: dict[At, tuple[Key, OpenPort]] = {}
         self._said: dict[tuple[At, Key], str] = {}
         self._changed = asyncio.Event()
         loop.ledger.subscribe(self._recorded)
@@ -146,7 +146,7 @@ class NodeHealth:
     def _handler(self, key: Key) -> Handler:
         """What a Service's port answers, whatever path is asked for."""
 
-        def handle(_: Request) -> Response:
+        def handle(_: HTTPRequest) -> HTTPResponse:
             namespace, name = key
             plan = self._loop.ledger.plans.get(key)
             count = plan.local_ready if plan and plan.health_check_port else 0
@@ -155,7 +155,7 @@ class NodeHealth:
                 f'{{\n\t"service": {{\n\t\t"namespace": "{namespace}",\n\t\t"name": "{name}"\n\t}},\n'
                 f'\t"localEndpoints": {count},\n\t"serviceProxyHealthy": {str(healthy).lower()}\n}}'
             )
-            return Response(
+            return HTTPResponse(
                 body.encode(),
                 200 if count and healthy else 503,
                 "application/json",

@@ -16,10 +16,10 @@ import msgspec
 from kubeproxy import __version__
 from kubeproxy.config import KUBERNETES
 from kubeproxy.config.gates import resolve
-from kubeproxy.config.load import Options
+from kubeproxy.config.load import RunOptions
 from kubeproxy.figures import Figure
 from kubeproxy.serve.accept import wishes
-from kubeproxy.serve.message import Handler, Request, Response, text
+from kubeproxy.serve.message import Handler, HTTPRequest, HTTPResponse, text
 
 GROUP: Final = "kubeproxy.config.k8s.io"
 _API_GROUP: Final = "config.k8s.io"
@@ -30,7 +30,7 @@ _NAME: Final = "kube-proxy"
 class Pages:
     """Answers for these pages."""
 
-    def __init__(self, options: Options, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, options: RunOptions, *, wall: Callable[[], float] = time.time) -> None:
         """Takes what there is to show.
 
         Args:
@@ -74,23 +74,23 @@ class Pages:
                 {**check, "status": "success"},
             )
 
-    def _healthz(self, _: Request) -> Response:
+    def _healthz(self, _: HTTPRequest) -> HTTPResponse:
         self._asked += 1
         return text("ok")
 
-    def _configz(self, _: Request) -> Response:
+    def _configz(self, _: HTTPRequest) -> HTTPResponse:
         from kubeproxy.config.write import plain
 
         body = msgspec.json.encode({GROUP: plain(self._options.config)})
-        return Response(body, content_type="application/json")
+        return HTTPResponse(body, content_type="application/json")
 
-    def _flagz(self, request: Request) -> Response:
+    def _flagz(self, request: HTTPRequest) -> HTTPResponse:
         flags = dict(sorted(self._options.flags.items()))
         return _negotiated(
             request, "Flagz", (f"{name}={value}" for name, value in flags.items()), {"flags": flags}
         )
 
-    def _statusz(self, request: Request) -> Response:
+    def _statusz(self, request: HTTPRequest) -> HTTPResponse:
         python = ".".join(map(str, sys.version_info[:3]))
         seconds = max(0, int(self._wall() - self._started))
         content = {
@@ -113,7 +113,9 @@ class Pages:
         return _negotiated(request, "Statusz", (f"{name}: {value}" for name, value in lines.items()), content)
 
 
-def _negotiated(request: Request, kind: str, lines: Iterable[str], content: Mapping[str, object]) -> Response:
+def _negotiated(
+    request: HTTPRequest, kind: str, lines: Iterable[str], content: Mapping[str, object]
+) -> HTTPResponse:
     """The form of a page that the client likes best, as the API server's negotiation chooses it."""
     for wish in wishes(request.headers.get("accept", "").strip() or "text/plain"):
         if not wish.quality:
@@ -130,18 +132,18 @@ def _negotiated(request: Request, kind: str, lines: Iterable[str], content: Mapp
                 **content,
             }
             if wish.value in {"application/json", "application/*", "*/*"}:
-                return Response(msgspec.json.encode(body), content_type="application/json")
+                return HTTPResponse(msgspec.json.encode(body), content_type="application/json")
             if wish.value == "application/yaml":
-                return Response(msgspec.yaml.encode(body), content_type="application/yaml")
+                return HTTPResponse(msgspec.yaml.encode(body), content_type="application/yaml")
     return _refused(kind)
 
 
-def _page(name: str, lines: Iterable[str]) -> Response:
+def _page(name: str, lines: Iterable[str]) -> HTTPResponse:
     head = f"\n{_NAME} {name}\nFor people; programs should not rely on its form.\n\n"
     return text(head + "".join(f"{line}\n" for line in lines))
 
 
-def _refused(kind: str) -> Response:
+def _refused(kind: str) -> HTTPResponse:
     """The Status object (meta/v1) that says what may be asked for."""
     forms = [f"{{}};v={version};g={_API_GROUP};as={kind}" for version in _API_VERSIONS]
     types = [
@@ -157,4 +159,4 @@ def _refused(kind: str) -> Response:
         "reason": "NotAcceptable",
         "code": 406,
     }
-    return Response(msgspec.json.encode(body), 406, "application/json")
+    return HTTPResponse(msgspec.json.encode(body), 406, "application/json")

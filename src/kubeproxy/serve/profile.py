@@ -20,7 +20,7 @@ from typing import Final
 from urllib.parse import parse_qs
 
 from kubeproxy import log as klog
-from kubeproxy.serve.message import Handler, Request, Response, text
+from kubeproxy.serve.message import Handler, HTTPRequest, HTTPResponse, text
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Profiles:
             "PUT /debug/flags/v": _set_verbosity,
         }
 
-    async def _profile(self, request: Request) -> Response:
+    async def _profile(self, request: HTTPRequest) -> HTTPResponse:
         given = parse_qs(request.query).get("seconds", [str(DEFAULT_SECONDS)])[0]
         try:
             seconds = float(given)
@@ -137,7 +137,7 @@ def _told(frame: FrameType) -> str:
     return f"{module}.{getattr(code, 'co_qualname', code.co_name)}:{frame.f_lineno}"
 
 
-def _set_verbosity(request: Request) -> Response:
+def _set_verbosity(request: HTTPRequest) -> HTTPResponse:
     given = request.body.decode("latin-1").strip()
     if not (given.isascii() and given.isdigit() and len(given) <= 3):
         return text(f"{given!r:.40} is no verbosity\n", 400)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from kubeproxy import backends
-from kubeproxy.config.load import Options
+from kubeproxy.config.load import RunOptions
 from kubeproxy.events import Events
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
@@ -40,7 +40,7 @@ class Serving:
     def __init__(
         self,
         machine: Machine,
-        options: Options,
+        options: RunOptions,
         hub: Hub,
         events: Events,
         *,

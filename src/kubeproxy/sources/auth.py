@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from kubeproxy.api.limits import read_file
 from kubeproxy.sources import execplugin, tls
-from kubeproxy.sources.kubeconfig import Cluster, Connection, ExecPlugin, KubeconfigError, User
+from kubeproxy.sources.kubeconfig import Cluster, ClusterAccess, ExecPlugin, KubeconfigError, User
 from kubeproxy.sources.proxies import proxy_for
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Grant(NamedTuple):
 class _Settings(NamedTuple):
     """All that was read from files at one time."""
 
-    connection: Connection
+    connection: ClusterAccess
     authority: bytes
     context: "ssl.SSLContext | None"
     headers: tuple[tuple[str, str], ...]
@@ -70,7 +70,7 @@ class Credentials:
 
     def __init__(
         self,
-        load: Callable[[], Connection],
+        load: Callable[[], ClusterAccess],
         *,
         run_plugin: RunPlugin = execplugin.run,
         now: Callable[[], float] = time.time,
@@ -101,7 +101,7 @@ class Credentials:
             self._token = _read_token(user.token_file)
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> ClusterAccess:
         """The settings as they were last read."""
         return self._settings.connection
 
@@ -197,7 +197,7 @@ class Credentials:
         return user.token
 
     async def _issue(
-        self, connection: Connection, authority: bytes
+        self, connection: ClusterAccess, authority: bytes
     ) -> "tuple[execplugin.Credential, ssl.SSLContext | None]":
         """The exec plugin's credential, and a TLS context if that is a certificate."""
         if self._issued is not None:

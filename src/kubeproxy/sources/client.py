@@ -102,7 +102,7 @@ class _Details(Struct, frozen=True, gc=False, rename="camel"):
     retry_after_seconds: int = 0
 
 
-class _Status(Struct, frozen=True, gc=False):
+class _ApiStatus(Struct, frozen=True, gc=False):
     """meta/v1 Status."""
 
     message: str = ""
@@ -123,9 +123,9 @@ def api_error(
         more: what to add to the message.
     """
     try:
-        told = msgspec.json.decode(body, type=_Status)
+        told = msgspec.json.decode(body, type=_ApiStatus)
     except BROKEN:
-        told = _Status(bytes(body)[:200].decode(errors="replace").strip())
+        told = _ApiStatus(bytes(body)[:200].decode(errors="replace").strip())
     details = told.details or _Details()
     too_large = any(cause.reason == "ResourceVersionTooLarge" for cause in details.causes or ())
     return ApiError(
@@ -138,7 +138,7 @@ def api_error(
     )
 
 
-class Stream:
+class WatchStream:
     """The body of a watch.
 
     Attributes:
@@ -240,7 +240,7 @@ class Client:
             return await _body(response)
 
     @contextlib.asynccontextmanager
-    async def stream(self, path: str, query: Mapping[str, str], silence: float) -> AsyncIterator[Stream]:
+    async def stream(self, path: str, query: Mapping[str, str], silence: float) -> AsyncIterator[WatchStream]:
         """Opens a watch; leaving the context ends it.
 
         Args:
@@ -253,7 +253,7 @@ class Client:
             UnreachableError: no answer came.
         """
         async with self._send("GET", path, query, None, seconds=None) as response:
-            yield Stream(response, silence)
+            yield WatchStream(response, silence)
 
     @contextlib.asynccontextmanager
     async def _send(

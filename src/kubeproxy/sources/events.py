@@ -8,14 +8,14 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 
-class Event(Struct, frozen=True, gc=False):
+class WatchEvent(Struct, frozen=True, gc=False):
     """One line of a watch (meta/v1 WatchEvent)."""
 
     type: str
     object: Raw = Raw(b"{}")
 
 
-class _Meta(Struct, frozen=True, gc=False, rename="camel"):
+class _Metadata(Struct, frozen=True, gc=False, rename="camel"):
     name: object = ""
     namespace: object = ""
     resource_version: object = ""
@@ -25,7 +25,7 @@ class _Meta(Struct, frozen=True, gc=False, rename="camel"):
 class Head(Struct, frozen=True, gc=False):
     """The metadata of any object."""
 
-    metadata: _Meta = _Meta()
+    metadata: _Metadata = _Metadata()
 
     @property
     def key(self) -> str:
@@ -57,7 +57,7 @@ class Page(Struct, frozen=True, gc=False):
     items: list[Raw] | None = None
 
 
-decode_event = msgspec.json.Decoder(Event).decode
+decode_event = msgspec.json.Decoder(WatchEvent).decode
 decode_head = msgspec.json.Decoder(Head).decode
 decode_page = msgspec.json.Decoder(Page).decode
 

@@ -51,7 +51,7 @@ class Credential(Struct, frozen=True, gc=False):
     expires: float | None = None
 
 
-class _Status(Struct, frozen=True, gc=False, rename="camel"):
+class _CredentialStatus(Struct, frozen=True, gc=False, rename="camel"):
     expiration_timestamp: Annotated[datetime, Meta(tz=True)] | None = None
     token: str | None = None
     client_certificate_data: str | None = None
@@ -61,7 +61,7 @@ class _Status(Struct, frozen=True, gc=False, rename="camel"):
 class _ExecCredential(Struct, frozen=True, gc=False, rename="camel"):
     api_version: str = ""
     kind: str = ""
-    status: _Status | None = None
+    status: _CredentialStatus | None = None
 
 
 async def run(plugin: ExecPlugin, cluster: Cluster, authority: bytes, seconds: float = 60) -> Credential:
@@ -186,7 +186,7 @@ def _parse(out: bytes, version: str, name: str) -> Credential:
         raise PluginError(
             f'{name}: printed kind "{answer.kind}" of "{answer.api_version}", expected ExecCredential of {version}'
         )
-    status = answer.status or _Status()
+    status = answer.status or _CredentialStatus()
     expires = status.expiration_timestamp
     issued = Credential(
         token=status.token or "",

@@ -96,7 +96,7 @@ class User(Struct, frozen=True, gc=False, rename="kebab"):
         return f"User({', '.join(name for name in self.__struct_fields__ if getattr(self, name))})"
 
 
-class Connection(Struct, frozen=True, gc=False):
+class ClusterAccess(Struct, frozen=True, gc=False):
     """Everything needed to reach the API server.
 
     Attributes:
@@ -136,7 +136,7 @@ class _Context(Struct, frozen=True, gc=False):
 
 def connection(
     kubeconfig: str = "", master: str = "", *, root: str = "", environment: Mapping[str, str] = os.environ
-) -> Connection:
+) -> ClusterAccess:
     """Finds the API server as the reference does: the kubeconfig, else `--master` alone, else the pod's own.
 
     Args:
@@ -151,13 +151,13 @@ def connection(
     if kubeconfig:
         return load(kubeconfig, master, root=root)
     if master:
-        return Connection(
+        return ClusterAccess(
             Cluster(server=_server(master, tls=False, where="--master")), User(), name="--master"
         )
     return in_cluster(environment, Path(f"{root}{SERVICE_ACCOUNT}"))
 
 
-def load(path: str, master: str = "", *, root: str = "") -> Connection:
+def load(path: str, master: str = "", *, root: str = "") -> ClusterAccess:
     """Reads the current context of a kubeconfig file.
 
     Args:
@@ -206,10 +206,10 @@ def load(path: str, master: str = "", *, root: str = "") -> Connection:
         or user.client_certificate_data
     )
     server = _server(cluster.server, tls=tls, where="--master" if master else f"{at}: server")
-    return Connection(msgspec.structs.replace(cluster, server=server), user, path, where)
+    return ClusterAccess(msgspec.structs.replace(cluster, server=server), user, path, where)
 
 
-def in_cluster(env: Mapping[str, str] = os.environ, folder: Path = SERVICE_ACCOUNT) -> Connection:
+def in_cluster(env: Mapping[str, str] = os.environ, folder: Path = SERVICE_ACCOUNT) -> ClusterAccess:
     """What the kubelet gives every pod: the API server's address in the environment, a token and a CA in files.
 
     Raises:
@@ -228,7 +228,7 @@ def in_cluster(env: Mapping[str, str] = os.environ, folder: Path = SERVICE_ACCOU
         server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}",
         certificate_authority=str(authority) if authority.exists() else "",
     )
-    return Connection(cluster, User(token_file=str(token)), name="the pod's service account")
+    return ClusterAccess(cluster, User(token_file=str(token)), name="the pod's service account")
 
 
 def _read(path: str) -> object:

@@ -28,7 +28,7 @@ from kubeproxy.sources.backoff import Backoff
 from kubeproxy.sources.base import Sink, Status
 from kubeproxy.sources.client import ApiError, Client, SilentError, UnreachableError, api_error
 from kubeproxy.sources.events import Page, decode_event, decode_head, decode_page, older
-from kubeproxy.sources.ledger import Ledger
+from kubeproxy.sources.known import KnownObjects
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Reflector:
         self._resource = resource
         self._fields = resource.fields
         self._client = client
-        self._ledger = Ledger(resource.kind, sink)
+        self._objects = KnownObjects(resource.kind, sink)
         self._complete = complete
         self._timing = timing
         self._backoff = Backoff(timing.random)
@@ -146,7 +146,7 @@ class Reflector:
 
     def forget(self) -> None:
         """Reports everything that was set as gone."""
-        self._ledger.clear()
+        self._objects.clear()
         self.status.objects = 0
 
     async def _round(self) -> None:
@@ -187,7 +187,7 @@ class Reflector:
         async with self._client.stream(self._resource.path, query, timing.first_word) as stream:
             self._connected()
             if listing:
-                self._ledger.begin_list()
+                self._objects.begin_list()
             try:
                 while True:
                     stream.silence = self._patience(seconds, listing=listing)
@@ -234,7 +234,7 @@ class Reflector:
             query |= {"resourceVersion": self._version, "resourceVersionMatch": "NotOlderThan"}
         else:
             query |= {"resourceVersion": "0", "limit": str(PAGE)}
-        self._ledger.begin_list()
+        self._objects.begin_list()
         while True:
             try:
                 page = await self._page(query)
@@ -244,7 +244,7 @@ class Reflector:
                 # The first pages are too old to be continued: all at once then, at one version.
                 page = await self._page(self._query())
             for number, item in enumerate(page.items or ()):
-                self._ledger.set(item)
+                self._objects.set(item)
                 if number % 256 == 255:
                     await asyncio.sleep(0)
             if not page.metadata.more:
@@ -275,10 +275,10 @@ class Reflector:
             event = decode_event(line)
             match event.type:
                 case "ADDED" | "MODIFIED":
-                    version = self._ledger.set(event.object)
+                    version = self._objects.set(event.object)
                 case "DELETED":
                     head = decode_head(event.object)
-                    self._ledger.delete(head)
+                    self._objects.delete(head)
                     version = head.version
                 case "BOOKMARK":
                     head = decode_head(event.object)
@@ -300,22 +300,22 @@ class Reflector:
             raise UnreachableError(f"the server sent a line that is no watch event: {reason(e)}") from None
         if event.type != "BOOKMARK":
             self.status.event = self._timing.now()
-            self.status.objects = len(self._ledger)
+            self.status.objects = len(self._objects)
         if not listing:
             self._advance(version)
         return listing
 
     def _end_list(self, version: str) -> None:
-        self._ledger.end_list()
+        self._objects.end_list()
         self._version = self.status.version = version
         self._resumable = True
         self._silent = 0
-        self.status.objects = len(self._ledger)
+        self.status.objects = len(self._objects)
         self.status.lists += 1
         log.log(
             V2,
             "%(resource)s: listed, %(count)d objects at resourceVersion %(resourceVersion)s",
-            {"resource": self._where, "count": len(self._ledger), "resourceVersion": version},
+            {"resource": self._where, "count": len(self._objects), "resourceVersion": version},
         )
         if self.status.lists == 1:
             self._complete()

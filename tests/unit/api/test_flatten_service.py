@@ -377,5 +377,5 @@ class TestProxyProtocol:
         found, complaints = service({}, annotations={self.ANNOTATION: version})
         assert found == row()
         assert complaints == {
-            'metadata.annotations["kube-proxy/proxy-protocol"]': f"{version!r} is not v2; backends get no PROXY protocol header"
+            'metadata.annotations["kube-proxy/proxy-protocol"]': f"{version!r} is not v2; endpoints get no PROXY protocol header"
         }

@@ -7,14 +7,14 @@ import pytest
 
 from kubeproxy.backends.base import Driver
 from kubeproxy.backends.fake_tables import FakeTables
-from kubeproxy.backends.iptables.driver import IPTables
-from kubeproxy.backends.ipvs.driver import IPVS
-from kubeproxy.backends.ipvs.fake import FakeKernel as FakeServers
-from kubeproxy.backends.nftables.driver import NFTables
+from kubeproxy.backends.iptables.driver import IPTablesDriver
+from kubeproxy.backends.ipvs.driver import IPVSDriver
+from kubeproxy.backends.ipvs.fake import FakeIPVSKernel as FakeServers
+from kubeproxy.backends.nftables.driver import NFTablesDriver
 from kubeproxy.backends.userspace.led import Led
 from kubeproxy.backends.userspace.listening import Listening
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.netlink.nft.fake import FakeKernel
+from kubeproxy.netlink.nft.fake import FakeNftKernel
 from tests.contract import FRONTS, LOCAL, Bench, Contract
 from tests.fakes.faults import FaultyNftables, FaultyRelay, FaultyServers, FaultyTables
 from tests.unit.backends.test_relayed_properties import Ports
@@ -27,7 +27,7 @@ class Fakes(Bench):
         super().__init__(mode)
         self._tables = FakeTables("legacy" if mode == "iptables-legacy" else "nf_tables")
         self._servers = FakeServers()
-        self._kernel = FakeKernel()
+        self._kernel = FakeNftKernel()
 
     def driver(self, node: NodeConfig) -> Driver:
         """See `Bench`. The sockets of a process end with it."""
@@ -37,14 +37,14 @@ class Fakes(Bench):
         relay = FaultyRelay(faults, Ports().bind)
         match self.mode:
             case "nftables":
-                return NFTables(kernel, node)
+                return NFTablesDriver(kernel, node)
             case "ipvs":
-                return IPVS(FaultyServers(self._servers, faults), tables, node)
+                return IPVSDriver(FaultyServers(self._servers, faults), tables, node)
             case "userspace":
-                return Led(NFTables(kernel, node), relay, lambda node: node.address)
+                return Led(NFTablesDriver(kernel, node), relay, lambda node: node.address)
             case "userspace-listen":
                 return Listening(relay, lambda: [*LOCAL, *FRONTS])
-        return IPTables(tables, counters=False, drop_invalid=True)
+        return IPTablesDriver(tables, counters=False, drop_invalid=True)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from kubeproxy.api.addresses import IPV4, IPV6
 from kubeproxy.backends import programs
 from kubeproxy.backends.base import SyncError, UnsupportedError
-from kubeproxy.backends.programs import Programs, RefusedError, Variant
+from kubeproxy.backends.programs import InputRefusedError, Programs, Variant
 from kubeproxy.linux import xtables
 from tests.machines import MACHINE
 
@@ -176,7 +176,7 @@ def test_a_long_input_is_not_changed_by_being_long(folder: Path) -> None:
 def test_a_refusal_names_the_line_of_the_input(folder: Path, code: int, words: str, line: int) -> None:
     (folder / "words").write_text(words)
     tables = answering(folder, f"cat > /dev/null; cat {folder}/words >&2; exit {code}")
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(InputRefusedError) as caught:
         tables.restore("nat", ["-A A\n"] * 9)
     assert caught.value.line == line
     assert words.partition("\n")[0].strip() in str(caught.value)
@@ -186,30 +186,30 @@ def test_a_refusal_names_the_table_and_quotes_the_line(folder: Path) -> None:
     words = "iptables-nft-restore: line 6 failed: No chain/target/match by that name"
     tables = answering(folder, f"cat > /dev/null; echo '{words}' >&2; exit 1")
     lines = [":A - [0:0]\n", "-A A -p tcp\n-A A -p udp\n", *(f"-A A -j KUBE-{i}\n" for i in range(3))]
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(InputRefusedError) as caught:
         tables.restore("nat", lines)
     assert str(caught.value) == f"table nat: r: {words} (line 6 is: -A A -j KUBE-1)"
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(InputRefusedError) as caught:
         tables.restore("filter", ["-A A\n"] * 4)
     assert str(caught.value) == f"table filter: r: {words} (line 6 is: COMMIT)"
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(InputRefusedError) as caught:
         tables.restore("filter", [])
     assert str(caught.value) == f"table filter: r: {words}"
 
 
 def test_a_long_line_is_cut_and_of_a_long_input_the_beginning_is_known(folder: Path) -> None:
     tables = answering(folder, "cat > /dev/null; echo 'line 2 failed' >&2; exit 1")
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(InputRefusedError) as caught:
         tables.restore("nat", ["x" * 1000 + "\n"])
     assert str(caught.value) == f"table nat: r: line 2 failed (line 2 is: {'x' * 300})"
-    with pytest.raises(RefusedError, match="line 2 is: x"):
+    with pytest.raises(InputRefusedError, match="line 2 is: x"):
         tables.restore("nat", ["x" * 1000 + "\n"] * 20_000)
 
 
 def test_what_the_kernel_refuses_the_nf_tables_programs_call_a_problem_of_resources(folder: Path) -> None:
     words = "line 12: RULE_INSERT failed (No such file or directory): rule in chain KUBE-NODEPORTS"
     tables = answering(folder, f"cat > /dev/null; echo '{words}' >&2; exit 4")
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(InputRefusedError) as caught:
         tables.restore("nat", [])
     assert caught.value.line == 11
 

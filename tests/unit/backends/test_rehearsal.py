@@ -197,7 +197,7 @@ def test_what_cannot_be_read_is_not_compared() -> None:
 
 def test_a_table_laid_out_differently_is_replaced() -> None:
     rig = NFTablesRig()
-    table = messages.Table(messages.IP, "kube-proxy")
+    table = messages.TableName(messages.IP, "kube-proxy")
     rig.kernel.commit([messages.add_table(table, "rules for kube-proxy"), messages.add_chain(table, "old")])
     lines = difference(rig).lines()
     assert lines[0] == "delete table ip kube-proxy"

@@ -12,13 +12,13 @@ from kubeproxy.insight.origin import OriginError, daemon_arguments, find
 from kubeproxy.linux import process
 from kubeproxy.linux.instance import Holder
 from kubeproxy.linux.process import Process
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 
 CONFIG = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n"
 
 
 def running(*arguments, root="", folder="/", environment=None):
-    machine = Fake(["127.0.0.1", "192.0.2.1"])
+    machine = FakeMachine(["127.0.0.1", "192.0.2.1"])
     machine.lock_holder = Holder(42, 0)
     machine.processes[42] = Process(42, arguments, environment or {}, folder, root)
     return machine
@@ -77,15 +77,15 @@ def test_given_flags_are_added_to_those_of_the_daemon():
 
 def test_without_a_daemon_the_sources_are_asked_for():
     with pytest.raises(OriginError, match=r"no kube-proxy runs in this network namespace: .*--manifests"):
-        find({}, Fake(), {})
+        find({}, FakeMachine(), {})
 
 
 def test_in_a_pod_the_service_account_is_used():
-    assert find({}, Fake(), {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}).options.manifests == ()
+    assert find({}, FakeMachine(), {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}).options.manifests == ()
 
 
 def test_a_daemon_that_cannot_be_seen():
-    machine = Fake()
+    machine = FakeMachine()
     machine.lock_holder = Holder(0, 0)
     with pytest.raises(OriginError, match="another PID namespace"):
         find({}, machine, {})
@@ -96,9 +96,9 @@ def test_a_daemon_that_cannot_be_seen():
 
 def test_a_configuration_that_is_wrong(tmp_path):
     with pytest.raises(ConfigError, match="No such file"):
-        find({"config": str(tmp_path / "none")}, Fake(), {})
+        find({"config": str(tmp_path / "none")}, FakeMachine(), {})
     with pytest.raises(OriginError, match=r"Unsupported|must be"):
-        find(parse(["--manifests=/m", "--proxy-mode=magic"], "linux"), Fake(), {})
+        find(parse(["--manifests=/m", "--proxy-mode=magic"], "linux"), FakeMachine(), {})
 
 
 def test_this_process_as_linux_shows_it():

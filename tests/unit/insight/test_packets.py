@@ -12,7 +12,7 @@ from kubeproxy.config.load import load
 from kubeproxy.insight.origin import Origin
 from kubeproxy.insight.packets import PacketError, packet, pod_path
 from kubeproxy.insight.snapshot import take
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.model.verdict import Packet
 
 POD = "/api/v1/namespaces/shop/pods/web-0"
@@ -40,7 +40,7 @@ def service(name, ips, ports, **spec):
 
 @pytest.fixture
 def machine():
-    return Fake(["127.0.0.1", "192.0.2.1", "::1", "2001:db8::1"])
+    return FakeMachine(["127.0.0.1", "192.0.2.1", "::1", "2001:db8::1"])
 
 
 @pytest.fixture

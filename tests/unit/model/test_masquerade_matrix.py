@@ -92,4 +92,4 @@ def test_masquerade_matrix(manners, detects, all_, client, front, name, backends
     verdict = book(*plans, on=on, manners=manners).verdict(packet)
     assert verdict.action == "forward"
     assert verdict.port is plans[i].ports[0]
-    assert (numbers(verdict.backends), verdict.masquerade) == (backends, masquerade)
+    assert (numbers(verdict.endpoints), verdict.masquerade) == (backends, masquerade)

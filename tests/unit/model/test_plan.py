@@ -50,7 +50,7 @@ class TestService:
                     cluster=both,
                     local=both[:1],
                     any=True,
-                    endpoints=2,
+                    known_endpoints=2,
                 ),
                 PortPlan(
                     name="shop/web:dns",
@@ -65,7 +65,7 @@ class TestService:
                     cluster=dns,
                     local=dns[:1],
                     any=True,
-                    endpoints=2,
+                    known_endpoints=2,
                     serving=dns,
                 ),
             ),
@@ -129,7 +129,7 @@ class TestEndpoints:
     def test_of_many_slices(self):
         made = planned(service(), piece("3", "1"), piece("2", "7"), piece(), piece("9", family=IPV6))
         assert numbers(made.ports[0].cluster) == [1, 2, 3, 7]
-        assert made.ports[0].endpoints == 4
+        assert made.ports[0].known_endpoints == 4
 
     def test_their_order_is_that_of_the_text(self):
         """As in the reference, whose rules can then be compared line by line."""
@@ -202,7 +202,7 @@ class TestEndpoints:
 
     def test_other_ports_are_other_places(self):
         made = planned(service(), piece("1", port=80), piece("1 draining", port=81))
-        assert made.ports[0].endpoints == 2
+        assert made.ports[0].known_endpoints == 2
         assert [b.port for b in made.ports[0].cluster] == [80]
 
     @given(
@@ -239,9 +239,9 @@ class TestBackends:
     def test_of_each_kind_of_traffic(self, fields, endpoints, internal, external, all_):
         wanted = service(ports=(PortRow("", "TCP", 80, 30080),), **fields)
         port = planned(wanted, piece(*endpoints)).ports[0]
-        assert numbers(port.internal_backends) == internal
-        assert numbers(port.external_backends) == external
-        assert numbers(port.backends) == all_
+        assert numbers(port.internal_endpoints) == internal
+        assert numbers(port.external_endpoints) == external
+        assert numbers(port.endpoints) == all_
 
 
 class TestServing:

@@ -82,7 +82,7 @@ def test_table(zone, traffic, endpoints, cluster, local, reachable, usable):
     assert port.uses_local == (local is not None)
     assert numbers(port.cluster) == (cluster or [])
     assert numbers(port.local) == (local or [])
-    assert numbers(port.backends) == reachable
+    assert numbers(port.endpoints) == reachable
     assert port.any == usable
 
 

@@ -24,7 +24,7 @@ def test_without_endpoints_it_is_refused(manners, client, front, fields, endpoin
     # In iptables mode what this node itself sends to an address elsewhere goes there.
     out = manners is IPTABLES and client == NODE and front[0] in {"192.0.2.10", "198.51.100.1"}
     assert verdict.action == ("pass" if out else "reject")
-    assert not verdict.backends
+    assert not verdict.endpoints
 
 
 class TestLocalPolicy:
@@ -43,7 +43,7 @@ class TestLocalPolicy:
     def test_from_here_without_local_endpoints(self, manners, front, source):
         made = planned(reachable(external_local=True), piece("2"))
         verdict = book(made, manners=manners).verdict(send(source, *front))
-        assert (verdict.action, numbers(verdict.backends)) == ("forward", [2])
+        assert (verdict.action, numbers(verdict.endpoints)) == ("forward", [2])
         assert verdict.masquerade == (source != POD)
 
     @BOTH
@@ -132,13 +132,13 @@ class TestHairpin:
         packet = send(("10.1.2.1", "cni0"), "10.96.0.10")
         verdict = book(made).verdict(packet)
         assert not verdict.masquerade
-        assert [verdict.masquerades(packet, backend) for backend in verdict.backends] == [True, False]
+        assert [verdict.masquerades(packet, backend) for backend in verdict.endpoints] == [True, False]
 
     def test_what_is_masqueraded_is_so_to_all(self):
         made = planned(service(), piece("1 local", "2"))
         packet = send(CLIENT, "10.96.0.10")
         verdict = book(made).verdict(packet)
-        assert [verdict.masquerades(packet, backend) for backend in verdict.backends] == [True, True]
+        assert [verdict.masquerades(packet, backend) for backend in verdict.endpoints] == [True, True]
 
 
 class TestFronts:
@@ -207,7 +207,7 @@ class TestFronts:
             internal_local=True,
         )
         pages = book(planned(both, piece("1 local", "2")))
-        assert numbers(pages.verdict(send(CLIENT, "10.96.0.10")).backends) == [1]
+        assert numbers(pages.verdict(send(CLIENT, "10.96.0.10")).endpoints) == [1]
         assert pages.verdict(send(("192.0.2.200", "eth0"), "192.0.2.1")).action == "forward"
         pages = book(planned(both, piece("1 local", "2")), manners=NFTABLES)
         assert pages.verdict(send(("192.0.2.200", "eth0"), "192.0.2.1")).action == "drop", (
@@ -234,7 +234,7 @@ class TestFronts:
         wanted = service(cluster_ips=("10.96.0.10", "fd00::10"), ports=(PortRow("", "TCP", 80, 30080),))
         made = planned(wanted, piece("1 local"), piece("7", family=IPV6), on=on)
         pages = book(made, on=on, local=("::1", "fd00:168::1"))
-        assert numbers(pages.verdict(send(("fd00:1::100", "cni0"), "fd00::10")).backends) == [7]
+        assert numbers(pages.verdict(send(("fd00:1::100", "cni0"), "fd00::10")).endpoints) == [7]
         assert not pages.verdict(send(("fd00:1::100", "cni0"), "fd00::10")).masquerade
         assert pages.verdict(send("::1", "::1", 30080)).action == "pass"
         assert pages.verdict(send(CLIENT, "fd00:168::1", 30080)).masquerade

@@ -56,12 +56,12 @@ class TestEveryPacket:
     @given(worlds, packets)
     def test_it_goes_to_endpoints_that_can_serve_it(self, world, packet):
         verdict = self.judge(world, packet)
-        assert bool(verdict.backends) == (verdict.action == "forward")
+        assert bool(verdict.endpoints) == (verdict.action == "forward")
         known: dict[tuple[str, int], list[Condition]] = {}
         for row in (row for piece_ in world["slices"] for row in piece_.endpoints):
             known.setdefault((row.address, 80), []).append(Condition(row.conditions))
         draining = Condition.SERVING | Condition.TERMINATING
-        for backend in verdict.backends:
+        for backend in verdict.endpoints:
             states = known[backend.address, backend.port]
             assert any(Condition.READY in state or draining in state for state in states)
 
@@ -71,7 +71,7 @@ class TestEveryPacket:
         verdict = self.judge(world, packet)
         internal = packet.destination == "10.96.0.10"
         if world["service"].internal_local if internal else world["service"].external_local:
-            assert all(backend.local for backend in verdict.backends)
+            assert all(backend.local for backend in verdict.endpoints)
             if not internal:
                 assert not verdict.masquerade, "the client's address is what the policy keeps"
 
@@ -79,12 +79,12 @@ class TestEveryPacket:
     def test_internal_local_holds_for_all(self, world, packet):
         verdict = self.judge(world, packet)
         if world["service"].internal_local and packet.destination == "10.96.0.10":
-            assert all(backend.local for backend in verdict.backends)
+            assert all(backend.local for backend in verdict.endpoints)
 
     @given(worlds, packets)
     def test_what_comes_back_to_itself_is_masqueraded(self, world, packet):
         verdict = self.judge(world, packet)
-        for backend in verdict.backends:
+        for backend in verdict.endpoints:
             assert verdict.masquerades(packet, backend) or packet.source != backend.address
 
     @given(worlds, packets)

@@ -8,9 +8,9 @@ import pytest
 from pyroute2.netlink.generic.ipvs import ipvsmsg
 
 from kubeproxy.api.addresses import pack
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.netlink import ipvs, wire
-from kubeproxy.netlink.ipvs import IPVS, Load, Real, Settings, Virtual
+from kubeproxy.netlink.ipvs import IPVSSocket, Load, Real, Settings, Virtual
 
 FAMILY = 33
 V4 = Virtual(ipvs.TCP, pack("10.96.0.1"), 80), Real(pack("10.244.1.11"), 8080), AF_INET
@@ -18,9 +18,9 @@ V6 = Virtual(ipvs.SCTP, pack("fd00:10:96::1"), 443), Real(pack("fd00:10:244:1::b
 
 
 @pytest.fixture
-def machine() -> IPVS:
+def machine() -> IPVSSocket:
     """What makes requests, without a kernel."""
-    made = IPVS.__new__(IPVS)
+    made = IPVSSocket.__new__(IPVSSocket)
     made._family = FAMILY
     return made
 
@@ -33,7 +33,7 @@ def read(request: wire.Request) -> Any:
 
 
 @pytest.mark.parametrize(("virtual", "real", "domain"), [V4, V6])
-def test_a_virtual_server(machine: IPVS, virtual: Virtual, real: Real, domain: int) -> None:
+def test_a_virtual_server(machine: IPVSSocket, virtual: Virtual, real: Real, domain: int) -> None:
     settings = Settings("mh", ipvs.PERSISTENT | ipvs.SCHEDULER_2, 10800)
     for command, request in ((1, machine.add(virtual, settings)), (2, machine.edit(virtual, settings))):
         decoded = read(request)
@@ -56,7 +56,7 @@ def test_a_virtual_server(machine: IPVS, virtual: Virtual, real: Real, domain: i
 
 
 @pytest.mark.parametrize(("virtual", "real", "domain"), [V4, V6])
-def test_a_real_server(machine: IPVS, virtual: Virtual, real: Real, domain: int) -> None:
+def test_a_real_server(machine: IPVSSocket, virtual: Virtual, real: Real, domain: int) -> None:
     for command, weight, request in (
         (5, 1, machine.add_real(virtual, real)),
         (6, 0, machine.edit_real(virtual, real, 0)),
@@ -110,7 +110,7 @@ def test_its_fingerprint_changes_with_all_but_connections() -> None:
 
 
 def test_what_it_remembers() -> None:
-    machine = Fake()
+    machine = FakeMachine()
     head = "Pro FromIP   FPrt ToIP     TPrt DestIP   DPrt State       Expires PEName PEData\n"
     other = "UDP 0AF40102 9C40 0A600001 0050 0AF4010B 1F90 UDP             299\n"
     six = "fd00:0010:0244:0001:0000:0000:0000:000b"
@@ -130,7 +130,7 @@ def test_an_empty_table() -> None:
     assert ipvs.read_table(b"IP Virtual Server\nProt\n  -> RemoteAddress\n") == {}
 
 
-def test_flags_are_set_and_unset_by_a_mask(machine: IPVS) -> None:
+def test_flags_are_set_and_unset_by_a_mask(machine: IPVSSocket) -> None:
     body = wire.attributes(machine.edit(V4[0], Settings("rr")).body[4:])
     flags, mask = struct.unpack("=II", wire.attributes(body[1])[7])
     assert flags == 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kubeproxy.relay import pipes
 from kubeproxy.relay.connection import DESCRIPTORS, Connection
-from kubeproxy.relay.loop import OUT, Loop
+from kubeproxy.relay.loop import OUT, PollLoop
 from kubeproxy.relay.shared import Shared
 
 PATTERN = bytes(range(251)) * 8000
@@ -21,7 +21,7 @@ class Line:
 
     def __init__(self, limit: int = 100) -> None:
         self.said: list[str] = []
-        self.loop = Loop()
+        self.loop = PollLoop()
         self.shared = Shared(self.loop, lambda _, text: self.said.append(text), limit=limit)
         self.shared.slots.reserve(DESCRIPTORS)
         self.client, near = socket.socketpair()

@@ -8,7 +8,7 @@ import pytest
 
 from kubeproxy.relay import sockets
 from kubeproxy.relay.header import header
-from kubeproxy.relay.loop import Loop
+from kubeproxy.relay.loop import PollLoop
 from kubeproxy.relay.shared import Shared
 from kubeproxy.relay.slots import Slots
 from tests.machines import MACHINE
@@ -30,7 +30,7 @@ def test_slots_are_counted_and_those_who_wait_are_called_once() -> None:
 
 
 def test_timers_are_called_in_their_order_and_cancelled_ones_are_not() -> None:
-    loop = Loop()
+    loop = PollLoop()
     called: list[int] = []
     loop.after(0.02, lambda: called.append(2))
     loop.after(0, lambda: called.append(1))
@@ -42,7 +42,7 @@ def test_timers_are_called_in_their_order_and_cancelled_ones_are_not() -> None:
 
 def test_a_handler_that_fails_is_reported_and_the_others_go_on() -> None:
     failures: list[str] = []
-    loop = Loop(lambda: failures.append("failed"))
+    loop = PollLoop(lambda: failures.append("failed"))
 
     def fail() -> None:
         raise RuntimeError
@@ -57,7 +57,7 @@ def test_a_handler_that_fails_is_reported_and_the_others_go_on() -> None:
 
 def test_the_same_is_not_said_twice_in_a_row() -> None:
     said: list[str] = []
-    shared = Shared(Loop(), lambda _, text: said.append(text), limit=1)
+    shared = Shared(PollLoop(), lambda _, text: said.append(text), limit=1)
     for about in ("a", "a", "b", "a"):
         shared.say(logging.INFO, f"about {about}", about)
     assert said == ["about a", "about b"]

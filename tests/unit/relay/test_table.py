@@ -5,8 +5,8 @@ import socket
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeproxy.relay.table import Table
-from kubeproxy.relay.values import Change, Close, Listener, Mark, Message, Open
+from kubeproxy.relay.table import ListenerTable
+from kubeproxy.relay.values import Close, Listener, Mark, Message, Open, Update
 
 
 class Served:
@@ -28,7 +28,7 @@ class Served:
             assert sock is not None
             assert sock.fileno() >= 0
             self.listeners[message.number] = message.listener
-        elif isinstance(message, Change):
+        elif isinstance(message, Update):
             assert message.number in self.listeners
             self.listeners[message.number] = message.listener
         elif isinstance(message, Close):
@@ -47,7 +47,7 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_the_process_ends_up_with_the_table(steps: list[tuple[str, int]]) -> None:
-    table, served = Table(), Served()
+    table, served = ListenerTable(), Served()
     numbers: list[int] = []
     for what, number in steps:
         if what == "add":
@@ -72,7 +72,7 @@ def test_the_process_ends_up_with_the_table(steps: list[tuple[str, int]]) -> Non
 
 
 def test_of_many_changes_the_process_is_sent_the_last() -> None:
-    table, served = Table(), Served()
+    table, served = ListenerTable(), Served()
     number = table.add(socket.socket(), listener(0))
     for i in range(1000):
         table.change(number, listener(i))
@@ -85,7 +85,7 @@ def test_of_many_changes_the_process_is_sent_the_last() -> None:
 
 
 def test_what_came_and_went_meanwhile_is_not_sent() -> None:
-    table, served = Table(), Served()
+    table, served = ListenerTable(), Served()
     table.remove(table.add(socket.socket(), listener(0)))
     served.room = 1000
     assert table.send(served.take)
@@ -94,7 +94,7 @@ def test_what_came_and_went_meanwhile_is_not_sent() -> None:
 
 def test_a_large_table_is_sent_in_parts() -> None:
     """Others that want to change it meanwhile need not wait for the whole."""
-    table, served = Table(), Served()
+    table, served = ListenerTable(), Served()
     sock = socket.socket()
     for i in range(1000):
         table.add(sock, listener(i))

@@ -11,7 +11,7 @@ from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
 from kubeproxy.model.state import State
 from kubeproxy.reconcile.reconciler import Reconciler, Synced
-from kubeproxy.serve.message import Handler, Request, Response
+from kubeproxy.serve.message import Handler, HTTPRequest, HTTPResponse
 from tests.fakes.clock import FakeClock
 from tests.unit.test_sync import Kernel
 
@@ -58,9 +58,9 @@ def plan(name: str = "web", *, port: int = 0, ready: int = 0, **fields: object) 
     return ServicePlan("default", name, ports, port, ready)
 
 
-async def ask(handler: Handler, path: str = "/", method: str = "GET", **fields: object) -> Response:
+async def ask(handler: Handler, path: str = "/", method: str = "GET", **fields: object) -> HTTPResponse:
     """What a handler answers."""
-    answer = handler(Request(method, path, **fields))  # type: ignore[arg-type]
+    answer = handler(HTTPRequest(method, path, **fields))  # type: ignore[arg-type]
     return await answer if isinstance(answer, Awaitable) else answer
 
 

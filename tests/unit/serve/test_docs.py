@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kubeproxy import backends, sysctls
 from kubeproxy.backends.fake_tables import FakeTables
-from kubeproxy.backends.iptables.driver import IPTables
+from kubeproxy.backends.iptables.driver import IPTablesDriver
 from kubeproxy.backends.localhost import Localhost
 from kubeproxy.config.load import load
 from kubeproxy.contests import Contests
@@ -13,7 +13,7 @@ from kubeproxy.figures import Figure
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.forwarding import Forwarding
 from kubeproxy.hub import Hub
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.reporter import Reporter
 from kubeproxy.serve import metrics
 from kubeproxy.serve.healthz import Health
@@ -34,7 +34,7 @@ COUNTED_BY_THE_KERNEL = {
 }
 
 
-async def served(machine: Fake) -> dict[str, str]:
+async def served(machine: FakeMachine) -> dict[str, str]:
     """The types of all metrics that start with our prefix."""
     health = Health(timeout=60, eligible=lambda: True)
     for handler in health.routes().values():
@@ -50,7 +50,7 @@ async def served(machine: Fake) -> dict[str, str]:
         *Doubts().figures(),
         *metrics.of_sources([Status("Service", heard=1)], 2),
         *FlowMetrics(FlowCleaner(machine, Stage().loop)).figures(),
-        *Localhost(IPTables(FakeTables(), counters=False, drop_invalid=True), FakeRelay()).figures(),
+        *Localhost(IPTablesDriver(FakeTables(), counters=False, drop_invalid=True), FakeRelay()).figures(),
         *NodeHealth(machine, Stage().loop, Door(), lambda: True, lambda *_: None).figures(),
     ]
     contests = Contests(Hub("here").state, "here", lambda *_: None)
@@ -74,7 +74,7 @@ def described(text: str) -> dict[str, str]:
 
 
 async def test_every_metric_is_described() -> None:
-    machine = Fake()
+    machine = FakeMachine()
     for setting in ("netfilter/nf_conntrack_count", "netfilter/nf_conntrack_max", "ipv4/conf/all/forwarding"):
         machine.settings[f"net/{setting}"] = "1"
     assert described(DOCS.read_text()) == await served(machine)

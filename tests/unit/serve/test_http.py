@@ -18,8 +18,8 @@ from kubeproxy.serve.message import (
     LONGEST_BODY,
     LONGEST_HEAD,
     BadRequestError,
-    Request,
-    Response,
+    HTTPRequest,
+    HTTPResponse,
     parse,
     router,
     text,
@@ -49,7 +49,7 @@ class Rig:
             {
                 "GET /": lambda r: text(f"{r.method} {r.query}"),
                 "GET /slow": self._slow,
-                "GET /big": lambda _: Response(bytes(8 << 20)),
+                "GET /big": lambda _: HTTPResponse(bytes(8 << 20)),
                 "GET /bad": self._bad,
                 "PUT /put": lambda r: text(r.body.decode()),
                 "GET /both": lambda _: text("get"),
@@ -57,7 +57,7 @@ class Rig:
             }
         )
 
-    async def _slow(self, _: Request) -> Response:
+    async def _slow(self, _: HTTPRequest) -> HTTPResponse:
         self.working += 1
         try:
             await self.gate.wait()
@@ -66,7 +66,7 @@ class Rig:
             raise
         return text("slow")
 
-    def _bad(self, _: Request) -> Response:
+    def _bad(self, _: HTTPRequest) -> HTTPResponse:
         raise ZeroDivisionError("in a handler")
 
     async def connect(self) -> Streams:

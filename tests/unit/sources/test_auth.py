@@ -12,7 +12,7 @@ import pytest
 
 from kubeproxy.sources.auth import Credentials
 from kubeproxy.sources.execplugin import Credential, PluginError
-from kubeproxy.sources.kubeconfig import Cluster, Connection, ExecPlugin, KubeconfigError, User, connection
+from kubeproxy.sources.kubeconfig import Cluster, ClusterAccess, ExecPlugin, KubeconfigError, User, connection
 from tests.fakes.tls import Authority
 
 HTTP = Cluster(server="http://api")
@@ -21,7 +21,7 @@ PLUGIN = User(exec_plugin=ExecPlugin("plugin", "client.authentication.k8s.io/v1"
 
 
 def static(cluster: Cluster, user: User, **settings: Any) -> Credentials:
-    return Credentials(lambda: Connection(cluster, user, name="test"), **{"env": {}, **settings})
+    return Credentials(lambda: ClusterAccess(cluster, user, name="test"), **{"env": {}, **settings})
 
 
 async def headers(credentials: Credentials) -> dict[str, str]:

@@ -25,7 +25,7 @@ from kubeproxy.sources.client import (
     api_error,
 )
 from kubeproxy.sources.execplugin import Credential, PluginError
-from kubeproxy.sources.kubeconfig import Cluster, Connection, ExecPlugin, User
+from kubeproxy.sources.kubeconfig import Cluster, ClusterAccess, ExecPlugin, User
 from tests.fakes.apiserver import FakeApiServer
 from tests.fakes.lines import Fault
 from tests.fakes.tls import Authority
@@ -41,7 +41,7 @@ async def client(
 ) -> AsyncIterator[Client]:
     url = server if isinstance(server, str) else server.url
     cluster = msgspec.structs.replace(cluster, server=url)
-    made = Client(Credentials(lambda: Connection(cluster, user, name="test"), env={}, **settings))
+    made = Client(Credentials(lambda: ClusterAccess(cluster, user, name="test"), env={}, **settings))
     try:
         yield made
     finally:

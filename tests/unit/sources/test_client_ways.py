@@ -13,7 +13,7 @@ from yarl import URL
 from kubeproxy.sources import redirects
 from kubeproxy.sources.auth import Credentials
 from kubeproxy.sources.client import ApiError, Client
-from kubeproxy.sources.kubeconfig import Cluster, Connection, User
+from kubeproxy.sources.kubeconfig import Cluster, ClusterAccess, User
 from tests.fakes.apiserver import FakeApiServer
 from tests.fakes.tls import Authority
 
@@ -82,7 +82,7 @@ async def client(
     server: str, user: User = ME, env: dict[str, str] | None = None, **cluster: object
 ) -> AsyncIterator[Client]:
     settings = msgspec.structs.replace(Cluster(server=server), **cluster)
-    made = Client(Credentials(lambda: Connection(settings, user, name="test"), env=env or {}))
+    made = Client(Credentials(lambda: ClusterAccess(settings, user, name="test"), env=env or {}))
     try:
         yield made
     finally:
@@ -227,7 +227,7 @@ async def test_a_proxy_in_the_environment_that_is_none_of_ours_is_left_out_and_n
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     env = {"HTTP_PROXY": "socks5://me:pw@proxy:1080"}
-    credentials = Credentials(lambda: Connection(Cluster(server="http://api"), ME, name="test"), env=env)
+    credentials = Credentials(lambda: ClusterAccess(Cluster(server="http://api"), ME, name="test"), env=env)
     for _ in range(2):
         assert (await credentials.grant()).proxy is None
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]

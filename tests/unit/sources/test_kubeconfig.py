@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import yaml
 
-from kubeproxy.sources.kubeconfig import Connection, KubeconfigError, connection, in_cluster, load
+from kubeproxy.sources.kubeconfig import ClusterAccess, KubeconfigError, connection, in_cluster, load
 
 
 def write(
@@ -302,7 +302,7 @@ class TestServer:
 
 
 class TestInCluster:
-    def pod(self, folder: Path, *names: str, host: str = "10.96.0.1") -> Connection:
+    def pod(self, folder: Path, *names: str, host: str = "10.96.0.1") -> ClusterAccess:
         for name in names:
             (folder / name).write_text(name)
         return in_cluster({"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": "443"}, folder)

@@ -15,7 +15,7 @@ from kubeproxy.sources.auth import Credentials
 from kubeproxy.sources.backoff import Backoff
 from kubeproxy.sources.base import Status
 from kubeproxy.sources.client import Client
-from kubeproxy.sources.kubeconfig import Cluster, Connection, User
+from kubeproxy.sources.kubeconfig import Cluster, ClusterAccess, User
 from kubeproxy.sources.watch import Reflector, Resource, Timing
 from tests.fakes.apiserver import FakeApiServer
 from tests.fakes.lines import Fault
@@ -35,7 +35,7 @@ class Watching:
         self.halt_at = float("inf")
         self.gate = asyncio.Event()
         self.gate.set()
-        connection = Connection(Cluster(server=server.url), User(), name="test")
+        connection = ClusterAccess(Cluster(server=server.url), User(), name="test")
         self.client = Client(Credentials(lambda: connection, env={}))
         settings = {"now": lambda: self.time, "sleep": self._sleep, "random": lambda: 0.5, **timing}
         self.reflector = Reflector(
@@ -575,7 +575,7 @@ class TestBrokenObjects:
                 await it.see("b")
                 assert it.sink.said("gone") == []
                 assert it.status.errors == 0
-                assert not it.reflector._ledger._refused
+                assert not it.reflector._objects._refused
 
     async def test_metadata_of_any_shape(self) -> None:
         lines = tuple(

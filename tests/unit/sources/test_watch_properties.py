@@ -11,7 +11,7 @@ from kubeproxy.api.types import UndecodableError, decode
 from kubeproxy.sources.apiserver import SERVICES
 from kubeproxy.sources.auth import Credentials
 from kubeproxy.sources.client import Client
-from kubeproxy.sources.kubeconfig import Cluster, Connection, User
+from kubeproxy.sources.kubeconfig import Cluster, ClusterAccess, User
 from kubeproxy.sources.watch import Reflector, Timing
 from tests.fakes.apiserver import FakeApiServer
 from tests.fakes.lines import Fault
@@ -61,7 +61,7 @@ class World:
             server.store.put(service(name, 80))
         self.backup = server.store.backup()
         server.bookmark_seconds = 0.02
-        connection = Connection(Cluster(server=server.url), User(), name="test")
+        connection = ClusterAccess(Cluster(server=server.url), User(), name="test")
         self.client = Client(Credentials(lambda: connection, env={}))
         timing = Timing(sleep=lambda _: asyncio.sleep(0.001), watch=0.3, first_word=0.2, heartbeat=0.2)
         self.reflector = Reflector(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from kubeproxy.backends import programs
 from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.programs import FILTER, NAT, Held, RefusedError, Tables, target
+from kubeproxy.backends.programs import FILTER, NAT, Held, InputRefusedError, Tables, target
 from kubeproxy.machine.base import Machine
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def cleanup(machine: Machine) -> None:
     for name, tables in programs.installed(machine):
         try:
             count = clean(tables, exposed=lambda: _warn_of_localnet(machine))
-        except (RefusedError, SyncError) as e:
+        except (InputRefusedError, SyncError) as e:
             troubles.append(str(e))
             continue
         if count:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from msgspec import Struct
 
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.rules import Compiled, Shared
+from kubeproxy.backends.iptables.rules import ServiceRules, Shared
 from kubeproxy.backends.iptables.static import Frame
 from kubeproxy.backends.programs import NAT, TABLES, Tables, target
 from kubeproxy.backends.shared import saved
@@ -93,7 +93,7 @@ def cut(whole: Fragment, lines: int) -> Iterator[Fragment]:
     yield part
 
 
-def between(key: Key, before: Compiled, after: Compiled) -> Fragment:
+def between(key: Key, before: ServiceRules, after: ServiceRules) -> Fragment:
     """The difference between two plans of a Service."""
     old, new = dict.fromkeys(before.fronts), dict.fromkeys(after.fronts)
     return fragment(
@@ -105,7 +105,7 @@ def between(key: Key, before: Compiled, after: Compiled) -> Fragment:
     )
 
 
-class Held:
+class FoundRules:
     """What the kernel holds of ours, taken apart piece by piece as it is found to be right.
 
     Attributes:
@@ -179,7 +179,7 @@ class Held:
                 tables[where[0]].append(f"-I {where[1]} {rule}\n")
         return {table: lines for table, lines in tables.items() if lines}
 
-    def towards(self, key: Key, after: Compiled) -> Fragment:
+    def towards(self, key: Key, after: ServiceRules) -> Fragment:
         """The difference between what is held and what a Service should have; what is right counts as found."""
         write = {c: text for c, text in after.chains.items() if self._owned.pop(c, None) != _digest(text)}
         put = []

@@ -20,18 +20,18 @@ from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
 from kubeproxy.backends.iptables import names, rehearsal
 from kubeproxy.backends.iptables.affinity import AffinityWarning
-from kubeproxy.backends.iptables.difference import Fragment, Held, between, cut, fragment, unreferenced
+from kubeproxy.backends.iptables.difference import FoundRules, Fragment, between, cut, fragment, unreferenced
 from kubeproxy.backends.iptables.rules import (
     NOTHING,
-    Compiled,
-    Dialect,
+    RuleContext,
+    ServiceRules,
     chains_of,
     compile_service,
     front_of,
 )
 from kubeproxy.backends.iptables.static import frame
 from kubeproxy.backends.iptables.watch import watch
-from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables, Variant
+from kubeproxy.backends.programs import FILTER, NAT, InputRefusedError, Tables, Variant
 from kubeproxy.backends.shared import held_rules
 from kubeproxy.backends.shared.held_rules import HeldRules, RuleSteps
 from kubeproxy.backends.shared.isolation import isolate
@@ -78,7 +78,7 @@ _STAGES: tuple[tuple[str, Callable[[Fragment], list[str]]], ...] = (
 )
 
 
-class IPTables:
+class IPTablesDriver:
     """The iptables driver of one IP family. See `backends.base.Driver`."""
 
     def __init__(self, tables: Tables, *, counters: bool, drop_invalid: bool) -> None:
@@ -127,7 +127,9 @@ class IPTables:
     def difference(self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> RuleSteps:
         """See `Readable`."""
         tables = rehearsal.as_rules(held).in_memory()
-        IPTables(tables, counters=self._counters, drop_invalid=self._drop_invalid).load_blocking(node, plans)
+        IPTablesDriver(tables, counters=self._counters, drop_invalid=self._drop_invalid).load_blocking(
+            node, plans
+        )
         return held_rules.steps(tables)
 
     def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
@@ -170,7 +172,7 @@ class IPTables:
         self._written.clear()
         try:
             failures = self._undisturbed(node, plans)
-        except RefusedError as e:
+        except InputRefusedError as e:
             raise SyncError(str(e)) from e
         self._fingerprint = self._tables.fingerprint()
         return failures
@@ -182,7 +184,7 @@ class IPTables:
         self._written.clear()
         try:
             self._partial(node, changes)
-        except RefusedError as e:
+        except InputRefusedError as e:
             # Perhaps a Service is at fault, perhaps another program changed our rules: only `load` can tell.
             raise StaleError(str(e)) from e
         now = self._tables.fingerprint()
@@ -197,7 +199,7 @@ class IPTables:
                 self._lookout.look()
             try:
                 failures = self._full(node, plans)
-            except RefusedError as e:
+            except InputRefusedError as e:
                 if not left or not self._is_race():
                     raise
                 refused = str(e)
@@ -256,7 +258,7 @@ class IPTables:
         self._endpoints = sum(map(_endpoints, plans))
         dialect = self._dialect(node)
         wanted = frame(node, drop_invalid=self._drop_invalid, counters=self._counters)
-        held = Held(self._tables, wanted)
+        held = FoundRules(self._tables, wanted)
         self._rules = wanted.rules()
         inputs = held.frame_input(wanted)
         anew = inputs.pop(NAT, []) if NAT in held.unreadable else []
@@ -277,7 +279,7 @@ class IPTables:
 
     @staticmethod
     def _losses(
-        plans: Mapping[Key, ServicePlan], failures: Failures, dialect: Dialect
+        plans: Mapping[Key, ServicePlan], failures: Failures, dialect: RuleContext
     ) -> Callable[[str], bool]:
         """Whether a rule of a refused Service is for a front that belongs to another Service now."""
         if not failures:
@@ -309,7 +311,7 @@ class IPTables:
         if sum(map(_nat_lines, fragments)) < _NF_TABLES_FIRST_LINES:
             try:
                 self._send([Fragment(None, [], anew, []), *fragments])
-            except RefusedError as e:
+            except InputRefusedError as e:
                 log.warning("They were refused together and are sent in pieces: %(err)s", {"err": e})
             else:
                 return []
@@ -317,7 +319,7 @@ class IPTables:
         return fragments
 
     def _stream(
-        self, plans: Sequence[ServicePlan], dialect: Dialect, failures: dict[Key, str], *, first: bool
+        self, plans: Sequence[ServicePlan], dialect: RuleContext, failures: dict[Key, str], *, first: bool
     ) -> bool:
         """A first sync, each rule sent as it is made; returns whether it was accepted.
 
@@ -346,7 +348,7 @@ class IPTables:
 
         try:
             self._write(NAT, lines())
-        except RefusedError as e:
+        except InputRefusedError as e:
             log.warning("The first sync was refused as a whole and is done in pieces: %(err)s", {"err": e})
             return False
         refused: dict[Key, str] = {}
@@ -415,14 +417,14 @@ class IPTables:
         def send(piece: Sequence[Fragment]) -> None:
             self._write(table, (line for f in piece for line in part(f)))
 
-        def suspect(piece: Sequence[Fragment], error: RefusedError) -> int:
+        def suspect(piece: Sequence[Fragment], error: InputRefusedError) -> int:
             return _suspect(piece, part, error.line)
 
-        for guilty, error in isolate(fragments, send, RefusedError, suspect):
+        for guilty, error in isolate(fragments, send, InputRefusedError, suspect):
             assert guilty.key is not None
             failures[guilty.key] = str(error)
 
-    def _sweep(self, held: Held, failures: Failures, is_lost: Callable[[str], bool]) -> None:
+    def _sweep(self, held: FoundRules, failures: Failures, is_lost: Callable[[str], bool]) -> None:
         """Deletes what no Service wants any more; what a refused one or somebody else uses stays.
 
         Args:
@@ -434,7 +436,7 @@ class IPTables:
         if not failures:
             try:
                 self._send([fragment(None, {}, chains, (), fronts)])
-            except RefusedError as e:
+            except InputRefusedError as e:
                 log.warning(
                     "Not all that is left of Services that are gone can be removed: %(err)s", {"err": e}
                 )
@@ -461,7 +463,7 @@ class IPTables:
             if lines := [line for f in fragments for line in part(f)]:
                 try:
                     self._write(table, lines)
-                except RefusedError:
+                except InputRefusedError:
                     if table == NAT:
                         self._take_back(fragments)
                     raise
@@ -471,7 +473,7 @@ class IPTables:
         if lines := [f"-D {line.removeprefix('-I ')}" for f in fragments for line in f.refusals]:
             try:
                 self._write(FILTER, lines)
-            except RefusedError as e:
+            except InputRefusedError as e:
                 log.warning(
                     "What was added to table %(table)s for a refused Service stays until the next full sync: %(err)s",
                     {"table": FILTER, "err": e},
@@ -488,14 +490,14 @@ class IPTables:
         self._tables.restore(table, counted())
 
     @staticmethod
-    def _counted(plan: ServicePlan, dialect: Dialect, rules: Counter[str]) -> Compiled:
+    def _counted(plan: ServicePlan, dialect: RuleContext, rules: Counter[str]) -> ServiceRules:
         """Compiles a plan, and adds its rules to a count."""
         compiled = compile_service(plan, dialect)
         rules.update(compiled.rules())
         return compiled
 
-    def _dialect(self, node: NodeConfig) -> Dialect:
-        return Dialect(node, counters=self._counters, comments=not _is_large(self._endpoints))
+    def _dialect(self, node: NodeConfig) -> RuleContext:
+        return RuleContext(node, counters=self._counters, comments=not _is_large(self._endpoints))
 
 
 def _names(rule: str, key: Key) -> bool:
@@ -526,7 +528,7 @@ def _lines(plan: ServicePlan) -> int:
 
 
 def _endpoints(plan: ServicePlan | None) -> int:
-    return sum(port.endpoints for port in plan.ports) if plan else 0
+    return sum(port.known_endpoints for port in plan.ports) if plan else 0
 
 
 def _more_lost(change: Change) -> int:

@@ -6,8 +6,8 @@ from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends import programs
 from kubeproxy.backends.base import Driver
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.driver import IPTables
-from kubeproxy.backends.programs import MANGLE, RefusedError, Tables
+from kubeproxy.backends.iptables.driver import IPTablesDriver
+from kubeproxy.backends.programs import MANGLE, InputRefusedError, Tables
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink import nfacct
@@ -32,7 +32,7 @@ def open_driver(machine: Machine, node: NodeConfig) -> Driver:
     )
     if node.family == IPV4 and node.localhost_node_ports:
         _route_localnet(machine)
-    return IPTables(tables, counters=_counters(machine, tables), drop_invalid=_drops_invalid(machine))
+    return IPTablesDriver(tables, counters=_counters(machine, tables), drop_invalid=_drops_invalid(machine))
 
 
 def _route_localnet(machine: Machine) -> None:
@@ -68,7 +68,7 @@ def _counters(machine: Machine, tables: Tables) -> bool:
                 f"-X {probe}\n",
             ],
         )
-    except (OSError, RefusedError) as e:
+    except (OSError, InputRefusedError) as e:
         log.info(
             "Dropped and localhost packets are not counted, the kernel has no nfacct: %(err)s", {"err": e}
         )

@@ -5,7 +5,7 @@ the daemon's own.
 """
 
 from kubeproxy.backends.base import HeldState
-from kubeproxy.backends.iptables.rules import Dialect, compile_service
+from kubeproxy.backends.iptables.rules import RuleContext, compile_service
 from kubeproxy.backends.programs import NAT
 from kubeproxy.backends.shared.held_rules import HeldRules
 from kubeproxy.model.plan import ServicePlan
@@ -17,7 +17,7 @@ def as_rules(held: HeldState) -> HeldRules:
     return held
 
 
-def describe(plan: ServicePlan, dialect: Dialect) -> list[str]:
+def describe(plan: ServicePlan, dialect: RuleContext) -> list[str]:
     """The lines of `iptables-save` for a Service, each table after its name."""
     compiled = compile_service(plan, dialect)
     tables: dict[str, list[str]] = {NAT: [f":{chain} -" for chain in compiled.chains]}

@@ -50,7 +50,7 @@ SHARED: Sequence[Shared] = (
 )
 
 
-class Compiled(NamedTuple):
+class ServiceRules(NamedTuple):
     """A Service's rules.
 
     Attributes:
@@ -69,10 +69,10 @@ class Compiled(NamedTuple):
         return rules
 
 
-NOTHING = Compiled({}, [])
+NOTHING = ServiceRules({}, [])
 
 
-class Dialect:
+class RuleContext:
     """All that rules depend on besides the plan: the family, the node, what the kernel and the programs offer."""
 
     def __init__(self, node: NodeConfig, *, counters: bool = False, comments: bool = True) -> None:
@@ -97,8 +97,8 @@ class Dialect:
 
 
 def compile_service(
-    plan: ServicePlan | None, d: Dialect, without: Collection[PortId] = frozenset()
-) -> Compiled:
+    plan: ServicePlan | None, d: RuleContext, without: Collection[PortId] = frozenset()
+) -> ServiceRules:
     """The rules of a Service; none for None.
 
     Args:
@@ -108,7 +108,7 @@ def compile_service(
     """
     if plan is None:
         return NOTHING
-    compiled = Compiled({}, [])
+    compiled = ServiceRules({}, [])
     for port in plan.ports:
         _compile_port(port, d, compiled, without)
         if plan.health_check_port:
@@ -129,7 +129,7 @@ def chains_of(plan: ServicePlan | None) -> Iterator[str]:
         if port.any:
             proto = port.protocol.lower()
             svc, svl, ext, fw = _port_chains(port, proto)
-            yield from [_endpoint_chain_name(b, port, proto) for b in port.backends]
+            yield from [_endpoint_chain_name(b, port, proto) for b in port.endpoints]
             if port.cluster:
                 yield svc
             if port.local:
@@ -153,12 +153,12 @@ def _is_firewalled(p: PortPlan) -> bool:
     return p.any and bool(p.source_ranges and p.load_balancer_ips)
 
 
-def _compile_port(p: PortPlan, d: Dialect, out: Compiled, without: Collection[PortId]) -> None:
+def _compile_port(p: PortPlan, d: RuleContext, out: ServiceRules, without: Collection[PortId]) -> None:
     proto = p.protocol.lower()
     svc, svl, ext, fw = _port_chains(p, proto)
     firewalled = _is_firewalled(p)
     internal, external = p.internal_action, p.external_action
-    to = _Fronts(p.name, proto, d, out.fronts)
+    to = _PortRules(p.name, proto, d, out.fronts)
 
     if not p.cluster_ip:
         pass
@@ -187,7 +187,7 @@ def _compile_port(p: PortPlan, d: Dialect, out: Compiled, without: Collection[Po
     if not p.any:
         return
     chains = out.chains
-    seps = {b: _endpoint_chain(b, p, proto, d, chains) for b in p.backends}
+    seps = {b: _endpoint_chain(b, p, proto, d, chains) for b in p.endpoints}
     if p.cluster:
         marked = "" if p.internal_local else _mark_internal(svc, p, proto, d)
         chains[svc] = marked + _balance(svc, p.cluster, seps, p, d)
@@ -203,7 +203,7 @@ def _compile_port(p: PortPlan, d: Dialect, out: Compiled, without: Collection[Po
 _FRONT = re.compile(r"(?:-d (\S+) )?-p (\w+) .*--dport (\d+) ")
 
 
-def front_of(rule: str, d: Dialect) -> Front | None:
+def front_of(rule: str, d: RuleContext) -> Front | None:
     """The front that a rule of a shared chain is for; None if it is for none.
 
     Args:
@@ -219,10 +219,10 @@ def front_of(rule: str, d: Dialect) -> Front | None:
     return address.removesuffix(d.host), cast("Protocol", protocol.upper()), int(port)
 
 
-class _Fronts:
+class _PortRules:
     """Collects the fronts of one Service port."""
 
-    def __init__(self, name: str, proto: str, d: Dialect, out: list[tuple[Shared, str]]) -> None:
+    def __init__(self, name: str, proto: str, d: RuleContext, out: list[tuple[Shared, str]]) -> None:
         self.name, self.proto, self.d, self.out = name, proto, d, out
 
     def refusal(self, action: Action) -> tuple[str, str]:
@@ -257,7 +257,7 @@ class _Fronts:
         )
 
 
-def _endpoint_chain(b: Endpoint, p: PortPlan, proto: str, d: Dialect, chains: dict[str, str]) -> str:
+def _endpoint_chain(b: Endpoint, p: PortPlan, proto: str, d: RuleContext, chains: dict[str, str]) -> str:
     at = join(b.address, b.port)
     chain = _endpoint_chain_name(b, p, proto)
     comment = f' -m comment --comment "{p.name}"' if d.comments else ""
@@ -269,7 +269,7 @@ def _endpoint_chain(b: Endpoint, p: PortPlan, proto: str, d: Dialect, chains: di
     return chain
 
 
-def _mark_internal(chain: str, p: PortPlan, proto: str, d: Dialect) -> str:
+def _mark_internal(chain: str, p: PortPlan, proto: str, d: RuleContext) -> str:
     """Marks packets to the ClusterIP that must be masqueraded."""
     if not p.cluster_ip:
         return ""
@@ -286,7 +286,7 @@ def _mark_internal(chain: str, p: PortPlan, proto: str, d: Dialect) -> str:
 
 
 def _balance(
-    chain: str, backends: tuple[Endpoint, ...], seps: dict[Endpoint, str], p: PortPlan, d: Dialect
+    chain: str, backends: tuple[Endpoint, ...], seps: dict[Endpoint, str], p: PortPlan, d: RuleContext
 ) -> str:
     """Picks one of the backends: the one the client had, or any, each with the same probability."""
     lines = []
@@ -310,7 +310,7 @@ def _balance(
     return "".join(lines)
 
 
-def _external(ext: str, svc: str, svl: str, p: PortPlan, d: Dialect) -> str:
+def _external(ext: str, svc: str, svl: str, p: PortPlan, d: RuleContext) -> str:
     if not p.external_local:
         return (
             f'-A {ext} -m comment --comment "masquerade traffic for {p.name} external destinations" -j KUBE-MARK-MASQ\n'
@@ -328,7 +328,7 @@ def _external(ext: str, svc: str, svl: str, p: PortPlan, d: Dialect) -> str:
     return f"{lines}-A {ext} -j {svl}\n" if p.local else lines
 
 
-def _firewall(fw: str, ext: str, p: PortPlan, d: Dialect) -> str:
+def _firewall(fw: str, ext: str, p: PortPlan, d: RuleContext) -> str:
     """Lets the clients in. A node that is among them may also speak from the load balancer's address, if it has it."""
     sources = list(p.source_ranges)
     if d.admits_node(p.source_ranges):

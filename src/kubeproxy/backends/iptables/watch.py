@@ -10,7 +10,7 @@ from kubeproxy.backends.iptables import names
 from kubeproxy.backends.notice import notice
 from kubeproxy.backends.programs import TABLES, Tables
 from kubeproxy.netlink.nft.lookout import Lookout
-from kubeproxy.netlink.nft.monitor import RULE_DELETED, TABLE_ADDED, Event
+from kubeproxy.netlink.nft.monitor import RULE_DELETED, TABLE_ADDED, TableEvent
 
 _JUMPS: Final = tuple(f"{chain}\0".encode() for chain in sorted(names.STATIC))
 
@@ -28,7 +28,7 @@ def watch(tables: Tables, disturbed: Callable[[str], None]) -> Lookout:
     return notice(tables, concerns, disturbed)
 
 
-def concerns(event: Event) -> bool:
+def concerns(event: TableEvent) -> bool:
     """Whether a rule or chain of ours was changed, of whatever family."""
     if event.table not in TABLES or event.what == TABLE_ADDED:
         return False

@@ -6,5 +6,5 @@ frame      the iptables rules around it
 kernel     what is done to the kernel
 drain      real servers that are gone keep their connections until these end
 hold       new connections wait while virtual servers are deleted
-backend    brings the kernel from one to the other
+driver     brings the kernel from one to the other
 """

@@ -14,8 +14,8 @@ from kubeproxy.backends import programs
 from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.ipvs import names
 from kubeproxy.backends.ipvs.hold import hold
-from kubeproxy.backends.ipvs.kernel import Kernel, Linux, ServerChange
-from kubeproxy.backends.programs import RefusedError, Tables, target
+from kubeproxy.backends.ipvs.kernel import IPVSKernel, LinuxIPVSKernel, ServerChange
+from kubeproxy.backends.programs import InputRefusedError, Tables, target
 from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import ipset, route
 from kubeproxy.netlink.ipvs import Virtual
@@ -50,7 +50,7 @@ def cleanup(machine: Machine) -> None:
     def attempt(what: str, work: Callable[[], int]) -> None:
         try:
             count = work()
-        except (OSError, RefusedError, SyncError) as e:
+        except (OSError, InputRefusedError, SyncError) as e:
             troubles.append(f"{what}: {e}")
             return
         if count:
@@ -58,7 +58,10 @@ def cleanup(machine: Machine) -> None:
 
     if _has_servers(machine):
         for family in FAMILIES:
-            attempt(f"{family} virtual servers", lambda: _clean_servers(machine, Linux(machine, family)))  # noqa: B023 called at once
+            attempt(
+                f"{family} virtual servers",
+                lambda: _clean_servers(machine, LinuxIPVSKernel(machine, family)),  # noqa: B023 called at once
+            )
     for name, tables in programs.installed(machine):
         attempt(f"rules through {name}", lambda: clean(tables))  # noqa: B023
     if sets:
@@ -68,7 +71,7 @@ def cleanup(machine: Machine) -> None:
         raise SyncError("; ".join(troubles))
 
 
-def own_servers(kernel: Kernel, sets: Mapping[str, str]) -> list[Virtual]:
+def own_servers(kernel: IPVSKernel, sets: Mapping[str, str]) -> list[Virtual]:
     """The virtual servers that are ours.
 
     Args:
@@ -126,7 +129,7 @@ def _node_port_sets(family: Family) -> dict[str, str]:
     return {names.set_name(short, family): protocol for protocol, short in names.NODE_PORTS.items()}
 
 
-def _clean_servers(machine: Machine, kernel: Linux) -> int:
+def _clean_servers(machine: Machine, kernel: LinuxIPVSKernel) -> int:
     try:
         found = own_servers(kernel, _node_port_sets(kernel.family))
         with hold(machine, found):

@@ -30,7 +30,7 @@ class Target(NamedTuple):
     reals: tuple[Real, ...]
 
 
-class Compiled(NamedTuple):
+class ServiceServers(NamedTuple):
     """A Service's needs.
 
     Attributes:
@@ -44,10 +44,10 @@ class Compiled(NamedTuple):
     drops: dict[str, None]
 
 
-NOTHING: Final = Compiled({}, {}, {})
+NOTHING: Final = ServiceServers({}, {}, {})
 
 
-class Dialect:
+class ServerContext:
     """All that a Service's needs depend on besides its plan."""
 
     def __init__(self, node: NodeConfig) -> None:
@@ -63,8 +63,8 @@ class Dialect:
 
 
 def compile_service(
-    plan: ServicePlan | None, d: Dialect, without: Collection[PortId] = frozenset()
-) -> Compiled:
+    plan: ServicePlan | None, d: ServerContext, without: Collection[PortId] = frozenset()
+) -> ServiceServers:
     """The needs of a Service; none for None.
 
     Args:
@@ -74,7 +74,7 @@ def compile_service(
     """
     if plan is None:
         return NOTHING
-    out = Compiled({}, {}, {})
+    out = ServiceServers({}, {}, {})
     for port in plan.ports:
         _compile_port(port, d, out, without)
     if plan.health_check_port:
@@ -82,7 +82,7 @@ def compile_service(
     return out
 
 
-def _compile_port(p: PortPlan, d: Dialect, out: Compiled, without: Collection[PortId]) -> None:
+def _compile_port(p: PortPlan, d: ServerContext, out: ServiceServers, without: Collection[PortId]) -> None:
     protocol = protocols.NUMBERS[p.protocol]
     entries = out.entries
     settings = Settings(d.scheduler, d.flags | (ipvs.PERSISTENT if p.affinity else 0), p.affinity)
@@ -124,11 +124,11 @@ def _compile_port(p: PortPlan, d: Dialect, out: Compiled, without: Collection[Po
 
 def _reals(p: PortPlan, *, local: bool) -> tuple[Real, ...]:
     """The real servers of the fronts with one of the policies."""
-    backends = (p.local or p.cluster) if local else p.cluster
-    return tuple(sorted({Real(pack(b.address), b.port) for b in backends}))
+    endpoints = (p.local or p.cluster) if local else p.cluster
+    return tuple(sorted({Real(pack(b.address), b.port) for b in endpoints}))
 
 
-def _firewall(p: PortPlan, ip: str, element: Element, d: Dialect, out: Compiled) -> None:
+def _firewall(p: PortPlan, ip: str, element: Element, d: ServerContext, out: ServiceServers) -> None:
     """Lets the clients in. Packets of the host itself come from the address they go to, and are not seen by INPUT."""
     for cidr in p.source_ranges:
         network, _, length = cidr.partition("/")
@@ -141,7 +141,7 @@ def _firewall(p: PortPlan, ip: str, element: Element, d: Dialect, out: Compiled)
         out.drops[rule] = None
 
 
-def _node_port(p: PortPlan, protocol: int, target: Target, d: Dialect, out: Compiled) -> None:
+def _node_port(p: PortPlan, protocol: int, target: Target, d: ServerContext, out: ServiceServers) -> None:
     sets = [names.NODE_PORTS[p.protocol]]
     if p.external_local:
         sets.append(names.NODE_PORTS_LOCAL[p.protocol])

@@ -8,7 +8,7 @@ one Service, as plans have no front in common; it may pass from one to another b
 from collections.abc import Iterator
 from typing import Generic, NamedTuple, TypeVar
 
-from kubeproxy.backends.ipvs.compile import Compiled, Target
+from kubeproxy.backends.ipvs.compile import ServiceServers, Target
 from kubeproxy.backends.ipvs.names import SETS
 from kubeproxy.model.plan import Key
 from kubeproxy.netlink.ipset import Element
@@ -105,7 +105,7 @@ class Desired:
         """The sets that have elements."""
         return frozenset(name for name, elements in self.entries.items() if len(elements))
 
-    def replace(self, key: Key, before: Compiled, after: Compiled) -> None:
+    def replace(self, key: Key, before: ServiceServers, after: ServiceServers) -> None:
         """A Service asks for something else."""
         for virtual in {**before.virtuals, **after.virtuals}:
             target = after.virtuals.get(virtual)

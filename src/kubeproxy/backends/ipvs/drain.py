@@ -6,7 +6,7 @@ has none left; from time to time somebody looks. UDP and SCTP know no end of a c
 
 from collections.abc import Iterator
 
-from kubeproxy.backends.ipvs.kernel import Kernel, ServerChange
+from kubeproxy.backends.ipvs.kernel import IPVSKernel, ServerChange
 from kubeproxy.netlink import ipvs
 from kubeproxy.netlink.ipvs import Load, Real, Virtual
 
@@ -48,7 +48,7 @@ class Draining:
             self._reals.pop(virtual, None)
         return there
 
-    def done(self, kernel: Kernel) -> Iterator[ServerChange]:
+    def done(self, kernel: IPVSKernel) -> Iterator[ServerChange]:
         """Deletes those whose connections have ended.
 
         Raises:

@@ -18,11 +18,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
 from kubeproxy.backends.ipvs import names, rehearsal
-from kubeproxy.backends.ipvs.compile import Compiled, Dialect, Target, compile_service
+from kubeproxy.backends.ipvs.compile import ServerContext, ServiceServers, Target, compile_service
 from kubeproxy.backends.ipvs.desired import Delta, Desired
 from kubeproxy.backends.ipvs.drain import Draining
 from kubeproxy.backends.ipvs.frame import frame
-from kubeproxy.backends.ipvs.kernel import Kernel, ServerChange, Verb
+from kubeproxy.backends.ipvs.kernel import IPVSKernel, ServerChange, Verb
 from kubeproxy.backends.ipvs.load import FullSync, Parts, is_excluded, unbind, whole
 from kubeproxy.backends.ipvs.pieces import Behind, Piece, Refusals, change_servers, described
 from kubeproxy.backends.ipvs.rehearsal import (
@@ -35,7 +35,7 @@ from kubeproxy.backends.ipvs.rehearsal import (
 from kubeproxy.backends.ipvs.rules import Rules
 from kubeproxy.backends.ipvs.sets import SetKeeper
 from kubeproxy.backends.ipvs.watch import Watch
-from kubeproxy.backends.programs import RefusedError, Tables, Variant
+from kubeproxy.backends.programs import InputRefusedError, Tables, Variant
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan, with_same_firewall
 from kubeproxy.netlink import ipvs
@@ -48,10 +48,10 @@ DRAIN_SECONDS = 10.0
 """How often somebody looks whether the connections of real servers that are to go have ended."""
 
 
-class IPVS:
+class IPVSDriver:
     """The ipvs driver of one IP family. See `backends.base.Driver`."""
 
-    def __init__(self, kernel: Kernel, tables: Tables, node: NodeConfig) -> None:
+    def __init__(self, kernel: IPVSKernel, tables: Tables, node: NodeConfig) -> None:
         """Makes a driver; the kernel is prepared already, see `mode`."""
         self._kernel = kernel
         self._tables = tables
@@ -62,9 +62,9 @@ class IPVS:
         self._draining = Draining()
         self._excluded = (node.ipvs or IPVSSettings()).exclude_cidrs
         self._loaded = False
-        self._dialect = Dialect(node)
+        self._dialect = ServerContext(node)
         self._plans: dict[Key, ServicePlan] = {}
-        self._kept: dict[Key, Compiled] = {}
+        self._kept: dict[Key, ServiceServers] = {}
         self._refused: Refusals = {}
         self._fingerprint: object = None
         self._seen: int | None = None
@@ -83,7 +83,7 @@ class IPVS:
         async with self._locked():
             try:
                 return await asyncio.to_thread(self.load_blocking, node, plans)
-            except (OSError, RefusedError) as e:
+            except (OSError, InputRefusedError) as e:
                 raise SyncError(str(e)) from e
 
     async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
@@ -91,7 +91,7 @@ class IPVS:
         async with self._locked():
             try:
                 await asyncio.to_thread(self._apply, node, changes)
-            except (OSError, RefusedError) as e:
+            except (OSError, InputRefusedError) as e:
                 raise StaleError(str(e)) from e
         return {}
 
@@ -118,12 +118,12 @@ class IPVS:
         there = rehearsal.as_servers(held)
         steps: list[ServerStep] = []
         kernel, tables = RecordingKernel(there, steps), RecordingTables(there.rules, steps)
-        IPVS(kernel, tables, node).load_blocking(node, plans)
+        IPVSDriver(kernel, tables, node).load_blocking(node, plans)
         return ServerSteps(tuple(steps))
 
     def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
         """See `Readable`."""
-        return rehearsal.describe(plan, Dialect(node), node.family)
+        return rehearsal.describe(plan, ServerContext(node), node.family)
 
     async def intact(self) -> bool:
         """See `Driver`."""
@@ -187,8 +187,8 @@ class IPVS:
         if known := [c.key for c in changes if c.key in self._kept]:
             raise StaleError(f"Service {'/'.join(known[0])} was refused before")
         self._seen = None
-        dialect = Dialect(node)
-        compiled: list[tuple[Key, Compiled, Compiled]] = []
+        dialect = ServerContext(node)
+        compiled: list[tuple[Key, ServiceServers, ServiceServers]] = []
         for c in changes:
             same = with_same_firewall(c.before, c.after)
             before, after = (compile_service(plan, dialect, same) for plan in (c.before, c.after))
@@ -255,7 +255,7 @@ class IPVS:
                 self._sets.add(name, elements, self._desired.entries[name])
             for name, elements in delta.came.items():
                 self._sets.delete(name, [e for e in elements if (name, e) not in refused])
-        except (OSError, SyncError, RefusedError) as e:
+        except (OSError, SyncError, InputRefusedError) as e:
             log.warning(
                 "What was added for a change that was refused stays until the next full sync: %(err)s",
                 {"err": e},
@@ -317,11 +317,11 @@ class IPVS:
         self._used = sync.desired.used()
         self._fingerprint = self._tables.fingerprint()
         sync.go()
-        self._loaded, self._dialect, self._kept = True, Dialect(node), sync.kept
+        self._loaded, self._dialect, self._kept = True, ServerContext(node), sync.kept
         self._plans = {key: plan for key, plan in plans.items() if key not in sync.failures}
         return sync.failures
 
-    def _state_before(self, key: Key) -> Compiled:
+    def _state_before(self, key: Key) -> ServiceServers:
         """What a Service has since the last sync."""
         kept = self._kept.get(key)
         return compile_service(self._plans.get(key), self._dialect) if kept is None else kept

@@ -15,7 +15,7 @@ from kubeproxy.netlink.ipvs import Load, Real, Settings, Virtual
 SCHEDULERS = ("rr", "wrr", "lc", "wlc", "sh", "dh", "sed", "nq", "mh")
 
 
-class FakeKernel:
+class FakeIPVSKernel:
     """The kernel under one family.
 
     Attributes:

@@ -21,7 +21,7 @@ from kubeproxy.netlink import ipvs
 from kubeproxy.netlink.ipvs import Virtual
 from kubeproxy.netlink.nft import expressions as x
 from kubeproxy.netlink.nft import messages as m
-from kubeproxy.netlink.nft.kernel import Kernel
+from kubeproxy.netlink.nft.kernel import NftKernel
 from kubeproxy.netlink.nft.types import ADDRESS4, ADDRESS6, SERVICE
 from kubeproxy.netlink.wire import attribute, nested
 
@@ -53,7 +53,7 @@ def hold(machine: Machine, servers: Collection[Virtual]) -> Iterator[None]:
     Raises:
         OSError: the kernel has no nfnetlink, which IP sets need, too.
     """
-    with Kernel(machine) as kernel:
+    with NftKernel(machine) as kernel:
         known = frozenset(servers)
         held = _begin(kernel, known)
         if held:
@@ -64,7 +64,7 @@ def hold(machine: Machine, servers: Collection[Virtual]) -> Iterator[None]:
             time.sleep(_POLL_SECONDS)
 
 
-def _begin(kernel: Kernel, servers: Collection[Virtual]) -> bool:
+def _begin(kernel: NftKernel, servers: Collection[Virtual]) -> bool:
     """Puts the rules there; returns whether anybody waits."""
     messages = [message for size in _DESTINATIONS for message in _table(servers, size)]
     try:
@@ -75,7 +75,7 @@ def _begin(kernel: Kernel, servers: Collection[Virtual]) -> bool:
     return bool(messages)
 
 
-def _table(servers: Collection[Virtual], size: int) -> list[m.Message]:
+def _table(servers: Collection[Virtual], size: int) -> list[m.NftMessage]:
     """The rules for the virtual servers whose addresses have this length."""
     family, kind, offset = _DESTINATIONS[size]
     keys = [
@@ -85,7 +85,7 @@ def _table(servers: Collection[Virtual], size: int) -> list[m.Message]:
     ]
     if not keys:
         return []
-    table = m.Table(family, TABLE)
+    table = m.TableName(family, TABLE)
     rule = (
         x.meta(0, x.META_L4PROTO),
         x.compare(0, _TCP),

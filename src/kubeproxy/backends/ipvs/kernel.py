@@ -1,6 +1,6 @@
 """All that IPVS mode does to the kernel besides iptables rules: virtual servers, sets, addresses of kube-ipvs0.
 
-`fake.FakeKernel` stands in for it in tests.
+`fake.FakeIPVSKernel` stands in for it in tests.
 """
 
 from collections.abc import Collection, Sequence
@@ -28,7 +28,7 @@ class ServerChange(NamedTuple):
     weight: int = 1
 
 
-class Kernel(Protocol):
+class IPVSKernel(Protocol):
     """The kernel under one IP family. Every method raises OSError when the kernel refuses the whole of it."""
 
     def servers(self) -> dict[Virtual, dict[Real, Load]]:
@@ -80,7 +80,7 @@ class Kernel(Protocol):
         """Lets go of the kernel."""
 
 
-class Linux:
+class LinuxIPVSKernel:
     """The real kernel."""
 
     def __init__(self, machine: Machine, family: Family) -> None:
@@ -93,27 +93,27 @@ class Linux:
         self._size = 4 if family == IPV4 else 16
         self._domain = int(AF_INET if family == IPV4 else AF_INET6)
         self._machine = machine
-        self._ipvs = ipvs.IPVS(machine)
+        self._ipvs = ipvs.IPVSSocket(machine)
         self._sets = ipset.Sets(machine)
 
     def servers(self) -> dict[Virtual, dict[Real, Load]]:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         return {v: reals for v, reals in ipvs.table(self._machine).items() if len(v.address) == self._size}
 
     def fingerprint(self) -> int:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         return ipvs.fingerprint(self._machine)
 
     def settings(self) -> dict[Virtual, Settings]:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         return {v: s for v, s in self._ipvs.virtuals().items() if len(v.address) == self._size}
 
     def reals(self, virtual: Virtual) -> dict[Real, Load]:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         return self._ipvs.reals(virtual)
 
     def change_servers(self, changes: Sequence[ServerChange]) -> dict[int, OSError]:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         return dict(self._ipvs.submit([self._request(change) for change in changes]))
 
     def _request(self, change: ServerChange) -> Request:
@@ -128,35 +128,35 @@ class Linux:
         return (self._ipvs.add_real if verb == "add" else self._ipvs.edit_real)(virtual, real, weight)
 
     def headers(self) -> dict[str, Header]:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         return self._sets.headers()
 
     def elements(self, name: str) -> set[Element]:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         return self._sets.elements(name)
 
     def create_set(self, name: str, kind: str, limit: int) -> None:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         self._sets.create(name, kind, self._domain, limit)
 
     def destroy_set(self, name: str) -> None:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         self._sets.destroy(name)
 
     def swap_sets(self, one: str, other: str) -> None:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         self._sets.swap(one, other)
 
     def add_elements(self, name: str, elements: Collection[Element]) -> dict[Element, OSError]:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         return dict(self._sets.add(name, elements))
 
     def delete_elements(self, name: str, elements: Collection[Element]) -> dict[Element, OSError]:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         return dict(self._sets.delete(name, elements))
 
     def addresses(self) -> set[bytes]:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         index = self._machine.interface(names.INTERFACE)
         return {
             a.packed
@@ -165,17 +165,17 @@ class Linux:
         }
 
     def bind(self, addresses: Collection[bytes]) -> dict[bytes, OSError]:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         return dict(
             route.add_addresses(self._machine, route.ensure_dummy(self._machine, names.INTERFACE), addresses)
         )
 
     def unbind(self, addresses: Collection[bytes]) -> dict[bytes, OSError]:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         index = self._machine.interface(names.INTERFACE)
         return dict(route.delete_addresses(self._machine, index, addresses)) if index else {}
 
     def close(self) -> None:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         self._ipvs.close()
         self._sets.close()

@@ -12,11 +12,11 @@ from typing import NamedTuple
 from kubeproxy.api.addresses import contains, unpack
 from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.ipvs import names
-from kubeproxy.backends.ipvs.compile import NOTHING, Compiled, Dialect, Target, compile_service
+from kubeproxy.backends.ipvs.compile import NOTHING, ServerContext, ServiceServers, Target, compile_service
 from kubeproxy.backends.ipvs.desired import Desired
 from kubeproxy.backends.ipvs.drain import Draining
 from kubeproxy.backends.ipvs.frame import frame
-from kubeproxy.backends.ipvs.kernel import Kernel, ServerChange
+from kubeproxy.backends.ipvs.kernel import IPVSKernel, ServerChange
 from kubeproxy.backends.ipvs.pieces import Piece, Refusals, change_servers, refused_of
 from kubeproxy.backends.ipvs.rules import Rules
 from kubeproxy.backends.ipvs.sets import SetKeeper
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class Parts(NamedTuple):
     """What a driver works with."""
 
-    kernel: Kernel
+    kernel: IPVSKernel
     sets: SetKeeper
     rules: Rules
     draining: Draining
@@ -46,7 +46,7 @@ class Found(NamedTuple):
     elements: dict[str, set[Element]]
     drops: Collection[str]
 
-    def of(self, wanted: Compiled) -> Compiled:
+    def of(self, wanted: ServiceServers) -> ServiceServers:
         """What there was of a Service; nothing if it had no virtual server."""
         virtuals = {
             virtual: Target(
@@ -59,7 +59,7 @@ class Found(NamedTuple):
         if not virtuals:
             return NOTHING
         entries = {(name, e): None for name, e in wanted.entries if e in self.elements.get(name, ())}
-        return Compiled(virtuals, entries, {rule: None for rule in wanted.drops if rule in self.drops})
+        return ServiceServers(virtuals, entries, {rule: None for rule in wanted.drops if rule in self.drops})
 
 
 class FullSync:
@@ -77,7 +77,7 @@ class FullSync:
         parts: Parts,
         node: NodeConfig,
         plans: Mapping[Key, ServicePlan],
-        before: Callable[[Key], Compiled] | None,
+        before: Callable[[Key], ServiceServers] | None,
     ) -> None:
         """Prepares it.
 
@@ -90,7 +90,7 @@ class FullSync:
         self._kernel, self._sets, self._rules, self._draining = parts
         self._node = node
         self._plans = plans
-        self._dialect = Dialect(node)
+        self._dialect = ServerContext(node)
         self._before = before
         self._excluded = (node.ipvs or IPVSSettings()).exclude_cidrs
         self._owners: dict[Virtual, Key] = {}
@@ -101,7 +101,7 @@ class FullSync:
         self._unwanted: set[bytes] = set()
         self.desired = Desired()
         self.failures: dict[Key, str] = {}
-        self.kept: dict[Key, Compiled] = {}
+        self.kept: dict[Key, ServiceServers] = {}
         self.refused: dict[Piece, Exception] = {}
         for key, plan in plans.items():
             self.desired.replace(key, NOTHING, compile_service(plan, self._dialect))
@@ -197,7 +197,7 @@ class FullSync:
         """
         if not self.failures:
             self._owners = dict(self.desired.owners())
-        found: dict[Key, Compiled] = {}
+        found: dict[Key, ServiceServers] = {}
         for key, plan in self._plans.items():
             if key not in self.failures:
                 compiled = compile_service(plan, self._dialect)
@@ -213,13 +213,13 @@ class FullSync:
         self.desired.settle()
         return bool(found)
 
-    def _state_before(self, key: Key, wanted: Compiled) -> Compiled:
+    def _state_before(self, key: Key, wanted: ServiceServers) -> ServiceServers:
         """What a Service had, without the fronts that belong to another one now."""
         had = self._before(key) if self._before is not None else self._first(wanted)
         gone = [virtual for virtual in had.virtuals if self._owners.get(virtual, key) != key]
         return without(had, gone) if gone else had
 
-    def _first(self, wanted: Compiled) -> Compiled:
+    def _first(self, wanted: ServiceServers) -> ServiceServers:
         """What the kernel had of a Service before this process did anything."""
         if self._found is None:  # an element was refused; virtual servers were not changed yet
             settings, servers = self._kernel.settings(), self._kernel.servers()
@@ -234,7 +234,7 @@ def whole(virtual: Virtual, target: Target) -> Iterator[ServerChange]:
         yield ServerChange("add", virtual, real=real)
 
 
-def without(had: Compiled, gone: Collection[Virtual]) -> Compiled:
+def without(had: ServiceServers, gone: Collection[Virtual]) -> ServiceServers:
     """What is left of a Service without some of its virtual servers, and without what goes with these."""
     virtuals = {virtual: target for virtual, target in had.virtuals.items() if virtual not in gone}
     fronts = {(v.protocol, v.address, v.port) for v in gone}
@@ -251,7 +251,7 @@ def without(had: Compiled, gone: Collection[Virtual]) -> Compiled:
         return (element.protocol, element.address, element.port) not in fronts
 
     limits = tuple(f"--vaddr {unpack(v.address)} --vport {v.port} " for v in gone)
-    return Compiled(
+    return ServiceServers(
         virtuals,
         {(name, element): None for name, element in had.entries if stays(name, element)},
         {rule: None for rule in had.drops if not any(limit in rule for limit in limits)},
@@ -263,7 +263,7 @@ def is_excluded(cidrs: Collection[str], address: bytes) -> bool:
     return bool(cidrs) and any(contains(cidr, unpack(address)) for cidr in cidrs)
 
 
-def unbind(kernel: Kernel, addresses: Collection[bytes]) -> None:
+def unbind(kernel: IPVSKernel, addresses: Collection[bytes]) -> None:
     """Takes addresses from kube-ipvs0; one that the kernel refuses to take stays."""
     for address, error in kernel.unbind(addresses).items():
         log.warning(

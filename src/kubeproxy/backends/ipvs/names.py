@@ -41,7 +41,7 @@ HEALTH_CHECK: Final = "HEALTH-CHECK-NODE-PORT"
 ADDRESSES: Final = "IPVS-IPS"
 
 
-class Kind(NamedTuple):
+class SetKind(NamedTuple):
     """A set's type, and what rules say of it."""
 
     type: str
@@ -49,50 +49,50 @@ class Kind(NamedTuple):
 
 
 SETS: Final = {
-    LOOP_BACK: Kind(
+    LOOP_BACK: SetKind(
         ipset.HASH_IP_PORT_IP,
         "Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose",
     ),
-    CLUSTER_IP: Kind(ipset.HASH_IP_PORT, "Kubernetes service cluster ip + port for masquerade purpose"),
-    EXTERNAL_IP: Kind(
+    CLUSTER_IP: SetKind(ipset.HASH_IP_PORT, "Kubernetes service cluster ip + port for masquerade purpose"),
+    EXTERNAL_IP: SetKind(
         ipset.HASH_IP_PORT, "Kubernetes service external ip + port for masquerade and filter purpose"
     ),
-    EXTERNAL_IP_LOCAL: Kind(
+    EXTERNAL_IP_LOCAL: SetKind(
         ipset.HASH_IP_PORT, "Kubernetes service external ip + port with externalTrafficPolicy=local"
     ),
-    BALANCER: Kind(ipset.HASH_IP_PORT, "Kubernetes service lb portal"),
-    BALANCER_LOCAL: Kind(
+    BALANCER: SetKind(ipset.HASH_IP_PORT, "Kubernetes service lb portal"),
+    BALANCER_LOCAL: SetKind(
         ipset.HASH_IP_PORT, "Kubernetes service load balancer ip + port with externalTrafficPolicy=local"
     ),
-    BALANCER_FIREWALL: Kind(
+    BALANCER_FIREWALL: SetKind(
         ipset.HASH_IP_PORT, "Kubernetes service load balancer ip + port for load balancer with sourceRange"
     ),
-    BALANCER_SOURCE_IP: Kind(
+    BALANCER_SOURCE_IP: SetKind(
         ipset.HASH_IP_PORT_IP,
         "Kubernetes service load balancer ip + port + source IP for packet filter purpose",
     ),
-    BALANCER_SOURCE_CIDR: Kind(
+    BALANCER_SOURCE_CIDR: SetKind(
         ipset.HASH_IP_PORT_NET,
         "Kubernetes service load balancer ip + port + source cidr for packet filter purpose",
     ),
-    NODE_PORTS["TCP"]: Kind(ipset.BITMAP_PORT, "Kubernetes nodeport TCP port for masquerade purpose"),
-    NODE_PORTS_LOCAL["TCP"]: Kind(
+    NODE_PORTS["TCP"]: SetKind(ipset.BITMAP_PORT, "Kubernetes nodeport TCP port for masquerade purpose"),
+    NODE_PORTS_LOCAL["TCP"]: SetKind(
         ipset.BITMAP_PORT, "Kubernetes nodeport TCP port with externalTrafficPolicy=local"
     ),
-    NODE_PORTS["UDP"]: Kind(ipset.BITMAP_PORT, "Kubernetes nodeport UDP port for masquerade purpose"),
-    NODE_PORTS_LOCAL["UDP"]: Kind(
+    NODE_PORTS["UDP"]: SetKind(ipset.BITMAP_PORT, "Kubernetes nodeport UDP port for masquerade purpose"),
+    NODE_PORTS_LOCAL["UDP"]: SetKind(
         ipset.BITMAP_PORT, "Kubernetes nodeport UDP port with externalTrafficPolicy=local"
     ),
-    NODE_PORTS["SCTP"]: Kind(
+    NODE_PORTS["SCTP"]: SetKind(
         ipset.HASH_IP_PORT,
         "Kubernetes nodeport SCTP port for masquerade purpose with type 'hash ip:port'",
     ),
-    NODE_PORTS_LOCAL["SCTP"]: Kind(
+    NODE_PORTS_LOCAL["SCTP"]: SetKind(
         ipset.HASH_IP_PORT,
         "Kubernetes nodeport SCTP port with externalTrafficPolicy=local with type 'hash ip:port'",
     ),
-    HEALTH_CHECK: Kind(ipset.BITMAP_PORT, "Kubernetes health check node port"),
-    ADDRESSES: Kind(ipset.HASH_IP, ""),
+    HEALTH_CHECK: SetKind(ipset.BITMAP_PORT, "Kubernetes health check node port"),
+    ADDRESSES: SetKind(ipset.HASH_IP, ""),
 }
 
 

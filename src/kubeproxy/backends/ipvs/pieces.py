@@ -8,9 +8,9 @@ from typing import NamedTuple
 from kubeproxy import protocols
 from kubeproxy.api.addresses import join, unpack
 from kubeproxy.backends.ipvs import names
-from kubeproxy.backends.ipvs.compile import Compiled
+from kubeproxy.backends.ipvs.compile import ServiceServers
 from kubeproxy.backends.ipvs.frame import OUT
-from kubeproxy.backends.ipvs.kernel import Kernel, ServerChange
+from kubeproxy.backends.ipvs.kernel import IPVSKernel, ServerChange
 from kubeproxy.netlink.ipset import Element
 from kubeproxy.netlink.ipvs import Real, Virtual
 
@@ -32,7 +32,7 @@ Refusals = Mapping[Piece, Exception]
 """Pieces that the kernel refused, each with its error."""
 
 
-def change_servers(kernel: Kernel, changes: Sequence[ServerChange]) -> dict[Piece, Exception]:
+def change_servers(kernel: IPVSKernel, changes: Sequence[ServerChange]) -> dict[Piece, Exception]:
     """Makes changes; returns what was refused.
 
     What is to be deleted and does not exist is not an error; the real servers of a virtual server that was refused are
@@ -46,7 +46,7 @@ def change_servers(kernel: Kernel, changes: Sequence[ServerChange]) -> dict[Piec
     return found
 
 
-def refused_of(compiled: Compiled, refused: Refusals) -> list[str]:
+def refused_of(compiled: ServiceServers, refused: Refusals) -> list[str]:
     """The messages for what was refused of a Service; none if nothing was."""
     servers = (
         Behind(virtual, real) for virtual, target in compiled.virtuals.items() for real in target.reals

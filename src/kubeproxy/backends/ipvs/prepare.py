@@ -9,9 +9,9 @@ from kubeproxy.api.addresses import IPV4, pack
 from kubeproxy.backends import programs
 from kubeproxy.backends.base import Driver, UnsupportedError
 from kubeproxy.backends.ipvs import names
-from kubeproxy.backends.ipvs.compile import Dialect
-from kubeproxy.backends.ipvs.driver import IPVS
-from kubeproxy.backends.ipvs.kernel import Linux, ServerChange
+from kubeproxy.backends.ipvs.compile import ServerContext
+from kubeproxy.backends.ipvs.driver import IPVSDriver
+from kubeproxy.backends.ipvs.kernel import LinuxIPVSKernel, ServerChange
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.netlink import ipvs, route
@@ -43,7 +43,7 @@ def open_driver(machine: Machine, node: NodeConfig) -> Driver:
     settings = node.ipvs or IPVSSettings()
     tables = programs.find(machine, node.family)
     try:
-        kernel = Linux(machine, node.family)
+        kernel = LinuxIPVSKernel(machine, node.family)
     except OSError as e:
         raise _lacks("IPVS", "ip_vs", e) from e
     try:
@@ -58,13 +58,13 @@ def open_driver(machine: Machine, node: NodeConfig) -> Driver:
         _set(machine, name, value)
     _try_scheduler(kernel, node)
     if any(settings.timeouts):
-        with ipvs.IPVS(machine) as kept:
+        with ipvs.IPVSSocket(machine) as kept:
             kept.set_timeouts(Timeouts(*settings.timeouts))
     log.info(
         "%(ipFamily)s: ipvs mode with scheduler %(scheduler)s, and the %(variant)s programs",
-        {"ipFamily": node.family, "scheduler": Dialect(node).scheduler, "variant": tables.variant},
+        {"ipFamily": node.family, "scheduler": ServerContext(node).scheduler, "variant": tables.variant},
     )
-    return IPVS(kernel, tables, node)
+    return IPVSDriver(kernel, tables, node)
 
 
 def _settings(settings: IPVSSettings, release: str) -> dict[str, int]:
@@ -90,9 +90,9 @@ def _set(machine: Machine, name: str, value: int) -> None:
         ) from e
 
 
-def _try_scheduler(kernel: Linux, node: NodeConfig) -> None:
+def _try_scheduler(kernel: LinuxIPVSKernel, node: NodeConfig) -> None:
     """Fails where the kernel does not have the scheduler."""
-    dialect = Dialect(node)
+    dialect = ServerContext(node)
     probe = Virtual(ipvs.TCP, pack(PROBE[node.family == IPV4]), _PROBE_PORT)
     settings = Settings(dialect.scheduler, dialect.flags)
     refused = kernel.change_servers(

@@ -13,10 +13,10 @@ from kubeproxy.api.addresses import Family, unpack
 from kubeproxy.backends.base import HeldState
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.ipvs import names, words
-from kubeproxy.backends.ipvs.compile import Dialect, compile_service
-from kubeproxy.backends.ipvs.fake import FakeKernel
+from kubeproxy.backends.ipvs.compile import ServerContext, compile_service
+from kubeproxy.backends.ipvs.fake import FakeIPVSKernel
 from kubeproxy.backends.ipvs.frame import OUT
-from kubeproxy.backends.ipvs.kernel import Kernel, ServerChange
+from kubeproxy.backends.ipvs.kernel import IPVSKernel, ServerChange
 from kubeproxy.backends.programs import FILTER, Tables
 from kubeproxy.backends.shared import held_rules
 from kubeproxy.backends.shared.held_rules import HeldRules, input_lines
@@ -59,7 +59,7 @@ class ServerStep(Struct, frozen=True, gc=False):
     """A call that changes the kernel or, named `restore`, the tables.
 
     Attributes:
-        method: its name, of `Kernel` or `Tables`.
+        method: its name, of `IPVSKernel` or `Tables`.
         arguments: what it is called with.
     """
 
@@ -99,7 +99,7 @@ class ServerSteps(Struct, frozen=True, gc=False):
         """See `LoadSteps`."""
         return [line for step in self.steps for line in step.lines()]
 
-    def send(self, kernel: Kernel, tables: Tables) -> None:
+    def send(self, kernel: IPVSKernel, tables: Tables) -> None:
         """Does it; what the kernel refuses of a step is left out.
 
         Raises:
@@ -110,7 +110,7 @@ class ServerSteps(Struct, frozen=True, gc=False):
             getattr(tables if step.method == "restore" else kernel, step.method)(*step.arguments)
 
 
-def read(kernel: Kernel, tables: Tables) -> HeldServers:
+def read(kernel: IPVSKernel, tables: Tables) -> HeldServers:
     """Reads it.
 
     Raises:
@@ -151,7 +151,7 @@ class RecordingTables(FakeTables):
         self._steps.append(ServerStep("restore", (table, text)))
 
 
-class RecordingKernel(FakeKernel):
+class RecordingKernel(FakeIPVSKernel):
     """A kernel in memory that notes what is changed. What changes nothing is no step."""
 
     def __init__(self, held: HeldServers, steps: list[ServerStep]) -> None:
@@ -166,47 +166,47 @@ class RecordingKernel(FakeKernel):
             self._steps.append(ServerStep(method, arguments))
 
     def change_servers(self, changes: Sequence[ServerChange]) -> dict[int, OSError]:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         self._note("change_servers", tuple(changes))
         return super().change_servers(changes)
 
     def create_set(self, name: str, kind: str, limit: int) -> None:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         self._note("create_set", name, kind, limit)
         super().create_set(name, kind, limit)
 
     def destroy_set(self, name: str) -> None:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         self._note("destroy_set", name)
         super().destroy_set(name)
 
     def swap_sets(self, one: str, other: str) -> None:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         self._note("swap_sets", one, other)
         super().swap_sets(one, other)
 
     def add_elements(self, name: str, elements: Collection[Element]) -> dict[Element, OSError]:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         self._note("add_elements", name, tuple(elements))
         return super().add_elements(name, elements)
 
     def delete_elements(self, name: str, elements: Collection[Element]) -> dict[Element, OSError]:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         self._note("delete_elements", name, tuple(elements))
         return super().delete_elements(name, elements)
 
     def bind(self, addresses: Collection[bytes]) -> dict[bytes, OSError]:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         self._note("bind", tuple(sorted(addresses)))
         return super().bind(addresses)
 
     def unbind(self, addresses: Collection[bytes]) -> dict[bytes, OSError]:
-        """See `Kernel`."""
+        """See `IPVSKernel`."""
         self._note("unbind", tuple(addresses))
         return super().unbind(addresses)
 
 
-def describe(plan: ServicePlan, dialect: Dialect, family: Family) -> list[str]:
+def describe(plan: ServicePlan, dialect: ServerContext, family: Family) -> list[str]:
     """What a Service needs, as `ipvsadm -Sn`, `ipset save`, `ip` and `iptables-save` say it."""
     compiled = compile_service(plan, dialect)
     found: list[str] = []

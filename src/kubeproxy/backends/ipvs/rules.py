@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 
 from kubeproxy.backends.ipvs.frame import HOOKS, OUT, Chain, Chains
-from kubeproxy.backends.programs import FILTER, NAT, RefusedError, Tables
+from kubeproxy.backends.programs import FILTER, NAT, InputRefusedError, Tables
 from kubeproxy.backends.shared import saved
 from kubeproxy.backends.shared.isolation import isolate
 
@@ -46,7 +46,7 @@ class Rules:
                 held[where].append(rule)
         self._held = held
 
-    def adopt(self, wanted: Chains) -> dict[str, RefusedError]:
+    def adopt(self, wanted: Chains) -> dict[str, InputRefusedError]:
         """Corrects what was read; returns the rules of Services that were refused.
 
         Raises:
@@ -55,13 +55,13 @@ class Rules:
         """
         try:
             self.change(wanted)
-        except RefusedError:
+        except InputRefusedError:
             there = self.drops
             new = [rule for rule in wanted[OUT] if rule not in there]
             if not new:
                 raise
             self.change({**wanted, OUT: [rule for rule in wanted[OUT] if rule in there]})
-            return dict(isolate(new, self._add, RefusedError))
+            return dict(isolate(new, self._add, InputRefusedError))
         return {}
 
     def change(self, wanted: Chains) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from kubeproxy.api.addresses import Family
 from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.ipvs.desired import Counted
-from kubeproxy.backends.ipvs.kernel import Kernel
+from kubeproxy.backends.ipvs.kernel import IPVSKernel
 from kubeproxy.backends.ipvs.names import SETS, set_name
 from kubeproxy.netlink.ipset import BITMAP_PORT, Element
 
@@ -25,7 +25,7 @@ Refused = dict[tuple[str, Element], OSError]
 class SetKeeper:
     """The sets of one family."""
 
-    def __init__(self, kernel: Kernel, family: Family) -> None:
+    def __init__(self, kernel: IPVSKernel, family: Family) -> None:
         self._kernel = kernel
         self._names = {short: set_name(short, family) for short in SETS}
         self._spare = set_name("GROWING", family)

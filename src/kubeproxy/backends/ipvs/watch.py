@@ -14,7 +14,7 @@ from kubeproxy.backends.notice import notice
 from kubeproxy.backends.programs import FILTER, NAT, Tables
 from kubeproxy.netlink import route
 from kubeproxy.netlink.nft.lookout import Lookout
-from kubeproxy.netlink.nft.monitor import RULE_DELETED, TABLE_ADDED, Event
+from kubeproxy.netlink.nft.monitor import RULE_DELETED, TABLE_ADDED, TableEvent
 
 _OURS = frozenset(
     {
@@ -88,7 +88,7 @@ class Watch:
             self._disturbed(f"somebody took {some}{more} from {names.INTERFACE}")
 
 
-def concerns(event: Event) -> bool:
+def concerns(event: TableEvent) -> bool:
     """Whether a rule or chain of ours was changed, of whatever family."""
     if event.table not in {NAT, FILTER} or event.what == TABLE_ADDED:
         return False

@@ -7,5 +7,5 @@ frame     the rules that do not depend on Services
 chains    the rules of chains that Services share by their number of endpoints
 sticky    chains and sets of Services with session affinity
 held      what the kernel holds, compared
-backend   puts it together
+driver    puts it together
 """

@@ -7,15 +7,15 @@ from typing import Final
 from kubeproxy.backends.nftables import layout
 from kubeproxy.machine.base import Machine
 from kubeproxy.netlink.nft import objects
-from kubeproxy.netlink.nft.kernel import Kernel, drop_table
-from kubeproxy.netlink.nft.messages import IP, IP6, Table
+from kubeproxy.netlink.nft.kernel import NftKernel, drop_table
+from kubeproxy.netlink.nft.messages import IP, IP6, TableName
 
 log = logging.getLogger(__name__)
 
 _NO_NF_TABLES: Final = {errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL, errno.EAFNOSUPPORT}
 """What a kernel without nf_tables, or without a family, says. It has no table of ours."""
 
-_TABLES: Final = (Table(IP, layout.TABLE), Table(IP6, layout.TABLE))
+_TABLES: Final = (TableName(IP, layout.TABLE), TableName(IP6, layout.TABLE))
 
 
 def serves(machine: Machine) -> bool:
@@ -25,7 +25,7 @@ def serves(machine: Machine) -> bool:
         OSError: the kernel refused.
     """
     try:
-        with Kernel(machine) as kernel:
+        with NftKernel(machine) as kernel:
             return any(
                 layout.CLUSTER_IPS in objects.sets(kernel, table)
                 and any(objects.elements(kernel, table, layout.CLUSTER_IPS))

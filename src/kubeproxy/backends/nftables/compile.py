@@ -29,7 +29,7 @@ Element = tuple[str, bytes]
 """The name of a set or map, and an element of it."""
 
 
-class Compiled(NamedTuple):
+class ServiceElements(NamedTuple):
     """What a Service needs in the table.
 
     Attributes:
@@ -47,7 +47,7 @@ class Compiled(NamedTuple):
     firewalls: dict[bytes, Firewall]
 
     @classmethod
-    def nothing(cls) -> "Compiled":
+    def nothing(cls) -> "ServiceElements":
         """What no Service needs."""
         return cls({}, set(), {}, {}, {})
 
@@ -59,12 +59,12 @@ class Compiler:
         address = BITS[node.family] // 8
         self._node = node
         self._steps = Steps(node)
-        self._by_front = packing.Endpoints(node.family, address + 8)
-        self._by_port = packing.Endpoints(node.family, 8)
+        self._by_front = packing.EndpointElements(node.family, address + 8)
+        self._by_port = packing.EndpointElements(node.family, 8)
 
-    def compile(self, plan: ServicePlan | None) -> Compiled:
+    def compile(self, plan: ServicePlan | None) -> ServiceElements:
         """What a Service needs; nothing for None."""
-        out = Compiled.nothing()
+        out = ServiceElements.nothing()
         if plan is not None:
             firewall: Firewall | None = None
             for port in plan.ports:
@@ -98,7 +98,7 @@ class Compiler:
         """The node compiled for."""
         return self._node
 
-    def endpoints(self, *, node_port: bool) -> packing.Endpoints:
+    def endpoints(self, *, node_port: bool) -> packing.EndpointElements:
         """Packs endpoints of fronts of one kind."""
         return self._by_port if node_port else self._by_front
 
@@ -106,7 +106,9 @@ class Compiler:
 class _Port:
     """Compiles one Service port."""
 
-    def __init__(self, port: PortPlan, compiler: Compiler, out: Compiled, firewall: Firewall | None) -> None:
+    def __init__(
+        self, port: PortPlan, compiler: Compiler, out: ServiceElements, firewall: Firewall | None
+    ) -> None:
         self._port = port
         self._compiler = compiler
         self._out = out
@@ -131,7 +133,7 @@ class _Port:
                 self._out.firewalls[key] = self._firewall
         if p.node_port:
             self._external(packing.node_port(p.protocol, p.node_port), node_port=True)
-        for b in p.backends:
+        for b in p.endpoints:
             if b.local:
                 address = pack(b.address)
                 self._put(
@@ -140,15 +142,15 @@ class _Port:
 
     def _cluster_ip(self, key: bytes) -> None:
         p = self._port
-        backends = p.internal_backends
+        endpoints = p.internal_endpoints
         if p.internal_action != FORWARD:
             self._refuse(key, p.internal_action)
         elif self._own.internal:
             self._goto(key, self._own.internal)
         else:
-            if len(backends) > layout.DIRECT:
-                self._shared(key, SharedChain("pick", node_port=False, endpoints=len(backends)))
-            self._slots(key, backends)
+            if len(endpoints) > layout.DIRECT:
+                self._shared(key, SharedChain("pick", node_port=False, endpoints=len(endpoints)))
+            self._slots(key, endpoints)
 
     def _external(self, key: bytes, *, node_port: bool = False) -> None:
         p = self._port
@@ -165,7 +167,7 @@ class _Port:
             self._slots(key, p.cluster, here=True, node_port=node_port)
         else:
             self._shared(key, SharedChain("external", node_port, count))
-        self._slots(key, p.external_backends, node_port=node_port)
+        self._slots(key, p.external_endpoints, node_port=node_port)
 
     def _refuse(self, key: bytes, action: Action, *, node_port: bool = False) -> None:
         if node_port:
@@ -183,12 +185,12 @@ class _Port:
         self._put(name, packing.goto(key, chain, self._port.name))
 
     def _slots(
-        self, key: bytes, backends: tuple[Endpoint, ...], *, here: bool = False, node_port: bool = False
+        self, key: bytes, endpoints: tuple[Endpoint, ...], *, here: bool = False, node_port: bool = False
     ) -> None:
         family = self._compiler.steps.family
-        name = layout.endpoints(family, len(backends), here=here, node_port=node_port).name
+        name = layout.endpoints(family, len(endpoints), here=here, node_port=node_port).name
         packer = self._compiler.endpoints(node_port=node_port)
-        tails = [packer.tail(b.address, b.port) for b in backends]
+        tails = [packer.tail(b.address, b.port) for b in endpoints]
         self._out.elements.update(dict.fromkeys([(name, e) for e in packer.elements(key, tails)]))
 
     def _put(self, name: str, element: bytes) -> None:

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping
 
 from kubeproxy.backends.base import Change
 from kubeproxy.backends.nftables import frame
-from kubeproxy.backends.nftables.compile import Compiled, Compiler
-from kubeproxy.backends.nftables.ledger import Ledger
+from kubeproxy.backends.nftables.compile import Compiler, ServiceElements
 from kubeproxy.backends.nftables.transaction import Transaction
+from kubeproxy.backends.nftables.uses import UseCounts
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
-from kubeproxy.netlink.nft.messages import Table
+from kubeproxy.netlink.nft.messages import TableName
 
-NOTHING = Compiled.nothing()
+NOTHING = ServiceElements.nothing()
 
 
 class Content:
@@ -20,17 +20,17 @@ class Content:
     Attributes:
         table: the table.
         compiler: compiles plans for the node.
-        ledger: what Services need together.
+        uses: what Services need together.
         plans: the plans that are, or are to be, in the kernel.
     """
 
     def __init__(
-        self, table: Table, node: NodeConfig, plans: Mapping[Key, ServicePlan] | None = None
+        self, table: TableName, node: NodeConfig, plans: Mapping[Key, ServicePlan] | None = None
     ) -> None:
         """Takes plans in; nothing is counted before they are compiled."""
         self.table = table
         self.compiler = Compiler(node)
-        self.ledger = Ledger()
+        self.uses = UseCounts()
         self.plans: dict[Key, ServicePlan] = dict(plans or {})
 
     def set_node(self, node: NodeConfig, transaction: Transaction) -> None:
@@ -41,36 +41,36 @@ class Content:
             transaction.delete((name, e) for e in before[name] if e not in elements)
             transaction.add((name, e) for e in elements if e not in before[name])
 
-    def compile(self, key: Key) -> Compiled:
+    def compile(self, key: Key) -> ServiceElements:
         """What a Service needs."""
         return self.compiler.compile(self.plans[key])
 
     def difference(self, changes: Iterable[Change]) -> Transaction:
         """The transaction that makes some changes of Services; they count as made."""
-        compiler, ledger = self.compiler, self.ledger
+        compiler, uses = self.compiler, self.uses
         transaction = Transaction(self.table)
         gone = []
         for c in changes:
             before, after = compiler.compile(c.before), compiler.compile(c.after)
             own_objects(transaction, before, after)
-            for chain in ledger.acquire(after.chains - before.chains):
+            for chain in uses.acquire(after.chains - before.chains):
                 transaction.shared_chain(chain, compiler.steps)
-            gone += ledger.release(before.chains - after.chains)
-            delete, add = ledger.difference(before, after)
+            gone += uses.release(before.chains - after.chains)
+            delete, add = uses.difference(before, after)
             transaction.delete(delete)
             transaction.add(add)
             if c.after is None:
                 del self.plans[c.key]
             else:
                 self.plans[c.key] = c.after
-        needed = set(ledger.chains)
+        needed = set(uses.chains)
         for chain in gone:
             if chain not in needed:
                 transaction.drop_shared_chain(chain)
         return transaction
 
 
-def own_objects(transaction: Transaction, before: Compiled, after: Compiled) -> None:
+def own_objects(transaction: Transaction, before: ServiceElements, after: ServiceElements) -> None:
     """Brings one Service's own chains and sets from one state to another."""
     old_sets, new_sets = before.own_sets, after.own_sets
     for name in old_sets.keys() - new_sets.keys():

@@ -16,7 +16,7 @@ from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
 from kubeproxy.backends.nftables import frame, layout, rehearsal
 from kubeproxy.backends.nftables.content import NOTHING, Content, own_objects
-from kubeproxy.backends.nftables.held import Held
+from kubeproxy.backends.nftables.held import FoundTable
 from kubeproxy.backends.nftables.mending import Mending
 from kubeproxy.backends.nftables.rehearsal import HeldTable, TableSteps
 from kubeproxy.backends.nftables.transaction import Transaction
@@ -24,9 +24,9 @@ from kubeproxy.backends.nftables.watch import watch
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.netlink.nft import messages, objects
-from kubeproxy.netlink.nft.kernel import Kernel, RefusedError
+from kubeproxy.netlink.nft.kernel import NftKernel, TransactionRefusedError
 from kubeproxy.netlink.nft.lookout import Lookout
-from kubeproxy.netlink.nft.messages import IP, IP6, Message, Table
+from kubeproxy.netlink.nft.messages import IP, IP6, NftMessage, TableName
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +34,12 @@ _LARGE = 2_000
 """From about so many elements on, a change is compiled and sent in a thread: it takes 10 ms and more."""
 
 
-class NFTables:
+class NFTablesDriver:
     """The nftables driver of one IP family. See `backends.base.Driver`."""
 
-    def __init__(self, kernel: Kernel, node: NodeConfig) -> None:
+    def __init__(self, kernel: NftKernel, node: NodeConfig) -> None:
         self._kernel = kernel
-        self._table = Table(IP if node.family == IPV4 else IP6, layout.TABLE)
+        self._table = TableName(IP if node.family == IPV4 else IP6, layout.TABLE)
         self._content = Content(self._table, node)
         self._had: Mapping[Key, ServicePlan] = {}
         self._lookout: Lookout | None = None
@@ -78,7 +78,7 @@ class NFTables:
         """See `Readable`."""
         table = rehearsal.as_table(held)
         kernel = table.in_memory()
-        NFTables(kernel, node).load_blocking(node, plans)
+        NFTablesDriver(kernel, node).load_blocking(node, plans)
         return rehearsal.steps(table, kernel)
 
     def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
@@ -130,7 +130,7 @@ class NFTables:
                 self._lookout.look()
             self._content = Content(self._table, node, plans)
             comment = objects.table_comment(self._kernel, self._table)
-            held = Held(self._kernel, self._table) if comment == layout.COMMENT else None
+            held = FoundTable(self._kernel, self._table) if comment == layout.COMMENT else None
             if held is not None and held.sound:
                 return self._mend(held)
             # A great load takes the kernel twice the time when somebody listens. Whether others did something meanwhile
@@ -153,9 +153,9 @@ class NFTables:
                 self._remember(())
                 return {}
         self._kernel.commit(self._anew(there=there))
-        return self._mend(Held(self._kernel, self._table))
+        return self._mend(FoundTable(self._kernel, self._table))
 
-    def _mend(self, held: Held) -> Failures:
+    def _mend(self, held: FoundTable) -> Failures:
         failures = Mending(self._content, held, self._commit, self._had).run()
         self._remember(failures)
         return failures
@@ -165,7 +165,7 @@ class NFTables:
         kept = {key: self._had[key] for key in failures if key in self._had}
         self._had = ChainMap(self._content.plans, kept) if kept else self._content.plans
 
-    def _anew(self, *, there: bool) -> list[Message]:
+    def _anew(self, *, there: bool) -> list[NftMessage]:
         """The table with all that does not depend on Services, instead of the one that is there."""
         gone = [messages.delete_table(self._table)] if there else []
         return gone + frame.table(self._table, self._content.compiler.node)
@@ -175,27 +175,27 @@ class NFTables:
 
         Clients with session affinity stay with their backends: the sets that remember them are named as the reference's.
         """
-        compiler, ledger = self._content.compiler, self._content.ledger
+        compiler, uses = self._content.compiler, self._content.uses
         transaction = Transaction(self._table)
         there = objects.sets(self._kernel, self._table)
         for key in self._content.plans:
             compiled = self._content.compile(key)
             own_objects(transaction, NOTHING, compiled)
-            for chain in ledger.acquire(compiled.chains):
+            for chain in uses.acquire(compiled.chains):
                 transaction.shared_chain(chain, compiler.steps)
-            transaction.add(ledger.difference(NOTHING, compiled)[1])
+            transaction.add(uses.difference(NOTHING, compiled)[1])
             for name in compiled.own_sets.keys() & there.keys():
                 transaction.add(
                     (name, client) for client in objects.elements(self._kernel, self._table, name)
                 )
         try:
             self._kernel.commit([*self._anew(there=True), *transaction.beforehand(), *transaction.messages()])
-        except RefusedError as e:
+        except TransactionRefusedError as e:
             log.warning(
                 "Table %(table)s cannot be replaced in one go, packets may be lost: %(err)s",
                 {"table": self._table, "err": e},
             )
-            self._content.ledger.clear()
+            self._content.uses.clear()
             return False
         return True
 

@@ -12,13 +12,13 @@ from kubeproxy.api.addresses import IPV4, Family
 from kubeproxy.linux import xtables
 from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import wire
-from kubeproxy.netlink.nft.kernel import Kernel
+from kubeproxy.netlink.nft.kernel import NftKernel
 from kubeproxy.netlink.nft.messages import DROP, FORWARD, GETCHAIN, IP, IP6
 
 _INET = 1
 
 
-def dropping(machine: Machine, kernel: Kernel, family: Family) -> Iterator[str]:
+def dropping(machine: Machine, kernel: NftKernel, family: Family) -> Iterator[str]:
     """The chains that drop a family's forwarded packets by default.
 
     Raises:

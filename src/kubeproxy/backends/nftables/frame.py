@@ -9,10 +9,10 @@ from kubeproxy.backends.nftables.transaction import Transaction
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink.nft import expressions as x
 from kubeproxy.netlink.nft import messages
-from kubeproxy.netlink.nft.messages import DROP, JUMP, RETURN, Message, Table, verdict
+from kubeproxy.netlink.nft.messages import DROP, JUMP, RETURN, NftMessage, TableName, verdict
 
 
-def table(name: Table, node: NodeConfig) -> list[Message]:
+def table(name: TableName, node: NodeConfig) -> list[NftMessage]:
     """Makes a table with all that does not depend on Services."""
     out = [messages.add_table(name, layout.COMMENT)]
     out += [

@@ -7,14 +7,14 @@ from collections.abc import Set as AbstractSet
 from kubeproxy.backends.nftables import layout
 from kubeproxy.backends.nftables.steps import Rule
 from kubeproxy.netlink.nft import objects, types
-from kubeproxy.netlink.nft.kernel import Kernel
-from kubeproxy.netlink.nft.messages import ANONYMOUS, Table
+from kubeproxy.netlink.nft.kernel import NftKernel
+from kubeproxy.netlink.nft.messages import ANONYMOUS, TableName
 
 KEY_AT = 12
 """Where in an element its key begins."""
 
 
-class Held:
+class FoundTable:
     """The objects of a table that may be laid out as ours.
 
     Attributes:
@@ -24,7 +24,7 @@ class Held:
         sound: the table is laid out as ours: its sets, maps and base chains are there and what they should be.
     """
 
-    def __init__(self, kernel: Kernel, table: Table) -> None:
+    def __init__(self, kernel: NftKernel, table: TableName) -> None:
         """Reads the table.
 
         Raises:

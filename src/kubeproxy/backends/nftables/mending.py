@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from kubeproxy.backends.nftables import frame, layout
 from kubeproxy.backends.nftables.chains import SharedChain
-from kubeproxy.backends.nftables.compile import Compiled, Element
+from kubeproxy.backends.nftables.compile import Element, ServiceElements
 from kubeproxy.backends.nftables.content import NOTHING, Content, own_objects
-from kubeproxy.backends.nftables.held import KEY_AT, Held
+from kubeproxy.backends.nftables.held import KEY_AT, FoundTable
 from kubeproxy.backends.nftables.transaction import Transaction
 from kubeproxy.backends.shared.isolation import isolate
 from kubeproxy.model.plan import Key, ServicePlan
-from kubeproxy.netlink.nft.kernel import RefusedError
+from kubeproxy.netlink.nft.kernel import TransactionRefusedError
 
 _PIECE = 5_000
 """About how many elements are sent at a time: no slower than more of them, and they need 10 MB less."""
@@ -25,8 +25,8 @@ class _Part(NamedTuple):
     """What one Service needs, and the difference to what is there."""
 
     key: Key
-    compiled: Compiled
-    held: Compiled
+    compiled: ServiceElements
+    held: ServiceElements
     delete: list[Element]
     add: list[Element]
 
@@ -48,7 +48,7 @@ class Mending:
     def __init__(
         self,
         content: Content,
-        held: Held,
+        held: FoundTable,
         commit: Callable[[Transaction], None],
         before: Mapping[Key, ServicePlan],
     ) -> None:
@@ -110,13 +110,13 @@ class Mending:
 
     def _pieces(self) -> Iterator[list[_Part]]:
         """The Services' parts, some at a time. The chains they share are there before."""
-        ledger = self._content.ledger
+        uses = self._content.uses
         piece: list[_Part] = []
         size = 0
         for key in self._content.plans:
             compiled = self._content.compile(key)
-            self._make(ledger.acquire(compiled.chains))
-            delete, add = self._towards(ledger.difference(NOTHING, compiled)[1])
+            self._make(uses.acquire(compiled.chains))
+            delete, add = self._towards(uses.difference(NOTHING, compiled)[1])
             for front in compiled.firewalls:
                 delete += [
                     (layout.FIREWALL_SOURCES, element)
@@ -141,7 +141,7 @@ class Mending:
                 transaction.shared_chain(chain, steps, exists=chain.name in self._held.chains)
         self._commit(transaction)
 
-    def _held_of(self, wanted: Compiled) -> Compiled:
+    def _held_of(self, wanted: ServiceElements) -> ServiceElements:
         """What there is of a Service's own objects."""
         chains = {
             name: rules if self._held.has_rules(name, rules) else []
@@ -149,11 +149,11 @@ class Mending:
             if name in self._held.chains
         }
         sets = {name: self._held.sets[name] for name in wanted.own_sets if name in self._held.sets}
-        return Compiled({}, set(), chains, sets, {})
+        return ServiceElements({}, set(), chains, sets, {})
 
     def _send(self, piece: list[_Part]) -> None:
         """Sends parts together; when the kernel refuses them, in halves."""
-        for part, error in isolate(piece, self._send_together, RefusedError):
+        for part, error in isolate(piece, self._send_together, TransactionRefusedError):
             self._refused(part, error)
 
     def _send_together(self, parts: Sequence[_Part]) -> None:
@@ -164,10 +164,10 @@ class Mending:
             transaction.add(part.add)
         self._commit(transaction)
 
-    def _refused(self, part: _Part, error: RefusedError) -> None:
+    def _refused(self, part: _Part, error: TransactionRefusedError) -> None:
         self._failures[part.key] = str(error)
-        self._content.ledger.difference(part.compiled, NOTHING)
-        self._content.ledger.release(part.compiled.chains)
+        self._content.uses.difference(part.compiled, NOTHING)
+        self._content.uses.release(part.compiled.chains)
 
     def _kept(self) -> Callable[[Element], bool]:
         """Whether an element stays for the sake of a refused Service: it was programmed, or is at one of its fronts."""
@@ -188,7 +188,7 @@ class Mending:
     def _sweep(self) -> None:
         """Deletes what nobody wants."""
         content = self._content
-        chains = {chain.name: chain.slots(content.table.family) for chain in content.ledger.chains}
+        chains = {chain.name: chain.slots(content.table.family) for chain in content.uses.chains}
         maps = self._held.maps - {slots.name for slots in chains.values() if slots is not None}
         stays = self._kept() if self._failures else lambda _: False
         left = [element for element in self._held.leftovers(maps) if not stays(element)]

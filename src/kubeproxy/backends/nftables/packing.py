@@ -89,7 +89,7 @@ def _comment(said: str) -> bytes:
     return attribute(6, bytes((0, len(value))) + value)
 
 
-class Endpoints:
+class EndpointElements:
     """Elements that map a front and a slot to an endpoint, for fronts of one length."""
 
     def __init__(self, family: Family, key_bytes: int) -> None:

@@ -5,10 +5,10 @@ import logging
 
 from kubeproxy.backends.base import Driver, SyncError, UnsupportedError
 from kubeproxy.backends.nftables import forwarding, probe
-from kubeproxy.backends.nftables.driver import NFTables
+from kubeproxy.backends.nftables.driver import NFTablesDriver
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.netlink.nft.kernel import Kernel
+from kubeproxy.netlink.nft.kernel import NftKernel
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def open_driver(machine: Machine, node: NodeConfig, *, forwards: bool = True) ->
         SyncError: it cannot run now.
     """
     try:
-        kernel = Kernel(machine)
+        kernel = NftKernel(machine)
         kernel.generation()
     except OSError as e:
         missing = "the right CAP_NET_ADMIN" if e.errno in _NO_RIGHT else "nf_tables in the kernel"
@@ -45,7 +45,7 @@ def open_driver(machine: Machine, node: NodeConfig, *, forwards: bool = True) ->
         )
     if forwards:
         _warn_of_drops(machine, kernel, node)
-    rules = NFTables(kernel, node)
+    rules = NFTablesDriver(kernel, node)
     if not node.localhost_relay:
         return rules
     from kubeproxy.backends.localhost import Localhost
@@ -56,7 +56,7 @@ def open_driver(machine: Machine, node: NodeConfig, *, forwards: bool = True) ->
     )
 
 
-def _warn_of_drops(machine: Machine, kernel: Kernel, node: NodeConfig) -> None:
+def _warn_of_drops(machine: Machine, kernel: NftKernel, node: NodeConfig) -> None:
     try:
         found = list(forwarding.dropping(machine, kernel, node.family))
     except OSError as e:

@@ -15,8 +15,8 @@ from kubeproxy.model.plan import PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages
-from kubeproxy.netlink.nft.kernel import Kernel, RefusedError
-from kubeproxy.netlink.nft.messages import IP, IP6, NEWRULE, Message, Table
+from kubeproxy.netlink.nft.kernel import NftKernel, TransactionRefusedError
+from kubeproxy.netlink.nft.messages import IP, IP6, NEWRULE, NftMessage, TableName
 
 TABLE: Final = "kube-proxy-probe"
 _ENDPOINTS: Final = 20
@@ -25,15 +25,15 @@ _ENDPOINTS: Final = 20
 _RULE_CHAIN, _RULE_EXPRESSIONS, _EXPRESSION, _NAME = 2, 4, 1, 1
 
 
-def missing(kernel: Kernel, node: NodeConfig) -> str:
+def missing(kernel: NftKernel, node: NodeConfig) -> str:
     """What the kernel refuses, in words; "" when it refuses nothing."""
-    table = Table(IP if node.family == IPV4 else IP6, TABLE)
+    table = TableName(IP if node.family == IPV4 else IP6, TABLE)
     content = Content(table, node)
     services = content.difference([Change(plan.key, None, plan) for plan in _services(node)])
     wanted = [*frame.table(table, node), *services.beforehand(), *services.messages()]
     try:
         _try(kernel, table, wanted)
-    except RefusedError as e:
+    except TransactionRefusedError as e:
         if e.message is None or e.message.kind != NEWRULE:
             return str(e)
         there = [m for m in wanted if m.kind != NEWRULE]
@@ -41,11 +41,11 @@ def missing(kernel: Kernel, node: NodeConfig) -> str:
     return ""
 
 
-def _try(kernel: Kernel, table: Table, wanted: Sequence[Message]) -> None:
+def _try(kernel: NftKernel, table: TableName, wanted: Sequence[NftMessage]) -> None:
     kernel.commit([*wanted, messages.delete_table(table)])
 
 
-def _expression(kernel: Kernel, table: Table, there: Sequence[Message], rule: Message) -> str:
+def _expression(kernel: NftKernel, table: TableName, there: Sequence[NftMessage], rule: NftMessage) -> str:
     """The expression of a refused rule at which it begins to be refused."""
     found = wire.attributes(rule.body)
     chain = wire.string(found[_RULE_CHAIN])
@@ -54,7 +54,7 @@ def _expression(kernel: Kernel, table: Table, there: Sequence[Message], rule: Me
         begun = [wire.attribute(_EXPRESSION, value) for value in expressions[:count]]
         try:
             _try(kernel, table, [*there, messages.add_rule(table, chain, *begun)])
-        except RefusedError:
+        except TransactionRefusedError:
             name = wire.string(wire.attributes(expressions[count - 1])[_NAME])
             return f"the expression {name} of a rule in chain {chain}"
     return f"a rule in chain {chain}"
@@ -80,7 +80,7 @@ def _services(node: NodeConfig) -> list[ServicePlan]:
             cluster=everyone,
             local=everyone[:2],
             any=True,
-            endpoints=_ENDPOINTS,
+            known_endpoints=_ENDPOINTS,
         )
         for protocol in ("TCP", "UDP", "SCTP")
         for affinity in (0, 10)

@@ -15,9 +15,9 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import ServicePlan
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages, objects, text
-from kubeproxy.netlink.nft.fake import FakeKernel
-from kubeproxy.netlink.nft.kernel import Kernel
-from kubeproxy.netlink.nft.messages import Message, Table
+from kubeproxy.netlink.nft.fake import FakeNftKernel
+from kubeproxy.netlink.nft.kernel import NftKernel
+from kubeproxy.netlink.nft.messages import NftMessage, TableName
 
 _N = wire.NESTED
 _SET = (1, 2, 3, 4, 5, 6, 7, 9 | _N, 11, 13)
@@ -37,15 +37,15 @@ class HeldTable(Struct, frozen=True, gc=False):
         made: the messages that would make it: the table, its sets, chains, rules and elements; none if there is no table.
     """
 
-    made: tuple[Message, ...]
+    made: tuple[NftMessage, ...]
 
     def lines(self) -> list[str]:
         """See `HeldState`."""
         return text.render(self.made).splitlines()
 
-    def in_memory(self) -> FakeKernel:
+    def in_memory(self) -> FakeNftKernel:
         """A kernel in memory that holds the same."""
-        kernel = FakeKernel()
+        kernel = FakeNftKernel()
         kernel.commit(self.made)
         kernel.commits.clear()
         return kernel
@@ -59,8 +59,8 @@ class TableSteps(Struct, frozen=True, gc=False):
         sets: messages that made the sets that are there already.
     """
 
-    commits: tuple[tuple[Message, ...], ...]
-    sets: tuple[Message, ...] = ()
+    commits: tuple[tuple[NftMessage, ...], ...]
+    sets: tuple[NftMessage, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.commits)
@@ -69,7 +69,7 @@ class TableSteps(Struct, frozen=True, gc=False):
         """See `LoadSteps`."""
         return list(text.commands((each for commit in self.commits for each in commit), self.sets))
 
-    def send(self, kernel: Kernel) -> None:
+    def send(self, kernel: NftKernel) -> None:
         """Does it.
 
         Raises:
@@ -79,7 +79,7 @@ class TableSteps(Struct, frozen=True, gc=False):
             kernel.commit(commit)
 
 
-def read(kernel: Kernel, table: Table) -> HeldTable:
+def read(kernel: NftKernel, table: TableName) -> HeldTable:
     """Reads the table.
 
     Raises:
@@ -88,7 +88,7 @@ def read(kernel: Kernel, table: Table) -> HeldTable:
     return HeldTable(tuple(_listed(kernel, table)))
 
 
-def steps(held: HeldTable, kernel: FakeKernel) -> TableSteps:
+def steps(held: HeldTable, kernel: FakeNftKernel) -> TableSteps:
     """What was sent to a kernel in memory that held this."""
     known = tuple([message for message in held.made if message.kind == messages.NEWSET])
     return TableSteps(tuple(tuple(commit) for commit in kernel.commits), known)
@@ -100,7 +100,7 @@ def as_table(held: HeldState) -> HeldTable:
     return held
 
 
-def describe(plan: ServicePlan, node: NodeConfig, table: Table) -> list[str]:
+def describe(plan: ServicePlan, node: NodeConfig, table: TableName) -> list[str]:
     """The commands of nft that add what a Service needs to a table that is laid out as ours."""
     transaction = Content(table, node).difference([Change(plan.key, None, plan)])
     known = [messages.add_set(table, s.name, s.key, s.data, flags=s.flags) for s in layout.sets(table.family)]
@@ -108,7 +108,7 @@ def describe(plan: ServicePlan, node: NodeConfig, table: Table) -> list[str]:
     return [line for line in text.commands(sent, known) if line.startswith("add ")]
 
 
-def _listed(kernel: Kernel, table: Table) -> Iterator[Message]:
+def _listed(kernel: NftKernel, table: TableName) -> Iterator[NftMessage]:
     family, only = table.family, wire.text(1, table.name)
     for body in kernel.dump_all(messages.GETTABLE, family):
         if wire.string(wire.attributes(body)[1]) == table.name:
@@ -121,16 +121,16 @@ def _listed(kernel: Kernel, table: Table) -> Iterator[Message]:
         a = wire.attributes(body)
         names.append(wire.string(a[2]))
         made = _only(a, _SET) + wire.be32(10, 0)
-        yield Message(messages.NEWSET, 0, family, made, f"add set {table} {names[-1]}")
+        yield NftMessage(messages.NEWSET, 0, family, made, f"add set {table} {names[-1]}")
     for body in kernel.dump_all(messages.GETCHAIN, family):
         a = wire.attributes(body)
         if wire.string(a[1]) == table.name:
             name = wire.string(a[3])
-            yield Message(messages.NEWCHAIN, 0, family, _only(a, _CHAIN), f"add chain {table} {name}")
+            yield NftMessage(messages.NEWCHAIN, 0, family, _only(a, _CHAIN), f"add chain {table} {name}")
     for body in kernel.dump(messages.GETRULE, family, only):
         a = wire.attributes(body)
         if wire.string(a[1]) == table.name:
-            yield Message(
+            yield NftMessage(
                 messages.NEWRULE, 0, family, _only(a, _RULE), f"add rule {table} {wire.string(a[2])}"
             )
     for name in names:

@@ -50,9 +50,9 @@ def own_objects(port: PortPlan, steps: Steps) -> Own:
     service, local, external = f"service-{base}", f"local-{base}", f"external-{base}"
     chains: dict[str, list[Rule]] = {}
     sets: dict[str, str] = {}
-    for backend in port.backends:
-        sets[join(backend.address, backend.port)] = (
-            f"affinity-{names.endpoint(port.name, port.protocol, backend.address, backend.port)}"
+    for endpoint in port.endpoints:
+        sets[join(endpoint.address, endpoint.port)] = (
+            f"affinity-{names.endpoint(port.name, port.protocol, endpoint.address, endpoint.port)}"
         )
     if port.cluster:
         chains[service] = _balance(port.protocol, port.cluster, sets, steps)
@@ -75,15 +75,15 @@ def own_objects(port: PortPlan, steps: Steps) -> Own:
 
 
 def _balance(
-    protocol: Protocol, backends: tuple[Endpoint, ...], sets: dict[str, str], steps: Steps
+    protocol: Protocol, endpoints: tuple[Endpoint, ...], sets: dict[str, str], steps: Steps
 ) -> list[Rule]:
     known, fresh = [], []
-    for i, backend in enumerate(backends):
-        clients = sets[join(backend.address, backend.port)]
-        send = steps.send(protocol, backend.address, backend.port)
+    for i, endpoint in enumerate(endpoints):
+        clients = sets[join(endpoint.address, endpoint.port)]
+        send = steps.send(protocol, endpoint.address, endpoint.port)
         remember = x.update(clients, 0)
         known.append(Rule((steps.source(0), x.lookup(clients, 0), remember, *send)))
-        left = len(backends) - i
+        left = len(endpoints) - i
         chance = (x.number(0, left), x.compare(0, bytes(4))) if left > 1 else ()
         fresh.append(Rule((*chance, steps.source(0), remember, *send)))
     return [*known, *fresh, Rule(send)]

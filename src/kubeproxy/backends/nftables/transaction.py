@@ -17,13 +17,13 @@ from kubeproxy.backends.nftables.layout import SetType
 from kubeproxy.backends.nftables.steps import Rule, Steps
 from kubeproxy.backends.nftables.sticky import CLIENTS
 from kubeproxy.netlink.nft import messages
-from kubeproxy.netlink.nft.messages import EVAL, TIMEOUT, Message, Table
+from kubeproxy.netlink.nft.messages import EVAL, TIMEOUT, NftMessage, TableName
 
 
 class Transaction:
     """Changes that are to be made together."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: TableName) -> None:
         self._table = table
         self._flushed: dict[str, None] = {}
         self._dropped_sets: list[str] = []
@@ -82,12 +82,12 @@ class Transaction:
         for name, element in elements:
             self._added.setdefault(name, []).append(element)
 
-    def beforehand(self) -> list[Message]:
+    def beforehand(self) -> list[NftMessage]:
         """The first transaction: what nothing leads to yet."""
         new = [name for name in self._chains if name not in self._flushed]
         return self._objects() + self._fill(new)
 
-    def messages(self) -> list[Message]:
+    def messages(self) -> list[NftMessage]:
         """The second one: what packets meet."""
         t = self._table
         out = [messages.flush_chain(t, name) for name in self._flushed]
@@ -99,7 +99,7 @@ class Transaction:
             out += messages.add_elements(t, name, elements)
         return out
 
-    def _objects(self) -> list[Message]:
+    def _objects(self) -> list[NftMessage]:
         """Makes sets and maps."""
         t = self._table
         address = layout.ADDRESSES[t.family]
@@ -109,10 +109,10 @@ class Transaction:
         ]
         return out + [messages.add_set(t, s.name, s.key, s.data) for s in self._made_maps]
 
-    def _fill(self, names: Iterable[str]) -> list[Message]:
+    def _fill(self, names: Iterable[str]) -> list[NftMessage]:
         """Makes chains and their rules. One that is not there is emptied, too: it may be from a try that failed."""
         t = self._table
-        out: list[Message] = []
+        out: list[NftMessage] = []
         for name in names:
             if name not in self._flushed:
                 out += [messages.add_chain(t, name), messages.flush_chain(t, name)]
@@ -122,7 +122,7 @@ class Transaction:
             ]
         return out
 
-    def afterwards(self) -> list[Message]:
+    def afterwards(self) -> list[NftMessage]:
         """The third one: what nothing leads to any more."""
         chains = [messages.delete_chain(self._table, name) for name in self._dropped]
         return chains + [messages.delete_set(self._table, name) for name in self._dropped_maps]

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from kubeproxy.netlink.namespace import Namespace
 from kubeproxy.netlink.nft.lookout import LOST, Lookout, words
-from kubeproxy.netlink.nft.messages import Table
-from kubeproxy.netlink.nft.monitor import Event
+from kubeproxy.netlink.nft.messages import TableName
+from kubeproxy.netlink.nft.monitor import TableEvent
 
 
-def watch(namespace: Namespace, table: Table, disturbed: Callable[[str], None]) -> Lookout:
+def watch(namespace: Namespace, table: TableName, disturbed: Callable[[str], None]) -> Lookout:
     """Starts a look-out over one table, in the running event loop. It hears nothing before `join`.
 
     Args:
@@ -20,7 +20,7 @@ def watch(namespace: Namespace, table: Table, disturbed: Callable[[str], None]) 
         OSError: the kernel refuses.
     """
 
-    def heard(events: list[Event], program: str) -> bool:
+    def heard(events: list[TableEvent], program: str) -> bool:
         found = [event for event in events if (event.family, event.table) == table]
         if found:
             disturbed(f"{program or 'somebody'} changed table {table}: {words(found)}")

@@ -16,7 +16,7 @@ from kubeproxy.api.addresses import join
 from kubeproxy.backends.base import HeldState, LoadSteps
 from kubeproxy.machine.base import Machine
 from kubeproxy.relay.control import Relay
-from kubeproxy.relay.doors import Door
+from kubeproxy.relay.doors import OpenListener
 from kubeproxy.relay.sockets import Span
 from kubeproxy.relay.values import Listener
 
@@ -103,7 +103,7 @@ class RecordingRelay(Relay):
         steps: what was changed.
     """
 
-    def __init__(self, machine: Machine, doors: Iterable[Door]) -> None:
+    def __init__(self, machine: Machine, doors: Iterable[OpenListener]) -> None:
         """Makes it.
 
         Args:
@@ -162,7 +162,7 @@ class _Bound:
         return self._at
 
 
-def held(rules: HeldState | None, doors: Iterable[Door]) -> HeldListeners:
+def held(rules: HeldState | None, doors: Iterable[OpenListener]) -> HeldListeners:
     """What is held by the rules and by some listeners."""
     found = [HeldListener(*door[1:]) for door in doors]
     return HeldListeners(rules, tuple(sorted(found, key=lambda each: (each.address, each.port, str(each)))))

@@ -168,7 +168,7 @@ class LedSockets:
             cluster=cluster,
             local=local,
             serving=cluster + local if port.protocol == "UDP" else (),
-            endpoints=0,
+            known_endpoints=0,
             topology="",
         )
 

@@ -25,7 +25,7 @@ from kubeproxy.log import V2
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.relay.control import Relay
-from kubeproxy.relay.doors import Door, Doors
+from kubeproxy.relay.doors import Doors, OpenListener
 from kubeproxy.relay.values import Choice, Listener
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class Listening:
             OSError: one cannot be opened; the message names it.
         """
         opened: list[ListenerName] = []
-        closed: dict[ListenerName, Door] = {}
+        closed: dict[ListenerName, OpenListener] = {}
         for front, listener in wanted.items():
             _, address, port, protocol = front
             at = (front, listener, address, (port, port))
@@ -198,7 +198,7 @@ class Listening:
             assert plan is not None
             if port.protocol not in relayed.RELAYED:
                 continue
-            inside = (relayed.anybody(port.internal_backends),) if port.internal_backends else ()
+            inside = (relayed.anybody(port.internal_endpoints),) if port.internal_endpoints else ()
             outside = self._external(port)
             fronts = [
                 (port.cluster_ip, port.port, inside, ()),

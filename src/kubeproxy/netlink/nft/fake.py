@@ -1,4 +1,4 @@
-"""nf_tables in memory: what `Kernel` does, with the refusals that order and references bring about.
+"""nf_tables in memory: what `NftKernel` does, with the refusals that order and references bring about.
 
 It keeps the attributes of what it is told and lists them again, so whatever is written can be read back and rendered. It does not
 know which intervals overlap or which expressions exist. Packets do not pass.
@@ -12,8 +12,8 @@ from typing import Final
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages as m
 from kubeproxy.netlink.nft import objects
-from kubeproxy.netlink.nft.kernel import Kernel, RefusedError
-from kubeproxy.netlink.nft.messages import Message
+from kubeproxy.netlink.nft.kernel import NftKernel, TransactionRefusedError
+from kubeproxy.netlink.nft.messages import NftMessage
 
 _LISTED: Final = {
     m.GETTABLE: m.NEWTABLE,
@@ -27,7 +27,7 @@ _LISTED: Final = {
 _TIMEOUT = 11
 
 
-class _Table:
+class _FakeTable:
     def __init__(self, body: bytes) -> None:
         self.body = body
         self.chains: dict[str, bytes] = {}
@@ -35,12 +35,12 @@ class _Table:
         self.sets: dict[str, bytes] = {}
         self.elements: dict[str, dict[bytes, bytes]] = {}
 
-    def listing(self, kind: int, family: int, name: str, only: str | None = None) -> Iterator[Message]:
+    def listing(self, kind: int, family: int, name: str, only: str | None = None) -> Iterator[NftMessage]:
         """Messages of a kind; those with elements may be asked for of one set only."""
         if kind == m.NEWSETELEM:
             names = self.elements if only is None else [only] if only in self.elements else []
             for each in names:
-                yield from m.add_elements(m.Table(family, name), each, self.elements[each].values())
+                yield from m.add_elements(m.TableName(family, name), each, self.elements[each].values())
             return
         if kind == m.NEWRULE:
             numbered = ((handle, rule) for rules in self.rules.values() for handle, rule in rules.items())
@@ -52,18 +52,18 @@ class _Table:
                 m.NEWCHAIN: list(self.chains.values()),
             }[kind]
         for body in bodies:
-            yield Message(kind, 0, family, body, "")
+            yield NftMessage(kind, 0, family, body, "")
 
-    def __deepcopy__(self, memo: object) -> "_Table":
-        other = _Table(self.body)
+    def __deepcopy__(self, memo: object) -> "_FakeTable":
+        other = _FakeTable(self.body)
         other.chains, other.sets = dict(self.chains), dict(self.sets)
         other.rules = {name: dict(rules) for name, rules in self.rules.items()}
         other.elements = {name: dict(elements) for name, elements in self.elements.items()}
         return other
 
 
-class FakeKernel(Kernel):
-    """See `Kernel`.
+class FakeNftKernel(NftKernel):
+    """See `NftKernel`.
 
     Attributes:
         commits: the transactions that were done.
@@ -71,17 +71,17 @@ class FakeKernel(Kernel):
     """
 
     def __init__(self) -> None:
-        self.commits: list[Sequence[Message]] = []
-        self.refuse: Callable[[Message], object] = lambda _: None
-        self._tables: dict[tuple[int, str], _Table] = {}
+        self.commits: list[Sequence[NftMessage]] = []
+        self.refuse: Callable[[NftMessage], object] = lambda _: None
+        self._tables: dict[tuple[int, str], _FakeTable] = {}
         self._generation = 1
         self._handle = 0
 
     def close(self) -> None:
-        """See `Kernel`."""
+        """See `NftKernel`."""
 
-    def commit(self, messages: Sequence[Message]) -> None:
-        """See `Kernel`."""
+    def commit(self, messages: Sequence[NftMessage]) -> None:
+        """See `NftKernel`."""
         if not messages:
             return
         before = copy.deepcopy(self._tables)
@@ -91,20 +91,20 @@ class FakeKernel(Kernel):
                 self._do(message)
             except wire.NetlinkError as e:
                 self._tables = before
-                raise RefusedError(e, message, index) from None
+                raise TransactionRefusedError(e, message, index) from None
         self.commits.append(messages)
         self._generation += 1
 
     def generation(self) -> int:
-        """See `Kernel`."""
+        """See `NftKernel`."""
         return self._generation
 
     def others(self) -> int:
-        """See `Kernel`. There are none."""
+        """See `NftKernel`. There are none."""
         return 0
 
     def dump(self, kind: int, family: int, body: bytes = b"") -> Iterable[memoryview]:
-        """See `Kernel`."""
+        """See `NftKernel`."""
         asked = wire.attributes(body)
         for (of, name), table in self._tables.items():
             if of == family and wire.string(asked.get(1, memoryview(name.encode()))) == name:
@@ -114,20 +114,20 @@ class FakeKernel(Kernel):
                 )
 
     def dump_all(self, kind: int, family: int) -> list[memoryview]:
-        """See `Kernel`."""
+        """See `NftKernel`."""
         return list(self.dump(kind, family))
 
-    def listing(self) -> Iterator[Message]:
+    def listing(self) -> Iterator[NftMessage]:
         """All there is, as the messages that would make it."""
         for (family, name), table in self._tables.items():
             for kind in _LISTED.values():
                 yield from table.listing(kind, family, name)
 
-    def _do(self, message: Message) -> None:
+    def _do(self, message: NftMessage) -> None:
         a = wire.attributes(message.body)
         name = message.family, wire.string(a[1])
         if message.kind == m.NEWTABLE:
-            self._tables.setdefault(name, _Table(message.body))
+            self._tables.setdefault(name, _FakeTable(message.body))
             return
         table = self._tables.get(name)
         _found(table)
@@ -166,7 +166,7 @@ def _found(thing: object) -> None:
     _refuse_if(not thing, errno.ENOENT)
 
 
-def _delete_chain(table: _Table, name: str) -> None:
+def _delete_chain(table: _FakeTable, name: str) -> None:
     _found(table.chains.get(name))
     used = any(
         name in _chains(wire.attributes(r)[4]) for rules in table.rules.values() for r in rules.values()
@@ -176,7 +176,7 @@ def _delete_chain(table: _Table, name: str) -> None:
     del table.chains[name], table.rules[name]
 
 
-def _new_set(table: _Table, name: str, body: bytes) -> None:
+def _new_set(table: _FakeTable, name: str, body: bytes) -> None:
     """Makes a set; one that exists may get another timeout, and nothing else, as in Linux 6.2."""
     there = table.sets.get(name, body)
     _refuse_if(_without_timeout(there) != _without_timeout(body), errno.EEXIST)
@@ -188,14 +188,14 @@ def _without_timeout(body: bytes) -> dict[int, bytes]:
     return {kind: bytes(value) for kind, value in wire.attributes(body).items() if kind != _TIMEOUT}
 
 
-def _delete_set(table: _Table, name: str) -> None:
+def _delete_set(table: _FakeTable, name: str) -> None:
     _found(table.sets.get(name))
     used = any(name in _sets(wire.attributes(r)[4]) for rules in table.rules.values() for r in rules.values())
     _refuse_if(used, errno.EBUSY)
     del table.sets[name], table.elements[name]
 
 
-def _elements(table: _Table, held: dict[bytes, bytes], a: wire.Attributes, *, add: bool) -> None:
+def _elements(table: _FakeTable, held: dict[bytes, bytes], a: wire.Attributes, *, add: bool) -> None:
     if 3 not in a:
         held.clear()
         return

@@ -15,7 +15,7 @@ from typing import Final
 from kubeproxy.log import V6
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.namespace import Namespace
-from kubeproxy.netlink.nft.messages import GETGEN, Message, Table, delete_table
+from kubeproxy.netlink.nft.messages import GETGEN, NftMessage, TableName, delete_table
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def header(family: int, resource: int = 0) -> bytes:
     return struct.pack(">BBH", family, 0, resource)
 
 
-class RefusedError(OSError):
+class TransactionRefusedError(OSError):
     """The kernel refused a transaction, and has done nothing of it.
 
     Attributes:
@@ -39,7 +39,7 @@ class RefusedError(OSError):
         index: its place in the transaction, -1 for the whole.
     """
 
-    def __init__(self, error: wire.NetlinkError, message: Message | None, index: int) -> None:
+    def __init__(self, error: wire.NetlinkError, message: NftMessage | None, index: int) -> None:
         what = message.about if message else "transaction"
         super().__init__(error.errno, f"{what}: {error.strerror}")
         self.message = message
@@ -62,7 +62,7 @@ class Transactions:
         return self._count
 
 
-class Kernel(wire.Closing):
+class NftKernel(wire.Closing):
     """The kernel's nf_tables.
 
     Attributes:
@@ -84,7 +84,7 @@ class Kernel(wire.Closing):
             namespace, wire.NETFILTER, receive_buffer=8 << 20, numbered=True
         )
 
-    def commit(self, messages: Sequence[Message]) -> None:
+    def commit(self, messages: Sequence[NftMessage]) -> None:
         """Applies messages together.
 
         Raises:
@@ -115,9 +115,9 @@ class Kernel(wire.Closing):
         self._socket.send(b"".join(parts))
         self._answer(messages, first, last)
 
-    def _answer(self, messages: Sequence[Message], first: int, last: int) -> None:
+    def _answer(self, messages: Sequence[NftMessage], first: int, last: int) -> None:
         """Reads what the kernel says of a transaction: the first complaint counts."""
-        failed: RefusedError | None = None
+        failed: TransactionRefusedError | None = None
         while True:
             seen = False
             for reply in self._socket.receive(wait=failed is None):
@@ -129,7 +129,7 @@ class Kernel(wire.Closing):
                 except wire.NetlinkError as e:
                     index = reply.sequence - first - 1
                     message = messages[index] if 0 <= index < len(messages) else None
-                    failed = failed or RefusedError(e, message, index if message else -1)
+                    failed = failed or TransactionRefusedError(e, message, index if message else -1)
                     continue
                 if reply.sequence == last and failed is None:
                     self._ours.add()
@@ -200,20 +200,20 @@ def generation(namespace: Namespace) -> int:
     Raises:
         OSError: the kernel has no nf_tables.
     """
-    with Kernel(namespace) as kernel:
+    with NftKernel(namespace) as kernel:
         return kernel.generation()
 
 
-def drop_table(namespace: Namespace, table: Table) -> bool:
+def drop_table(namespace: Namespace, table: TableName) -> bool:
     """Deletes a table with all it holds; returns whether there was one.
 
     Raises:
         OSError: the kernel refused.
     """
-    with Kernel(namespace) as kernel:
+    with NftKernel(namespace) as kernel:
         try:
             kernel.commit([delete_table(table)])
-        except RefusedError as e:
+        except TransactionRefusedError as e:
             if e.errno == errno.ENOENT:
                 return False
             raise

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from kubeproxy.netlink.namespace import Namespace
 from kubeproxy.netlink.nft.kernel import generation
-from kubeproxy.netlink.nft.monitor import Event, Monitor
+from kubeproxy.netlink.nft.monitor import Monitor, TableEvent
 
 _MOST_TOLD = 5
 
@@ -20,7 +20,7 @@ class Lookout:
     """
 
     def __init__(
-        self, namespace: Namespace, heard: Callable[[list[Event], str], bool], lost: Callable[[], None]
+        self, namespace: Namespace, heard: Callable[[list[TableEvent], str], bool], lost: Callable[[], None]
     ) -> None:
         """Starts it, in the running event loop.
 
@@ -106,7 +106,7 @@ def _is_later(number: int, than: int) -> bool:
 LOST = "more was done to the rules of this host than could be told"
 
 
-def words(events: Iterable[Event]) -> str:
+def words(events: Iterable[TableEvent]) -> str:
     """What was done, alike things counted, the most frequent first."""
     counted = Counter((event.what, event.where) for event in events)
     told = [

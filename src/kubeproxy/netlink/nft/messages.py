@@ -1,6 +1,6 @@
 """Messages that change a rule set: what a transaction is made of.
 
-Each function makes one message about one object, of the family and table that its `Table` names. Elements are packed by
+Each function makes one message about one object, of the family and table that its `TableName` names. Elements are packed by
 the hundred thousand, so their caller packs keys and data himself and `elements` only wraps them: an attribute's length
 has 16 bits, so a long list becomes several messages.
 """
@@ -39,7 +39,7 @@ RULE_DIGEST: Final = 0x70
 _LONGEST_COMMENT = 127
 
 
-class Message(NamedTuple):
+class NftMessage(NamedTuple):
     """A message of a transaction.
 
     Attributes:
@@ -57,7 +57,7 @@ class Message(NamedTuple):
     about: str
 
 
-class Table(NamedTuple):
+class TableName(NamedTuple):
     """A table's name."""
 
     family: int
@@ -75,7 +75,7 @@ class Hook(NamedTuple):
     priority: int
 
 
-def add_table(table: Table, comment: str = "", *, flags: int = 0) -> Message:
+def add_table(table: TableName, comment: str = "", *, flags: int = 0) -> NftMessage:
     """Makes a table if it is not there.
 
     Args:
@@ -84,38 +84,38 @@ def add_table(table: Table, comment: str = "", *, flags: int = 0) -> Message:
         flags: OWNER: it is the socket's alone, and goes when that is closed. Kernels have that since 5.12.
     """
     body = text(1, table.name) + be32(2, flags) + _userdata(6, COMMENT, comment)
-    return Message(NEWTABLE, CREATE, table.family, body, f"add table {table}")
+    return NftMessage(NEWTABLE, CREATE, table.family, body, f"add table {table}")
 
 
-def delete_table(table: Table) -> Message:
+def delete_table(table: TableName) -> NftMessage:
     """Deletes a table with all it holds."""
-    return Message(DELTABLE, 0, table.family, text(1, table.name), f"delete table {table}")
+    return NftMessage(DELTABLE, 0, table.family, text(1, table.name), f"delete table {table}")
 
 
-def add_chain(table: Table, name: str, hook: Hook | None = None, comment: str = "") -> Message:
+def add_chain(table: TableName, name: str, hook: Hook | None = None, comment: str = "") -> NftMessage:
     """Makes a chain if it is not there."""
     body = text(1, table.name) + text(3, name)
     if hook is not None:
         body += nested(4, be32(1, hook.hook), be32(2, hook.priority)) + be32(5, ACCEPT) + text(7, hook.type)
     body += _userdata(12, COMMENT, comment)
-    return Message(NEWCHAIN, CREATE, table.family, body, f"add chain {table} {name}")
+    return NftMessage(NEWCHAIN, CREATE, table.family, body, f"add chain {table} {name}")
 
 
-def delete_chain(table: Table, name: str) -> Message:
+def delete_chain(table: TableName, name: str) -> NftMessage:
     """Deletes a chain, which must hold no rules and be referred to by none."""
     body = text(1, table.name) + text(3, name)
-    return Message(DELCHAIN, 0, table.family, body, f"delete chain {table} {name}")
+    return NftMessage(DELCHAIN, 0, table.family, body, f"delete chain {table} {name}")
 
 
-def flush_chain(table: Table, name: str) -> Message:
+def flush_chain(table: TableName, name: str) -> NftMessage:
     """Deletes all rules of a chain."""
     body = text(1, table.name) + text(2, name)
-    return Message(DELRULE, 0, table.family, body, f"flush chain {table} {name}")
+    return NftMessage(DELRULE, 0, table.family, body, f"flush chain {table} {name}")
 
 
 def add_rule(
-    table: Table, chain: str, *expressions: bytes, comment: str = "", digest: bytes = b""
-) -> Message:
+    table: TableName, chain: str, *expressions: bytes, comment: str = "", digest: bytes = b""
+) -> NftMessage:
     """Appends a rule to a chain.
 
     Args:
@@ -133,11 +133,11 @@ def add_rule(
     body = text(1, table.name) + text(2, chain) + nested(4, *expressions)
     if data:
         body += attribute(7, data)
-    return Message(NEWRULE, CREATE | APPEND, table.family, body, f"add rule {table} {chain}")
+    return NftMessage(NEWRULE, CREATE | APPEND, table.family, body, f"add rule {table} {chain}")
 
 
 def add_set(
-    table: Table,
+    table: TableName,
     name: str,
     key: Sequence[Type],
     data: Sequence[Type] | None = None,
@@ -146,7 +146,7 @@ def add_set(
     timeout: int = 0,
     size: int = 0,
     comment: str = "",
-) -> Message:
+) -> NftMessage:
     """Makes a set, or with `data` a map, if it is not there; since Linux 6.2 one that exists gets another timeout.
 
     Args:
@@ -183,16 +183,16 @@ def add_set(
     if userdata:
         body += attribute(13, userdata)
     kind = "set" if data is None else "map"
-    return Message(NEWSET, CREATE, table.family, body, f"add {kind} {table} {name}")
+    return NftMessage(NEWSET, CREATE, table.family, body, f"add {kind} {table} {name}")
 
 
-def delete_set(table: Table, name: str) -> Message:
+def delete_set(table: TableName, name: str) -> NftMessage:
     """Deletes a set or map, which no rule may refer to."""
     body = text(1, table.name) + text(2, name)
-    return Message(DELSET, 0, table.family, body, f"delete set {table} {name}")
+    return NftMessage(DELSET, 0, table.family, body, f"delete set {table} {name}")
 
 
-def add_elements(table: Table, name: str, elements: Iterable[bytes]) -> list[Message]:
+def add_elements(table: TableName, name: str, elements: Iterable[bytes]) -> list[NftMessage]:
     """Adds elements, each as its attribute.
 
     An element that is there already is no error when it is the same, and refused when it maps to something else.
@@ -200,27 +200,27 @@ def add_elements(table: Table, name: str, elements: Iterable[bytes]) -> list[Mes
     return _elements(NEWSETELEM, CREATE, table, name, elements, "add elements to")
 
 
-def delete_elements(table: Table, name: str, elements: Iterable[bytes]) -> list[Message]:
+def delete_elements(table: TableName, name: str, elements: Iterable[bytes]) -> list[NftMessage]:
     """Deletes elements, each given at least by its key. One that is not there is refused."""
     return _elements(DELSETELEM, 0, table, name, elements, "delete elements of")
 
 
 def _elements(
-    kind: int, flags: int, table: Table, name: str, elements: Iterable[bytes], verb: str
-) -> list[Message]:
+    kind: int, flags: int, table: TableName, name: str, elements: Iterable[bytes], verb: str
+) -> list[NftMessage]:
     head = text(1, table.name) + text(2, name)
     about = f"{verb} {table} {name}"
-    messages: list[Message] = []
+    messages: list[NftMessage] = []
     batch: list[bytes] = []
     size = 0
     for each in elements:
         if size + len(each) > 65000:
-            messages.append(Message(kind, flags, table.family, head + nested(3, *batch), about))
+            messages.append(NftMessage(kind, flags, table.family, head + nested(3, *batch), about))
             batch, size = [], 0
         batch.append(each)
         size += len(each)
     if batch:
-        messages.append(Message(kind, flags, table.family, head + nested(3, *batch), about))
+        messages.append(NftMessage(kind, flags, table.family, head + nested(3, *batch), about))
     return messages
 
 

@@ -57,7 +57,7 @@ _MOST_DISCARDED = 1 << 17
 """Datagrams; some times what the receive buffer holds."""
 
 
-class Event(NamedTuple):
+class TableEvent(NamedTuple):
     """Something that was done to a table.
 
     Attributes:
@@ -84,10 +84,10 @@ class Done(NamedTuple):
         events: what it did.
         whole: whether that is all, and of this transaction alone: it is not after more was done than could be told.
         program: the program that did it; "" if that is not told.
-        generation: the number of the rule set it led to, see `kernel.Kernel.generation`.
+        generation: the number of the rule set it led to, see `kernel.NftKernel.generation`.
     """
 
-    events: list[Event]
+    events: list[TableEvent]
     whole: bool
     program: str
     generation: int
@@ -104,7 +104,7 @@ class Monitor(wire.Closing):
         """
         self._socket: wire.Socket = wire.Socket(namespace, wire.NETFILTER, receive_buffer=8 << 20)
         self.ignore(_NO_PORT)
-        self._events: list[Event] = []
+        self._events: list[TableEvent] = []
         self._whole = True
 
     def ignore(self, port: int) -> None:
@@ -185,11 +185,11 @@ def _others(ignored: int) -> bytes:
     return b"".join(_STEP.pack(*step) for step in steps)
 
 
-def _event(kind: int, message: wire.Message) -> Event:
+def _event(kind: int, message: wire.Message) -> TableEvent:
     found = wire.attributes(message.body[4:])
     where = wire.string(found[_OF[kind]]) if kind in _OF and _OF[kind] in found else ""
     body = bytes(message.body) if kind == DELRULE else b""
-    return Event(message.body[0], wire.string(found[1]), _VERBS[kind], where, message.port, body)
+    return TableEvent(message.body[0], wire.string(found[1]), _VERBS[kind], where, message.port, body)
 
 
 def _generation(body: memoryview) -> tuple[str, int]:

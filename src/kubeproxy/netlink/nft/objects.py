@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import types
-from kubeproxy.netlink.nft.kernel import Kernel
+from kubeproxy.netlink.nft.kernel import NftKernel
 from kubeproxy.netlink.nft.messages import (
     GETCHAIN,
     GETRULE,
@@ -19,7 +19,7 @@ from kubeproxy.netlink.nft.messages import (
     GETTABLE,
     RULE_DIGEST,
     Hook,
-    Table,
+    TableName,
 )
 
 _LENGTH = struct.Struct("=H")
@@ -50,7 +50,7 @@ class SetInfo(NamedTuple):
     timeout: int
 
 
-def table_comment(kernel: Kernel, table: Table) -> str | None:
+def table_comment(kernel: NftKernel, table: TableName) -> str | None:
     """The comment of a table; None if there is no such table."""
     for body in kernel.dump_all(GETTABLE, table.family):
         found = wire.attributes(body)
@@ -59,7 +59,7 @@ def table_comment(kernel: Kernel, table: Table) -> str | None:
     return None
 
 
-def chains(kernel: Kernel, table: Table) -> dict[str, ChainInfo]:
+def chains(kernel: NftKernel, table: TableName) -> dict[str, ChainInfo]:
     """The chains of a table by name."""
     result = {}
     for body in kernel.dump_all(GETCHAIN, table.family):
@@ -76,7 +76,7 @@ def chains(kernel: Kernel, table: Table) -> dict[str, ChainInfo]:
     return result
 
 
-def has_chain(kernel: Kernel, table: Table, name: str) -> bool:
+def has_chain(kernel: NftKernel, table: TableName, name: str) -> bool:
     """Whether a table has a chain; nothing is listed.
 
     Raises:
@@ -90,7 +90,7 @@ def has_chain(kernel: Kernel, table: Table, name: str) -> bool:
         raise
 
 
-def rules(kernel: Kernel, table: Table) -> Iterator[RuleInfo]:
+def rules(kernel: NftKernel, table: TableName) -> Iterator[RuleInfo]:
     """The rules of a table, chain by chain, in their order."""
     for body in kernel.dump(GETRULE, table.family, wire.text(1, table.name)):
         found = wire.attributes(body)
@@ -102,7 +102,7 @@ def rules(kernel: Kernel, table: Table) -> Iterator[RuleInfo]:
             )
 
 
-def sets(kernel: Kernel, table: Table) -> dict[str, SetInfo]:
+def sets(kernel: NftKernel, table: TableName) -> dict[str, SetInfo]:
     """The named sets and maps of a table by name."""
     result = {}
     for body in kernel.dump(GETSET, table.family, wire.text(1, table.name)):
@@ -120,7 +120,7 @@ def sets(kernel: Kernel, table: Table) -> dict[str, SetInfo]:
     return result
 
 
-def elements(kernel: Kernel, table: Table, name: str) -> Iterator[bytes]:
+def elements(kernel: NftKernel, table: TableName, name: str) -> Iterator[bytes]:
     """The elements of a set or map, each as the attribute it would be added by."""
     for body in kernel.dump(GETSETELEM, table.family, wire.text(1, table.name) + wire.text(2, name)):
         listed = wire.attributes(body).get(3)

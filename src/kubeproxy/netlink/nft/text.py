@@ -17,7 +17,7 @@ from kubeproxy.netlink.nft.messages import (
     NEWSET,
     NEWSETELEM,
     NEWTABLE,
-    Message,
+    NftMessage,
 )
 from kubeproxy.netlink.nft.types import INTEGER, SET_COMMENT, Type
 
@@ -49,10 +49,10 @@ class _Set(NamedTuple):
     elements: list[wire.Attributes]
 
 
-class _Table:
+class _TableText:
     """A table's parts, as they come."""
 
-    def __init__(self, message: Message, a: wire.Attributes) -> None:
+    def __init__(self, message: NftMessage, a: wire.Attributes) -> None:
         self._title = f"table {FAMILY_NAMES[message.family]} {wire.string(a[1])}"
         self._family = message.family
         self._comment = _comment(a.get(6, b""))
@@ -90,7 +90,7 @@ class _Table:
         yield "}"
 
 
-def render(made: Iterable[Message]) -> str:
+def render(made: Iterable[NftMessage]) -> str:
     """The tables that these messages make.
 
     Args:
@@ -99,18 +99,18 @@ def render(made: Iterable[Message]) -> str:
     Raises:
         ValueError: a rule holds an expression that is none of ours.
     """
-    tables: dict[tuple[int, str], _Table] = {}
+    tables: dict[tuple[int, str], _TableText] = {}
     for message in made:
         a = wire.attributes(message.body)
         name = message.family, wire.string(a[1])
         if message.kind == NEWTABLE:
-            tables[name] = _Table(message, a)
+            tables[name] = _TableText(message, a)
         elif name in tables:
             tables[name].take(message.kind, a)
     return "".join(f"{line}\n" for table in tables.values() for line in table.lines())
 
 
-def commands(sent: Iterable[Message], known: Iterable[Message] = ()) -> Iterator[str]:
+def commands(sent: Iterable[NftMessage], known: Iterable[NftMessage] = ()) -> Iterator[str]:
     """Messages as commands of nft, one a line; an element is a line of its own.
 
     Args:
@@ -123,7 +123,7 @@ def commands(sent: Iterable[Message], known: Iterable[Message] = ()) -> Iterator
     sets: dict[str, _Set] = {}
     shapes: dict[str, reading.SetShape] = {}
 
-    def learn(message: Message, a: wire.Attributes) -> None:
+    def learn(message: NftMessage, a: wire.Attributes) -> None:
         if message.kind == NEWSET:
             name = wire.string(a[2])
             made = sets[name] = _set(a)

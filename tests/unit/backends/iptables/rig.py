@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from kubeproxy.api import types
 from kubeproxy.backends.fake_tables import BUILTIN, FakeTables
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.driver import IPTables
+from kubeproxy.backends.iptables.driver import IPTablesDriver
 from kubeproxy.backends.iptables.rules import SHARED
 from kubeproxy.backends.programs import Variant
 from kubeproxy.model.node import NodeConfig
@@ -21,7 +21,7 @@ class Rig(Proxy):
 
     def __init__(self, tables: FakeTables | None = None, node: NodeConfig = NODE) -> None:
         self.tables = tables or FakeTables()
-        super().__init__(IPTables(self.tables, counters=True, drop_invalid=True), node)
+        super().__init__(IPTablesDriver(self.tables, counters=True, drop_invalid=True), node)
 
     def sent(self) -> list[tuple[str, list[str]]]:
         """The inputs since the last call: table and lines."""

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 from tests.fakes.cluster import endpoints, service
 from tests.unit.backends.iptables.rig import Rig
 
@@ -27,7 +27,7 @@ def test_the_limit_is_the_module_s(caplog: pytest.LogCaptureFixture, text: str |
     rig = Rig()
     if text is not None:
         machine = rig.tables.machine
-        assert isinstance(machine, Fake)
+        assert isinstance(machine, FakeMachine)
         machine.modules["xt_recent", "ip_list_tot"] = text
     rig.tell(service("one", "10.96.0.1", session_affinity="ClientIP"))
     assert not rig.full()

@@ -10,7 +10,7 @@ from kubeproxy.backends import programs
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables import cleanup, names
 from kubeproxy.backends.iptables.cleanup import clean
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.model.node import NodeConfig
 from tests.fakes.cluster import NODE, NODE6
 from tests.unit.backends.iptables.rig import Rig, rich
@@ -79,7 +79,7 @@ def test_a_firewall_that_others_use_stays_as_it_is(chain: str, rule: str) -> Non
 def test_a_setting_that_the_firewall_guarded_is_pointed_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    machine = Fake()
+    machine = FakeMachine()
     machine.settings["net/ipv4/conf/all/route_localnet"] = "1"
     rig = Rig()
     rig.full()

@@ -8,7 +8,7 @@ from kubeproxy.backends.iptables.rules import (
     FILTER_SERVICES,
     NAT_SERVICES,
     NOTHING,
-    Compiled,
+    ServiceRules,
 )
 from kubeproxy.backends.programs import target
 
@@ -47,17 +47,17 @@ def test_what_nothing_that_stays_leads_to() -> None:
 
 
 def test_between_the_same_is_nothing() -> None:
-    one = Compiled({"KUBE-SVC-A": "-A KUBE-SVC-A -p tcp\n"}, [(NAT_SERVICES, "-j KUBE-SVC-A")])
+    one = ServiceRules({"KUBE-SVC-A": "-A KUBE-SVC-A -p tcp\n"}, [(NAT_SERVICES, "-j KUBE-SVC-A")])
     assert not between(KEY, one, one)
     assert not between(KEY, NOTHING, NOTHING)
 
 
 def test_between_two_plans() -> None:
-    before = Compiled(
+    before = ServiceRules(
         {"SEP1": "-A SEP1 x\n", "SEP2": "-A SEP2 x\n", "SVC": "-A SVC -j SEP1\n-A SVC -j SEP2\n"},
         [(NAT_SERVICES, "one"), (NAT_SERVICES, "two"), (FILTER_SERVICES, "no")],
     )
-    after = Compiled(
+    after = ServiceRules(
         {"SEP2": "-A SEP2 x\n", "SEP3": "-A SEP3 x\n", "SVC": "-A SVC -j SEP2\n-A SVC -j SEP3\n"},
         [(NAT_SERVICES, "two"), (NAT_SERVICES, "three"), (NAT_SERVICES, "four"), (FILTER_SERVICES, "never")],
     )

@@ -4,7 +4,7 @@ import pytest
 
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.driver import IPTables
+from kubeproxy.backends.iptables.driver import IPTablesDriver
 from kubeproxy.figures import Figure
 from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import nfacct
@@ -18,7 +18,7 @@ class Rig:
 
     def __init__(self, *, counters: bool = False) -> None:
         self.tables = FakeTables("nf_tables")
-        self.backend = IPTables(self.tables, counters=counters, drop_invalid=True)
+        self.backend = IPTablesDriver(self.tables, counters=counters, drop_invalid=True)
         self.proxy = Proxy(self.backend)
 
     def web(self, i: int, count: int) -> None:

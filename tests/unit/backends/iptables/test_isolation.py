@@ -12,7 +12,7 @@ from kubeproxy.backends.base import StaleError, SyncError
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables import driver as drivers
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.programs import RefusedError, Variant
+from kubeproxy.backends.programs import InputRefusedError, Variant
 from kubeproxy.log import V2
 from kubeproxy.model.plan import Key
 from tests.fakes.cluster import endpoints, service
@@ -51,11 +51,11 @@ class Refusing(FakeTables):
         self.refuse = self._refuse if table == (self.where or table) else lambda _: None
         try:
             super().restore(table, given)
-        except RefusedError as e:
+        except InputRefusedError as e:
             if self.told == "line":
                 raise
             count = sum(line.count("\n") for line in given)
-            raise RefusedError(str(e), count + 1 if self.told == "the last line" else 0) from e
+            raise InputRefusedError(str(e), count + 1 if self.told == "the last line" else 0) from e
 
 
 def name(i: int) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables import names, prepare
-from kubeproxy.machine.fake import Fake
+from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.netlink import nfacct
 
 
@@ -18,8 +18,8 @@ def counters(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def machine() -> Fake:
-    machine = Fake()
+def machine() -> FakeMachine:
+    machine = FakeMachine()
     machine.settings |= {prepare._BE_LIBERAL: "0", prepare._ROUTE_LOCALNET: "0"}
     return machine
 
@@ -51,7 +51,7 @@ def test_there_are_no_counters(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("value", "drops"), [("0", True), ("1", False), (None, True)])
 def test_invalid_packets_are_dropped_unless_conntrack_is_liberal(
-    machine: Fake, value: str | None, drops: bool
+    machine: FakeMachine, value: str | None, drops: bool
 ) -> None:
     if value is None:
         del machine.settings[prepare._BE_LIBERAL]
@@ -60,12 +60,14 @@ def test_invalid_packets_are_dropped_unless_conntrack_is_liberal(
     assert prepare._drops_invalid(machine) == drops
 
 
-def test_localhost_packets_may_leave(machine: Fake) -> None:
+def test_localhost_packets_may_leave(machine: FakeMachine) -> None:
     prepare._route_localnet(machine)
     assert machine.sysctl(prepare._ROUTE_LOCALNET) == "1"
 
 
-def test_a_setting_that_cannot_be_made_is_told(machine: Fake, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_setting_that_cannot_be_made_is_told(
+    machine: FakeMachine, caplog: pytest.LogCaptureFixture
+) -> None:
     del machine.settings[prepare._ROUTE_LOCALNET]
     prepare._route_localnet(machine)
     assert "Node ports will not work on localhost" in caplog.text

@@ -97,7 +97,7 @@ async def _live_through(
 def _started(
     state: State, tables: FakeTables, node: NodeConfig, clock: FakeClock
 ) -> tuple[Reconciler, asyncio.Task[None]]:
-    backend = drivers.IPTables(tables, counters=True, drop_invalid=True)
+    backend = drivers.IPTablesDriver(tables, counters=True, drop_invalid=True)
     loop = Reconciler(state, backend, node, clock=clock)
     return loop, asyncio.create_task(loop.run())
 

@@ -11,7 +11,7 @@ from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.iptables.rules import (
     NOTHING,
-    Dialect,
+    RuleContext,
     chains_of,
     compile_service,
     probability,
@@ -31,7 +31,7 @@ def rules(node: NodeConfig, *objects: types.Service | types.EndpointSlice, **dia
         state.set(obj)
     lines: list[str] = []
     for key in state.services:
-        compiled = compile_service(state.plan(key, node), Dialect(node, **dialect))
+        compiled = compile_service(state.plan(key, node), RuleContext(node, **dialect))
         lines += [f"-A {chain} {rule}" for (_, chain), rule in compiled.fronts]
         lines += [line for text in compiled.chains.values() for line in text.splitlines()]
     return lines
@@ -89,7 +89,7 @@ def counted(number: int, each: int, *, balanced: bool) -> tuple[int, int]:
             made = service(name, ip)
         state.set(made)
         state.set(endpoints(name, *(f"10.244.{i}.{j + 1}" for j in range(each))))
-    compiled = [compile_service(state.plan(key, NODE), Dialect(NODE)) for key in state.services]
+    compiled = [compile_service(state.plan(key, NODE), RuleContext(NODE)) for key in state.services]
     fronts = [table for c in compiled for (table, _), _ in c.fronts]
     chains = sum(text.count("\n") for c in compiled for text in c.chains.values())
     return (
@@ -128,7 +128,7 @@ def test_as_many_rules_as_the_reference(
 
 
 def test_no_plan_has_no_rules() -> None:
-    assert compile_service(None, Dialect(NODE)) == NOTHING == ({}, [])
+    assert compile_service(None, RuleContext(NODE)) == NOTHING == ({}, [])
 
 
 def test_in_large_clusters_endpoints_have_no_comments() -> None:
@@ -239,7 +239,7 @@ def test_chains_stand_before_those_that_jump_to_them(data: st.DataObject) -> Non
         strategies.tell(state, event)
     for key in state.services:
         plan = state.plan(key, node)
-        compiled = compile_service(plan, Dialect(node, counters=True, comments=data.draw(st.booleans())))
+        compiled = compile_service(plan, RuleContext(node, counters=True, comments=data.draw(st.booleans())))
         assert set(chains_of(plan)) == compiled.chains.keys()
         known = {names.MARK_MASQ}
         for chain, text in compiled.chains.items():

@@ -7,8 +7,8 @@ from msgspec.structs import replace
 from kubeproxy.api.addresses import IPV4, unpack
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.ipvs import words
-from kubeproxy.backends.ipvs.driver import IPVS
-from kubeproxy.backends.ipvs.fake import FakeKernel
+from kubeproxy.backends.ipvs.driver import IPVSDriver
+from kubeproxy.backends.ipvs.fake import FakeIPVSKernel
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.netlink.ipset import BITMAP_PORT
 from tests.fakes.cluster import NODE, Proxy
@@ -22,11 +22,11 @@ class Rig(Proxy):
     """A proxy and its kernel."""
 
     def __init__(
-        self, node: NodeConfig = HERE, kernel: FakeKernel | None = None, tables: FakeTables | None = None
+        self, node: NodeConfig = HERE, kernel: FakeIPVSKernel | None = None, tables: FakeTables | None = None
     ) -> None:
-        self.kernel = kernel or FakeKernel()
+        self.kernel = kernel or FakeIPVSKernel()
         self.tables = tables or FakeTables()
-        super().__init__(IPVS(self.kernel, self.tables, node), node)
+        super().__init__(IPVSDriver(self.kernel, self.tables, node), node)
 
     def done(self) -> list[tuple[str, object]]:
         """What was changed in the kernel since the last call; tables whose rules did are told at the end."""
@@ -60,13 +60,13 @@ class Rig(Proxy):
         return sorted(servers(self.kernel)), sets, self.kernel.addresses(), rules
 
 
-def servers(kernel: FakeKernel) -> Iterator[str]:
+def servers(kernel: FakeIPVSKernel) -> Iterator[str]:
     """What `ipvsadm -Sn` prints."""
     for virtual, (settings, reals) in kernel.virtuals.items():
         yield from words.server(virtual, settings, {real: load.weight for real, load in reals.items()})
 
 
-def sets(kernel: FakeKernel, family: str = IPV4) -> Iterator[str]:
+def sets(kernel: FakeIPVSKernel, family: str = IPV4) -> Iterator[str]:
     """What `ipset save` prints."""
     inet = "inet" if family == IPV4 else "inet6"
     for name, (header, elements) in kernel.sets.items():
@@ -79,6 +79,6 @@ def sets(kernel: FakeKernel, family: str = IPV4) -> Iterator[str]:
             yield f"add {name} {words.element(element)}"
 
 
-def addresses(kernel: FakeKernel) -> list[str]:
+def addresses(kernel: FakeIPVSKernel) -> list[str]:
     """The addresses of kube-ipvs0."""
     return sorted(unpack(address) for address in kernel.addresses())

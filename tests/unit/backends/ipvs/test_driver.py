@@ -231,7 +231,7 @@ class TestDraining:
 
     def _look(self, rig: Rig) -> None:
         backend = rig.backend
-        assert isinstance(backend, drivers.IPVS)
+        assert isinstance(backend, drivers.IPVSDriver)
         backend._delete_drained()
 
 

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 from kubeproxy.api.addresses import pack
 from kubeproxy.backends.base import UnsupportedError
 from kubeproxy.backends.ipvs import prepare
-from kubeproxy.backends.ipvs.fake import FakeKernel
-from kubeproxy.machine.fake import Fake
+from kubeproxy.backends.ipvs.fake import FakeIPVSKernel
+from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.model.node import IPVSSettings
 from kubeproxy.netlink import ipvs
 from kubeproxy.netlink.ipvs import Settings, Virtual
@@ -37,7 +37,7 @@ def test_strict_arp() -> None:
 
 
 def test_a_sysctl_there_is_not_or_that_cannot_be_set() -> None:
-    machine = Fake()
+    machine = FakeMachine()
     with pytest.raises(UnsupportedError, match="the kernel has no net/ipv4/vs/conntrack"):
         prepare._set(machine, CONNTRACK, 1)
     machine.settings[CONNTRACK] = "0"
@@ -52,7 +52,7 @@ class TestScheduler:
     """The trial on an address nobody has."""
 
     def test_one_there_is(self) -> None:
-        kernel: Any = FakeKernel()
+        kernel: Any = FakeIPVSKernel()
         kernel.virtuals[Virtual(ipvs.TCP, pack("198.51.100.0"), 20000)] = (
             Settings("rr"),
             {},
@@ -62,13 +62,13 @@ class TestScheduler:
         assert not kernel.virtuals
 
     def test_one_there_is_not(self) -> None:
-        kernel: Any = FakeKernel()
+        kernel: Any = FakeIPVSKernel()
         node = replace(HERE, ipvs=IPVSSettings(scheduler="nosuch"))
         with pytest.raises(UnsupportedError, match=r"no scheduler 'nosuch' \(module ip_vs_nosuch\)"):
             prepare._try_scheduler(kernel, node)
 
     def test_another_refusal_is_told_as_it_is(self) -> None:
-        kernel: Any = FakeKernel()
+        kernel: Any = FakeIPVSKernel()
         kernel.refuse = lambda _: errno.EPERM
         with pytest.raises(UnsupportedError, match=r"IPv4: a virtual server is refused: .*not permitted"):
             prepare._try_scheduler(kernel, HERE)

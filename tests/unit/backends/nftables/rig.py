@@ -6,14 +6,14 @@ from msgspec import structs
 
 from kubeproxy.api.addresses import Family
 from kubeproxy.backends.nftables import layout
-from kubeproxy.backends.nftables.driver import NFTables
+from kubeproxy.backends.nftables.driver import NFTablesDriver
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages as m
 from kubeproxy.netlink.nft import objects, text
-from kubeproxy.netlink.nft.fake import FakeKernel
-from kubeproxy.netlink.nft.kernel import Kernel
-from kubeproxy.netlink.nft.messages import Message, Table
+from kubeproxy.netlink.nft.fake import FakeNftKernel
+from kubeproxy.netlink.nft.kernel import NftKernel
+from kubeproxy.netlink.nft.messages import NftMessage, TableName
 from tests.fakes.cluster import NODE, NODE6, Proxy
 from tests.scenarios.world import World
 
@@ -31,9 +31,9 @@ Content = dict[tuple[str, str], list[bytes]]
 class Rig(Proxy):
     """A proxy and its kernel."""
 
-    def __init__(self, kernel: FakeKernel | None = None, node: NodeConfig = NODES[0]) -> None:
-        self.kernel = kernel or FakeKernel()
-        super().__init__(NFTables(self.kernel, node), node)
+    def __init__(self, kernel: FakeNftKernel | None = None, node: NodeConfig = NODES[0]) -> None:
+        self.kernel = kernel or FakeNftKernel()
+        super().__init__(NFTablesDriver(self.kernel, node), node)
 
     def restarted(self, node: NodeConfig | None = None) -> "Rig":
         """Another run over the same kernel that has heard the same; perhaps the node is another now."""
@@ -44,12 +44,12 @@ class Rig(Proxy):
 
     def fresh(self) -> "Rig":
         """Another run that has heard the same, in a kernel of its own, after its first sync."""
-        other = Rig(FakeKernel(), self.node)
+        other = Rig(FakeNftKernel(), self.node)
         other.state = self.state
         assert not other.full()
         return other
 
-    def sent(self) -> list[Message]:
+    def sent(self) -> list[NftMessage]:
         """What was committed since the last call."""
         found = [message for commit in self.kernel.commits for message in commit]
         self.kernel.commits.clear()
@@ -60,9 +60,9 @@ class Rig(Proxy):
         return content(self.kernel, self.node.family)
 
 
-def content(kernel: Kernel, family: Family) -> Content:
+def content(kernel: NftKernel, family: Family) -> Content:
     """What a kernel's table holds, handles aside."""
-    table = Table(FAMILY[family], layout.TABLE)
+    table = TableName(FAMILY[family], layout.TABLE)
     only = wire.text(1, table.name)
     found: Content = {}
     for body in list(kernel.dump(m.GETSET, table.family, only)):
@@ -83,10 +83,10 @@ def content(kernel: Kernel, family: Family) -> Content:
 
 def listing(case: World, *, empty: bool = False) -> str:
     """The tables of a case of the oracle, as nft lists them; or of its node without Services."""
-    kernel = FakeKernel()
+    kernel = FakeNftKernel()
     for family, node in case.nodes.items():
         cidrs = tuple(cidr for cidr in case.hub.service_cidrs if (":" in cidr) == (family == "IPv6"))
         here = structs.replace(node, service_cidrs=cidrs)
         plans = {} if empty else {plan.key: plan for plan in case.plans(family)}
-        assert not asyncio.run(NFTables(kernel, here).load(here, plans))
+        assert not asyncio.run(NFTablesDriver(kernel, here).load(here, plans))
     return text.render(kernel.listing())

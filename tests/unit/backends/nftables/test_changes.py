@@ -12,7 +12,7 @@ from kubeproxy.backends.nftables import layout, packing
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages as m
 from kubeproxy.netlink.nft import objects
-from kubeproxy.netlink.nft.messages import Message, Table
+from kubeproxy.netlink.nft.messages import NftMessage, TableName
 from tests.fakes.cluster import endpoints, service
 from tests.unit.backends.nftables.rig import Content, Rig
 
@@ -25,7 +25,7 @@ LOCAL = {"external_traffic_policy": "Local"}
 NODE_PORT = [types.ServicePort(80, node_port=30080)]
 
 
-def said(messages: list[Message]) -> Iterator[tuple[str, str, int]]:
+def said(messages: list[NftMessage]) -> Iterator[tuple[str, str, int]]:
     """What each message does, to what, and with how many elements."""
     for message in messages:
         a = wire.attributes(message.body)
@@ -193,7 +193,7 @@ def _at(table: Content, address: str) -> list[tuple[str, bytes]]:
 
 def test_another_s_table_is_replaced_in_one_transaction() -> None:
     rig = Rig()
-    theirs = Table(m.IP, layout.TABLE)
+    theirs = TableName(m.IP, layout.TABLE)
     rig.kernel.commit([m.add_table(theirs, "rules for kube-proxy"), m.add_chain(theirs, "services")])
     rig.sent()
     rig.tell(service("web", "10.96.0.1", external_ips=("203.0.113.1",)), endpoints("web", *pods(3)))
@@ -210,7 +210,7 @@ def test_what_somebody_changed_is_mended() -> None:
         service("sticky", "10.96.0.2", session_affinity="ClientIP"),
         *(endpoints(name, *pods(3)) for name in ("web", "sticky")),
     )
-    right, table = rig.table(), Table(m.IP, layout.TABLE)
+    right, table = rig.table(), TableName(m.IP, layout.TABLE)
     slots = rig.table()["elements", "endpoints-3"]
     for harm in (
         [m.flush_chain(table, "services")],

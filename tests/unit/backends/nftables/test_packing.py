@@ -18,7 +18,7 @@ ports = st.integers(1, 65535)
 def test_slots_of_a_front(address: str, protocol: str, port: int, count: int, data: st.DataObject) -> None:
     family: Family = IPV6 if ":" in address else IPV4
     front = packing.front(address, protocol, port)
-    packer = packing.Endpoints(family, len(front))
+    packer = packing.EndpointElements(family, len(front))
     tails = [packer.tail(address, 1 + i % 65535) for i in range(count)]
     elements = packer.elements(front, tails)
     slot = data.draw(st.integers(0, count - 1))

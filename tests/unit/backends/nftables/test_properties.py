@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.backends.nftables.chains import SharedChain
-from kubeproxy.backends.nftables.compile import Compiled, Compiler
-from kubeproxy.backends.nftables.ledger import Ledger
+from kubeproxy.backends.nftables.compile import Compiler, ServiceElements
+from kubeproxy.backends.nftables.uses import UseCounts
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key
 from tests import strategies
@@ -80,7 +80,7 @@ def test_a_refused_service_harms_nobody(
     fresh = rig.fresh()
     held = rig.table()
     compiled = Compiler(node).compile(rig.plans().get(bad))
-    own_elements = set(Ledger().difference(Compiled.nothing(), compiled)[1])
+    own_elements = set(UseCounts().difference(ServiceElements.nothing(), compiled)[1])
     own = {
         *compiled.own_chains,
         *compiled.own_sets,

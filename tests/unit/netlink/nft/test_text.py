@@ -6,9 +6,9 @@ from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import expressions as x
 from kubeproxy.netlink.nft import messages as m
 from kubeproxy.netlink.nft import text
-from kubeproxy.netlink.nft.messages import Table
+from kubeproxy.netlink.nft.messages import TableName
 
-TABLE = Table(m.IP, "t")
+TABLE = TableName(m.IP, "t")
 
 
 def rendered(*expressions: bytes) -> str:
@@ -30,7 +30,7 @@ def test_what_others_write_may_have_no_words(expression: bytes, words: str) -> N
 
 
 def test_what_belongs_to_no_table_that_is_made_is_passed_over() -> None:
-    other = m.add_chain(Table(m.IP6, "t"), "c")
+    other = m.add_chain(TableName(m.IP6, "t"), "c")
     assert text.render([m.add_table(TABLE), other]) == "table ip t {\n}\n"
     assert text.render([other]) == ""
 

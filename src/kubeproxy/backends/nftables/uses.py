@@ -5,14 +5,14 @@ from collections.abc import Iterable, Iterator
 
 from kubeproxy.backends.nftables import layout
 from kubeproxy.backends.nftables.chains import SharedChain
-from kubeproxy.backends.nftables.compile import Compiled, Element
+from kubeproxy.backends.nftables.compile import Element, ServiceElements
 from kubeproxy.backends.nftables.firewall import Firewall
 
 _SHARED_SETS = (layout.CLUSTER_IPS, layout.HAIRPIN)
 
 
-class Ledger:
-    """Counts who needs what. Every count goes up and down with `Compiled` values that come and go."""
+class UseCounts:
+    """Counts who needs what. Every count goes up and down with `ServiceElements` values that come and go."""
 
     def __init__(self) -> None:
         self._elements: Counter[Element] = Counter()
@@ -28,7 +28,9 @@ class Ledger:
         self._elements.clear()
         self._chains.clear()
 
-    def difference(self, before: Compiled, after: Compiled) -> tuple[list[Element], list[Element]]:
+    def difference(
+        self, before: ServiceElements, after: ServiceElements
+    ) -> tuple[list[Element], list[Element]]:
         """The elements to delete and those to add when a Service needs something else; both are counted."""
         gone = [e for e in before.elements if e not in after.elements]
         come = [e for e in after.elements if e not in before.elements]

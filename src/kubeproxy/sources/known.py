@@ -13,7 +13,7 @@ from kubeproxy.sources.base import Sink
 from kubeproxy.sources.events import Head, decode_head
 
 
-class Ledger:
+class KnownObjects:
     """Tells a sink of objects of one kind, and remembers of which."""
 
     def __init__(self, kind: str, sink: Sink) -> None:
