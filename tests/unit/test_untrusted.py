@@ -23,8 +23,8 @@ from kubeproxy.config.decode import decode
 from kubeproxy.config.types import API_VERSION, KIND
 from kubeproxy.config.watch import _judge
 from kubeproxy.sources import events, execplugin
-from kubeproxy.sources.client import api_error
 from kubeproxy.sources.documents import documents
+from kubeproxy.sources.errors import api_error
 from kubeproxy.sources.kubeconfig import KubeconfigError, load
 from tests.hostile_texts import TEXTS, as_object
 

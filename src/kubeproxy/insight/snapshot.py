@@ -24,7 +24,8 @@ from kubeproxy.model.node import LOOPBACK, NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.model.state import State
 from kubeproxy.sources.base import Source, Status
-from kubeproxy.sources.client import ApiError, Client, UnreachableError
+from kubeproxy.sources.client import Client
+from kubeproxy.sources.errors import ApiError, UnreachableError
 
 PATIENCE_SECONDS: Final = 30.0
 """So long Services and EndpointSlices are waited for."""

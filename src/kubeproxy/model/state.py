@@ -17,7 +17,7 @@ from kubeproxy.model.claims import Claims
 from kubeproxy.model.complaints import Complaints, Name
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Front, Key, ServicePlan
-from kubeproxy.model.plan import plan as make_plan
+from kubeproxy.model.planning import plan as make_plan
 
 Touched = Mapping[Key, Collection[Family]]
 """The Services whose plans may have changed, each with the IP families of those plans."""

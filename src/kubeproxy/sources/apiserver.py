@@ -22,7 +22,8 @@ from typing import Final
 from kubeproxy.sources import kubeconfig as settings
 from kubeproxy.sources.auth import Credentials
 from kubeproxy.sources.base import Sink, Status
-from kubeproxy.sources.client import ApiError, Client, MakeSocket, UnreachableError
+from kubeproxy.sources.client import Client, MakeSocket
+from kubeproxy.sources.errors import ApiError, UnreachableError
 from kubeproxy.sources.watch import Reflector, Resource, Timing
 
 log = logging.getLogger(__name__)

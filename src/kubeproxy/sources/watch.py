@@ -26,7 +26,8 @@ from kubeproxy.api.jsontext import BROKEN, reason
 from kubeproxy.log import V2, V5, V6
 from kubeproxy.sources.backoff import Backoff
 from kubeproxy.sources.base import Sink, Status
-from kubeproxy.sources.client import ApiError, Client, SilentError, UnreachableError, api_error
+from kubeproxy.sources.client import Client
+from kubeproxy.sources.errors import ApiError, SilentError, UnreachableError, api_error
 from kubeproxy.sources.events import Page, decode_event, decode_head, decode_page, older
 from kubeproxy.sources.known import KnownObjects
 

@@ -3,7 +3,8 @@
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.api.rows import Condition, EndpointPortRow, EndpointRow, PortRow, ServiceRow, SliceRow
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.model.plan import ServicePlan, plan
+from kubeproxy.model.plan import ServicePlan
+from kubeproxy.model.planning import plan
 
 HERE = "node-1"
 ELSEWHERE = "node-9"

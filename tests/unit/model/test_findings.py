@@ -9,7 +9,8 @@ from kubeproxy.api.addresses import IPV4, IPV6
 from kubeproxy.api.rows import EndpointPortRow, PortRow
 from kubeproxy.model.findings import Finding, Findings, of_service
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.model.plan import DROP, REJECT, Key, plan
+from kubeproxy.model.plan import DROP, REJECT, Key
+from kubeproxy.model.planning import plan
 from kubeproxy.model.state import State
 from tests import strategies
 from tests.unit.model.make import HERE, piece, service

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubeproxy.api.rows import EndpointPortRow, PortRow
-from kubeproxy.model.plan import PortPlan, ServicePlan, plan
+from kubeproxy.model.plan import PortPlan, ServicePlan
+from kubeproxy.model.planning import plan
 from kubeproxy.model.select import Endpoint
 from tests.unit.model.make import IPV6, STATES, endpoint, node, numbers, piece, planned, service
 

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from kubeproxy.sources.apiserver import ApiServer
-from kubeproxy.sources.client import UnreachableError
+from kubeproxy.sources.errors import UnreachableError
 from kubeproxy.sources.kubeconfig import KubeconfigError
 from kubeproxy.sources.watch import Timing
 from tests.fakes.apiserver import FakeApiServer

@@ -14,16 +14,8 @@ import pytest
 
 from kubeproxy.figures import Histogram
 from kubeproxy.sources.auth import Credentials
-from kubeproxy.sources.client import (
-    ApiError,
-    Client,
-    SilentError,
-    UnreachableError,
-    _url,
-    _why,
-    _without_zone,
-    api_error,
-)
+from kubeproxy.sources.client import Client, _url, _why, _without_zone
+from kubeproxy.sources.errors import ApiError, SilentError, UnreachableError, api_error
 from kubeproxy.sources.execplugin import Credential, PluginError
 from kubeproxy.sources.kubeconfig import Cluster, ClusterAccess, ExecPlugin, User
 from tests.fakes.apiserver import FakeApiServer

@@ -12,7 +12,8 @@ from yarl import URL
 
 from kubeproxy.sources import redirects
 from kubeproxy.sources.auth import Credentials
-from kubeproxy.sources.client import ApiError, Client
+from kubeproxy.sources.client import Client
+from kubeproxy.sources.errors import ApiError
 from kubeproxy.sources.kubeconfig import Cluster, ClusterAccess, User
 from tests.fakes.apiserver import FakeApiServer
 from tests.fakes.tls import Authority

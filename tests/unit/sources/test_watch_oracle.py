@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from kubeproxy.sources.apiserver import SERVICE_CIDRS, SERVICES, SLICES
-from kubeproxy.sources.client import api_error
+from kubeproxy.sources.errors import api_error
 from kubeproxy.sources.watch import Resource
 from tests.fakes.apiserver import FakeApiServer
 from tests.fakes.lines import Fault

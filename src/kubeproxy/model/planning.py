@@ -1,0 +1,228 @@
+"""Makes the plan of a Service: which fronts it gets, and which endpoints serve them.
+
+Who owns a contested front is asked of the caller (`model.claims`), so that the plan of one Service needs no other Service.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from kubeproxy.api.addresses import IPV6, Family, family_of, join
+from kubeproxy.api.rows import Condition, EndpointRow, PortRow, ServiceRow, SliceRow
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import Front, FrontKind, Key, LostFront, PortPlan, ServicePlan
+from kubeproxy.model.select import Endpoint, select
+
+_READY = int(Condition.READY)
+_SERVING = int(Condition.SERVING)
+_TERMINATING = int(Condition.TERMINATING)
+_KEPT = _READY | _SERVING
+
+Owners = Callable[[Front], Key | None]
+"""Who owns a front; None if no Service is known to."""
+
+
+def plan(
+    service: ServiceRow, slices: Iterable[SliceRow], node: NodeConfig, owner: Owners = lambda _: None
+) -> ServicePlan | None:
+    """Makes the plan of a Service for one family; None when it has no ClusterIP of that family.
+
+    Args:
+        service: the Service.
+        slices: all its EndpointSlices, in a stable order (by name); those of another family are passed over.
+        node: the node to plan for.
+        owner: who owns a front. A front that is another Service's is left out and listed in `lost`.
+    """
+    family = node.family
+    cluster_ip = next((ip for ip in service.cluster_ips if family_of(ip) == family), None)
+    if cluster_ip is None:
+        return None
+    mine = [s for s in slices if s.family == family]
+    served = _by_port(mine)
+    fronts = _ServiceFronts(service, cluster_ip, node, owner)
+    base = f"{service.namespace}/{service.name}"
+    ranges = _of_family(service.source_ranges, family)
+    ports = []
+    for port in service.ports:
+        at = fronts.of(port)
+        external = bool(at.node_port or at.external_ips or at.load_balancer_ips)
+        if not (at.cluster_ip or external):
+            continue
+        internal_local = service.internal_local and bool(at.cluster_ip)
+        candidates = _candidates(served.get((port.name, port.protocol), ()), node.name)
+        chosen = select(
+            candidates,
+            cluster=not internal_local or external,
+            local=internal_local or (service.external_local and external),
+            node=node.name,
+            zone=node.zone,
+        )
+        ports.append(
+            PortPlan(
+                name=f"{base}:{port.name}" if port.name else base,
+                protocol=port.protocol,
+                port=port.port,
+                cluster_ip=at.cluster_ip,
+                node_port=at.node_port,
+                node_port_except=at.node_port_except,
+                external_ips=at.external_ips,
+                load_balancer_ips=at.load_balancer_ips,
+                source_ranges=ranges if at.load_balancer_ips else (),
+                affinity=service.affinity,
+                internal_local=internal_local,
+                external_local=service.external_local,
+                cluster=chosen.cluster,
+                local=chosen.local,
+                any=chosen.any,
+                topology=chosen.topology,
+                known_endpoints=len(candidates),
+                serving=() if port.protocol == "TCP" else _serving(candidates, chosen.cluster),
+                near=tuple([b for _, b in candidates if b.local]) if node.ipvs else (),
+            )
+        )
+    health_check_port = fronts.health_check_port(service.health_check_port)
+    return ServicePlan(
+        namespace=service.namespace,
+        name=service.name,
+        ports=tuple(ports),
+        health_check_port=health_check_port,
+        local_ready=_local_ready(mine, node.name) if health_check_port else 0,
+        proxy_protocol=service.proxy_protocol,
+        lost=tuple(fronts.lost),
+    )
+
+
+class _PortFronts(NamedTuple):
+    """The fronts that a Service port gets."""
+
+    cluster_ip: str
+    node_port: int = 0
+    node_port_except: tuple[str, ...] = ()
+    external_ips: tuple[str, ...] = ()
+    load_balancer_ips: tuple[str, ...] = ()
+
+
+class _ServiceFronts:
+    """Sorts the fronts that a Service names into those it gets and those it loses.
+
+    Attributes:
+        lost: those it loses.
+    """
+
+    def __init__(self, service: ServiceRow, cluster_ip: str, node: NodeConfig, owner: Owners) -> None:
+        self._key = service.namespace, service.name
+        self._cluster_ip = cluster_ip
+        self._external_ips = self._others(service.external_ips, node.family) if node.external_ips else {}
+        self._load_balancer_ips = self._others(service.load_balancer_ips, node.family)
+        self._named: dict[str, FrontKind] = {}
+        if self._external_ips or self._load_balancer_ips:
+            self._named.update(dict.fromkeys(self._external_ips, "external IP"))
+            self._named.update(dict.fromkeys(self._load_balancer_ips, "load balancer IP"))
+        self._named[cluster_ip] = "ClusterIP"
+        self._own_addresses = node.node_port_addresses if node.follows_addresses else (node.address,)
+        self._owner = owner
+        self._taken: set[Front] = set()
+        self.lost: list[LostFront] = []
+
+    def of(self, port: PortRow) -> _PortFronts:
+        """The fronts of a port. What it names as its ClusterIP and as another address, too, is its ClusterIP only."""
+        if len(self._named) == 1 and not port.node_port:  # most ports, in half of the time
+            front: Front = (self._cluster_ip, port.protocol, port.port)
+            return _PortFronts(self._cluster_ip if self._takes("ClusterIP", front) else "")
+        got = {
+            address
+            for address, kind in self._named.items()
+            if self._takes(kind, (address, port.protocol, port.port))
+        }
+        front = ("", port.protocol, port.node_port)
+        node_port = port.node_port if port.node_port and self._takes("node port", front) else 0
+        return _PortFronts(
+            cluster_ip=self._cluster_ip if self._cluster_ip in got else "",
+            node_port=node_port,
+            node_port_except=tuple(self._overruled(port)) if node_port else (),
+            external_ips=tuple([ip for ip in self._external_ips if ip in got]),
+            load_balancer_ips=tuple([ip for ip in self._load_balancer_ips if ip in got]),
+        )
+
+    def _others(self, addresses: tuple[str, ...], family: Family) -> dict[str, None]:
+        """Addresses of a family, each once, without the ClusterIP."""
+        if not addresses:
+            return {}
+        return {ip: None for ip in addresses if family_of(ip) == family and ip != self._cluster_ip}
+
+    def health_check_port(self, port: int) -> int:
+        """The health-check node port if the Service gets it, else 0. To be asked after all ports."""
+        return port if port and self._takes("health check node port", ("", "TCP", port)) else 0
+
+    def _takes(self, kind: FrontKind, front: Front) -> bool:
+        owner = self._owner(front)
+        if front in self._taken or (owner is not None and owner != self._key):
+            self.lost.append(LostFront(kind, *front, owner or self._key))
+            return False
+        self._taken.add(front)
+        return True
+
+    def _overruled(self, port: PortRow) -> Iterator[str]:
+        """The own addresses of the node at which a node port's number is the port of another front."""
+        for address in self._own_addresses:
+            owner = self._owner((address, port.protocol, port.node_port))
+            if owner is not None:
+                yield address
+                if owner != self._key:
+                    self.lost.append(LostFront("node port", address, port.protocol, port.node_port, owner))
+
+
+def _of_family(addresses: tuple[str, ...], family: str) -> tuple[str, ...]:
+    ipv6 = family == IPV6
+    return tuple([a for a in addresses if (":" in a) == ipv6]) if addresses else ()
+
+
+def _by_port(slices: list[SliceRow]) -> dict[tuple[str, str], list[tuple[SliceRow, int]]]:
+    """The slices that have a port, and its number there, by its name and protocol; both sides may have thousands."""
+    found: dict[tuple[str, str], list[tuple[SliceRow, int]]] = {}
+    for piece in slices:
+        for port in piece.ports:
+            found.setdefault((port.name, port.protocol), []).append((piece, port.port))
+    return found
+
+
+def _candidates(served: Iterable[tuple[SliceRow, int]], node: str) -> list[tuple[EndpointRow, Endpoint]]:
+    """The endpoints of a Service port in address order, the better of two with one address and port."""
+    found: dict[str, tuple[EndpointRow, Endpoint]] = {}
+    for piece, number in served:
+        for row in piece.endpoints:
+            at = join(row.address, number)
+            candidate = (row, Endpoint(row.address, number, row.node == node))
+            other = found.get(at)
+            if other is None or _merit(candidate) > _merit(other):
+                found[at] = candidate
+    return [found[at] for at in sorted(found)]
+
+
+def _serving(
+    candidates: list[tuple[EndpointRow, Endpoint]], cluster: tuple[Endpoint, ...]
+) -> tuple[Endpoint, ...]:
+    """The endpoints that are ready or serve until they end; most often those of the Cluster policy, then no second tuple."""
+    serving = tuple([endpoint for row, endpoint in candidates if row.conditions & _KEPT])
+    return cluster if serving == cluster else serving
+
+
+def _merit(candidate: tuple[EndpointRow, Endpoint]) -> tuple[bool, bool, bool, bool]:
+    """What makes an endpoint better than another at its place: not terminating, then ready, then serving, then local.
+
+    Two meet when a Pod takes over the address of one that is leaving, and while an endpoint moves between slices.
+    """
+    row, endpoint = candidate
+    conditions = row.conditions
+    return (
+        not conditions & _TERMINATING,
+        bool(conditions & _READY),
+        bool(conditions & _SERVING),
+        endpoint.local,
+    )
+
+
+def _local_ready(slices: list[SliceRow], node: str) -> int:
+    ready = (
+        e.address for s in slices if s.ports for e in s.endpoints if e.node == node and e.conditions & _READY
+    )
+    return len(set(ready))
