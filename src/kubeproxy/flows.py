@@ -23,7 +23,8 @@ from socket import AF_INET, AF_INET6
 
 from msgspec import Struct
 
-from kubeproxy.api.addresses import BITS, IPV4, Family, unpack
+from kubeproxy.api.addresses import IPV4, Family, unpack
+from kubeproxy.backends import own_addresses
 from kubeproxy.log import V2
 from kubeproxy.machine.base import Machine
 from kubeproxy.model import arrivals
@@ -231,14 +232,13 @@ class FlowCleaner:
     def _judge(self) -> Callable[[ConntrackFlow], bool]:
         """What tells whether a flow is stale, on the node as it is now."""
         node = self._loop.node
-        size = BITS[node.family] // 8
-        own = {a.packed for a in self._machine.addresses() if len(a.packed) == size}
+        own = frozenset(own_addresses.packed(self._machine, node.family))
         known: dict[bytes, bool] = {}
 
         def local(address: bytes) -> bool:
             answer = known.get(address)
             if answer is None:
-                here = address in own or (size == 4 and address[0] == 127)
+                here = address in own or (len(address) == 4 and address[0] == 127)
                 answer = known[address] = here and node.serves_node_ports(unpack(address))
             return answer
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from kubeproxy import host as hosts
-from kubeproxy.api.addresses import IPV4, Family, is_loopback, unpack
+from kubeproxy.api.addresses import Family, is_loopback, unpack
 from kubeproxy.api.rows import NodeRow
+from kubeproxy.backends import own_addresses
 from kubeproxy.backends.base import VIRTUAL_INTERFACE
 from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.hub import Hub
@@ -194,9 +195,7 @@ def local_addresses(machine: Machine, family: Family) -> list[str]:
     Raises:
         OSError: the kernel does not tell.
     """
-    size = 4 if family == IPV4 else 16
-    virtual = machine.interface(VIRTUAL_INTERFACE)
-    return [unpack(a.packed) for a in machine.addresses() if len(a.packed) == size and a.interface != virtual]
+    return [unpack(a) for a in own_addresses.packed(machine, family, but=VIRTUAL_INTERFACE)]
 
 
 def _told(texts: Sequence[str]) -> str:

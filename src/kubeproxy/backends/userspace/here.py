@@ -4,6 +4,7 @@ import logging
 import socket
 
 from kubeproxy.api.addresses import IPV4, Family, is_link_local, is_loopback, unpack
+from kubeproxy.backends import own_addresses
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.relay import sockets
@@ -17,8 +18,7 @@ def addresses(machine: Machine, family: Family) -> list[str]:
     Raises:
         OSError: the kernel does not tell.
     """
-    size = 4 if family == IPV4 else 16
-    return [unpack(a.packed) for a in machine.addresses() if len(a.packed) == size]
+    return [unpack(a) for a in own_addresses.packed(machine, family)]
 
 
 class Reachable:
