@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from kubeproxy.api import types
 from kubeproxy.backends.base import Driver, Failures, Readable, StaleError, SyncError
-from kubeproxy.backends.nftables.rehearsal import HeldTable
+from kubeproxy.backends.nftables.held import HeldTable
 from kubeproxy.backends.shared.listeners import HeldListeners
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from tests.fakes.cluster import NODE, Proxy, endpoints, service

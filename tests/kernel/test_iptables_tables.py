@@ -16,10 +16,10 @@ from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES, IPV4, IPV6, Family
 from kubeproxy.backends import programs
 from kubeproxy.backends.base import StaleError, SyncError
-from kubeproxy.backends.iptables import cleanup, names, prepare
+from kubeproxy.backends.iptables import batches, cleanup, names, prepare
 from kubeproxy.backends.iptables import driver as drivers
+from kubeproxy.backends.iptables.compile import probability
 from kubeproxy.backends.iptables.driver import IPTablesDriver
-from kubeproxy.backends.iptables.rules import probability
 from kubeproxy.backends.programs import InputRefusedError, Variant
 from kubeproxy.linux import run
 from kubeproxy.model.node import LocalTraffic
@@ -74,8 +74,8 @@ def test_whatever_was_there_the_kernel_ends_as_after_a_fresh_start(
     node = data.draw(strategies.nodes(family))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drivers, "LARGE_CLUSTER_ENDPOINTS", 6)
-        patch.setattr(drivers, "_NF_TABLES_LINES", 8)
-        patch.setattr(drivers, "_NF_TABLES_FIRST_LINES", 20)
+        patch.setattr(batches, "NF_TABLES_LINES", 8)
+        patch.setattr(batches, "NF_TABLES_FIRST_LINES", 20)
         proxy = Proxy(IPTablesDriver(tables, counters=True, drop_invalid=True), node)
         for number, batch in enumerate(history):
             for event in batch:

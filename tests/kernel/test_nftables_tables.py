@@ -13,7 +13,7 @@ from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.backends.nftables import layout, packing
 from kubeproxy.backends.nftables.driver import NFTablesDriver
-from kubeproxy.backends.userspace.led import Led
+from kubeproxy.backends.userspace.driver import Led
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages as m

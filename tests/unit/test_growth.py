@@ -21,7 +21,7 @@ from kubeproxy.api import types
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.localhost import Localhost
 from kubeproxy.backends.nftables.driver import NFTablesDriver
-from kubeproxy.backends.userspace.led import Led
+from kubeproxy.backends.userspace.driver import Led
 from kubeproxy.backends.userspace.listening import Listening
 from kubeproxy.model.flows import Fronts
 from kubeproxy.model.plan import Key

@@ -11,7 +11,7 @@ from kubeproxy.backends.iptables.driver import IPTablesDriver
 from kubeproxy.backends.ipvs.driver import IPVSDriver
 from kubeproxy.backends.ipvs.fake import FakeIPVSKernel as FakeServers
 from kubeproxy.backends.nftables.driver import NFTablesDriver
-from kubeproxy.backends.userspace.led import Led
+from kubeproxy.backends.userspace.driver import Led
 from kubeproxy.backends.userspace.listening import Listening
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink.nft.fake import FakeNftKernel

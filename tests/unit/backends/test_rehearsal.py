@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from kubeproxy.backends.base import HeldState, LoadSteps, Readable
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.ipvs import mode as ipvs_mode
-from kubeproxy.backends.ipvs.rehearsal import ServerSteps
-from kubeproxy.backends.nftables.rehearsal import TableSteps
+from kubeproxy.backends.ipvs.steps import ServerSteps
+from kubeproxy.backends.nftables.steps import TableSteps
 from kubeproxy.backends.shared.held_rules import RuleSteps
 from kubeproxy.netlink.nft import messages
 from tests import strategies

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.backends.base import Change, Failures, StaleError, SyncError
 from kubeproxy.backends.localhost import Localhost
-from kubeproxy.backends.userspace.led import Led
+from kubeproxy.backends.userspace.driver import Led
 from kubeproxy.backends.userspace.listening import Listening
 from kubeproxy.figures import Histogram
 from kubeproxy.model.node import LocalTraffic, NodeConfig

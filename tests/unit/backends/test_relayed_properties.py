@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from kubeproxy.api.addresses import FAMILIES, IPV4
 from kubeproxy.backends.base import Driver
 from kubeproxy.backends.localhost import Localhost
-from kubeproxy.backends.userspace.led import Led
+from kubeproxy.backends.userspace.driver import Led
 from kubeproxy.backends.userspace.listening import Listening
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig

@@ -13,6 +13,7 @@ from kubeproxy.backends import programs
 from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.programs import FILTER, NAT, Held, InputRefusedError, Tables, target
+from kubeproxy.backends.shared.static_chains import removed
 from kubeproxy.machine.base import Machine
 
 log = logging.getLogger(__name__)
@@ -95,14 +96,7 @@ def clean(tables: Tables, *, exposed: Callable[[], None] = lambda: None) -> int:
             if c not in ours and (c, rule) not in hooks:
                 ours.discard(target(rule))
         if ours or hooks:
-            tables.restore(
-                table,
-                [
-                    *[f"-D {c} {rule}\n" for c, rule in hooks],
-                    *[f":{c} - [0:0]\n" for c in sorted(ours)],
-                    *[f"-X {c}\n" for c in sorted(ours)],
-                ],
-            )
+            tables.restore(table, removed(hooks, sorted(ours)))
             count += len(ours)
     if firewall:
         exposed()

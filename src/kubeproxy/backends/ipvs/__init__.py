@@ -1,10 +1,12 @@
 """IPVS mode: the kernel's own load balancer has a virtual server for every front of every Service.
 
-compile    one Service's plan -> virtual servers, set elements, rules; a pure function
+Besides what every mode has (CONTRIBUTING.md, *The files of a mode*):
+
 desired    what all Services together ask for
-frame      the iptables rules around it
-kernel     what is done to the kernel
+rules      brings the chains of the frame into the tables of iptables
+sets       keeps IP sets
+pieces     what a Service consists of in the kernel, piece by piece
+kernel     what is done to the kernel; fake: the same in memory
 drain      real servers that are gone keep their connections until these end
 hold       new connections wait while virtual servers are deleted
-driver     brings the kernel from one to the other
 """

@@ -16,6 +16,7 @@ from kubeproxy.backends.ipvs import names
 from kubeproxy.backends.ipvs.hold import hold
 from kubeproxy.backends.ipvs.kernel import IPVSKernel, LinuxIPVSKernel, ServerChange
 from kubeproxy.backends.programs import InputRefusedError, Tables, target
+from kubeproxy.backends.shared.static_chains import removed
 from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import ipset, route
 from kubeproxy.netlink.ipvs import Virtual
@@ -104,14 +105,7 @@ def clean(tables: Tables) -> int:
         ours = [c for c in chains if c in names.OWN_CHAINS]
         single = [(c, rule) for c, rule in rules if c not in ours and _is_ours(rule)]
         if ours or single:
-            tables.restore(
-                table,
-                [
-                    *[f"-D {c} {rule}\n" for c, rule in single],
-                    *[f":{c} - [0:0]\n" for c in ours],
-                    *[f"-X {c}\n" for c in ours],
-                ],
-            )
+            tables.restore(table, removed(single, ours))
             count += len(ours) + len(single)
     return count
 

@@ -11,9 +11,10 @@ from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
 from kubeproxy import protocols
-from kubeproxy.api.addresses import IPV4, is_link_local, is_loopback, pack
+from kubeproxy.api.addresses import is_link_local, is_loopback, pack
 from kubeproxy.backends.admission import Admission
 from kubeproxy.backends.ipvs import names
+from kubeproxy.backends.shared import matches
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.model.plan import PortId, PortPlan, ServicePlan
 from kubeproxy.netlink import ipvs
@@ -52,7 +53,7 @@ class ServerContext:
 
     def __init__(self, node: NodeConfig) -> None:
         settings = node.ipvs or IPVSSettings()
-        self.host = "/32" if node.family == IPV4 else "/128"
+        self.host = matches.host(node.family)
         self.scheduler = settings.scheduler or DEFAULT_SCHEDULER
         self.flags = ipvs.SCHEDULER_2 if self.scheduler == "mh" else 0
         self.admits_node = Admission(node.address)

@@ -17,23 +17,18 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
-from kubeproxy.backends.ipvs import names, rehearsal
+from kubeproxy.backends.ipvs import describe, names
 from kubeproxy.backends.ipvs.compile import ServerContext, ServiceServers, Target, compile_service
 from kubeproxy.backends.ipvs.desired import Delta, Desired
 from kubeproxy.backends.ipvs.drain import Draining
 from kubeproxy.backends.ipvs.frame import frame
+from kubeproxy.backends.ipvs.held import HeldServers, as_servers, read
 from kubeproxy.backends.ipvs.kernel import IPVSKernel, ServerChange, Verb
 from kubeproxy.backends.ipvs.load import FullSync, Parts, is_excluded, unbind, whole
 from kubeproxy.backends.ipvs.pieces import Behind, Piece, Refusals, change_servers, described
-from kubeproxy.backends.ipvs.rehearsal import (
-    HeldServers,
-    RecordingKernel,
-    RecordingTables,
-    ServerStep,
-    ServerSteps,
-)
 from kubeproxy.backends.ipvs.rules import Rules
 from kubeproxy.backends.ipvs.sets import SetKeeper
+from kubeproxy.backends.ipvs.steps import RecordingKernel, RecordingTables, ServerStep, ServerSteps
 from kubeproxy.backends.ipvs.watch import Watch
 from kubeproxy.backends.programs import InputRefusedError, Tables, Variant
 from kubeproxy.model.node import IPVSSettings, NodeConfig
@@ -109,13 +104,13 @@ class IPVSDriver:
         """See `Readable`."""
         async with self._lock:
             try:
-                return await asyncio.to_thread(rehearsal.read, self._kernel, self._tables)
+                return await asyncio.to_thread(read, self._kernel, self._tables)
             except OSError as e:
                 raise SyncError(str(e)) from e
 
     def difference(self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> ServerSteps:
         """See `Readable`."""
-        there = rehearsal.as_servers(held)
+        there = as_servers(held)
         steps: list[ServerStep] = []
         kernel, tables = RecordingKernel(there, steps), RecordingTables(there.rules, steps)
         IPVSDriver(kernel, tables, node).load_blocking(node, plans)
@@ -123,7 +118,7 @@ class IPVSDriver:
 
     def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
         """See `Readable`."""
-        return rehearsal.describe(plan, ServerContext(node), node.family)
+        return describe.service(plan, ServerContext(node), node.family)
 
     async def intact(self) -> bool:
         """See `Driver`."""

@@ -10,13 +10,12 @@ Text is spelled as `iptables-save` prints it.
 
 from collections.abc import Collection, Iterator
 
-from kubeproxy.api.addresses import IPV4, is_everything
+from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.ipvs import names
 from kubeproxy.backends.programs import FILTER, NAT
+from kubeproxy.backends.shared import matches, static_chains
+from kubeproxy.backends.shared.static_chains import Chain
 from kubeproxy.model.node import NodeConfig
-
-Chain = tuple[str, str]
-"""Table and chain."""
 
 Chains = dict[Chain, list[str]]
 
@@ -53,14 +52,11 @@ def frame(node: NodeConfig, used: Collection[str], drops: Collection[str]) -> Ch
     """
     look = _Lookup(node, used)
     mark = f"{node.masquerade_mark:#x}"
-    unreachable = "icmp-port-unreachable" if node.family == IPV4 else "icmp6-port-unreachable"
     return {
-        (NAT, names.MARK_MASQ): [f"-j MARK --set-xmark {mark}/{mark}"],
+        (NAT, names.MARK_MASQ): static_chains.marking(mark),
         (NAT, names.POSTROUTING): [
             *look.commented(names.LOOP_BACK, "dst,dst,src", "-j MASQUERADE"),
-            f"-m mark ! --mark {mark}/{mark} -j RETURN",
-            f"-j MARK --set-xmark {mark}/0x0",
-            '-m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully',
+            *static_chains.masquerading(mark),
         ],
         (NAT, names.LOAD_BALANCER): [
             *look.commented(names.BALANCER_LOCAL, "dst,dst", "-j RETURN"),
@@ -71,11 +67,7 @@ def frame(node: NodeConfig, used: Collection[str], drops: Collection[str]) -> Ch
         (FILTER, names.NODE_PORT): [
             *look.commented(names.HEALTH_CHECK, "dst", "-j ACCEPT", always=True),
         ],
-        (FILTER, names.FORWARD): [
-            f'-m comment --comment "kubernetes forwarding rules" -m mark --mark {mark}/{mark} -j ACCEPT',
-            '-m comment --comment "kubernetes forwarding conntrack rule"'
-            " -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-        ],
+        (FILTER, names.FORWARD): static_chains.forwarding(mark),
         (FILTER, names.SOURCE_RANGES): [
             *look.commented(names.BALANCER_SOURCE_CIDR, "dst,dst,src", "-j RETURN"),
             *look.commented(names.BALANCER_SOURCE_IP, "dst,dst,src", "-j RETURN"),
@@ -90,7 +82,7 @@ def frame(node: NodeConfig, used: Collection[str], drops: Collection[str]) -> Ch
                 for name in (names.BALANCER, names.CLUSTER_IP, names.EXTERNAL_IP, names.EXTERNAL_IP_LOCAL)
             ),
             f"{look.match(names.HEALTH_CHECK)} dst -j RETURN",
-            f"-m conntrack --ctstate NEW {look.match(names.ADDRESSES)} dst -j REJECT --reject-with {unreachable}",
+            f"-m conntrack --ctstate NEW {look.match(names.ADDRESSES)} dst -j REJECT --reject-with {matches.unreachable(node.family)}",
         ],
         OUT: list(drops),
     }
@@ -105,8 +97,10 @@ def _services(node: NodeConfig, look: "_Lookup") -> Iterator[str]:
     elif node.local_traffic is None:
         # What the host itself sends to a ClusterIP comes from that address.
         yield from look.commented(names.CLUSTER_IP, "src,dst", f"-j {names.MARK_MASQ}")
-    elif others := _not_local(node):
-        yield from look.commented(names.CLUSTER_IP, "dst,dst", f"-j {names.MARK_MASQ}", before=others)
+    elif others := matches.not_from_local_pod(node.local_traffic):
+        yield from look.commented(
+            names.CLUSTER_IP, "dst,dst", f"-j {names.MARK_MASQ}", before="".join(others)
+        )
     yield from look.commented(names.EXTERNAL_IP, "dst,dst", f"-j {names.MARK_MASQ}")
     for name in (names.EXTERNAL_IP, names.EXTERNAL_IP_LOCAL):
         # From elsewhere, not through a bridge from a Pod, and not from here; or to an address that is the host's.
@@ -119,15 +113,6 @@ def _services(node: NodeConfig, look: "_Lookup") -> Iterator[str]:
     for name in (names.CLUSTER_IP, names.BALANCER):
         if name in look.used:
             yield f"{look.match(name)} dst,dst -j ACCEPT"
-
-
-def _not_local(node: NodeConfig) -> str:
-    """Matches packets that are not from local Pods; "" where all are."""
-    by = node.local_traffic
-    assert by is not None
-    if by.by == "range":
-        return "" if is_everything(by.value) else f"! -s {by.value} "
-    return f"! -i {by.value}{'+' if by.by == 'prefix' else ''} "
 
 
 class _Lookup:

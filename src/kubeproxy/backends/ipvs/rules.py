@@ -7,10 +7,11 @@ chains we put single rules, on top. Each table is changed wholly or not at all.
 from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 
-from kubeproxy.backends.ipvs.frame import HOOKS, OUT, Chain, Chains
+from kubeproxy.backends.ipvs.frame import HOOKS, OUT, Chains
 from kubeproxy.backends.programs import FILTER, NAT, InputRefusedError, Tables
-from kubeproxy.backends.shared import saved
+from kubeproxy.backends.shared import saved, static_chains
 from kubeproxy.backends.shared.isolation import isolate
+from kubeproxy.backends.shared.static_chains import Chain
 
 _HOOKED = frozenset(where for where, _ in HOOKS)
 
@@ -72,9 +73,8 @@ class Rules:
             RefusedError: the rules were refused.
         """
         lines = _difference(self._held, wanted)
-        for where, rule in reversed(HOOKS):
-            if rule not in self._held.get(where, ()):
-                lines[where[0]].append(f"-I {where[1]} {rule}\n")
+        for table, line in static_chains.on_top(HOOKS, lambda at, rule: rule in self._held.get(at, ())):
+            lines[table].append(line)
         hooks: Chains = {where: [] for where in _HOOKED}
         for where, rule in HOOKS:
             hooks[where].append(rule)
@@ -88,7 +88,7 @@ class Rules:
     def _add(self, rules: Sequence[str]) -> None:
         """Adds rules of Services."""
         table, chain = OUT
-        self._tables.restore(table, [f"-A {chain} {rule}\n" for rule in rules])
+        self._tables.restore(table, static_chains.filled(chain, rules))
         self._held[OUT] = [*self._held[OUT], *rules]
 
 
@@ -104,11 +104,11 @@ def _difference(held: Chains, wanted: Chains) -> dict[str, list[str]]:
         if where == OUT and there is not None:
             # As long as there are Services, and in no order.
             before, after = dict.fromkeys(there), dict.fromkeys(rules)
-            lines[table] += [f"-A {chain} {rule}\n" for rule in after if rule not in before]
+            lines[table] += static_chains.filled(chain, (rule for rule in after if rule not in before))
             lines[table] += [f"-D {chain} {rule}\n" for rule in before if rule not in after]
             continue
         anew.append(where)
-        lines[table].append(f":{chain} - [0:0]\n")
+        lines[table].append(static_chains.declared(chain))
     for where in anew:
-        lines[where[0]] += [f"-A {where[1]} {rule}\n" for rule in wanted[where]]
+        lines[where[0]] += static_chains.filled(where[1], wanted[where])
     return lines

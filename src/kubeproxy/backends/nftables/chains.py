@@ -11,7 +11,7 @@ and the same with `nodeport-` in front, for node ports. What a chain is called s
 from typing import NamedTuple, Self
 
 from kubeproxy.backends.nftables import layout
-from kubeproxy.backends.nftables.steps import Rule, Steps
+from kubeproxy.backends.nftables.statements import Rule, Statements
 from kubeproxy.netlink.nft import expressions as x
 from kubeproxy.netlink.nft.messages import GOTO, verdict
 
@@ -55,16 +55,16 @@ class SharedChain(NamedTuple):
             )
         return ()
 
-    def rules(self, steps: Steps) -> list[Rule]:
+    def rules(self, statements: Statements) -> list[Rule]:
         """Its rules."""
         targets = [go_to(chain.name) for chain in self.leads_to]
         if self.kind == "external":
-            return [Rule((*steps.mark(), targets[0]), "masquerade")]
+            return [Rule((*statements.mark(), targets[0]), "masquerade")]
         if self.kind == "local":
-            return short_circuit(steps, targets[0]) + [Rule((target,)) for target in targets[1:]]
-        slots = self.slots(steps.family)
+            return short_circuit(statements, targets[0]) + [Rule((target,)) for target in targets[1:]]
+        slots = self.slots(statements.family)
         assert slots is not None
-        return [Rule(steps.pick(slots.name, self.endpoints, node_port=self.node_port))]
+        return [Rule(statements.pick(slots.name, self.endpoints, node_port=self.node_port))]
 
 
 def go_to(chain: str) -> bytes:
@@ -72,11 +72,11 @@ def go_to(chain: str) -> bytes:
     return x.verdict(verdict(GOTO, chain))
 
 
-def short_circuit(steps: Steps, everywhere: bytes) -> list[Rule]:
+def short_circuit(statements: Statements, everywhere: bytes) -> list[Rule]:
     """Policy Local does not bind what starts on this node: it goes to any endpoint."""
     rules = []
-    if (pod := steps.from_local_pod()) is not None:
+    if (pod := statements.from_local_pod()) is not None:
         rules.append(Rule((*pod, everywhere), "short-circuit pod traffic"))
-    rules.append(Rule((*steps.from_this_host(), *steps.mark()), "masquerade local traffic"))
-    rules.append(Rule((*steps.from_this_host(), everywhere), "short-circuit local traffic"))
+    rules.append(Rule((*statements.from_this_host(), *statements.mark()), "masquerade local traffic"))
+    rules.append(Rule((*statements.from_this_host(), everywhere), "short-circuit local traffic"))
     return rules

@@ -19,7 +19,7 @@ from kubeproxy.api.addresses import BITS, pack
 from kubeproxy.backends.nftables import layout, packing
 from kubeproxy.backends.nftables.chains import SharedChain
 from kubeproxy.backends.nftables.firewall import Firewall
-from kubeproxy.backends.nftables.steps import Rule, Steps
+from kubeproxy.backends.nftables.statements import Rule, Statements
 from kubeproxy.backends.nftables.sticky import Own, own_objects
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import DROP, FORWARD, Action, PortPlan, ServicePlan
@@ -58,7 +58,7 @@ class Compiler:
     def __init__(self, node: NodeConfig) -> None:
         address = BITS[node.family] // 8
         self._node = node
-        self._steps = Steps(node)
+        self._statements = Statements(node)
         self._by_front = packing.EndpointElements(node.family, address + 8)
         self._by_port = packing.EndpointElements(node.family, 8)
 
@@ -89,9 +89,9 @@ class Compiler:
                 yield packing.node_port(p.protocol, p.node_port)
 
     @property
-    def steps(self) -> Steps:
-        """The steps of this family."""
-        return self._steps
+    def statements(self) -> Statements:
+        """The statements of this family."""
+        return self._statements
 
     @property
     def node(self) -> NodeConfig:
@@ -113,7 +113,9 @@ class _Port:
         self._compiler = compiler
         self._out = out
         self._firewall = firewall
-        self._own = own_objects(port, compiler.steps) if port.affinity and port.any else Own("", "", {}, {})
+        self._own = (
+            own_objects(port, compiler.statements) if port.affinity and port.any else Own("", "", {}, {})
+        )
 
     def compile(self) -> None:
         p = self._port
@@ -187,7 +189,7 @@ class _Port:
     def _slots(
         self, key: bytes, endpoints: tuple[Endpoint, ...], *, here: bool = False, node_port: bool = False
     ) -> None:
-        family = self._compiler.steps.family
+        family = self._compiler.statements.family
         name = layout.endpoints(family, len(endpoints), here=here, node_port=node_port).name
         packer = self._compiler.endpoints(node_port=node_port)
         tails = [packer.tail(b.address, b.port) for b in endpoints]

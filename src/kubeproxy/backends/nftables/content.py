@@ -54,7 +54,7 @@ class Content:
             before, after = compiler.compile(c.before), compiler.compile(c.after)
             own_objects(transaction, before, after)
             for chain in uses.acquire(after.chains - before.chains):
-                transaction.shared_chain(chain, compiler.steps)
+                transaction.shared_chain(chain, compiler.statements)
             gone += uses.release(before.chains - after.chains)
             delete, add = uses.difference(before, after)
             transaction.delete(delete)

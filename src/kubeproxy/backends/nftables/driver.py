@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
-from kubeproxy.backends.nftables import frame, layout, rehearsal
+from kubeproxy.backends.nftables import describe, frame, layout
 from kubeproxy.backends.nftables.content import NOTHING, Content, own_objects
-from kubeproxy.backends.nftables.held import FoundTable
-from kubeproxy.backends.nftables.mending import Mending
-from kubeproxy.backends.nftables.rehearsal import HeldTable, TableSteps
+from kubeproxy.backends.nftables.held import FoundTable, HeldTable, as_table, read
+from kubeproxy.backends.nftables.load import TableLoad
+from kubeproxy.backends.nftables.steps import TableSteps, steps
 from kubeproxy.backends.nftables.transaction import Transaction
 from kubeproxy.backends.nftables.watch import watch
 from kubeproxy.model.node import NodeConfig
@@ -70,20 +70,20 @@ class NFTablesDriver:
     async def read(self) -> HeldTable:
         """See `Readable`."""
         try:
-            return await asyncio.to_thread(rehearsal.read, self._kernel, self._table)
+            return await asyncio.to_thread(read, self._kernel, self._table)
         except OSError as e:
             raise SyncError(str(e)) from e
 
     def difference(self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> TableSteps:
         """See `Readable`."""
-        table = rehearsal.as_table(held)
+        table = as_table(held)
         kernel = table.in_memory()
         NFTablesDriver(kernel, node).load_blocking(node, plans)
-        return rehearsal.steps(table, kernel)
+        return steps(table, kernel)
 
     def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
         """See `Readable`."""
-        return rehearsal.describe(plan, node, self._table)
+        return describe.service(plan, node, self._table)
 
     async def intact(self) -> bool:
         """See `Driver`. The watch tells what happens when it happens."""
@@ -156,7 +156,7 @@ class NFTablesDriver:
         return self._mend(FoundTable(self._kernel, self._table))
 
     def _mend(self, held: FoundTable) -> Failures:
-        failures = Mending(self._content, held, self._commit, self._had).run()
+        failures = TableLoad(self._content, held, self._commit, self._had).run()
         self._remember(failures)
         return failures
 
@@ -182,7 +182,7 @@ class NFTablesDriver:
             compiled = self._content.compile(key)
             own_objects(transaction, NOTHING, compiled)
             for chain in uses.acquire(compiled.chains):
-                transaction.shared_chain(chain, compiler.steps)
+                transaction.shared_chain(chain, compiler.statements)
             transaction.add(uses.difference(NOTHING, compiled)[1])
             for name in compiled.own_sets.keys() & there.keys():
                 transaction.add(

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from kubeproxy.api.addresses import BITS, IPV4, pack
 from kubeproxy.backends.nftables import layout, packing
-from kubeproxy.backends.nftables.steps import Rule, Steps
+from kubeproxy.backends.nftables.statements import Rule, Statements
 from kubeproxy.backends.nftables.transaction import Transaction
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink.nft import expressions as x
@@ -31,7 +31,7 @@ def table(name: TableName, node: NodeConfig) -> list[NftMessage]:
 
 def rules(node: NodeConfig) -> dict[str, list[Rule]]:
     """The rules of all fixed chains."""
-    s = Steps(node)
+    s = Statements(node)
     new = s.new_connection()
     to = {chain: x.verdict(verdict(JUMP, chain)) for chain in layout.FIXED_CHAINS}
     drop, reject = x.verdict(verdict(DROP)), x.reject(s.family)
@@ -118,13 +118,13 @@ def elements(node: NodeConfig) -> dict[str, list[bytes]]:
     }
 
 
-def _of_relay(node: NodeConfig, s: Steps) -> list[Rule]:
+def _of_relay(node: NodeConfig, s: Statements) -> list[Rule]:
     """What a relay of ours sends to an endpoint is sent nowhere else, whatever the endpoint's address."""
     rule = Rule((*s.unmark(), x.verdict(verdict(RETURN))), "a relay's own connections")
     return [rule] if node.relayed else []
 
 
-def _services(node: NodeConfig, s: Steps, find: bytes) -> list[Rule]:
+def _services(node: NodeConfig, s: Statements, find: bytes) -> list[Rule]:
     """Where packets to Services are told from others.
 
     While a transaction takes effect, a packet may look into one map before it and into the next one after it, and find a Service
@@ -140,7 +140,7 @@ def _services(node: NodeConfig, s: Steps, find: bytes) -> list[Rule]:
     return [*rules, Rule((find,)), Rule((find,), "again, if it was changed meanwhile")]
 
 
-def _find_endpoint(node: NodeConfig, s: Steps) -> list[Rule]:
+def _find_endpoint(node: NodeConfig, s: Statements) -> list[Rule]:
     """Finds where a packet is to be sent. What is not sent anywhere comes back from here."""
     rules = [
         Rule((*s.front(), x.lookup_verdict(layout.SERVICE_IPS, 0))),
@@ -151,7 +151,7 @@ def _find_endpoint(node: NodeConfig, s: Steps) -> list[Rule]:
     return rules
 
 
-def _to_node_ports(node: NodeConfig, s: Steps) -> tuple[bytes, ...]:
+def _to_node_ports(node: NodeConfig, s: Statements) -> tuple[bytes, ...]:
     """Goes on only if the destination is an address that accepts node ports."""
     if node.node_port_ranges:
         return s.destination(0), x.lookup(layout.NODEPORT_IPS, 0)

@@ -1,17 +1,71 @@
-"""What the kernel holds of our table, taken apart piece by piece as it is found to be right."""
+"""What the kernel holds of our table: as a value, and taken apart piece by piece as it is found to be right.
+
+The value keeps what is read as the messages that would make it.
+"""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 
+from msgspec import Struct
+
+from kubeproxy.backends.base import HeldState
 from kubeproxy.backends.nftables import layout
-from kubeproxy.backends.nftables.steps import Rule
-from kubeproxy.netlink.nft import objects, types
+from kubeproxy.backends.nftables.statements import Rule
+from kubeproxy.netlink import wire
+from kubeproxy.netlink.nft import messages, objects, text, types
+from kubeproxy.netlink.nft.fake import FakeNftKernel
 from kubeproxy.netlink.nft.kernel import NftKernel
-from kubeproxy.netlink.nft.messages import ANONYMOUS, TableName
+from kubeproxy.netlink.nft.messages import ANONYMOUS, NftMessage, TableName
 
 KEY_AT = 12
 """Where in an element its key begins."""
+
+_N = wire.NESTED
+_SET = (1, 2, 3, 4, 5, 6, 7, 9 | _N, 11, 13)
+"""Attributes of a set that say what it is: table, name, flags, types, sizes, description, timeout, comment."""
+
+_RULE = (1, 2, 4 | _N, 7)
+"""Those of a rule: table, chain, expressions, comment and digest."""
+
+_CHAIN = (1, 3, 4 | _N, 5, 7, 12)
+"""Those of a chain: table, name, hook, policy, type, comment."""
+
+
+class HeldTable(Struct, frozen=True, gc=False):
+    """The table of one family.
+
+    Attributes:
+        made: the messages that would make it: the table, its sets, chains, rules and elements; none if there is no table.
+    """
+
+    made: tuple[NftMessage, ...]
+
+    def lines(self) -> list[str]:
+        """See `HeldState`."""
+        return text.render(self.made).splitlines()
+
+    def in_memory(self) -> FakeNftKernel:
+        """A kernel in memory that holds the same."""
+        kernel = FakeNftKernel()
+        kernel.commit(self.made)
+        kernel.commits.clear()
+        return kernel
+
+
+def read(kernel: NftKernel, table: TableName) -> HeldTable:
+    """Reads the table.
+
+    Raises:
+        OSError: the kernel refused, or the table changed meanwhile.
+    """
+    return HeldTable(tuple(_listed(kernel, table)))
+
+
+def as_table(held: HeldState) -> HeldTable:
+    """What `read` returned; anything else is a mistake of the caller."""
+    assert isinstance(held, HeldTable)
+    return held
 
 
 class FoundTable:
@@ -112,3 +166,37 @@ def _is(held: objects.SetInfo | None, wanted: layout.SetType) -> bool:
     """Whether a set is the one that is wanted."""
     data = 0 if wanted.data is None else types.number(wanted.data)
     return held is not None and (held.key_type, held.data_type) == (types.number(wanted.key), data)
+
+
+def _listed(kernel: NftKernel, table: TableName) -> Iterator[NftMessage]:
+    family, only = table.family, wire.text(1, table.name)
+    for body in kernel.dump_all(messages.GETTABLE, family):
+        if wire.string(wire.attributes(body)[1]) == table.name:
+            yield messages.add_table(table, objects.table_comment(kernel, table) or "")
+            break
+    else:
+        return
+    names = []
+    for body in list(kernel.dump(messages.GETSET, family, only)):
+        a = wire.attributes(body)
+        names.append(wire.string(a[2]))
+        made = _only(a, _SET) + wire.be32(10, 0)
+        yield NftMessage(messages.NEWSET, 0, family, made, f"add set {table} {names[-1]}")
+    for body in kernel.dump_all(messages.GETCHAIN, family):
+        a = wire.attributes(body)
+        if wire.string(a[1]) == table.name:
+            name = wire.string(a[3])
+            yield NftMessage(messages.NEWCHAIN, 0, family, _only(a, _CHAIN), f"add chain {table} {name}")
+    for body in kernel.dump(messages.GETRULE, family, only):
+        a = wire.attributes(body)
+        if wire.string(a[1]) == table.name:
+            yield NftMessage(
+                messages.NEWRULE, 0, family, _only(a, _RULE), f"add rule {table} {wire.string(a[2])}"
+            )
+    for name in names:
+        yield from messages.add_elements(table, name, sorted(objects.elements(kernel, table, name)))
+
+
+def _only(a: wire.Attributes, kinds: tuple[int, ...]) -> bytes:
+    """Some of an object's attributes, put together again."""
+    return b"".join([wire.attribute(kind, bytes(a[kind & ~_N])) for kind in kinds if kind & ~_N in a])

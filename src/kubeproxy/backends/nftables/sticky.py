@@ -19,7 +19,7 @@ from kubeproxy.api.addresses import join
 from kubeproxy.api.rows import Protocol
 from kubeproxy.backends.nftables import names
 from kubeproxy.backends.nftables.chains import go_to, short_circuit
-from kubeproxy.backends.nftables.steps import Rule, Steps
+from kubeproxy.backends.nftables.statements import Rule, Statements
 from kubeproxy.model.plan import FORWARD, PortPlan
 from kubeproxy.model.select import Endpoint
 from kubeproxy.netlink.nft import expressions as x
@@ -44,7 +44,7 @@ class Own(NamedTuple):
     sets: dict[str, int]
 
 
-def own_objects(port: PortPlan, steps: Steps) -> Own:
+def own_objects(port: PortPlan, statements: Statements) -> Own:
     """The chains and sets of a Service port."""
     base = names.port(port.name, port.protocol)
     service, local, external = f"service-{base}", f"local-{base}", f"external-{base}"
@@ -55,16 +55,16 @@ def own_objects(port: PortPlan, steps: Steps) -> Own:
             f"affinity-{names.endpoint(port.name, port.protocol, endpoint.address, endpoint.port)}"
         )
     if port.cluster:
-        chains[service] = _balance(port.protocol, port.cluster, sets, steps)
+        chains[service] = _balance(port.protocol, port.cluster, sets, statements)
     if port.local:
-        chains[local] = _balance(port.protocol, port.local, sets, steps)
+        chains[local] = _balance(port.protocol, port.local, sets, statements)
     if port.external and port.any:
         if port.external_local:
-            chains[external] = short_circuit(steps, go_to(service))
+            chains[external] = short_circuit(statements, go_to(service))
             if port.local:
                 chains[external].append(Rule((go_to(local),)))
         else:
-            chains[external] = [Rule((*steps.mark(), go_to(service)), "masquerade")]
+            chains[external] = [Rule((*statements.mark(), go_to(service)), "masquerade")]
     internal = local if port.internal_local else service
     return Own(
         internal=internal if port.internal_action == FORWARD else "",
@@ -75,15 +75,15 @@ def own_objects(port: PortPlan, steps: Steps) -> Own:
 
 
 def _balance(
-    protocol: Protocol, endpoints: tuple[Endpoint, ...], sets: dict[str, str], steps: Steps
+    protocol: Protocol, endpoints: tuple[Endpoint, ...], sets: dict[str, str], statements: Statements
 ) -> list[Rule]:
     known, fresh = [], []
     for i, endpoint in enumerate(endpoints):
         clients = sets[join(endpoint.address, endpoint.port)]
-        send = steps.send(protocol, endpoint.address, endpoint.port)
+        send = statements.send(protocol, endpoint.address, endpoint.port)
         remember = x.update(clients, 0)
-        known.append(Rule((steps.source(0), x.lookup(clients, 0), remember, *send)))
+        known.append(Rule((statements.source(0), x.lookup(clients, 0), remember, *send)))
         left = len(endpoints) - i
         chance = (x.number(0, left), x.compare(0, bytes(4))) if left > 1 else ()
-        fresh.append(Rule((*chance, steps.source(0), remember, *send)))
+        fresh.append(Rule((*chance, statements.source(0), remember, *send)))
     return [*known, *fresh, Rule(send)]

@@ -14,7 +14,7 @@ from kubeproxy.backends.nftables import layout
 from kubeproxy.backends.nftables.chains import SharedChain
 from kubeproxy.backends.nftables.compile import Element
 from kubeproxy.backends.nftables.layout import SetType
-from kubeproxy.backends.nftables.steps import Rule, Steps
+from kubeproxy.backends.nftables.statements import Rule, Statements
 from kubeproxy.backends.nftables.sticky import CLIENTS
 from kubeproxy.netlink.nft import messages
 from kubeproxy.netlink.nft.messages import EVAL, TIMEOUT, NftMessage, TableName
@@ -46,12 +46,12 @@ class Transaction:
         self._flushed[name] = None
         self._dropped[name] = None
 
-    def shared_chain(self, chain: SharedChain, steps: Steps, *, exists: bool = False) -> None:
+    def shared_chain(self, chain: SharedChain, statements: Statements, *, exists: bool = False) -> None:
         """A shared chain is to be there with its rules, and the map it picks from."""
         slots = chain.slots(self._table.family)
         if slots is not None and slots not in layout.sets(self._table.family):
             self._made_maps.append(slots)
-        self.chain(chain.name, chain.rules(steps), exists=exists)
+        self.chain(chain.name, chain.rules(statements), exists=exists)
 
     def drop_shared_chain(self, chain: SharedChain) -> None:
         """A shared chain is to go, and the map it picked from unless that is always there."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from msgspec import Struct
 
 from kubeproxy.api.addresses import Family
-from kubeproxy.backends.base import SyncError
+from kubeproxy.backends.base import HeldState, SyncError
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.programs import Tables, Variant, by_table
 
@@ -82,6 +82,12 @@ def read(tables: Tables) -> HeldRules:
         SyncError: they could not be read.
     """
     return HeldRules(tables.family, tables.variant, tuple(_kept(tables.save())))
+
+
+def as_rules(held: HeldState) -> HeldRules:
+    """What `read` returned; anything else is a mistake of the caller."""
+    assert isinstance(held, HeldRules)
+    return held
 
 
 def steps(tables: FakeTables) -> RuleSteps:

@@ -1,6 +1,12 @@
 """Userspace mode: connections are carried by a relay.
 
-led        rules lead every front to the relay: nftables mode's, with the relay's sockets in place of endpoints
-listening  no rules: the relay listens on the Services' own addresses
-mode       makes the one or the other
+Two modes share the package, so most files of a mode are those of nftables mode.
+
+driver             rules lead every front to the relay: nftables mode's, with the relay's sockets in place of endpoints
+led_sockets        the sockets that stand in place of endpoints
+listening          no rules: the relay listens on the Services' own addresses
+mode               the value of the first
+unprivileged_mode  the value of the second
+prepare            makes the driver of the first
+here               this host's addresses
 """

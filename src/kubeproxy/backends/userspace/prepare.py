@@ -6,7 +6,7 @@ from kubeproxy.backends.base import Driver, UnsupportedError
 from kubeproxy.backends.localhost import Localhost
 from kubeproxy.backends.nftables import prepare as nftables
 from kubeproxy.backends.userspace import here
-from kubeproxy.backends.userspace.led import Led
+from kubeproxy.backends.userspace.driver import Led
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.relay.control import Relay

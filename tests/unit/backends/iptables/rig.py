@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from kubeproxy.api import types
 from kubeproxy.backends.fake_tables import BUILTIN, FakeTables
 from kubeproxy.backends.iptables import names
+from kubeproxy.backends.iptables.compile import SHARED
 from kubeproxy.backends.iptables.driver import IPTablesDriver
-from kubeproxy.backends.iptables.rules import SHARED
 from kubeproxy.backends.programs import Variant
 from kubeproxy.model.node import NodeConfig
 from tests.fakes.cluster import NODE, Proxy, endpoints, service

@@ -9,9 +9,9 @@ from msgspec import structs
 from kubeproxy.api import types
 from kubeproxy.backends.base import StaleError, SyncError
 from kubeproxy.backends.fake_tables import FakeTables
+from kubeproxy.backends.iptables import batches, names
 from kubeproxy.backends.iptables import driver as drivers
-from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.rules import SHARED
+from kubeproxy.backends.iptables.compile import SHARED
 from kubeproxy.backends.programs import TABLES, Variant
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from tests.fakes.cluster import NODE, NODE6, endpoints, service
@@ -116,7 +116,7 @@ def test_many_services_change_in_three_inputs_at_most(rig: Rig) -> None:
 
 
 def test_inputs_are_kept_short_for_the_nf_tables_programs(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drivers, "_NF_TABLES_LINES", 100)
+    monkeypatch.setattr(batches, "NF_TABLES_LINES", 100)
     rig.tell(*(service(f"s{i}", f"10.97.0.{i}") for i in range(100)))
     rig.tell(*(endpoints(f"s{i}", "10.244.1.1") for i in range(100)))
     rig.partial()
@@ -135,8 +135,8 @@ def test_the_first_input_of_all_need_not_be_short(
     tables: FakeTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The nf_tables programs are told to look at the whole table, which is fast as long as it is small."""
-    monkeypatch.setattr(drivers, "_NF_TABLES_LINES", 50)
-    monkeypatch.setattr(drivers, "_NF_TABLES_FIRST_LINES", 400)
+    monkeypatch.setattr(batches, "NF_TABLES_LINES", 50)
+    monkeypatch.setattr(batches, "NF_TABLES_FIRST_LINES", 400)
     rig = Rig(tables)
     rig.tell(*(service(f"s{i}", f"10.97.0.{i}") for i in range(100)))
     rig.tell(*(endpoints(f"s{i}", "10.244.1.1") for i in range(100)))
@@ -156,7 +156,7 @@ def test_the_first_input_of_all_need_not_be_short(
 
 
 def test_a_service_of_many_ports_comes_in_parts(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drivers, "_NF_TABLES_LINES", 100)
+    monkeypatch.setattr(batches, "NF_TABLES_LINES", 100)
     ports = [types.ServicePort(port, f"p{port}") for port in range(1, 301)]
     targets = tuple(types.EndpointPort(port.name, port.port, "TCP") for port in ports)
     slice_ = structs.replace(endpoints("big", "10.244.1.11"), ports=targets)

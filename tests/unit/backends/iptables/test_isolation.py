@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from kubeproxy.api import types
 from kubeproxy.backends.base import StaleError, SyncError
 from kubeproxy.backends.fake_tables import FakeTables
-from kubeproxy.backends.iptables import driver as drivers
-from kubeproxy.backends.iptables import names
+from kubeproxy.backends.iptables import batches, names
 from kubeproxy.backends.programs import InputRefusedError, Variant
 from kubeproxy.log import V2
 from kubeproxy.model.plan import Key
@@ -183,7 +182,7 @@ def test_a_front_that_changes_hands_is_never_without_a_rule(
     monkeypatch: pytest.MonkeyPatch, names_it: str
 ) -> None:
     """Also where the change is too large for one input of the programs, and whichever Service comes first in it."""
-    monkeypatch.setattr(drivers, "_NF_TABLES_LINES", 1)
+    monkeypatch.setattr(batches, "NF_TABLES_LINES", 1)
     owner, loser = ("a", "b") if names_it == "a" else ("c", "b")
     rig = Rig(FakeTables("nf_tables"))
     for name_, ip in ((owner, "10.96.0.1"), (loser, "10.96.0.2")):
@@ -290,8 +289,8 @@ def test_many_refused_in_one_place_do_not_count_in_another(
     told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Inputs are sent in pieces and stages: what was refused before says nothing of the next."""
-    monkeypatch.setattr(drivers, "_NF_TABLES_LINES", 50)
-    monkeypatch.setattr(drivers, "_NF_TABLES_FIRST_LINES", 50)
+    monkeypatch.setattr(batches, "NF_TABLES_LINES", 50)
+    monkeypatch.setattr(batches, "NF_TABLES_FIRST_LINES", 50)
     rig = Rig(Refusing("nf_tables", told))
     assert isinstance(rig.tables, Refusing)
     bad = set(range(0, 60, 3))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.backends.fake_tables import BUILTIN, FakeTables
+from kubeproxy.backends.iptables import batches
 from kubeproxy.backends.iptables import driver as drivers
 from kubeproxy.backends.programs import Variant
 from kubeproxy.model.node import NodeConfig
@@ -36,8 +37,8 @@ def small_world() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drivers, "LARGE_CLUSTER_ENDPOINTS", 6)
-        patch.setattr(drivers, "_NF_TABLES_LINES", 8)
-        patch.setattr(drivers, "_NF_TABLES_FIRST_LINES", 20)
+        patch.setattr(batches, "NF_TABLES_LINES", 8)
+        patch.setattr(batches, "NF_TABLES_FIRST_LINES", 20)
         patch.setattr(asyncio, "to_thread", at_once)
         yield
 

@@ -1,4 +1,4 @@
-"""The ipvs backend on a kernel and tables in memory, and both put into the words of `ipvsadm`, `ipset` and `ip`."""
+"""The ipvs backend on a kernel and tables in memory, and both put as they are printed by `ipvsadm`, `ipset` and `ip`."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from kubeproxy.api.addresses import IPV4, unpack
 from kubeproxy.backends.fake_tables import FakeTables
-from kubeproxy.backends.ipvs import words
+from kubeproxy.backends.ipvs import describe
 from kubeproxy.backends.ipvs.driver import IPVSDriver
 from kubeproxy.backends.ipvs.fake import FakeIPVSKernel
 from kubeproxy.model.node import IPVSSettings, NodeConfig
@@ -63,7 +63,7 @@ class Rig(Proxy):
 def servers(kernel: FakeIPVSKernel) -> Iterator[str]:
     """What `ipvsadm -Sn` prints."""
     for virtual, (settings, reals) in kernel.virtuals.items():
-        yield from words.server(virtual, settings, {real: load.weight for real, load in reals.items()})
+        yield from describe.server(virtual, settings, {real: load.weight for real, load in reals.items()})
 
 
 def sets(kernel: FakeIPVSKernel, family: str = IPV4) -> Iterator[str]:
@@ -76,7 +76,7 @@ def sets(kernel: FakeIPVSKernel, family: str = IPV4) -> Iterator[str]:
         )
         yield f"create {name} {header.type} {size}"
         for element in elements:
-            yield f"add {name} {words.element(element)}"
+            yield f"add {name} {describe.element(element)}"
 
 
 def addresses(kernel: FakeIPVSKernel) -> list[str]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kubeproxy.backends.nftables import layout
 from kubeproxy.backends.nftables.chains import SharedChain
-from kubeproxy.backends.nftables.steps import Steps
+from kubeproxy.backends.nftables.statements import Statements
 from kubeproxy.netlink.nft import messages as m
 from tests.unit.backends.nftables.rig import NODES
 
@@ -28,11 +28,11 @@ def test_names_tell_chains_apart_and_rules_do_not_depend_on_who_asks(
     one: SharedChain, other: SharedChain
 ) -> None:
     assert (one.name == other.name) == (one == other)
-    steps = Steps(NODES[0])
+    statements = Statements(NODES[0])
     if one.name == other.name:
-        assert one.rules(steps) == other.rules(steps)
+        assert one.rules(statements) == other.rules(statements)
     elif one.slots(m.IP) is not None:
-        assert one.rules(steps) != other.rules(steps)
+        assert one.rules(statements) != other.rules(statements)
 
 
 @given(chains)

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.rules import (
+from kubeproxy.backends.iptables.compile import (
     NOTHING,
     RuleContext,
     chains_of,
     compile_service,
     probability,
 )
-from kubeproxy.backends.iptables.static import frame
+from kubeproxy.backends.iptables.frame import frame
 from kubeproxy.backends.programs import FILTER, NAT
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.model.state import State

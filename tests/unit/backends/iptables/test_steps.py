@@ -3,13 +3,14 @@
 import pytest
 
 from kubeproxy.backends.fake_tables import FakeTables
-from kubeproxy.backends.iptables.difference import between, fragment, unreferenced
-from kubeproxy.backends.iptables.rules import (
+from kubeproxy.backends.iptables.compile import (
     FILTER_SERVICES,
     NAT_SERVICES,
     NOTHING,
     ServiceRules,
 )
+from kubeproxy.backends.iptables.held import unreferenced
+from kubeproxy.backends.iptables.steps import between, fragment
 from kubeproxy.backends.programs import target
 
 KEY = ("default", "web")

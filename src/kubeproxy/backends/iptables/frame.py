@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.rules import NAT_SERVICES, SHARED, Shared
+from kubeproxy.backends.iptables.compile import NAT_SERVICES, SHARED, Shared
 from kubeproxy.backends.programs import FILTER, MANGLE, NAT
+from kubeproxy.backends.shared import matches, static_chains
 from kubeproxy.model.node import NodeConfig
 
 
@@ -58,16 +59,10 @@ def frame(node: NodeConfig, *, drop_invalid: bool, counters: bool) -> Frame:
     chains: dict[Shared, list[str]] = {
         (FILTER, names.FORWARD): [
             *([f"{invalid}-j DROP"] if drop_invalid else []),
-            f'-m comment --comment "kubernetes forwarding rules" -m mark --mark {mark}/{mark} -j ACCEPT',
-            '-m comment --comment "kubernetes forwarding conntrack rule"'
-            " -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            *static_chains.forwarding(mark),
         ],
-        (NAT, names.MARK_MASQ): [f"-j MARK --set-xmark {mark}/{mark}"],
-        (NAT, names.POSTROUTING): [
-            f"-m mark ! --mark {mark}/{mark} -j RETURN",
-            f"-j MARK --set-xmark {mark}/0x0",
-            '-m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully',
-        ],
+        (NAT, names.MARK_MASQ): static_chains.marking(mark),
+        (NAT, names.POSTROUTING): static_chains.masquerading(mark),
         (MANGLE, names.CANARY): [],
         (NAT, names.CANARY): [],
         (FILTER, names.CANARY): [],
@@ -115,9 +110,10 @@ def _node_ports(node: NodeConfig) -> list[str]:
         '-m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain"'
     )
     if node.node_port_ranges:
-        host = "/32" if node.family == IPV4 else "/128"
         addresses = (a for a in node.node_port_addresses if node.serves_node_ports(a))
-        return [f"-d {address}{host} {said} -j {names.NODE_PORTS}" for address in addresses]
+        return [
+            f"-d {address}{matches.host(node.family)} {said} -j {names.NODE_PORTS}" for address in addresses
+        ]
     if node.family == IPV4:
         no_localhost = "" if node.localhost_node_ports else "! -d 127.0.0.0/8 "
     else:

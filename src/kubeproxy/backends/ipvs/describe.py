@@ -1,9 +1,14 @@
-"""Virtual servers and sets as `ipvsadm -Sn` and `ipset save` print them."""
+"""Virtual servers, sets and addresses as `ipvsadm -Sn`, `ipset save` and `ip` print them, and what a Service needs of them."""
 
 from collections.abc import Iterator
 
 from kubeproxy import protocols
-from kubeproxy.api.addresses import join, unpack
+from kubeproxy.api.addresses import Family, join, unpack
+from kubeproxy.backends.ipvs import names
+from kubeproxy.backends.ipvs.compile import ServerContext, compile_service
+from kubeproxy.backends.ipvs.frame import OUT
+from kubeproxy.backends.programs import FILTER
+from kubeproxy.model.plan import ServicePlan
 from kubeproxy.netlink import ipvs
 from kubeproxy.netlink.ipset import Element
 from kubeproxy.netlink.ipvs import Real, Settings, Virtual
@@ -38,6 +43,24 @@ def server(at: Virtual, given: Settings, reals: dict[Real, int]) -> Iterator[str
 def element(given: Element) -> str:
     """An element of a set."""
     return ",".join(_parts(given))
+
+
+def address(verb: str, packed: bytes) -> str:
+    """An address of kube-ipvs0 that is added or deleted, as `ip` has it."""
+    return f"ip address {verb} {unpack(packed)}/{8 * len(packed)} dev {names.INTERFACE}"
+
+
+def service(plan: ServicePlan, dialect: ServerContext, family: Family) -> list[str]:
+    """What a Service needs, as `ipvsadm -Sn`, `ipset save`, `ip` and `iptables-save` say it."""
+    compiled = compile_service(plan, dialect)
+    found: list[str] = []
+    for at, target in compiled.virtuals.items():
+        found += server(at, target.settings, dict.fromkeys(target.reals, 1))
+    for name, entry in compiled.entries:
+        found.append(f"add {names.set_name(name, family)} {element(entry)}")
+    found += [address("add", entry.address) for name, entry in compiled.entries if name == names.ADDRESSES]
+    drops = [f"-A {OUT[1]} {rule}" for rule in compiled.drops]
+    return found + ([f"*{FILTER}", *drops] if drops else [])
 
 
 def _parts(given: Element) -> Iterator[str]:

@@ -1,108 +1,20 @@
-"""What the kernel holds, what it should hold, and the input that leads from one to the other.
-
-A `Fragment` is the difference of one Service, complete in itself: fragments of different Services can be sent in any
-order, together or apart. That is what lets a first sync be sent in pieces and a refused Service be left out.
-"""
+"""What the kernel holds of the rules of iptables mode, compared with what it should hold."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from msgspec import Struct
-
 from kubeproxy.backends.iptables import names
-from kubeproxy.backends.iptables.rules import ServiceRules, Shared
-from kubeproxy.backends.iptables.static import Frame
+from kubeproxy.backends.iptables.compile import ServiceRules, Shared
+from kubeproxy.backends.iptables.frame import Frame
+from kubeproxy.backends.iptables.steps import Fragment, fragment
 from kubeproxy.backends.programs import NAT, TABLES, Tables, target
 from kubeproxy.backends.shared import saved
+from kubeproxy.backends.shared.static_chains import declared, filled, on_top
 from kubeproxy.model.plan import Key
 
 _UNREADABLE = re.compile(r"# Table `(\w+)' is incompatible")
 """What `iptables-save` of the nf_tables kind prints in place of such a table."""
-
-
-class Fragment(Struct, gc=False):
-    """Input for one Service, to be sent in this order: packets are refused before their way in goes, and until it is there.
-
-    Attributes:
-        key: the Service; None for what belongs to none.
-        refusals: new rules, table filter.
-        nat: everything of table nat.
-        welcome: old rules to be deleted, table filter.
-    """
-
-    key: Key | None
-    refusals: list[str]
-    nat: list[str]
-    welcome: list[str]
-
-    def __bool__(self) -> bool:
-        return bool(self.refusals or self.nat or self.welcome)
-
-
-def fragment(
-    key: Key | None,
-    write: dict[str, str],
-    drop: Iterable[str],
-    put: Iterable[tuple[Shared, str]],
-    take: Iterable[tuple[Shared, str]],
-) -> Fragment:
-    """Puts a difference into words.
-
-    Args:
-        key: the Service.
-        write: own chains to fill anew, in an order in which jumps find their targets.
-        drop: own chains to delete.
-        put: fronts to add, in the order in which they are to be met.
-        take: fronts to delete.
-    """
-    out = Fragment(key, [], [], [])
-    nat = out.nat
-    for chain in write:
-        nat.append(f":{chain} - [0:0]\n")
-    nat += write.values()
-    # Each front is put on top, so the last one first.
-    for (table, chain), rule in reversed(list(put)):
-        (nat if table == NAT else out.refusals).append(f"-I {chain} {rule}\n")
-    for (table, chain), rule in take:
-        (nat if table == NAT else out.welcome).append(f"-D {chain} {rule}\n")
-    gone = list(drop)
-    nat += [f":{chain} - [0:0]\n" for chain in gone]
-    nat += [f"-X {chain}\n" for chain in gone]
-    return out
-
-
-def cut(whole: Fragment, lines: int) -> Iterator[Fragment]:
-    """Cuts a fragment into some of about so many lines, to be sent in their order; each leaves what works working.
-
-    A chain is emptied and filled in one of them, and before those that lead to it.
-    """
-    count = next((i for i, line in enumerate(whole.nat) if line[0] != ":"), 0)
-    units = [
-        declared + filled for declared, filled in zip(whole.nat[:count], whole.nat[count:], strict=False)
-    ]
-    units += whole.nat[2 * count :]
-    part, size = Fragment(whole.key, whole.refusals, [], []), 0
-    for unit in units:
-        part.nat.append(unit)
-        size += unit.count("\n")
-        if size >= lines:
-            yield part
-            part, size = Fragment(whole.key, [], [], []), 0
-    part.welcome = whole.welcome
-    yield part
-
-
-def between(key: Key, before: ServiceRules, after: ServiceRules) -> Fragment:
-    """The difference between two plans of a Service."""
-    old, new = dict.fromkeys(before.fronts), dict.fromkeys(after.fronts)
-    return fragment(
-        key,
-        {c: text for c, text in after.chains.items() if before.chains.get(c) != text},
-        [c for c in before.chains if c not in after.chains],
-        [front for front in new if front not in old],
-        [front for front in old if front not in new],
-    )
 
 
 class FoundRules:
@@ -163,20 +75,18 @@ class FoundRules:
         tables: dict[str, list[str]] = {table: [] for table in TABLES}
         for where in (*frame.chains, *frame.shared, *frame.common):
             if where not in self._rules:
-                tables[where[0]].append(f":{where[1]} - [0:0]\n")
+                tables[where[0]].append(declared(where[1]))
         for (table, chain), wanted in frame.chains.items():
             if self._rules.get((table, chain), []) != wanted:
-                tables[table].append(f":{chain} - [0:0]\n")
-                tables[table] += [f"-A {chain} {rule}\n" for rule in wanted]
+                tables[table] += [declared(chain), *filled(chain, wanted)]
         for (table, chain), wanted in frame.tail.items():
             present = self._rules.get((table, chain), [])
-            tables[table] += [f"-A {chain} {rule}\n" for rule in wanted if rule not in present]
+            tables[table] += filled(chain, (rule for rule in wanted if rule not in present))
         for where, rule in frame.extras:
             if not self._has(where, rule):
-                tables[where[0]].append(f"-A {where[1]} {rule}\n")
-        for where, rule in reversed(frame.hooks):
-            if not self._has(where, rule):
-                tables[where[0]].append(f"-I {where[1]} {rule}\n")
+                tables[where[0]] += filled(where[1], [rule])
+        for table, line in on_top(frame.hooks, self._has):
+            tables[table].append(line)
         return {table: lines for table, lines in tables.items() if lines}
 
     def towards(self, key: Key, after: ServiceRules) -> Fragment:

@@ -1,4 +1,4 @@
-"""A full sync of a table that is laid out as ours: what differs is mended, some hundred Services at a time.
+"""A full sync of a table that is laid out as ours: what differs is corrected, some hundred Services at a time.
 
 Each Service's difference is complete in itself, so a piece that the kernel refuses can be sent in halves, until it is known
 which Service it is. What no Service wants goes last; of a refused Service everything stays.
@@ -42,7 +42,7 @@ class _Part(NamedTuple):
         )
 
 
-class Mending:
+class TableLoad:
     """One full sync."""
 
     def __init__(
@@ -134,11 +134,11 @@ class Mending:
         yield piece
 
     def _make(self, chains: list[SharedChain]) -> None:
-        steps = self._content.compiler.steps
+        statements = self._content.compiler.statements
         transaction = Transaction(self._content.table)
         for chain in chains:
-            if not self._held.has_rules(chain.name, chain.rules(steps)):
-                transaction.shared_chain(chain, steps, exists=chain.name in self._held.chains)
+            if not self._held.has_rules(chain.name, chain.rules(statements)):
+                transaction.shared_chain(chain, statements, exists=chain.name in self._held.chains)
         self._commit(transaction)
 
     def _held_of(self, wanted: ServiceElements) -> ServiceElements:

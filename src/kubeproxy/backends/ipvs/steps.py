@@ -1,7 +1,7 @@
-"""What ipvs mode holds in the kernel as a value, what a `load` would do to it, and what a Service needs there.
+"""What a `load` of ipvs mode would do, as a value that can be compared, printed and sent.
 
-The difference to some plans is found by a `load` over a kernel and tables in memory that hold what was read: so there is one way
-to compare, the daemon's own.
+It is found by a `load` over a kernel and tables in memory that hold what was read: so there is one way to compare, the daemon's
+own.
 """
 
 from collections.abc import Collection, Sequence
@@ -9,50 +9,18 @@ from typing import Any
 
 from msgspec import Struct
 
-from kubeproxy.api.addresses import Family, unpack
-from kubeproxy.backends.base import HeldState
+from kubeproxy.api.addresses import Family
 from kubeproxy.backends.fake_tables import FakeTables
-from kubeproxy.backends.ipvs import names, words
-from kubeproxy.backends.ipvs.compile import ServerContext, compile_service
+from kubeproxy.backends.ipvs import describe
 from kubeproxy.backends.ipvs.fake import FakeIPVSKernel
-from kubeproxy.backends.ipvs.frame import OUT
+from kubeproxy.backends.ipvs.held import HeldServers
 from kubeproxy.backends.ipvs.kernel import IPVSKernel, ServerChange
-from kubeproxy.backends.programs import FILTER, Tables
-from kubeproxy.backends.shared import held_rules
+from kubeproxy.backends.programs import Tables
 from kubeproxy.backends.shared.held_rules import HeldRules, input_lines
-from kubeproxy.model.plan import ServicePlan
-from kubeproxy.netlink.ipset import Element, Header
-from kubeproxy.netlink.ipvs import Load, Real, Settings, Virtual
+from kubeproxy.netlink.ipset import Element
 
 _SERVER_VERBS = {"add": "-A", "edit": "-E", "delete": "-D"}
 _REAL_VERBS = {"add": "-a", "edit": "-e", "delete": "-d"}
-
-
-class HeldServers(Struct, frozen=True, gc=False):
-    """What one family has in the kernel.
-
-    Attributes:
-        servers: the virtual servers with their settings and their real servers, each with weight and connections; sorted.
-        sets: the sets of ours with their headers and elements; sorted.
-        addresses: the addresses of kube-ipvs0; sorted.
-        rules: the tables of iptables.
-    """
-
-    servers: tuple[tuple[Virtual, Settings, tuple[tuple[Real, Load], ...]], ...]
-    sets: tuple[tuple[str, Header, tuple[Element, ...]], ...]
-    addresses: tuple[bytes, ...]
-    rules: HeldRules
-
-    def lines(self) -> list[str]:
-        """See `HeldState`: of `ipvsadm -Sn`, `ipset save`, `ip` and `iptables-save`. Connections are left out."""
-        found: list[str] = []
-        for virtual, settings, reals in self.servers:
-            found += words.server(virtual, settings, {real: load.weight for real, load in reals})
-        for name, header, elements in self.sets:
-            found.append(f"create {name} {header.type}")
-            found += [f"add {name} {words.element(element)}" for element in elements]
-        found += [_address("add", address) for address in self.addresses]
-        return found + self.rules.lines()
 
 
 class ServerStep(Struct, frozen=True, gc=False):
@@ -79,9 +47,11 @@ class ServerStep(Struct, frozen=True, gc=False):
                 return [f"swap {one} {other}"]
             case ("add_elements" | "delete_elements") as method, (name, elements):
                 verb = "add" if method == "add_elements" else "del"
-                return [f"{verb} {name} {words.element(element)}" for element in elements]
+                return [f"{verb} {name} {describe.element(element)}" for element in elements]
             case ("bind" | "unbind") as method, (addresses,):
-                return [_address("add" if method == "bind" else "del", address) for address in addresses]
+                return [
+                    describe.address("add" if method == "bind" else "del", address) for address in addresses
+                ]
             case _, (table, text):
                 return input_lines(table, text)
         raise AssertionError(self.method)
@@ -108,29 +78,6 @@ class ServerSteps(Struct, frozen=True, gc=False):
         """
         for step in self.steps:
             getattr(tables if step.method == "restore" else kernel, step.method)(*step.arguments)
-
-
-def read(kernel: IPVSKernel, tables: Tables) -> HeldServers:
-    """Reads it.
-
-    Raises:
-        OSError: the kernel refused.
-        SyncError: the tables could not be read.
-    """
-    settings, reals, headers = kernel.settings(), kernel.servers(), kernel.headers()
-    ours = sorted(headers.keys() & {names.set_name(short, tables.family) for short in names.SETS})
-    return HeldServers(
-        tuple((v, settings[v], tuple(sorted(reals.get(v, {}).items()))) for v in sorted(settings)),
-        tuple((name, headers[name], tuple(sorted(kernel.elements(name)))) for name in ours),
-        tuple(sorted(kernel.addresses())),
-        held_rules.read(tables),
-    )
-
-
-def as_servers(held: HeldState) -> HeldServers:
-    """What `read` returned; anything else is a mistake of the caller."""
-    assert isinstance(held, HeldServers)
-    return held
 
 
 class RecordingTables(FakeTables):
@@ -206,28 +153,9 @@ class RecordingKernel(FakeIPVSKernel):
         return super().unbind(addresses)
 
 
-def describe(plan: ServicePlan, dialect: ServerContext, family: Family) -> list[str]:
-    """What a Service needs, as `ipvsadm -Sn`, `ipset save`, `ip` and `iptables-save` say it."""
-    compiled = compile_service(plan, dialect)
-    found: list[str] = []
-    for virtual, target in compiled.virtuals.items():
-        found += words.server(virtual, target.settings, dict.fromkeys(target.reals, 1))
-    for name, element in compiled.entries:
-        found.append(f"add {names.set_name(name, family)} {words.element(element)}")
-    found += [
-        _address("add", element.address) for name, element in compiled.entries if name == names.ADDRESSES
-    ]
-    drops = [f"-A {OUT[1]} {rule}" for rule in compiled.drops]
-    return found + ([f"*{FILTER}", *drops] if drops else [])
-
-
-def _address(verb: str, address: bytes) -> str:
-    return f"ip address {verb} {unpack(address)}/{8 * len(address)} dev {names.INTERFACE}"
-
-
 def _change(change: ServerChange) -> str:
     if change.real is None:
-        line = f"{_SERVER_VERBS[change.verb]} {words.virtual(change.virtual)}"
-        return line if change.settings is None else f"{line} {words.settings(change.settings)}"
-    line = f"{_REAL_VERBS[change.verb]} {words.virtual(change.virtual)} {words.real(change.real)}"
+        line = f"{_SERVER_VERBS[change.verb]} {describe.virtual(change.virtual)}"
+        return line if change.settings is None else f"{line} {describe.settings(change.settings)}"
+    line = f"{_REAL_VERBS[change.verb]} {describe.virtual(change.virtual)} {describe.real(change.real)}"
     return line if change.verb == "delete" else f"{line} -m -w {change.weight}"

@@ -22,12 +22,13 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, cast
 
-from kubeproxy.api.addresses import IPV4, Family, is_everything, join
+from kubeproxy.api.addresses import IPV4, Family, join
 from kubeproxy.api.rows import Protocol
 from kubeproxy.backends.admission import Admission
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.programs import FILTER, NAT
-from kubeproxy.model.node import LocalTraffic, NodeConfig
+from kubeproxy.backends.shared import matches
+from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import FORWARD, REJECT, Action, Front, PortId, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
 
@@ -85,15 +86,15 @@ class RuleContext:
         """
         ipv4 = node.family == IPV4
         self.family: Family = node.family
-        self.host = "/32" if ipv4 else "/128"
+        self.host = matches.host(node.family)
         self.mask = "255.255.255.255" if ipv4 else ":".join(["ffff"] * 8)
-        self.unreachable = "icmp-port-unreachable" if ipv4 else "icmp6-port-unreachable"
+        self.unreachable = matches.unreachable(node.family)
         self.admits_node = Admission(node.address)
         self.masquerade_all = node.masquerade_all
         self.localhost_counter = ipv4 and counters and node.localhost_node_ports
         self.comments = comments
-        self.local = _local(node.local_traffic)
-        self.not_local = _not_local(node.local_traffic)
+        self.local = matches.from_local_pod(node.local_traffic)
+        self.not_local = matches.not_from_local_pod(node.local_traffic)
 
 
 def compile_service(
@@ -350,23 +351,3 @@ def probability(n: int) -> str:
         kept = round(float(f"{1 / n:.10f}") * (1 << 31))
         text = _probabilities[n] = f"{kept / (1 << 31):.11f}"
     return text
-
-
-def _local(by: LocalTraffic | None) -> str | None:
-    """Matches packets of local Pods."""
-    if by is None:
-        return None
-    if by.by == "range":
-        return "" if is_everything(by.value) else f"-s {by.value} "
-    return f"-i {_interface(by)} "
-
-
-def _not_local(by: LocalTraffic | None) -> tuple[str, str] | None:
-    """Matches all other packets: what stands before -d, and after it; None where there are none."""
-    if by is None or (by.by == "range" and is_everything(by.value)):
-        return None
-    return (f"! -s {by.value} ", "") if by.by == "range" else ("", f"! -i {_interface(by)} ")
-
-
-def _interface(by: LocalTraffic) -> str:
-    return f"{by.value}+" if by.by == "prefix" else by.value
