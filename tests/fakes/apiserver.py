@@ -227,7 +227,9 @@ class FakeApiServer:
         if fault.status:
             if fault.body is not None:
                 headers = {"Retry-After": str(fault.retry_after)} if fault.retry_after else {}
-                return web.Response(body=fault.body, status=fault.status, headers=headers)
+                return web.Response(
+                    body=fault.body, status=fault.status, headers=headers, content_type=fault.content_type
+                )
             raise RefusalError(fault.status, fault.reason, fault.message, retry_after=fault.retry_after)
         event = _EVENT.fullmatch(request.path)
         if event:

@@ -28,6 +28,7 @@ class Fault(NamedTuple):
     message: str = "made to fail"
     retry_after: int = 0
     body: bytes | None = None
+    content_type: str = "application/json"
     after: int = 0
     then: str = ""
     code: int = 500

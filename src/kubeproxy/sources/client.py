@@ -189,6 +189,11 @@ class Client:
                         _seconds(response.headers),
                         more=redirects.shown(response.headers),
                     )
+                kind = response.headers.get("Content-Type", "json")
+                if "json" not in kind.lower():
+                    raise UnreachableError(
+                        f"the answer is {kind!r:.80} in place of JSON: this is no API server"
+                    )
                 yield response
 
     async def _renewed(self, response: aiohttp.ClientResponse, grant: Grant) -> bool:

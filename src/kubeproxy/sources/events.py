@@ -51,9 +51,14 @@ class _ListMeta(Struct, frozen=True, gc=False, rename="camel"):
 
 
 class Page(Struct, frozen=True, gc=False):
-    """A list, or a page of one; `metadata.more` continues it."""
+    """A list, or a page of one; `metadata.more` continues it.
+
+    Attributes:
+        kind: to be compared with what was asked for: a Status would be an empty list.
+    """
 
     metadata: _ListMeta
+    kind: str = ""
     items: list[Raw] | None = None
 
 

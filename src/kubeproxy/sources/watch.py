@@ -256,9 +256,12 @@ class Reflector:
     async def _page(self, query: dict[str, str]) -> Page:
         body = await self._client.request("GET", self._resource.path, query=query)
         try:
-            return decode_page(body)
+            page = decode_page(body)
         except BROKEN as e:
             raise UnreachableError(f"the server's list cannot be read: {reason(e)}") from None
+        if page.kind != (kind := f"{self._resource.kind}List"):
+            raise UnreachableError(f"the server sent kind {page.kind!r:.80} in place of {kind}")
+        return page
 
     def _query(self) -> dict[str, str]:
         query = {"labelSelector": self._resource.labels, "fieldSelector": self._fields}

@@ -442,6 +442,50 @@ class TestPages:
                 put(server, "late")
                 await it.sink.until(lambda: it.status.objects == 1201)
 
+    @pytest.mark.parametrize(
+        ("body", "says"),
+        [
+            (
+                b'{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Success"}',
+                "sent kind 'Status' in place of",
+            ),
+            (
+                b'{"kind":"NodeList","apiVersion":"v1","metadata":{},"items":[]}',
+                "sent kind 'NodeList' in place of",
+            ),
+            (b'{"metadata":{}}', "sent kind '' in place of ServiceList"),
+            (b"{}", "the server's list cannot be read"),
+            (b"[]", "the server's list cannot be read"),
+        ],
+    )
+    async def test_an_answer_that_is_no_list_is_not_an_empty_one(
+        self, body: bytes, says: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with FakeApiServer() as server:
+            server.streaming = False
+            put(server, "a", "b")
+            async with watching(server) as it:
+                await it.listed()
+                server.next(Fault(then="error", code=410), verb="watch")
+                server.next(Fault(status=200, body=body), verb="list")
+                server.drop()
+                await it.listed(2)
+                assert it.sink.said("gone") == []
+                assert says in caplog.text
+
+    @pytest.mark.parametrize("content_type", ["text/html", "application/vnd.kubernetes.protobuf"])
+    async def test_a_page_of_something_else(
+        self, content_type: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """As of a proxy that asks for a login, with status 200."""
+        async with FakeApiServer() as server:
+            put(server, "a")
+            server.next(Fault(status=200, body=b"<html>", content_type=content_type))
+            async with watching(server) as it:
+                await it.listed()
+                assert f"{content_type}' in place of JSON: this is no API server" in caplog.text
+                assert "ended the watch within a line" not in caplog.text
+
     async def test_a_server_too_old_to_refuse(self) -> None:
         async with FakeApiServer() as server:
             server.streaming = None
