@@ -261,6 +261,7 @@ class Reflector:
             raise UnreachableError(f"the server's list cannot be read: {reason(e)}") from None
         if page.kind != (kind := f"{self._resource.kind}List"):
             raise UnreachableError(f"the server sent kind {page.kind!r:.80} in place of {kind}")
+        self.status.heard = self._timing.now()
         return page
 
     def _query(self) -> dict[str, str]:

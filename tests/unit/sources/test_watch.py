@@ -486,6 +486,15 @@ class TestPages:
                 assert f"{content_type}' in place of JSON: this is no API server" in caplog.text
                 assert "ended the watch within a line" not in caplog.text
 
+    async def test_a_plain_list_is_word_of_the_server(self) -> None:
+        """Its watch says nothing before the first bookmark, a minute later."""
+        async with FakeApiServer() as server:
+            server.streaming = False
+            put(server, "a")
+            async with watching(server) as it:
+                await it.asked("stream", "list", "watch")
+                assert it.status.heard == 1000
+
     async def test_a_server_too_old_to_refuse(self) -> None:
         async with FakeApiServer() as server:
             server.streaming = None
