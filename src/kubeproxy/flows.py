@@ -1,6 +1,8 @@
 """After a sync: flows that go where their Service sends nobody are deleted from the kernel's table.
 
-These are UDP and SCTP flows, and TCP connections that began before there were rules and that nobody has answered.
+These are UDP and SCTP flows, and TCP connections without an answer that began before there were rules, or that wait for an
+endpoint that was removed. The latter are looked at a second after the removal, for all removals of that second at once: what is
+unanswered by then is not just in transit, and however often endpoints of TCP Services change, the table is read once a second.
 
 One `FlowCleaner` a family. The ledger tells it what reached the kernel; of that it picks what concerns flows, and
 one thread at a time does the rest, so the event loop never waits and changes that come meanwhile are taken together. Which
@@ -18,8 +20,9 @@ import errno
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from socket import AF_INET, AF_INET6
+from typing import Final
 
 from msgspec import Struct
 
@@ -41,6 +44,9 @@ log = logging.getLogger(__name__)
 _BATCH = 200
 """Stale flows deleted at a time; each keeps what the kernel said along with it in memory."""
 
+UNANSWERED_SECONDS: Final = 1.0
+"""After an endpoint was removed, a connection to it that is unanswered for so long will not be answered."""
+
 _HINTS: Mapping[int | None, str] = {
     errno.EPERM: "; CAP_NET_ADMIN is needed",
     errno.EINVAL: "; the kernel needs CONFIG_NF_CT_NETLINK, module nf_conntrack_netlink",
@@ -53,7 +59,7 @@ class News(Struct, frozen=True, gc=False):
     Attributes:
         full: rules may have been missing before.
         plans: plans that are in the kernel now, of Services that have UDP or SCTP ports, or had; after a full sync all such plans.
-        came: TCP ports, as the kernel has them, of which fronts came.
+        came: TCP ports, as the kernel has them, at whose fronts clients may wait.
     """
 
     full: bool
@@ -82,14 +88,24 @@ class FlowCleaner:
         deleted: how many flows were deleted so far.
     """
 
-    def __init__(self, machine: Machine, loop: Reconciler) -> None:
-        """Follows a control loop; `run` does the work, on a host."""
+    def __init__(
+        self, machine: Machine, loop: Reconciler, *, unanswered_seconds: float = UNANSWERED_SECONDS
+    ) -> None:
+        """Follows a control loop; `run` does the work, on a host.
+
+        Args:
+            machine: the host.
+            loop: the control loop.
+            unanswered_seconds: see `UNANSWERED_SECONDS`.
+        """
         self._machine = machine
         self._loop = loop
         self._inbox: deque[News] = deque()
         self._wake = asyncio.Event()
         self._fronts = Fronts()
         self._arrivals = Arrivals()
+        self._unanswered_seconds = unanswered_seconds
+        self._lost: dict[Key, set[tuple[str, int]]] = {}
         self._said = ""
         self._listeners: list[Callable[[Cleaned], None]] = []
         self.deleted = 0
@@ -132,11 +148,34 @@ class FlowCleaner:
             plans = [(key, plan) for key, plan in there.items() if _has_flows(plan)]
             came = [port for plan in there.values() for port in self._come(None, plan)]
         else:
+            for c in done.changes:
+                if lost := arrivals.have_lost(c.before, c.after):
+                    self._schedule(c.key, lost)
             plans = [(c.key, c.after) for c in done.changes if _has_flows(c.before) or _has_flows(c.after)]
             came = [port for c in done.changes for port in self._come(c.before, c.after)]
         if done.full or plans or came:
             known = [(key, plan and self._loop.in_kernel(plan)) for key, plan in plans]
             self._inbox.append(News(done.full, known, came))
+            self._wake.set()
+
+    def _schedule(self, key: Key, lost: Collection[tuple[str, int]]) -> None:
+        """Ports of a Service lost endpoints: connections to those that stay unanswered are to be looked at."""
+        if not self._lost:
+            asyncio.get_running_loop().call_later(self._unanswered_seconds, self._look_at_lost)
+        self._lost.setdefault(key, set()).update(lost)
+
+    def _look_at_lost(self) -> None:
+        """Looks at the ports that lost endpoints, as they are now."""
+        lost, self._lost = self._lost, {}
+        ports = []
+        for key, which in lost.items():
+            plan = self._loop.ledger.plans.get(key)
+            if (
+                plan is not None and self._loop.in_kernel(plan) is plan
+            ):  # a relay tries other endpoints itself
+                ports += [p for p in plan.ports if (p.name, p.port) in which and (p.cluster or p.local)]
+        if ports:
+            self._inbox.append(News(False, (), ports))
             self._wake.set()
 
     def _come(self, before: ServicePlan | None, after: ServicePlan | None) -> Sequence[PortPlan]:

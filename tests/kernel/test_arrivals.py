@@ -261,3 +261,33 @@ def test_the_kernel_lists_only_who_was_not_answered(space: str) -> None:
         listed = list(conntrack.flows(MACHINE, socket.AF_INET, flows.TCP, unanswered=True))
         assert [_client(flow)[1] for flow in listed] == [1]
         assert len(list(conntrack.flows(MACHINE, socket.AF_INET, flows.TCP))) == 2
+
+
+@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+def test_who_waits_for_an_endpoint_that_is_removed_is_served_by_another(
+    lab: Lab, tmp_path: Path, mode: str
+) -> None:
+    """As when a node fails: its endpoints answer nothing until they are removed."""
+    lab.run("ep12", "nft", "-f", "-", given=SILENT)
+    station = Station(lab, tmp_path, mode=mode)
+    station.folder.put(web(), behind(EP12))
+    try:
+        with station.running(), contextlib.ExitStack() as stack:
+            callers = [stack.enter_context(Caller(lab, *front)) for front in FRONTS[:5]]
+            until(lambda: sum(f"src={EP12} " in line for line in waiting(lab)) == len(callers))
+            station.folder.put(behind(EP11, EP12))
+            station.folder.put(behind(EP11))
+            assert [caller.answer() for caller in callers] == [EP11] * len(callers)
+    finally:
+        lab.run("ep12", "nft", "delete", "table", "inet", "lab-silent")
+
+
+SILENT = """\
+table inet lab-silent {
+	chain input {
+		type filter hook input priority 0;
+		tcp flags syn drop
+	}
+}
+"""
+"""An endpoint that answers nobody who calls."""

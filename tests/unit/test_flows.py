@@ -122,7 +122,7 @@ class Rig:
     def __init__(self, kernel: Kernel, node: NodeConfig) -> None:
         self.kernel = kernel
         self.loop = Loop(node)
-        self.cleaner = FlowCleaner(self.kernel.machine, self.loop)  # type: ignore[arg-type]
+        self.cleaner = FlowCleaner(self.kernel.machine, self.loop, unanswered_seconds=0.01)  # type: ignore[arg-type]
         self.done: list[Cleaned] = []
         self.cleaner.on_clean(self.done.append)
 
@@ -190,7 +190,7 @@ async def test_of_tcp_nothing_is_asked_but_when_a_front_comes(rig: Rig) -> None:
     async with rig.running():
         rig.loop.full(service(1, protocol="TCP"))
         assert await rig.cleaned() == [(2, TCP, FRONT, b"")]
-        rig.loop.partial(service(2, protocol="TCP"))
+        rig.loop.partial(service(1, 2, protocol="TCP"))
         rig.loop.partial(service(protocol="TCP"))
         assert await rig.idle()
         rig.loop.partial(service(1, protocol="TCP"))
@@ -219,6 +219,47 @@ async def test_a_tcp_client_who_began_before_its_front_came_is_forgotten_and_nob
     assert kernel.table == bystanders
 
 
+async def test_tcp_clients_that_wait_for_a_removed_endpoint_are_served_by_another(
+    rig: Rig, kernel: Kernel
+) -> None:
+    """Those that are answered, or wait for an endpoint that is left, stay; all removals are looked at together."""
+    other = place("10.96.0.20", 53)
+    stay = [
+        Flow(TCP, FRONT, A, unanswered=True),
+        Flow(TCP, FRONT, B),
+        Flow(TCP, place("10.96.0.99", 53), B, unanswered=True),
+    ]
+    waiting = [Flow(TCP, FRONT, B, unanswered=True), Flow(TCP, other, B, unanswered=True)]
+    web: dict[str, Any] = {"key": WEB, "protocol": "TCP", "cluster_ip": "10.96.0.20"}
+    async with rig.running():
+        rig.loop.full(service(1, 2, 3, protocol="TCP"), service(1, 2, **web))
+        await rig.cleaned()
+        kernel.table = [*stay, *waiting]
+        rig.loop.partial(service(1, 2, protocol="TCP"))
+        rig.loop.partial(service(1, protocol="TCP"))
+        rig.loop.partial(service(1, **web))
+        assert kernel.table == [*stay, *waiting], "not at once: an answer may be in transit"
+        assert await rig.cleaned() == [(2, TCP, FRONT, b""), (2, TCP, other, b"")]
+        assert kernel.table == stay
+
+
+async def test_an_endpoint_that_came_back_keeps_its_clients(rig: Rig, kernel: Kernel) -> None:
+    waiting = [Flow(TCP, FRONT, B, unanswered=True)]
+    async with rig.running():
+        rig.loop.full(service(1, 2, protocol="TCP"))
+        await rig.cleaned()
+        kernel.table = list(waiting)
+        rig.loop.partial(service(1, protocol="TCP"))
+        rig.loop.partial(service(1, 2, protocol="TCP"))
+        await rig.cleaned()
+        assert kernel.table == waiting
+        rig.loop.partial(service(1, protocol="TCP"))
+        rig.loop.gone(DNS)
+        await asyncio.sleep(0.05)
+        assert await rig.idle()
+        assert kernel.table == waiting
+
+
 async def test_where_the_kernel_is_led_elsewhere_what_leads_there_is_left_alone(
     rig: Rig, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +273,10 @@ async def test_where_the_kernel_is_led_elsewhere_what_leads_there_is_left_alone(
     async with rig.running():
         rig.loop.full(service(1, protocol="TCP"))
         await rig.cleaned()
+        rig.loop.partial(service(1, 2, protocol="TCP"))
+        rig.loop.partial(service(1, protocol="TCP"))
+        await asyncio.sleep(0.05)
+        assert await rig.idle(), "the relay tries other endpoints itself"
     assert kernel.table == [Flow(TCP, FRONT, place("10.244.1.9", 5353), unanswered=True)]
 
 

@@ -1,11 +1,12 @@
-"""Which TCP clients began before their Service's rules were there.
+"""Which TCP clients wait for something that will never answer.
 
-Their first SYN was tracked as it was, and the kernel sends every retransmission the same way, so they wait in vain until they give
-up. When such a flow is forgotten the next retransmission meets the rules. Only connections that nobody has answered qualify: in
-state SYN_SENT, without any reply, to a front that just came (or whose first endpoint just came), and not on their way to an
-endpoint. Every other connection is left alone, whatever its front: a connection that is forgotten is reset.
+A client may have begun before its Service's rules were there, or its first SYN was sent to an endpoint that no longer exists, such
+as those of a node that failed. The kernel sends every retransmission the same way, so the client waits until it gives up. When
+such a flow is deleted the next retransmission is looked up in the current rules. Only connections without an answer qualify: in
+state SYN_SENT, without any reply, to a front that just came (or whose first endpoint just came, or that lost an endpoint and has
+others), and not on their way to an endpoint. Every other connection is left alone, whatever its front: it would be reset.
 
-`Arrivals` holds the fronts that came until the flows to them were looked at, and nothing else: what TCP Services there are is not
+`Arrivals` holds these fronts until the flows to them were looked at, and nothing else: what TCP Services there are is not
 kept. At a front that several Services name, what leads to an endpoint of any of them is left alone.
 """
 
@@ -50,18 +51,38 @@ def _has_come(before: PortPlan | None, after: PortPlan) -> bool:
     )
 
 
+def have_lost(before: ServicePlan | None, after: ServicePlan | None) -> list[tuple[str, int]]:
+    """Name and number of the TCP ports of a plan that lost an endpoint and have others."""
+    if before is None or after is None:
+        return []
+    had = {(port.name, port.port): port for port in before.ports if port.protocol == "TCP"}
+    return [
+        which
+        for port in after.ports
+        if port.protocol == "TCP"
+        and (old := had.get(which := (port.name, port.port)))
+        and _has_lost(old, port)
+    ]
+
+
+def _has_lost(before: PortPlan, after: PortPlan) -> bool:
+    if (before.cluster, before.local) == (after.cluster, after.local) or not _has_endpoints(after):
+        return False
+    return not {*before.cluster, *before.local} <= {*after.cluster, *after.local}
+
+
 def _has_endpoints(port: PortPlan) -> bool:
     return bool(port.cluster or port.local)
 
 
 class Arrivals:
-    """The TCP fronts of one family that came."""
+    """The TCP fronts of one family at which clients may wait."""
 
     def __init__(self) -> None:
         self._ports: dict[Place, list[PortPlan]] = {}
 
     def add(self, ports: Iterable[PortPlan]) -> None:
-        """Ports came; flows to their fronts are to be looked at."""
+        """Flows to the fronts of these ports, as the kernel has them now, are to be looked at."""
         for port in ports:
             for front in flows.fronts(port):
                 self._ports.setdefault(front, []).append(port)
