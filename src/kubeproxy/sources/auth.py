@@ -22,7 +22,15 @@ from urllib.parse import quote
 
 from kubeproxy.api.limits import read_file
 from kubeproxy.sources import execplugin, tls
-from kubeproxy.sources.kubeconfig import Cluster, ClusterAccess, ExecPlugin, KubeconfigError, User
+from kubeproxy.sources.kubeconfig import (
+    UNSENDABLE,
+    Cluster,
+    ClusterAccess,
+    ExecPlugin,
+    KubeconfigError,
+    User,
+    is_sendable,
+)
 from kubeproxy.sources.proxies import proxy_for
 
 if TYPE_CHECKING:
@@ -276,4 +284,6 @@ def _read_token(path: str) -> str:
     token = _read_file(path, "tokenFile").decode(errors="replace").strip()
     if not token:
         raise KubeconfigError(f"tokenFile: {path}: is empty")
+    if not is_sendable(token):
+        raise KubeconfigError(f"tokenFile: {path}: {UNSENDABLE}")
     return token

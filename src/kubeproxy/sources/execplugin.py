@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 
 from kubeproxy.api.jsontext import BROKEN, reason
 from kubeproxy.api.limits import LARGEST_SETTINGS
-from kubeproxy.sources.kubeconfig import Cluster, ExecPlugin
+from kubeproxy.sources.kubeconfig import UNSENDABLE, Cluster, ExecPlugin, is_sendable
 
 _EXTENSION = "client.authentication.k8s.io/exec"
 _CHUNK = 65536
@@ -93,15 +93,17 @@ async def run(plugin: ExecPlugin, cluster: Cluster, authority: bytes, seconds: f
     except OSError as e:
         hint = f"\n{plugin.install_hint.strip()}" if plugin.install_hint else ""
         raise PluginError(f"{name}: cannot be run: {e.strerror}{hint}") from None
+    whole = False
     try:
         async with asyncio.timeout(seconds):
             out, err = await _output(process)
+        whole = True
     except TimeoutError:
         raise PluginError(f"{name}: did not answer within {seconds:g} s and was ended") from None
     except _TooMuchError:
         raise PluginError(f"{name}: printed more than {LARGEST_SETTINGS} bytes and was ended") from None
     finally:
-        if process.returncode is None:
+        if not whole:  # it may have ended, and a process that it left behind holds its output open
             with contextlib.suppress(ProcessLookupError):
                 if sys.platform == "win32":
                     process.kill()
@@ -198,4 +200,6 @@ def _parse(out: bytes, version: str, name: str) -> Credential:
         raise PluginError(f"{name}: gave a client certificate without its key, or a key alone")
     if not issued.token and not issued.certificate:
         raise PluginError(f"{name}: gave neither a token nor a client certificate")
+    if not is_sendable(issued.token):
+        raise PluginError(f"{name}: its token {UNSENDABLE}")
     return issued

@@ -9,6 +9,7 @@ Format: kubeconfig v1 (YAML or JSON), ExecConfig of client.authentication.k8s.io
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -27,12 +28,22 @@ EXEC_VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authenticatio
 """The versions of the exec credential plugin protocol we speak."""
 
 
+UNSENDABLE: Final = "has a line break or another control character"
+"""What is wrong with a text that `is_sendable` refuses."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
 _T = TypeVar("_T")
 _S = TypeVar("_S", bound=Struct)
 
 
 class KubeconfigError(ValueError):
     """Connection settings that cannot be used; the message names the file and the field."""
+
+
+def is_sendable(text: str) -> bool:
+    """Whether a text can be the value of an HTTP header."""
+    return _CONTROL.search(text) is None
 
 
 class Extension(Struct, frozen=True, gc=False):
@@ -317,6 +328,14 @@ def _user_problems(user: User) -> list[str]:
         problems.append(f"{have} is set without {lack}")
     if not user.as_user and (user.as_uid or user.as_groups or user.as_user_extra):
         problems.append("as-uid, as-groups and as-user-extra need as")
+    sent = {
+        "token": (user.token,),
+        "as": (user.as_user,),
+        "as-uid": (user.as_uid,),
+        "as-groups": user.as_groups,
+        "as-user-extra": tuple(value for values in user.as_user_extra.values() for value in values),
+    }
+    problems += [f"{name} {UNSENDABLE}" for name, texts in sent.items() if not all(map(is_sendable, texts))]
     if user.exec_plugin is not None:
         problems += _exec_problems(user.exec_plugin)
     return problems

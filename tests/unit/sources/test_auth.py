@@ -118,6 +118,11 @@ class TestStart:
         with pytest.raises(KubeconfigError, match=r"tokenFile: .*/token: is empty"):
             static(HTTP, User(token_file=str(tmp_path / "token")))
 
+    def test_a_token_file_that_cannot_be_sent(self, tmp_path: Path) -> None:
+        (tmp_path / "token").write_text("one\ntwo\n")
+        with pytest.raises(KubeconfigError, match=r"tokenFile: .*/token: has a line break or another"):
+            static(HTTP, User(token_file=str(tmp_path / "token")))
+
     def test_unusable_certificates_and_proxies(self) -> None:
         with pytest.raises(KubeconfigError, match=r"^test: client-certificate and client-key"):
             static(HTTPS, User(client_certificate_data=b"a", client_key_data=b"b"))

@@ -125,6 +125,7 @@ async def test_a_failing_program() -> None:
         ({}, "gave neither a token nor a client certificate"),
         (None, "gave neither a token nor a client certificate"),
         ({"clientKeyData": "K", "token": "t"}, "gave a client certificate without its key, or a key alone"),
+        ({"token": "a\r\nX-Forged: b"}, "its token has a line break or another control character"),
         ({"token": 5}, "printed no ExecCredential: Expected `str | null`, got `int` - at `$.status.token`"),
         ({"token": "t", "expirationTimestamp": "soon"}, "printed no ExecCredential: Invalid RFC3339"),
         ({"token": "t", "expirationTimestamp": "2030-01-01T00:00:00"}, "printed no ExecCredential: Expected"),
@@ -143,9 +144,11 @@ async def test_another_version_or_kind() -> None:
     )
 
 
-async def test_a_hanging_program_is_ended_with_its_children(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["wait", "exit 0"])
+async def test_a_hanging_program_is_ended_with_its_children(tmp_path: Path, end: str) -> None:
+    """Also one that ended itself, and left a child that holds its output open."""
     pids = tmp_path / "pids"
-    script = f"sleep 1000 & echo $$ $! > {pids}; wait"
+    script = f"sleep 1000 & echo $$ $! > {pids}; {end}"
     it = ExecPlugin(command="sh", args=("-c", script), api_version=V1)
     assert await failure(it, 3) == "did not answer within 3 s and was ended"
     async with asyncio.timeout(20):

@@ -190,6 +190,13 @@ V1 = "client.authentication.k8s.io/v1"
 @pytest.mark.parametrize(
     ("user", "message"),
     [
+        ({"token": "t\n"}, "token has a line break or another control character"),
+        ({"token": "t", "as": "a\0"}, "as has a line break or another control character"),
+        ({"as": "a", "as-groups": ["b", "c\r"]}, "as-groups has a line break or another control character"),
+        (
+            {"as": "a", "as-user-extra": {"k": ["\x7f"]}},
+            "as-user-extra has a line break or another control character",
+        ),
         ({"token": "t", "username": "u"}, "token and username/password are both set, only one is allowed"),
         (
             {"tokenFile": "t", "password": "p"},
