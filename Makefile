@@ -6,6 +6,7 @@ PREFIX ?= /opt/kube-proxy
 UNITS ?= /etc/systemd/system
 DEFAULTS ?= /etc/default/kube-proxy
 MANUALS ?= /usr/local/share/man
+SYSTEMCTL = $(if $(wildcard /run/systemd/system),systemctl,true)
 PIP = python -m pip --disable-pip-version-check --quiet
 PROGRAMS = ip iptables iptables-legacy nft conntrack setpriv
 PACKAGES = iproute2 iptables nftables conntrack util-linux
@@ -19,7 +20,7 @@ WORKERS ?= 4
 ROUNDS ?= 10
 
 .PHONY: help install uninstall demo test fuzz lint format bench clean lock wheel system test-programs haproxy vm vm-programs
-.PHONY: image versions-test distro-test root tools docs man
+.PHONY: image versions-test distro-test root prefix unit tools docs man
 .DELETE_ON_ERROR:
 
 help:
@@ -40,24 +41,38 @@ help:
 	@echo "make clean     removes what was made here"
 
 # An installation of its own, independent of this folder. A running daemon keeps running until it is restarted.
-install: root system wheel man
+install: root prefix system wheel man
+	install -D -m 644 /dev/null $(PREFIX)/.kube-proxy
 	test -x $(PREFIX)/bin/python || $(PYTHON) -m venv $(PREFIX)
 	$(PREFIX)/bin/$(PIP) install --require-hashes -r requirements/run.txt
 	$(PREFIX)/bin/$(PIP) install --no-deps --no-index --force-reinstall dist/kubeproxy-*.whl
 	$(PREFIX)/bin/python -m compileall -q $(PREFIX)/lib
-	install -D -m 644 deploy/systemd/kube-proxy.service $(UNITS)/kube-proxy.service
-	test -e $(DEFAULTS) || install -D -m 644 deploy/systemd/kube-proxy.default $(DEFAULTS)
+	@$(MAKE) --no-print-directory unit
 	install -D -m 644 dist/kube-proxy.8 $(MANUALS)/man8/kube-proxy.8
-	@! test -d /run/systemd/system || systemctl daemon-reload
+	@$(SYSTEMCTL) daemon-reload
 	@echo "Installed $(PREFIX)/bin/kube-proxy and $(UNITS)/kube-proxy.service."
 	@echo "Set its arguments in $(DEFAULTS), then: systemctl enable --now kube-proxy"
 
+unit: root
+	mkdir -p $(UNITS)
+	sed 's#/opt/kube-proxy/#$(PREFIX)/#; s#/etc/default/kube-proxy#$(DEFAULTS)#' deploy/systemd/kube-proxy.service > $(UNITS)/kube-proxy.service
+	chmod 644 $(UNITS)/kube-proxy.service
+	test -e $(DEFAULTS) || install -D -m 644 deploy/systemd/kube-proxy.default $(DEFAULTS)
+
 # Rules stay in the kernel: `$(PREFIX)/bin/kube-proxy --cleanup`, before this, removes them.
-uninstall: root
-	@! test -d /run/systemd/system || systemctl disable --now kube-proxy
+uninstall: root prefix
+	@! test -e $(UNITS)/kube-proxy.service || $(SYSTEMCTL) disable --now kube-proxy
 	rm -rf $(PREFIX) $(UNITS)/kube-proxy.service $(MANUALS)/man8/kube-proxy.8
-	@! test -d /run/systemd/system || systemctl daemon-reload
+	@$(SYSTEMCTL) daemon-reload
 	@echo "Removed; $(DEFAULTS) is kept."
+
+# PREFIX is removed as a whole, so it must be an installation of ours, perhaps an incomplete one, or nothing yet: not /usr/local, not
+# another environment.
+prefix:
+	@case '$(PREFIX)' in *[[:space:]]*) ;; /*[!/]) exit 0;; esac; \
+		echo "PREFIX must be an absolute path, without white space and / at its end, not '$(PREFIX)'" >&2; exit 1
+	@test -e $(PREFIX)/.kube-proxy -o -x $(PREFIX)/bin/kube-proxy -a -f $(PREFIX)/pyvenv.cfg || test -z "$$(ls -A $(PREFIX) 2>/dev/null)" || \
+		{ echo "$(PREFIX) is in use, and not by an installation of kube-proxy: choose another PREFIX" >&2; exit 1; }
 
 root:
 	@test "$$(id -u)" = 0 || { echo "this needs root" >&2; exit 1; }
