@@ -1,6 +1,7 @@
 """Two daemons on one node, and `--cleanup` beside a daemon."""
 
 import os
+import signal
 import subprocess
 import threading
 from pathlib import Path
@@ -72,6 +73,26 @@ def test_a_new_daemon_waits_for_the_old_one(space: str, paths: Path, *, kill: bo
             ending.join()
             assert f"(process {first.process.pid})" in second.log()
             assert "10.244.1.11" in "".join(rules(space))
+
+
+def test_process_1_of_a_container_can_be_ended_while_it_waits(space: str, paths: Path) -> None:
+    """The kernel sends process 1 only signals that it handles."""
+    with station(space, paths, "first", "nftables").running():
+        other = station(space, paths, "second", "nftables")
+        with (
+            Bare(space).inside("node"),
+            subprocess.Popen(
+                ["unshare", "--pid", "--fork", "--kill-child", *other.command()],
+                stderr=subprocess.PIPE, text=True,
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src")},
+            ) as outer,
+        ):  # fmt: skip
+            assert outer.stderr is not None
+            assert any("Another kube-proxy" in line for line in outer.stderr)
+            (inner,) = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
+            os.kill(int(inner), signal.SIGTERM)
+            assert "nothing was changed" not in outer.stderr.read()
+            assert outer.wait(PATIENCE) == 128 + signal.SIGTERM
 
 
 def test_two_namespaces_are_two_nodes(space: str, lab: Lab, paths: Path) -> None:

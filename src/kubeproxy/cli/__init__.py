@@ -3,6 +3,8 @@
 Each command is a module of this package, imported only when it is asked for, so that the daemon loads none of them.
 """
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -17,6 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; those of the process if None.
     """
+    if os.getpid() == 1:
+        # Process 1 of a container. The kernel sends it no signal that it does not handle, and the daemon handles SIGTERM only once
+        # its event loop runs, which may be after waiting for another daemon to end.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     arguments = sys.argv[1:] if argv is None else argv
     if arguments and arguments[0] in COMMANDS:
         from kubeproxy.cli import command
