@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from kubeproxy.model.manners import Manners
-from tests.fakes.manners import IPTABLES, NFTABLES
+from tests.fakes.manners import IPTABLES, IPVS, NFTABLES
 from tests.lab import cases, probe, random_case
 from tests.lab.daemon import Daemon, kube_proxy
 from tests.lab.probe import SOME_LOST, Outcomes
@@ -16,14 +16,15 @@ from tests.lab.topology import Lab
 from tests.scenarios.carried import carried, forgive
 from tests.scenarios.world import World, outcome
 
-MANNERS: dict[str, Manners] = {"iptables": IPTABLES, "nftables": NFTABLES}
+MANNERS: dict[str, Manners] = {"iptables": IPTABLES, "nftables": NFTABLES, "ipvs": IPVS}
+START_SECONDS = 120.0
 
 
 def expected(world: World, manners: Manners, fronts: random_case.Fronts) -> Outcomes:
     """What each client should get at each front."""
     wanted: Outcomes = {client: {} for client in fronts}
     for client, front, sent, verdict in world.verdicts(manners, fronts):
-        told = outcome(client, sent, verdict)
+        told = outcome(client, sent, verdict, owned=manners.owns_addresses)
         # Who stays with a backend may stay with one that answers past the node: chance decides for all tries.
         if not (verdict.port and verdict.port.affinity and SOME_LOST in told):
             wanted[client][front] = told
@@ -44,21 +45,40 @@ def laid_out(
     return *cases.lay_out(config, objects, mode, folder), carried(world, expected(world, NFTABLES, asked))
 
 
-@pytest.mark.parametrize("mode", [*MANNERS, "userspace"])
-@settings(
-    max_examples=6,
-    phases=(Phase.explicit, Phase.generate),  # to find a smaller one would take minutes
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(config=random_case.configurations(), objects=random_case.objects())
-def test_packets_go_where_the_verdict_says(
-    lab: Lab, mode: str, config: Document, objects: list[Document]
-) -> None:
+def check(lab: Lab, mode: str, config: Document, objects: list[Document]) -> None:
+    """Measures what packets do, and compares."""
     lab.reset()
     endpoints = sum(len(each["endpoints"]) for each in objects if each["kind"] == "EndpointSlice")
     with tempfile.TemporaryDirectory() as folder:
         file, manifests, wanted = laid_out(config, objects, mode, Path(folder))
-        with Daemon(lab, kube_proxy(file, manifests)):
+        with Daemon(lab, kube_proxy(file, manifests), timeout=START_SECONDS):
             measured = probe.outcomes(lab, wanted, endpoints)
     forgive(wanted, measured, fronts="")
     assert measured == wanted, probe.differences(wanted, measured)
+
+
+def examples(count: int) -> settings:
+    """So many examples, in the kernel's time."""
+    return settings(
+        max_examples=count,
+        phases=(Phase.explicit, Phase.generate),  # to find a smaller one would take minutes
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+@pytest.mark.parametrize("mode", ["iptables", "nftables", "userspace"])
+@examples(6)
+@given(config=random_case.configurations(), objects=random_case.objects())
+def test_packets_go_where_the_verdict_says(
+    lab: Lab, mode: str, config: Document, objects: list[Document]
+) -> None:
+    check(lab, mode, config, objects)
+
+
+@pytest.mark.vm
+@examples(5)  # each takes ten times as long there
+@given(config=random_case.configurations(), objects=random_case.objects())
+def test_packets_go_where_the_verdict_says_in_ipvs_mode(
+    lab: Lab, config: Document, objects: list[Document]
+) -> None:
+    check(lab, "ipvs", config, objects)

@@ -83,6 +83,11 @@ def documents(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((ORACLE / "cases" / f"{name}.yaml").read_text()))
 
 
+def recorded(mode: str) -> list[str]:
+    """The cases that were recorded in a mode."""
+    return sorted(path.stem for path in (ORACLE / "expected" / mode).glob("*.rules"))
+
+
 def endpoints(name: str) -> int:
     """How many endpoints the case has."""
     slices = (document for document in documents(name) if document["kind"] == "EndpointSlice")

@@ -79,7 +79,7 @@ class World:
         books = {family: self.book(family, manners) for family in self.nodes}
         for client, asked in fronts.items():
             for front in asked:
-                sent = packet(client, front)
+                sent = packet(client, front, owned=manners.owns_addresses)
                 yield client, front, sent, books[family_of(sent.destination)].verdict(sent)
 
 
@@ -90,25 +90,28 @@ def parse_front(front: str) -> tuple[str, int, Any]:
     return address, int(number), protocol.upper()
 
 
-def packet(client: str, front: str) -> Packet:
-    """The packet a client of the lab sends to a front."""
+def packet(client: str, front: str, *, owned: bool = False) -> Packet:
+    """The packet a client of the lab sends to a front; where Services' addresses are the node's own, they are `owned`."""
     address, port, protocol = parse_front(front)
     family = family_of(address)
     if client == "node":
         # A process speaks from the address it speaks to if that is its own, else from that towards the world.
-        source = address if address in LOCAL_ADDRESSES[family] else WAN[family]
+        source = address if owned or address in LOCAL_ADDRESSES[family] else WAN[family]
         return Packet(source, address, port, protocol)
     addresses, interface = CLIENTS[client]
     return Packet(addresses[family], address, port, protocol, interface)
 
 
-def outcome(client: str, sent: Packet, verdict: Verdict) -> str | list[str]:
-    """What the client of the lab sees, in the oracle's words."""
+def outcome(client: str, sent: Packet, verdict: Verdict, *, owned: bool = False) -> str | list[str]:
+    """What the client of the lab sees, in the oracle's words; where Services' addresses are the node's own, they are `owned`."""
     family = family_of(sent.destination)
     if verdict.action != FORWARD:
         own = sent.destination in LOCAL_ADDRESSES[family]
-        if client == "node" and not own and verdict.action != "pass" and sent.protocol == "UDP":
-            return "EPERM"  # it is stopped on its way out, and the sender is told
+        # What is stopped on its way out is reported to the sender. IPVS drops what it has no real server for, and hands all
+        # else to the rules itself.
+        stopped = verdict.action == "reject" and verdict.port is not None if owned else not own
+        if client == "node" and sent.protocol == "UDP" and verdict.action != "pass" and stopped:
+            return "EPERM"
         if verdict.action == "reject":
             # Over IPv6 a TCP client takes the second rejection for one, a second later: longer than was recorded.
             return "no answer" if family == IPV6 and sent.protocol == "TCP" else "ECONNREFUSED"

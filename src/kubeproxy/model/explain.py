@@ -133,6 +133,12 @@ def explain(
     node_port: Front = ("", packet.protocol, packet.port)
     keys = {*state.rivals(front, node)[:1], *state.rivals(node_port, node)[:1]}
     keys |= {key for key, row in state.services.items() if packet.destination in row.cluster_ips}
+    if manners.owns_addresses:
+        keys |= {
+            key
+            for key, row in state.services.items()
+            if packet.destination in row.external_ips or packet.destination in row.load_balancer_ips
+        }
     plans = [plan for key in sorted(keys) if (plan := state.plan(key, node)) is not None]
     book = Book(plans, node, local_addresses, manners=manners, service_cidrs=node.service_cidrs)
     verdict = book.verdict(packet)

@@ -94,6 +94,7 @@ class Book:
         self._fronts: dict[tuple[str, str, int], tuple[FrontKind, PortPlan]] = {}
         self._node_ports: dict[tuple[str, int], PortPlan] = {}
         self._cluster_ips: set[str] = set()
+        self._addresses: set[str] = set()
         for p in (port for plan in plans for port in plan.ports):
             self._cluster_ips.add(p.cluster_ip)
             addresses: dict[str, FrontKind] = {
@@ -101,6 +102,7 @@ class Book:
                 **dict.fromkeys(p.external_ips, "external IP"),  # its rules come first
                 p.cluster_ip: "ClusterIP",
             }
+            self._addresses.update(addresses)
             for address, kind in addresses.items():
                 if address and self._fronts.setdefault((address, p.protocol, p.port), (kind, p))[1] is not p:
                     raise ValueError(f"{join(address, p.port)} {p.protocol} is in two plans")
@@ -124,6 +126,8 @@ class Book:
                 return self._external(packet, found, "node port")
             if found is not None and self._manners.refuses_everywhere and found.external_action != FORWARD:
                 return self._refused(found, found.external_action, "node port", local=found.external_local)
+        if self._manners.owns_addresses and self._is_virtual(packet.destination):
+            return Verdict(REJECT, "the Service's address has no such port")
         if self._manners.closed_cluster_ips:
             if packet.destination in self._cluster_ips:
                 return Verdict(REJECT, "the ClusterIP has no such port")
@@ -132,12 +136,16 @@ class Book:
         return Verdict("pass", "the address and port are no Service's")
 
     def _internal(self, packet: Packet, port: PortPlan) -> Verdict:
-        action, local = port.internal_action, port.internal_local
+        action, local, endpoints = port.internal_action, port.internal_local, port.internal_backends
+        if self._manners.falls_back:
+            action, local, endpoints = _falling_back(port, local=local)
         if action != FORWARD:
             return self._refused(port, action, "ClusterIP", local=local)
         masquerade = False
         if self._node.masquerade_all:
             masquerade, why = True, "all is masqueraded"
+        elif self._node.local_traffic is None and self._manners.owns_addresses and not packet.interface:
+            masquerade, why = True, "from the ClusterIP, which is an address of this node"
         elif self._node.local_traffic is None:
             why = "it is not known which Pods are local"
         elif self._is_of_local_pod(packet):
@@ -145,9 +153,11 @@ class Book:
         else:
             masquerade, why = True, "not from a local Pod"
         reason = f"ClusterIP, internalTrafficPolicy {'Local' if local else 'Cluster'}; {why}"
-        return Verdict(FORWARD, reason, port, port.internal_endpoints, masquerade, "ClusterIP", local)
+        return Verdict(FORWARD, reason, port, endpoints, masquerade, "ClusterIP", local)
 
     def _external(self, packet: Packet, port: PortPlan, kind: FrontKind) -> Verdict:
+        if self._manners.falls_back:
+            return self._by_policy_alone(port, kind)
         if not port.any:
             own = not packet.interface and packet.destination not in self._local_addresses
             if own and self._manners.lets_own_out:
@@ -166,6 +176,20 @@ class Book:
             return self._refused(port, port.external_action, kind, local=True)
         return Verdict(FORWARD, reason, port, port.local, front=kind, local=True)
 
+    def _by_policy_alone(self, port: PortPlan, kind: FrontKind) -> Verdict:
+        """External traffic in a mode in which it does not matter who sends."""
+        action, local, endpoints = _falling_back(port, local=port.external_local)
+        if action != FORWARD:
+            return self._refused(port, action, kind, local=local)
+        reason = f"{kind}, externalTrafficPolicy {'Local' if port.external_local else 'Cluster'}"
+        if port.external_local and not local:
+            reason += ", but no endpoint is on this node"
+        return Verdict(FORWARD, reason, port, endpoints, not port.external_local, kind, local)
+
+    def _is_virtual(self, address: str) -> bool:
+        """Whether an address is the node's only because a Service has it."""
+        return address in self._addresses and address not in self._local_addresses
+
     def _refused(self, port: PortPlan, action: Action, kind: FrontKind, *, local: bool) -> Verdict:
         where = "this node" if action == DROP else "the cluster"
         return Verdict(action, f"{kind}: no usable endpoint on {where}", port, front=kind, local=local)
@@ -176,6 +200,8 @@ class Book:
 
     def _is_firewalled(self, packet: Packet, port: PortPlan, kind: str) -> bool:
         """Whether the source ranges apply to a packet to an external address."""
+        if self._manners.owns_addresses and not packet.interface:
+            return packet.destination in port.load_balancer_ips and port.any
         if self._manners.firewall_first:
             return packet.destination in port.load_balancer_ips
         return kind == "load balancer IP" and port.any
@@ -183,6 +209,8 @@ class Book:
     def _admitted(self, packet: Packet, port: PortPlan) -> bool:
         """Whether a client may use the load balancer; a node that may, may also from the load balancer's address."""
         ranges = port.source_ranges
+        if ranges and self._manners.owns_addresses and not packet.interface:
+            return any(contains(cidr, self._node.address) for cidr in ranges)
         return (
             not ranges
             or any(contains(cidr, packet.source) for cidr in ranges)
@@ -191,3 +219,18 @@ class Book:
                 and any(contains(cidr, self._node.address) for cidr in ranges)
             )
         )
+
+
+def _falling_back(port: PortPlan, *, local: bool) -> tuple[Action, bool, tuple[Endpoint, ...]]:
+    """What happens in a mode that uses endpoints elsewhere where none is on this node.
+
+    Args:
+        port: the port.
+        local: the policy is Local.
+
+    Returns:
+        The action, whether only endpoints on this node are used, and the endpoints.
+    """
+    local = local and bool(port.local)
+    endpoints = port.local if local else port.cluster
+    return FORWARD if endpoints else REJECT, local, endpoints

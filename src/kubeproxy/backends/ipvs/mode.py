@@ -11,6 +11,7 @@ from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config import checks
 from kubeproxy.config.checks import Problem
 from kubeproxy.config.types import KubeProxyConfiguration
+from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ MODE: Final = Mode(
     name="ipvs",
     section="ipvs",
     replaces=("nftables", "iptables"),
+    manners=Manners(firewall_first=True, falls_back=True, owns_addresses=True),
     failure_metrics=(FailureMetric("kubeproxy_sync_proxy_rules_iptables_restore_failures_total"),),
     node=_node,
     problems=_problems,
