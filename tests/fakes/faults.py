@@ -181,7 +181,11 @@ class FaultyRelay(FakeRelay):
 
     def open(self, sock: Any, listener: Listener) -> int:
         if self._faults.kill:
-            self._faults.write()
+            try:
+                self._faults.write()
+            except KilledError:
+                sock.close()
+                raise
         at = sock.getsockname()
         if self._faults.refuse(Piece("socket", f"{listener.name} {join(*at[:2])}")):
             sock.close()
