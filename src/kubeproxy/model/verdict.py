@@ -136,7 +136,7 @@ class Book:
         return Verdict("pass", "the address and port are no Service's")
 
     def _internal(self, packet: Packet, port: PortPlan) -> Verdict:
-        action, local, endpoints = port.internal_action, port.internal_local, port.internal_backends
+        action, local, endpoints = port.internal_action, port.internal_local, port.internal_endpoints
         if self._manners.falls_back:
             action, local, endpoints = _falling_back(port, local=local)
         if action != FORWARD:
