@@ -1,0 +1,116 @@
+"""Follows a packet through the hooks of the kernel: translation, filters, IPVS, masquerading.
+
+The order is that of netfilter: a packet that comes in passes nat PREROUTING, then filter INPUT or FORWARD by its new
+destination, then nat POSTROUTING if it leaves; one of this node passes nat OUTPUT and filter OUTPUT, and filter INPUT, too, if
+its destination is the node. IPVS takes packets to its virtual servers after filter INPUT, or between nat OUTPUT and filter
+OUTPUT (net/netfilter/ipvs/ip_vs_core.c).
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from msgspec import structs
+
+from kubeproxy.insight.reference.outcome import Fate, Outcome, Path, Target, of_paths
+from kubeproxy.insight.reference.rules import Rules, State
+from kubeproxy.model.verdict import Packet
+
+Servers = Mapping[tuple[str, str, int], Sequence[Target]]
+"""Virtual servers of IPVS by protocol ("tcp"), address and port, and the real servers that take new connections."""
+
+
+class Router:
+    """The rules of one IP family, and the virtual servers if there are any."""
+
+    def __init__(
+        self, rules: Rules, local_addresses: Collection[str], servers: Servers | None = None
+    ) -> None:
+        """Makes it.
+
+        Args:
+            rules: the rules.
+            local_addresses: the addresses of the node, also those of interfaces that only hold addresses.
+            servers: the virtual servers.
+        """
+        self._rules = rules
+        self._local = frozenset(local_addresses)
+        self._servers = servers or {}
+
+    def outcome(self, packet: Packet) -> Outcome:
+        """What becomes of a packet.
+
+        Raises:
+            UnknownRuleError: it meets a rule that cannot be evaluated.
+        """
+        state = State(
+            packet.source, packet.destination, packet.port, packet.protocol.lower(), packet.interface
+        )
+        return of_paths(self._incoming(state) if packet.interface else self._outgoing(state))
+
+    def _incoming(self, state: State) -> Iterator[Path]:
+        for _, after in self._rules.hook("nat", "PREROUTING", state):
+            if after.destination not in self._local:
+                for fate, passed in self._rules.hook("filter", "FORWARD", after):
+                    yield from [_ended(fate, passed)] if fate else self._leaves(passed)
+                continue
+            for fate, passed in self._rules.hook("filter", "INPUT", after):
+                if fate:
+                    yield _ended(fate, passed)
+                elif (reals := self._reals(passed)) is None:
+                    yield _arrived(passed)
+                else:
+                    for chosen in _scheduled(passed, reals):
+                        yield from [_ended("reject", passed)] if chosen is None else self._leaves(chosen)
+
+    def _outgoing(self, state: State) -> Iterator[Path]:
+        for _, after in self._rules.hook("nat", "OUTPUT", state):
+            reals = self._reals(after)
+            for chosen in [after] if reals is None else _scheduled(after, reals):
+                if chosen is None:
+                    yield _ended("reject", after)
+                    continue
+                for fate, passed in self._rules.hook("filter", "OUTPUT", chosen):
+                    yield from [_ended(fate, passed)] if fate else self._sent(passed)
+
+    def _sent(self, state: State) -> Iterator[Path]:
+        """A packet of this node that passed its filters; if the node is its destination it comes in again."""
+        if state.destination not in self._local:
+            yield from self._leaves(state)
+            return
+        for path, left in self._masqueraded(state):
+            for fate, passed in self._rules.hook("filter", "INPUT", left):
+                yield _ended(fate, passed) if fate else path
+
+    def _leaves(self, state: State) -> Iterator[Path]:
+        return (path for path, _ in self._masqueraded(state))
+
+    def _masqueraded(self, state: State) -> Iterator[tuple[Path, State]]:
+        for _, after in self._rules.hook("nat", "POSTROUTING", state):
+            yield _arrived(after), after
+
+    def _reals(self, state: State) -> Sequence[Target] | None:
+        return self._servers.get((state.protocol, state.destination, state.port))
+
+
+def _scheduled(state: State, reals: Sequence[Target]) -> Iterator[State | None]:
+    """The real servers that a virtual server can choose, all as likely; None if it has none."""
+    if not reals:
+        yield None
+    for address, port in reals:
+        yield structs.replace(
+            state,
+            destination=address,
+            port=port,
+            translated=True,
+            probability=state.probability / len(reals),
+            virtual=(state.destination, state.port),
+        )
+
+
+def _arrived(state: State) -> Path:
+    if not state.translated:
+        return Path(state.probability, "pass")
+    return Path(state.probability, "forward", (state.destination, state.port), state.masquerade)
+
+
+def _ended(fate: Fate, state: State) -> Path:
+    return Path(state.probability, fate)

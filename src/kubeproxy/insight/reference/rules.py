@@ -1,0 +1,392 @@
+"""Evaluates the rules of iptables, in the form of `iptables-save`, for the first packet of a connection.
+
+Only what kube-proxy writes is followed: chains whose names start with KUBE-, without those of the kubelet. Rules of other
+programs in the built-in chains are skipped, and a rule of a kind that kube-proxy does not write is an error, so that no
+packet is judged by a rule that was not understood.
+
+Sources: iptables-extensions(8), and the rules recorded of kube-proxy v1.36.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
+
+from msgspec import Struct, structs
+
+from kubeproxy.api.addresses import contains, parse_address
+from kubeproxy.backends.shared import saved
+from kubeproxy.insight.reference.outcome import Fate, Target, UnknownRuleError
+
+_WORDS: Final = re.compile(r'"(?:\\.|[^"\\])*"|\S+')
+_OTHERS: Final = frozenset({"KUBE-FIREWALL", "KUBE-KUBELET-CANARY"})
+"""Chains of the kubelet."""
+
+Sets = Mapping[str, frozenset[tuple[str, ...]]]
+"""Sets of ipset: their elements, each an address or range, then PROTOCOL:PORT or a port, and another address or range."""
+
+
+class State(Struct, frozen=True):
+    """A packet on its way through the rules.
+
+    Attributes:
+        source: its source address.
+        destination: its destination address, after translation.
+        port: its destination port, after translation.
+        protocol: "tcp", "udp" or "sctp".
+        incoming: the interface it came in by; "" if a process of the node sent it.
+        probability: how likely it is here.
+        mark: its mark.
+        translated: its destination was translated.
+        masquerade: its source will be translated.
+        virtual: address and port of the virtual server of IPVS that handled it.
+    """
+
+    source: str
+    destination: str
+    port: int
+    protocol: str
+    incoming: str
+    probability: float = 1.0
+    mark: int = 0
+    translated: bool = False
+    masquerade: bool = False
+    virtual: Target | None = None
+
+
+Match = Callable[[State], float]
+"""How likely a rule's condition holds for a packet, from 0 to 1."""
+
+
+class _Rule(Struct, frozen=True):
+    text: str
+    matches: tuple[Match, ...]
+    action: str
+    argument: str
+    jumps: bool
+    goes: bool
+
+
+class Rules:
+    """The rules of one IP family."""
+
+    def __init__(
+        self, lines: Iterable[str], local_addresses: Iterable[str], sets: Sets | None = None
+    ) -> None:
+        """Reads them; a chain is parsed when it is first used.
+
+        Args:
+            lines: what `iptables-save` prints.
+            local_addresses: the addresses of the node, also those of interfaces that only hold addresses.
+            sets: the sets that rules look into.
+        """
+        self._local = frozenset(local_addresses)
+        self._sets = sets or {}
+        self._texts: dict[tuple[str, str], list[str]] = {}
+        for table, chain, rule in saved.parse(lines):
+            texts = self._texts.setdefault((table, chain), [])
+            if rule is not None:
+                texts.append(rule)
+        self._chains: dict[tuple[str, str], _Chain] = {}
+
+    @property
+    def present(self) -> bool:
+        """Whether there are any rules of kube-proxy."""
+        return any(chain.startswith("KUBE-SERVICES") and texts for (_, chain), texts in self._texts.items())
+
+    def texts(self) -> Iterator[tuple[str, str, str]]:
+        """Table, chain and text of every rule in chains of kube-proxy."""
+        for (table, chain), texts in self._texts.items():
+            if chain.startswith("KUBE-") and chain not in _OTHERS:
+                for text in texts:
+                    yield table, chain, text
+
+    def hook(self, table: str, chain: str, state: State) -> Iterator[tuple[Fate | None, State]]:
+        """What the rules of a built-in chain do: dropped, rejected, or None where the packet goes on.
+
+        Raises:
+            UnknownRuleError: it meets a rule that cannot be evaluated.
+        """
+        for fate, after in self._run(table, chain, state):
+            yield (fate if fate in {"drop", "reject"} else None), after
+
+    def _run(self, table: str, chain: str, state: State) -> Iterator[tuple[Fate | None, State]]:
+        found = self._chain(table, chain)
+        states = [state]
+        for rule in found.candidates(state):
+            following: list[State] = []
+            for each in states:
+                chance = 1.0
+                for match in rule.matches:
+                    chance *= match(each)
+                    if not chance:
+                        break
+                if chance < 1:
+                    following.append(structs.replace(each, probability=each.probability * (1 - chance)))
+                if chance:
+                    hit = structs.replace(each, probability=each.probability * chance)
+                    yield from self._apply(table, rule, hit, following)
+            states = following
+            if not states:
+                return
+        for each in states:
+            yield None, each
+
+    def _apply(
+        self, table: str, rule: _Rule, state: State, following: list[State]
+    ) -> Iterator[tuple[Fate | None, State]]:
+        """Applies a rule to a packet that matches it; where the packet goes on in this chain it is added to `following`."""
+        if rule.jumps:
+            for fate, after in self._run(table, rule.action, state):
+                if fate is None and not rule.goes:
+                    following.append(after)
+                else:
+                    yield fate, after
+            return
+        match rule.action:
+            case "":
+                following.append(state)
+            case "MARK":
+                value, _, mask = rule.argument.partition("/")
+                mark = (state.mark & ~int(mask or "0xffffffff", 16)) ^ int(value, 16)
+                following.append(structs.replace(state, mark=mark))
+            case "RETURN":
+                yield None, state
+            case "ACCEPT":
+                yield "pass", state
+            case "DROP":
+                yield "drop", state
+            case "REJECT":
+                yield "reject", state
+            case "DNAT":
+                address, _, port = rule.argument.rpartition(":")
+                target = parse_address(address.strip("[]"))
+                yield "pass", structs.replace(state, destination=target, port=int(port), translated=True)
+            case "MASQUERADE":
+                yield "pass", structs.replace(state, masquerade=True)
+            case _:
+                raise UnknownRuleError(rule.text)
+
+    def _chain(self, table: str, chain: str) -> "_Chain":
+        found = self._chains.get((table, chain))
+        if found is None:
+            builtin = not chain.startswith("KUBE-")
+            rules = []
+            for text in self._texts.get((table, chain), ()):
+                target = _target(text)
+                if not builtin or (target.startswith("KUBE-") and target not in _OTHERS):
+                    rules.append((self._parse(text), *_key(text)))
+            found = self._chains[table, chain] = _Chain(rules)
+        return found
+
+    def _parse(self, text: str) -> _Rule:
+        words = _WORDS.findall(text)
+        matches: list[Match] = []
+        action = argument = ""
+        jumps = goes = False
+        module = ""
+        negated = False
+        rest = list(reversed(words))
+        while rest:
+            word = rest.pop()
+            if word == "!":
+                negated = True
+                continue
+            if word in {"-j", "-g"}:
+                action = rest.pop()
+                jumps, goes = action.startswith("KUBE-"), word == "-g"
+                argument = self._argument(action, rest, text)
+                continue
+            if word == "-m":
+                module = rest.pop()
+                continue
+            match = self._match(module, word, rest, text, negated=negated)
+            negated = False
+            if match is not None:
+                matches.append(match)
+        return _Rule(text, tuple(matches), action, argument, jumps, goes)
+
+    @staticmethod
+    def _argument(action: str, rest: list[str], text: str) -> str:
+        """The argument of a target."""
+        argument = ""
+        while rest:
+            word = rest.pop()
+            match action, word:
+                case ("MARK", "--set-xmark") | ("DNAT", "--to-destination"):
+                    argument = rest.pop()
+                case ("MARK", "--or-mark"):
+                    value = rest.pop()
+                    argument = f"{value}/{value}"
+                case ("MASQUERADE", "--random-fully" | "--random"):
+                    pass
+                case ("REJECT", "--reject-with"):
+                    rest.pop()
+                case _:
+                    raise UnknownRuleError(text)
+        return argument
+
+    def _match(self, module: str, word: str, rest: list[str], text: str, *, negated: bool) -> Match | None:
+        """The condition of one option; None if it always holds."""
+
+        def test(condition: Callable[[State], bool]) -> Match:
+            return lambda state: float(condition(state) != negated)
+
+        match module, word:
+            case _, "-s":
+                cidr = _cidr(rest.pop())
+                return test(lambda state: contains(cidr, state.source))
+            case _, "-d":
+                cidr = _cidr(rest.pop())
+                return test(lambda state: contains(cidr, state.destination))
+            case _, "-i":
+                name = rest.pop()
+                return test(lambda state: _is_interface(name, state.incoming))
+            case _, "-p":
+                protocol = rest.pop()
+                return test(lambda state: state.protocol == protocol)
+            case (("tcp" | "udp" | "sctp"), "--dport"):
+                low, _, high = rest.pop().partition(":")
+                return test(lambda state: int(low) <= state.port <= int(high or low))
+            case "comment", "--comment":
+                rest.pop()
+                return None
+            case "addrtype", ("--dst-type" | "--src-type"):
+                if rest.pop() != "LOCAL":
+                    raise UnknownRuleError(text)
+                if word == "--dst-type":
+                    return test(lambda state: self._is_local(state.destination))
+                return test(lambda state: self._is_local(state.source))
+            case "conntrack", "--ctstate":
+                states = set(rest.pop().split(","))
+                return test(lambda state: "NEW" in states or ("DNAT" in states and state.translated))
+            case "mark", "--mark":
+                value, _, mask = rest.pop().partition("/")
+                bits, wanted = int(mask or "0xffffffff", 16), int(value, 16)
+                return test(lambda state: state.mark & bits == wanted)
+            case "statistic", "--mode":
+                if rest.pop() != "random" or rest.pop() != "--probability" or negated:
+                    raise UnknownRuleError(text)
+                chance = float(rest.pop())
+                return lambda _: chance
+            case "recent", _:
+                return _recent(word, rest, text)
+            case "nfacct", "--nfacct-name":
+                rest.pop()
+                return None
+            case "set", "--match-set":
+                return test(self._in_set(rest.pop(), rest.pop(), text))
+            case "physdev", "--physdev-is-in":
+                return test(lambda _: False)
+            case "ipvs", "--vproto":
+                return test(_of_virtual(rest, text))
+        raise UnknownRuleError(text)
+
+    def _is_local(self, address: str) -> bool:
+        return address in self._local or contains("127.0.0.0/8", address)
+
+    def _in_set(self, name: str, directions: str, text: str) -> Callable[[State], bool]:
+        elements = self._sets.get(name)
+        if elements is None:
+            raise UnknownRuleError(f"{text}: set {name} cannot be read")
+        exact = {element for element in elements if not any("/" in part for part in element)}
+        ranges = [element for element in elements if element not in exact]
+        shape = len(next(iter(elements), ()))
+        sides = directions.split(",")
+
+        def condition(state: State) -> bool:
+            if not elements:
+                return False
+            number = f"{state.protocol}:{state.port}"
+            first = state.source if sides[0] == "src" else state.destination
+            if shape == 1:
+                return (first,) in exact or (str(state.port),) in exact
+            key: tuple[str, ...] = (first, number)
+            if shape == 2:
+                return key in exact
+            other = state.source if sides[2] == "src" else state.destination
+            return (*key, other) in exact or any(
+                element[:2] == key and contains(element[2], other) for element in ranges if "/" in element[2]
+            )
+
+        return condition
+
+
+class _Chain:
+    """The rules of a chain, found by the destination that most of them name."""
+
+    def __init__(self, rules: Iterable[tuple[_Rule, str, str]]) -> None:
+        self._rules: list[_Rule] = []
+        self._by_address: dict[str, list[int]] = {}
+        self._by_port: dict[str, list[int]] = {}
+        self._others: list[int] = []
+        for number, (rule, address, port) in enumerate(rules):
+            self._rules.append(rule)
+            if address:
+                self._by_address.setdefault(address, []).append(number)
+            elif port:
+                self._by_port.setdefault(port, []).append(number)
+            else:
+                self._others.append(number)
+
+    def candidates(self, state: State) -> Iterator[_Rule]:
+        """The rules that may match a packet whose destination the chain does not change, in their order."""
+        numbers = [
+            *self._by_address.get(state.destination, ()),
+            *self._by_port.get(f"{state.protocol} {state.port}", ()),
+            *self._others,
+        ]
+        return (self._rules[number] for number in sorted(numbers))
+
+
+def _key(text: str) -> tuple[str, str]:
+    """The one destination address, or else the one protocol and port, that a rule is for; "" where it is for several."""
+    address = re.match(r"(?:-s \S+ )?-d (\S+)/(32|128) ", text)
+    if address and not text.startswith("!") and (":" in address[1]) == (address[2] == "128"):
+        return parse_address(address[1]), ""
+    port = re.search(r"-p (\w+) .*--dport (\d+)(?: |$)", text)
+    return "", f"{port[1]} {port[2]}" if port and "! -p" not in text and "! --dport" not in text else ""
+
+
+def _target(text: str) -> str:
+    found = re.search(r" ?-[jg] (\S+)", text)
+    return found[1] if found else ""
+
+
+def _cidr(text: str) -> str:
+    address, slash, length = text.partition("/")
+    return f"{parse_address(address)}/{length if slash else (128 if ':' in address else 32)}"
+
+
+def _is_interface(name: str, incoming: str) -> bool:
+    return incoming.startswith(name[:-1]) if name.endswith("+") else incoming == name
+
+
+def _recent(word: str, rest: list[str], text: str) -> Match | None:
+    """Session affinity: a new client is in no list; `--set` puts it there and always holds."""
+    taken = {"--seconds", "--hitcount", "--name", "--mask"}
+    options = {word}
+    while rest and rest[-1].startswith("--"):
+        option = rest.pop()
+        options.add(option)
+        if option in taken:
+            rest.pop()
+    if word in taken:
+        rest.pop()
+    if "--rcheck" in options or "--update" in options:
+        return lambda _: 0.0
+    if "--set" in options:
+        return None
+    raise UnknownRuleError(text)
+
+
+def _of_virtual(rest: list[str], text: str) -> Callable[[State], bool]:
+    """Packets that a virtual server of IPVS has handled."""
+    numbers = {"6": "tcp", "17": "udp", "132": "sctp"}
+    protocol = numbers.get(rest.pop(), "")
+    if rest.pop() != "--vaddr":
+        raise UnknownRuleError(text)
+    address = parse_address(rest.pop().partition("/")[0])
+    if rest.pop() != "--vport":
+        raise UnknownRuleError(text)
+    port = int(rest.pop())
+    return lambda state: state.protocol == protocol and state.virtual == (address, port)
