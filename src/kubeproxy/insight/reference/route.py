@@ -7,22 +7,39 @@ OUTPUT (net/netfilter/ipvs/ip_vs_core.c).
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from msgspec import structs
 
 from kubeproxy.insight.reference.outcome import Fate, Outcome, Path, Target, of_paths
-from kubeproxy.insight.reference.rules import Rules, State
+from kubeproxy.insight.reference.rules import State
 from kubeproxy.model.verdict import Packet
 
 Servers = Mapping[tuple[str, str, int], Sequence[Target]]
 """Virtual servers of IPVS by protocol ("tcp"), address and port, and the real servers that take new connections."""
 
 
+class Hooks(Protocol):
+    """Rules that packets meet at the hooks of the kernel."""
+
+    def hook(self, table: str, chain: str, state: State) -> Iterator[tuple[Fate | None, State]]:
+        """What the rules at a hook do: dropped, rejected, or None where the packet goes on.
+
+        Args:
+            table: "nat" for rules that see a packet before its destination is final, or when it leaves; else "filter".
+            chain: the hook, by the name of its built-in chain.
+            state: the packet.
+
+        Raises:
+            UnknownRuleError: it meets a rule that cannot be evaluated.
+        """
+
+
 class Router:
     """The rules of one IP family, and the virtual servers if there are any."""
 
     def __init__(
-        self, rules: Rules, local_addresses: Collection[str], servers: Servers | None = None
+        self, rules: Hooks, local_addresses: Collection[str], servers: Servers | None = None
     ) -> None:
         """Makes it.
 
@@ -47,7 +64,10 @@ class Router:
         return of_paths(self._incoming(state) if packet.interface else self._outgoing(state))
 
     def _incoming(self, state: State) -> Iterator[Path]:
-        for _, after in self._rules.hook("nat", "PREROUTING", state):
+        for early, after in self._rules.hook("nat", "PREROUTING", state):
+            if early:
+                yield _ended(early, after)
+                continue
             if after.destination not in self._local:
                 for fate, passed in self._rules.hook("filter", "FORWARD", after):
                     yield from [_ended(fate, passed)] if fate else self._leaves(passed)
@@ -62,7 +82,10 @@ class Router:
                         yield from [_ended("reject", passed)] if chosen is None else self._leaves(chosen)
 
     def _outgoing(self, state: State) -> Iterator[Path]:
-        for _, after in self._rules.hook("nat", "OUTPUT", state):
+        for early, after in self._rules.hook("nat", "OUTPUT", state):
+            if early:
+                yield _ended(early, after)
+                continue
             reals = self._reals(after)
             for chosen in [after] if reals is None else _scheduled(after, reals):
                 if chosen is None:

@@ -1,0 +1,371 @@
+"""Evaluates a table of nf_tables, as the kernel lists it, for the first packet of a connection.
+
+A rule is a list of expressions that read and write registers (`netlink.nft.expressions`). They are run here on the fields of
+one packet; a random number takes every value, each with its probability. An expression of a kind that is not known is an
+error, so that no packet is judged by a rule that was not understood.
+
+Source: linux/netfilter/nf_tables.h.
+"""
+
+import operator
+import struct
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from socket import IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
+from typing import Final, NamedTuple
+
+from msgspec import structs
+
+from kubeproxy.api.addresses import contains, pack, unpack
+from kubeproxy.insight.reference.outcome import Fate, UnknownRuleError
+from kubeproxy.insight.reference.rules import State
+from kubeproxy.netlink import wire
+from kubeproxy.netlink.nft import expressions as x
+from kubeproxy.netlink.nft import messages
+from kubeproxy.netlink.nft.kernel import Kernel
+from kubeproxy.netlink.nft.messages import Table
+
+_PROTOCOLS: Final = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP, "sctp": IPPROTO_SCTP}
+_HOOKS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+_NAT_PRIORITY: Final = -100
+"""Chains at this priority and before it see a packet before its destination is final."""
+
+_COMPARE: Final = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
+_UNICAST, _LOCAL = 1, 2
+_FIRST_REGISTER, _LARGE_REGISTER = 8, 16
+_IGNORED: Final = frozenset({"counter", "log", "dynset"})
+"""Expressions that do not decide about a packet."""
+
+_KEEP_ON: Final = object()
+_NO_MATCH: Final = object()
+
+
+class _Chain(NamedTuple):
+    hook: str
+    priority: int
+    nat: bool
+
+
+class _Lookup:
+    """A set or map."""
+
+    def __init__(self, flags: int, fields: Sequence[int]) -> None:
+        self._intervals = bool(flags & messages.INTERVAL)
+        self._fields = fields
+        self._exact: dict[bytes, wire.Attributes] = {}
+        self._ranges: list[tuple[bytes, bytes, wire.Attributes]] = []
+        self._starts: list[tuple[bytes, bool, wire.Attributes]] = []
+
+    def add(self, element: wire.Attributes) -> None:
+        """Takes in an element as the kernel lists it."""
+        key = bytes(wire.attributes(element[1])[1])
+        data = wire.attributes(element[2]) if 2 in element else {}
+        if not self._intervals:
+            self._exact[key] = data
+        elif 10 in element:
+            self._ranges.append((key, bytes(wire.attributes(element[10])[1]), data))
+        elif len(self._fields) > 1:
+            self._ranges.append((key, key, data))
+        else:
+            ends = 3 in element and bool(element[3][3] & 1)
+            self._starts.append((key, ends, data))
+
+    def find(self, register: bytes) -> wire.Attributes | None:
+        """The data of the element for the key at the beginning of some registers; None if there is none."""
+        if not self._intervals:
+            for size in {len(key) for key in self._exact}:
+                if (found := self._exact.get(register[:size])) is not None:
+                    return found
+            return None
+        for low, high, data in self._ranges:
+            at = 0
+            for size in self._fields or (len(low),):
+                padded = size + 3 & ~3
+                if not low[at : at + padded] <= register[at : at + padded] <= high[at : at + padded]:
+                    break
+                at += padded
+            else:
+                return data
+        best: tuple[bytes, bool, wire.Attributes] | None = None
+        for key, ends, data in self._starts:
+            # Of an end and a beginning at one place the beginning counts.
+            if key <= register[: len(key)] and (best is None or (key, not ends) >= (best[0], not best[1])):
+                best = key, ends, data
+        return None if best is None or best[1] else best[2]
+
+
+class Tables:
+    """A table of one family, in the form that `route.Router` asks."""
+
+    def __init__(self, kernel: Kernel, table: Table, local_addresses: Collection[str]) -> None:
+        """Reads it.
+
+        Args:
+            kernel: the kernel.
+            table: the table.
+            local_addresses: the addresses of the node.
+
+        Raises:
+            OSError: the kernel refused, or the table changed meanwhile.
+        """
+        self._local = frozenset(local_addresses)
+        self._chains: dict[str, _Chain | None] = {}
+        self._rules: dict[str, list[memoryview]] = {}
+        self._lookups: dict[str, _Lookup] = {}
+        only = wire.text(1, table.name)
+        for body in list(kernel.dump(messages.GETSET, table.family, only)):
+            a = wire.attributes(body)
+            name = wire.string(a[2])
+            found = self._lookups[name] = _Lookup(int.from_bytes(a.get(3, b"")), _fields(a))
+            if int.from_bytes(a.get(3, b"")) & messages.EVAL:
+                continue  # clients of session affinity: a new client is in none
+            for listed in kernel.dump(messages.GETSETELEM, table.family, only + wire.text(2, name)):
+                for _, element in wire.attribute_list(wire.attributes(listed).get(3, b"")):
+                    found.add(wire.attributes(element))
+        for body in kernel.dump_all(messages.GETCHAIN, table.family):
+            a = wire.attributes(body)
+            if wire.string(a[1]) != table.name:
+                continue
+            place = wire.attributes(a[4]) if 4 in a else {}
+            self._chains[wire.string(a[3])] = (
+                _Chain(
+                    _HOOKS[int.from_bytes(place[1])],
+                    struct.unpack(">i", place[2])[0],
+                    wire.string(a[7]) == "nat",
+                )
+                if place
+                else None
+            )
+        for body in kernel.dump(messages.GETRULE, table.family, only):
+            a = wire.attributes(body)
+            if wire.string(a[1]) == table.name and 4 in a:
+                self._rules.setdefault(wire.string(a[2]), []).append(a[4])
+
+    @property
+    def present(self) -> bool:
+        """Whether the table is there."""
+        return bool(self._chains)
+
+    def hook(self, table: str, chain: str, state: State) -> Iterator[tuple[Fate | None, State]]:
+        """What the base chains at a hook do: dropped, rejected, or None where the packet goes on.
+
+        Args:
+            table: "nat" for chains that see a packet before its destination is final, or when it leaves; else "filter".
+            chain: the hook.
+            state: the packet.
+
+        Raises:
+            UnknownRuleError: it meets a rule that cannot be evaluated.
+        """
+        early = table == "nat"
+        found = sorted(
+            (info.priority, name)
+            for name, info in self._chains.items()
+            if info is not None
+            and info.hook == chain
+            and (chain == "POSTROUTING" or (info.priority <= _NAT_PRIORITY) == early)
+        )
+        yield from self._pass([name for _, name in found], state)
+
+    def _pass(self, chains: Sequence[str], state: State) -> Iterator[tuple[Fate | None, State]]:
+        if not chains:
+            yield None, state
+            return
+        for fate, after in self._run(chains[0], state):
+            if fate in {"drop", "reject"}:
+                yield fate, after
+            else:
+                yield from self._pass(chains[1:], after)
+
+    def _run(self, chain: str, state: State) -> Iterator[tuple[Fate | None, State]]:
+        """Runs a chain; None where the packet comes to its end."""
+        states = [state]
+        for rule in self._rules.get(chain, ()):
+            following: list[State] = []
+            for each in states:
+                steps = [wire.attributes(e) for _, e in wire.attribute_list(rule)]
+                for result, after in self._rule(steps, 0, bytes(64), each):
+                    if result is _KEEP_ON or result is _NO_MATCH:
+                        following.append(after)
+                    elif isinstance(result, tuple):
+                        code, target = result
+                        if code == messages.RETURN:
+                            yield None, after
+                            continue
+                        for fate, returned in self._run(target, after):
+                            if fate is None and code == messages.JUMP:
+                                following.append(returned)
+                            else:
+                                yield fate, returned
+                    else:
+                        yield result, after  # type: ignore[misc]
+            states = following
+        for each in states:
+            yield None, each
+
+    def _rule(
+        self, steps: Sequence[wire.Attributes], at: int, registers: bytes, state: State
+    ) -> Iterator[tuple[object, State]]:
+        """Runs the expressions of a rule from one on. Yields what the rule decides, for each way a packet can take."""
+        for number in range(at, len(steps)):
+            name = wire.string(steps[number][1])
+            a = wire.attributes(steps[number].get(2, b""))
+            if name == "numgen":
+                modulus, offset = _int(a[2]), _int(a.get(4, b""))
+                for value in range(modulus):
+                    loaded = _load(registers, a[1], (value + offset).to_bytes(4, sys.byteorder))
+                    likely = structs.replace(state, probability=state.probability / modulus)
+                    yield from self._rule(steps, number + 1, loaded, likely)
+                return
+            result, registers, state = self._step(name, a, registers, state)
+            if result is not _KEEP_ON:
+                yield result, state
+                return
+        yield _KEEP_ON, state
+
+    def _step(
+        self, name: str, a: wire.Attributes, registers: bytes, state: State
+    ) -> tuple[object, bytes, State]:
+        """Runs one expression: what it decides, the registers and the packet after it."""
+        match name:
+            case "payload":
+                return _KEEP_ON, _load(registers, a[1], _payload(a, state)), state
+            case "meta" if 3 in a:
+                if _int(a[2]) != x.META_MARK:
+                    raise UnknownRuleError(f"meta key {_int(a[2])} is set")
+                mark = int.from_bytes(_at(registers, a[3], 4), sys.byteorder)
+                return _KEEP_ON, registers, structs.replace(state, mark=mark)
+            case "meta":
+                return _KEEP_ON, _load(registers, a[1], _meta(_int(a[2]), state)), state
+            case "ct":
+                return _KEEP_ON, _load(registers, a[1], _connection(_int(a[2]), state)), state
+            case "fib":
+                return _KEEP_ON, _load(registers, a[1], self._fib(a, state)), state
+            case "immediate":
+                data = wire.attributes(a[2])
+                if 2 in data:
+                    return _verdict(wire.attributes(data[2])), registers, state
+                return _KEEP_ON, _load(registers, a[1], bytes(data[1])), state
+            case "cmp":
+                return _KEEP_ON if _holds(a, registers) else _NO_MATCH, registers, state
+            case "bitwise":
+                return _KEEP_ON, _bitwise(a, registers), state
+            case "lookup":
+                return self._lookup(a, registers, state)
+            case "nat":
+                address = _at(registers, a[3], len(pack(state.destination)))
+                port = int.from_bytes(_at(registers, a[5], 2)) if 5 in a else state.port
+                translated = structs.replace(state, destination=unpack(address), port=port, translated=True)
+                return "pass", registers, translated
+            case "masq":
+                return "pass", registers, structs.replace(state, masquerade=True)
+            case "reject":
+                return "reject", registers, state
+            case _ if name in _IGNORED:
+                return _KEEP_ON, registers, state
+        raise UnknownRuleError(f"expression {name}")
+
+    def _lookup(self, a: wire.Attributes, registers: bytes, state: State) -> tuple[object, bytes, State]:
+        found = self._lookups[wire.string(a[1])].find(registers[_offset(a[2]) :])
+        inverted = 5 in a and bool(_int(a[5]) & 1)
+        if 3 not in a:
+            return _KEEP_ON if (found is not None) != inverted else _NO_MATCH, registers, state
+        if found is None:
+            return _NO_MATCH, registers, state
+        if _int(a[3]) == 0:
+            return _verdict(wire.attributes(found[2])), registers, state
+        return _KEEP_ON, _load(registers, a[3], bytes(found[1])), state
+
+    def _fib(self, a: wire.Attributes, state: State) -> bytes:
+        if _int(a[2]) != 3:  # NFT_FIB_RESULT_ADDRTYPE
+            raise UnknownRuleError("fib without type")
+        address = state.source if _int(a[3]) & 1 else state.destination
+        local = address in self._local or contains("127.0.0.0/8", address)
+        return (_LOCAL if local else _UNICAST).to_bytes(4, sys.byteorder)
+
+
+def _fields(a: wire.Attributes) -> tuple[int, ...]:
+    """The sizes of the parts of a set's keys, in bytes; empty if they have one part."""
+    description = wire.attributes(a.get(9, b""))
+    if 2 not in description:
+        return ()
+    return tuple(
+        int.from_bytes(wire.attributes(field)[1]) for _, field in wire.attribute_list(description[2])
+    )
+
+
+def _payload(a: wire.Attributes, state: State) -> bytes:
+    """Bytes of a header: of both addresses, which stand side by side, or the destination port."""
+    base, offset, size = _int(a[2]), _int(a[3]), _int(a[4])
+    addresses = pack(state.source) + pack(state.destination)
+    start = 12 if len(addresses) == 8 else 8
+    if base == x.NETWORK_HEADER and start <= offset and offset + size <= start + len(addresses):
+        return addresses[offset - start : offset - start + size]
+    if (base, offset, size) == (x.TRANSPORT_HEADER, 2, 2):
+        return state.port.to_bytes(2)
+    raise UnknownRuleError(f"payload of {size} bytes at {offset} of header {base}")
+
+
+def _meta(key: int, state: State) -> bytes:
+    if key == x.META_MARK:
+        return state.mark.to_bytes(4, sys.byteorder)
+    if key == x.META_INPUT_NAME:
+        return state.incoming.encode().ljust(16, b"\0")
+    if key == x.META_L4PROTO:
+        return bytes([_PROTOCOLS[state.protocol]])
+    raise UnknownRuleError(f"meta key {key}")
+
+
+def _connection(key: int, state: State) -> bytes:
+    if key == x.CT_STATE:
+        return x.CT_NEW.to_bytes(4, sys.byteorder)
+    if key == x.CT_STATUS:
+        return (x.CT_DNAT if state.translated else 0).to_bytes(4, sys.byteorder)
+    raise UnknownRuleError(f"ct key {key}")
+
+
+def _verdict(data: wire.Attributes) -> object:
+    """A verdict: the fate of the packet, or the chain it is sent to and how."""
+    (code,) = struct.unpack(">i", data[1])
+    if code in {messages.JUMP, messages.GOTO}:
+        return code, wire.string(data[2])
+    if code == messages.RETURN:
+        return code, ""
+    return "drop" if code == messages.DROP else "pass"
+
+
+def _holds(a: wire.Attributes, registers: bytes) -> bool:
+    constant = bytes(wire.attributes(a[3])[1])
+    value = _at(registers, a[1], len(constant))
+    return bool(_COMPARE[_int(a[2])](value, constant))
+
+
+def _bitwise(a: wire.Attributes, registers: bytes) -> bytes:
+    if 6 in a and _int(a[6]):
+        raise UnknownRuleError("bitwise shift")
+    mask, xor = (bytes(wire.attributes(a[number])[1]) for number in (4, 5))
+    value = _at(registers, a[1], len(mask))
+    changed = bytes(v & m ^ c for v, m, c in zip(value, mask, xor, strict=True))
+    return _load(registers, a[2], changed)
+
+
+def _int(value: memoryview | bytes) -> int:
+    return int.from_bytes(value)
+
+
+def _offset(register: memoryview) -> int:
+    """Where a register begins, in bytes; the large ones of the old numbering take four of the small ones."""
+    number = _int(register)
+    return 4 * (number - _FIRST_REGISTER) if number >= _FIRST_REGISTER else _LARGE_REGISTER * (number - 1)
+
+
+def _at(registers: bytes, register: memoryview, size: int) -> bytes:
+    start = _offset(register)
+    return registers[start : start + size]
+
+
+def _load(registers: bytes, register: memoryview, value: bytes) -> bytes:
+    """The registers with a value in one and those after it; what is left of its last one is zero."""
+    start = _offset(register)
+    padded = value.ljust(len(value) + 3 & ~3, b"\0")
+    return registers[:start] + padded + registers[start + len(padded) :]
