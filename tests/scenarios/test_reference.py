@@ -7,15 +7,17 @@ import pytest
 from msgspec.structs import replace
 
 from kubeproxy.api.addresses import FAMILIES, Family, family_of, parse_address
+from kubeproxy.insight.reference.compare import Comparison, compare
 from kubeproxy.insight.reference.outcome import Outcome, of_verdict, same
-from kubeproxy.insight.reference.route import Router, Servers
+from kubeproxy.insight.reference.route import Router, Server, Servers
 from kubeproxy.insight.reference.rules import Rules
+from kubeproxy.model.manners import Manners
 from kubeproxy.model.select import Endpoint
 from kubeproxy.model.verdict import Packet, Verdict
 from tests.fakes.manners import IPTABLES, NFTABLES
 from tests.lab import cases, probe
 from tests.lab.probe import Outcomes
-from tests.scenarios.world import LOCAL_ADDRESSES, World, outcome
+from tests.scenarios.world import LOCAL_ADDRESSES, WAN, World, outcome
 
 PROGRAMS = {"IPv4": "iptables", "IPv6": "ip6tables"}
 
@@ -59,20 +61,20 @@ def addresses(name: str) -> list[str]:
 
 
 def servers(lines: list[str] | tuple[()]) -> Servers:
-    found: dict[tuple[str, str, int], list[tuple[str, int]]] = {}
+    found: dict[tuple[str, str, int], Server] = {}
     for line in lines:
         words = line.split()
-        address, _, port = words[2].rpartition(":")
-        key = (
-            {"-t": "tcp", "-u": "udp"}.get(words[1], "sctp"),
-            parse_address(address.strip("[]")),
-            int(port),
-        )
-        reals = found.setdefault(key, [])
-        if words[0] == "-a":
-            address, _, port = words[4].rpartition(":")
-            reals.append((parse_address(address.strip("[]")), int(port)))
+        key = ({"-t": "tcp", "-u": "udp"}.get(words[1], "sctp"), *at(words[2]))
+        if words[0] == "-A":
+            found[key] = Server((), int(words[words.index("-p") + 1]) if "-p" in words else 0)
+        else:
+            found[key] = replace(found[key], reals=(*found[key].reals, at(words[4])))
     return found
+
+
+def at(text: str) -> tuple[str, int]:
+    address, _, port = text.rpartition(":")
+    return parse_address(address.strip("[]")), int(port)
 
 
 @pytest.mark.parametrize("name", cases.NAMES)
@@ -120,3 +122,20 @@ def test_ipvs(name: str) -> None:
         recorded = expected[client][front]
         judged[client][front] = recorded if (seen, recorded) in UNSEEN else seen
     assert judged == expected, probe.differences(expected, judged)
+
+
+def compared(router_: Router, world: World, family: Family, manners: Manners) -> Comparison:
+    return compare(
+        router_, world.plans(family), world.book(family, manners), world.nodes[family], LOCAL_ADDRESSES[family],
+        named=router_.named(), own_source=WAN[family],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", cases.NAMES)
+def test_all_kinds_of_packets(name: str) -> None:
+    world = World.of_case(name, "iptables")
+    for family in FAMILIES:
+        found = compared(router("iptables", name, family), world, family, IPTABLES)
+        assert found.kinds > 0 or not world.plans(family)
+        assert [str(each) for each in found.differences] == []
+        assert found.unknown == ()

@@ -43,10 +43,12 @@ class Outcome(Struct, frozen=True):
     Attributes:
         fates: how likely each fate is; more than one only where rules choose at random between endpoints and something else.
         targets: the endpoints, each with its share of all packets and whether the source becomes an address of the node.
+        affinity: so many seconds a client keeps its endpoint; 0 without session affinity.
     """
 
     fates: Mapping[Fate, float]
     targets: Mapping[Target, tuple[float, bool]] = {}
+    affinity: int = 0
 
     def __str__(self) -> str:
         parts = [
@@ -58,11 +60,12 @@ class Outcome(Struct, frozen=True):
             for fate, probability in sorted(self.fates.items())
             if fate != FORWARD
         ]
-        return ", ".join((*fates, *parts)) or "nothing"
+        affinity = [f"affinity of {self.affinity} s"] if self.affinity else []
+        return ", ".join((*fates, *parts, *affinity)) or "nothing"
 
 
 def of_paths(paths: Iterable[Path]) -> Outcome:
-    """The outcome of all ways a packet can take."""
+    """The outcome of all ways a packet can take; its affinity is not known from these."""
     fates: dict[Fate, float] = {}
     targets: dict[Target, tuple[float, bool]] = {}
     for path in paths:
@@ -82,7 +85,7 @@ def of_verdict(packet: Packet, verdict: Verdict) -> Outcome:
         (endpoint.address, endpoint.port): (share, verdict.masquerades(packet, endpoint))
         for endpoint in verdict.backends
     }
-    return Outcome({FORWARD: 1.0}, targets)
+    return Outcome({FORWARD: 1.0}, targets, verdict.port.affinity if verdict.port else 0)
 
 
 def same(one: Outcome, other: Outcome, packet: Packet, local_addresses: Iterable[str]) -> bool:
@@ -99,6 +102,8 @@ def same(one: Outcome, other: Outcome, packet: Packet, local_addresses: Iterable
     """
     own = frozenset(local_addresses)
     if not _near(one.fates, other.fates) or one.targets.keys() != other.targets.keys():
+        return False
+    if one.targets and one.affinity != other.affinity:
         return False
     for target, (share, masquerade) in one.targets.items():
         other_share, other_masquerade = other.targets[target]

@@ -9,14 +9,28 @@ OUTPUT (net/netfilter/ipvs/ip_vs_core.c).
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from msgspec import structs
+from msgspec import Struct, structs
 
+from kubeproxy.api.rows import Protocol as Transport
 from kubeproxy.insight.reference.outcome import Fate, Outcome, Path, Target, of_paths
-from kubeproxy.insight.reference.rules import State
+from kubeproxy.insight.reference.rules import PROTOCOLS, State
 from kubeproxy.model.verdict import Packet
 
-Servers = Mapping[tuple[str, str, int], Sequence[Target]]
-"""Virtual servers of IPVS by protocol ("tcp"), address and port, and the real servers that take new connections."""
+
+class Server(Struct, frozen=True):
+    """A virtual server of IPVS.
+
+    Attributes:
+        reals: the real servers that take new connections.
+        affinity: so many seconds a client keeps its real server; 0 without persistence.
+    """
+
+    reals: tuple[Target, ...]
+    affinity: int = 0
+
+
+Servers = Mapping[tuple[str, str, int], Server]
+"""Virtual servers by protocol ("tcp"), address and port."""
 
 
 class Hooks(Protocol):
@@ -33,6 +47,15 @@ class Hooks(Protocol):
         Raises:
             UnknownRuleError: it meets a rule that cannot be evaluated.
         """
+
+    def asked(self) -> set[str]:
+        """The ranges of sources that rules have looked at since this was last asked."""
+
+    def affinity(self) -> int:
+        """For how many seconds a client keeps its endpoint, by rules met since this was last asked; 0 for none."""
+
+    def named(self) -> Iterator[tuple[str, Transport, int]]:
+        """The fronts that rules name: address ("" for a node port), protocol and port."""
 
 
 class Router:
@@ -61,7 +84,20 @@ class Router:
         state = State(
             packet.source, packet.destination, packet.port, packet.protocol.lower(), packet.interface
         )
-        return of_paths(self._incoming(state) if packet.interface else self._outgoing(state))
+        self._rules.affinity()
+        found = of_paths(self._incoming(state) if packet.interface else self._outgoing(state))
+        server = self._servers.get((state.protocol, state.destination, state.port))
+        return structs.replace(found, affinity=self._rules.affinity() or (server.affinity if server else 0))
+
+    def asked(self) -> set[str]:
+        """The ranges of sources that rules have looked at since this was last asked."""
+        return self._rules.asked()
+
+    def named(self) -> Iterator[tuple[str, Transport, int]]:
+        """The fronts that rules and virtual servers name: address ("" for a node port), protocol and port."""
+        yield from self._rules.named()
+        for protocol, address, port in self._servers:
+            yield address, PROTOCOLS[protocol.upper()], port
 
     def _incoming(self, state: State) -> Iterator[Path]:
         for early, after in self._rules.hook("nat", "PREROUTING", state):
@@ -111,7 +147,8 @@ class Router:
             yield _arrived(after), after
 
     def _reals(self, state: State) -> Sequence[Target] | None:
-        return self._servers.get((state.protocol, state.destination, state.port))
+        server = self._servers.get((state.protocol, state.destination, state.port))
+        return None if server is None else server.reals
 
 
 def _scheduled(state: State, reals: Sequence[Target]) -> Iterator[State | None]:

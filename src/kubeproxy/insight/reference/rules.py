@@ -14,10 +14,20 @@ from typing import Final
 from msgspec import Struct, structs
 
 from kubeproxy.api.addresses import contains, parse_address
+from kubeproxy.api.rows import Protocol
 from kubeproxy.backends.shared import saved
 from kubeproxy.insight.reference.outcome import Fate, Target, UnknownRuleError
 
 _WORDS: Final = re.compile(r'"(?:\\.|[^"\\])*"|\S+')
+_FRONT: Final = re.compile(r"(?:(?:^| )-d ([0-9a-f.:]+)/(?:32|128) )?(?:.* )?-p (\w+) .*--dport (\d+)(?: |$)")
+_NAMING: Final = frozenset({"KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-NODEPORTS"})
+"""Chains whose rules are for fronts."""
+
+PROTOCOLS: Final[Mapping[str, Protocol]] = {"TCP": "TCP", "UDP": "UDP", "SCTP": "SCTP"}
+
+_WITH_VALUE: Final = frozenset({"--seconds", "--hitcount", "--name", "--mask"})
+"""Options of the match `recent` that have a value."""
+
 _OTHERS: Final = frozenset({"KUBE-FIREWALL", "KUBE-KUBELET-CANARY"})
 """Chains of the kubelet."""
 
@@ -87,6 +97,27 @@ class Rules:
             if rule is not None:
                 texts.append(rule)
         self._chains: dict[tuple[str, str], _Chain] = {}
+        self._asked: set[str] = set()
+        self._affinity = 0
+
+    def asked(self) -> set[str]:
+        """The ranges of sources that rules have looked at since this was last asked."""
+        asked, self._asked = self._asked, set()
+        return asked
+
+    def named(self) -> Iterator[tuple[str, Protocol, int]]:
+        """The fronts that rules name: address ("" for a node port), protocol and port."""
+        for _, chain, text in self.texts():
+            found = _FRONT.search(text)
+            if found is not None and chain in _NAMING and found[2].upper() in PROTOCOLS:
+                address = "" if "NODE" in chain else found[1]
+                if address is not None:
+                    yield address and parse_address(address), PROTOCOLS[found[2].upper()], int(found[3])
+
+    def affinity(self) -> int:
+        """For how many seconds a client keeps its endpoint, by rules met since this was last asked; 0 for none."""
+        seconds, self._affinity = self._affinity, 0
+        return seconds
 
     @property
     def present(self) -> bool:
@@ -234,7 +265,7 @@ class Rules:
         match module, word:
             case _, "-s":
                 cidr = _cidr(rest.pop())
-                return test(lambda state: contains(cidr, state.source))
+                return test(lambda state: self._is_from(cidr, state))
             case _, "-d":
                 cidr = _cidr(rest.pop())
                 return test(lambda state: contains(cidr, state.destination))
@@ -269,7 +300,7 @@ class Rules:
                 chance = float(rest.pop())
                 return lambda _: chance
             case "recent", _:
-                return _recent(word, rest, text)
+                return self._recent(word, rest, text)
             case "nfacct", "--nfacct-name":
                 rest.pop()
                 return None
@@ -280,6 +311,29 @@ class Rules:
             case "ipvs", "--vproto":
                 return test(_of_virtual(rest, text))
         raise UnknownRuleError(text)
+
+    def _recent(self, word: str, rest: list[str], text: str) -> Match | None:
+        """Session affinity: a new client is in no list; `--set` puts it there and always holds."""
+        options = {word: rest.pop() if word in _WITH_VALUE else ""}
+        while rest and rest[-1].startswith("--"):
+            option = rest.pop()
+            options[option] = rest.pop() if option in _WITH_VALUE else ""
+        if "--rcheck" in options or "--update" in options:
+            seconds = int(options.get("--seconds") or 0)
+
+            def unknown(_: State) -> float:
+                self._affinity = seconds
+                return 0.0
+
+            return unknown
+        if "--set" in options:
+            return None
+        raise UnknownRuleError(text)
+
+    def _is_from(self, cidr: str, state: State) -> bool:
+        if not cidr.endswith(("/32", "/128")):  # those are endpoints
+            self._asked.add(cidr)
+        return contains(cidr, state.source)
 
     def _is_local(self, address: str) -> bool:
         return address in self._local or contains("127.0.0.0/8", address)
@@ -304,6 +358,8 @@ class Rules:
             if shape == 2:
                 return key in exact
             other = state.source if sides[2] == "src" else state.destination
+            if sides[2] == "src":
+                self._asked.update(each[2] for each in ranges if each[:2] == key)
             return (*key, other) in exact or any(
                 element[:2] == key and contains(element[2], other) for element in ranges if "/" in element[2]
             )
@@ -359,24 +415,6 @@ def _cidr(text: str) -> str:
 
 def _is_interface(name: str, incoming: str) -> bool:
     return incoming.startswith(name[:-1]) if name.endswith("+") else incoming == name
-
-
-def _recent(word: str, rest: list[str], text: str) -> Match | None:
-    """Session affinity: a new client is in no list; `--set` puts it there and always holds."""
-    taken = {"--seconds", "--hitcount", "--name", "--mask"}
-    options = {word}
-    while rest and rest[-1].startswith("--"):
-        option = rest.pop()
-        options.add(option)
-        if option in taken:
-            rest.pop()
-    if word in taken:
-        rest.pop()
-    if "--rcheck" in options or "--update" in options:
-        return lambda _: 0.0
-    if "--set" in options:
-        return None
-    raise UnknownRuleError(text)
 
 
 def _of_virtual(rest: list[str], text: str) -> Callable[[State], bool]:

@@ -11,14 +11,16 @@ import operator
 import struct
 import sys
 from collections.abc import Collection, Iterator, Sequence
+from ipaddress import ip_address, summarize_address_range
 from socket import IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
 from typing import Final, NamedTuple
 
 from msgspec import structs
 
 from kubeproxy.api.addresses import contains, pack, unpack
+from kubeproxy.api.rows import Protocol
 from kubeproxy.insight.reference.outcome import Fate, UnknownRuleError
-from kubeproxy.insight.reference.rules import State
+from kubeproxy.insight.reference.rules import PROTOCOLS, State
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import expressions as x
 from kubeproxy.netlink.nft import messages
@@ -47,9 +49,14 @@ class _Chain(NamedTuple):
 
 
 class _Lookup:
-    """A set or map."""
+    """A set or map.
 
-    def __init__(self, flags: int, fields: Sequence[int]) -> None:
+    Attributes:
+        timeout: so many seconds its elements last; 0 for ever.
+    """
+
+    def __init__(self, flags: int, fields: Sequence[int], timeout: int) -> None:
+        self.timeout = timeout
         self._intervals = bool(flags & messages.INTERVAL)
         self._fields = fields
         self._exact: dict[bytes, wire.Attributes] = {}
@@ -69,6 +76,19 @@ class _Lookup:
         else:
             ends = 3 in element and bool(element[3][3] & 1)
             self._starts.append((key, ends, data))
+
+    def verdicts(self) -> Iterator[bytes]:
+        """The keys that a verdict is for, as long as they are no ranges."""
+        return (key for key, data in self._exact.items() if 2 in data)
+
+    def ranges(self) -> Iterator[tuple[bytes, bytes]]:
+        """The first and last keys of ranges, where keys have one part."""
+        starts = sorted((key, not ends) for key, ends, _ in self._starts)
+        for at, (key, begins) in enumerate(starts):
+            following = starts[at + 1 :]
+            if begins:
+                end = int.from_bytes(following[0][0]) - 1 if following else (1 << 8 * len(key)) - 1
+                yield key, end.to_bytes(len(key))
 
     def find(self, register: bytes) -> wire.Attributes | None:
         """The data of the element for the key at the beginning of some registers; None if there is none."""
@@ -112,11 +132,17 @@ class Tables:
         self._chains: dict[str, _Chain | None] = {}
         self._rules: dict[str, list[memoryview]] = {}
         self._lookups: dict[str, _Lookup] = {}
+        self._asked: set[str] = set()
+        self._affinity = 0
+        self._size = 4 if table.family == messages.IP else 16
+        self._source_at = -1
+        self._source_mask = b""
         only = wire.text(1, table.name)
         for body in list(kernel.dump(messages.GETSET, table.family, only)):
             a = wire.attributes(body)
             name = wire.string(a[2])
-            found = self._lookups[name] = _Lookup(int.from_bytes(a.get(3, b"")), _fields(a))
+            timeout = int.from_bytes(a.get(11, b"")) // 1000
+            found = self._lookups[name] = _Lookup(int.from_bytes(a.get(3, b"")), _fields(a), timeout)
             if int.from_bytes(a.get(3, b"")) & messages.EVAL:
                 continue  # clients of session affinity: a new client is in none
             for listed in kernel.dump(messages.GETSETELEM, table.family, only + wire.text(2, name)):
@@ -140,6 +166,25 @@ class Tables:
             a = wire.attributes(body)
             if wire.string(a[1]) == table.name and 4 in a:
                 self._rules.setdefault(wire.string(a[2]), []).append(a[4])
+
+    def asked(self) -> set[str]:
+        """The ranges of sources that rules have looked at since this was last asked."""
+        asked, self._asked = self._asked, set()
+        return asked
+
+    def named(self) -> Iterator[tuple[str, Protocol, int]]:
+        """The fronts that verdict maps have: address ("" for a node port), protocol and port."""
+        names = {number: PROTOCOLS[name.upper()] for name, number in _PROTOCOLS.items()}
+        for lookup in self._lookups.values():
+            for key in lookup.verdicts():
+                address, protocol = key[:-8], names.get(key[-8])
+                if len(address) in {0, self._size} and protocol is not None:
+                    yield unpack(address) if address else "", protocol, int.from_bytes(key[-4:-2])
+
+    def affinity(self) -> int:
+        """For how many seconds a client keeps its endpoint, by rules met since this was last asked; 0 for none."""
+        seconds, self._affinity = self._affinity, 0
+        return seconds
 
     @property
     def present(self) -> bool:
@@ -229,6 +274,7 @@ class Tables:
         """Runs one expression: what it decides, the registers and the packet after it."""
         match name:
             case "payload":
+                self._note_source(a)
                 return _KEEP_ON, _load(registers, a[1], _payload(a, state)), state
             case "meta" if 3 in a:
                 if _int(a[2]) != x.META_MARK:
@@ -247,8 +293,11 @@ class Tables:
                     return _verdict(wire.attributes(data[2])), registers, state
                 return _KEEP_ON, _load(registers, a[1], bytes(data[1])), state
             case "cmp":
+                self._note_comparison(a)
                 return _KEEP_ON if _holds(a, registers) else _NO_MATCH, registers, state
             case "bitwise":
+                if _offset(a[1]) == self._source_at:
+                    self._source_mask = bytes(wire.attributes(a[4])[1])
                 return _KEEP_ON, _bitwise(a, registers), state
             case "lookup":
                 return self._lookup(a, registers, state)
@@ -266,7 +315,14 @@ class Tables:
         raise UnknownRuleError(f"expression {name}")
 
     def _lookup(self, a: wire.Attributes, registers: bytes, state: State) -> tuple[object, bytes, State]:
-        found = self._lookups[wire.string(a[1])].find(registers[_offset(a[2]) :])
+        lookup = self._lookups[wire.string(a[1])]
+        if lookup.timeout:
+            self._affinity = lookup.timeout
+        if _offset(a[2]) == self._source_at:
+            for first, last in lookup.ranges():
+                if len(first) == self._size:
+                    self._asked.update(_cidrs(first, last))
+        found = lookup.find(registers[_offset(a[2]) :])
         inverted = 5 in a and bool(_int(a[5]) & 1)
         if 3 not in a:
             return _KEEP_ON if (found is not None) != inverted else _NO_MATCH, registers, state
@@ -276,12 +332,34 @@ class Tables:
             return _verdict(wire.attributes(found[2])), registers, state
         return _KEEP_ON, _load(registers, a[3], bytes(found[1])), state
 
+    def _note_source(self, a: wire.Attributes) -> None:
+        """Remembers in which register the source address is, or the beginning of it."""
+        is_source = _int(a[2]) == x.NETWORK_HEADER and _int(a[3]) == (12 if self._size == 4 else 8)
+        if is_source:
+            self._source_at, self._source_mask = _offset(a[1]), b""
+        elif _offset(a[1]) == self._source_at:
+            self._source_at = -1
+
+    def _note_comparison(self, a: wire.Attributes) -> None:
+        """Remembers the range of sources that is compared with."""
+        if _offset(a[1]) != self._source_at:
+            return
+        constant = bytes(wire.attributes(a[3])[1])
+        bits = int.from_bytes(self._source_mask).bit_count() if self._source_mask else 8 * len(constant)
+        if bits < 8 * self._size:
+            self._asked.add(f"{unpack(constant.ljust(self._size, bytes(1)))}/{bits}")
+
     def _fib(self, a: wire.Attributes, state: State) -> bytes:
         if _int(a[2]) != 3:  # NFT_FIB_RESULT_ADDRTYPE
             raise UnknownRuleError("fib without type")
         address = state.source if _int(a[3]) & 1 else state.destination
         local = address in self._local or contains("127.0.0.0/8", address)
         return (_LOCAL if local else _UNICAST).to_bytes(4, sys.byteorder)
+
+
+def _cidrs(first: bytes, last: bytes) -> Iterator[str]:
+    """The ranges of addresses that make up one from a first to a last address."""
+    return (str(network) for network in summarize_address_range(ip_address(first), ip_address(last)))
 
 
 def _fields(a: wire.Attributes) -> tuple[int, ...]:
