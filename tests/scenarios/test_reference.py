@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from msgspec.structs import replace
 
-from kubeproxy.api.addresses import FAMILIES, Family, family_of, parse_address
+from kubeproxy.api.addresses import FAMILIES, IPV4, Family, family_of, parse_address
 from kubeproxy.insight.reference.compare import Comparison, compare
 from kubeproxy.insight.reference.outcome import Outcome, of_verdict, same
 from kubeproxy.insight.reference.route import Router, Server, Servers
@@ -139,3 +139,26 @@ def test_all_kinds_of_packets(name: str) -> None:
         assert found.kinds > 0 or not world.plans(family)
         assert [str(each) for each in found.differences] == []
         assert found.unknown == ()
+
+
+REDUNDANT = re.compile(
+    r"-A KUBE-FW-\w+ -m comment --comment \"[^\"]*\"$"  # it only says something
+    r"|KUBE-FIREWALL|--ctstate (INVALID|RELATED)|localhost_nps_accepted_pkts"  # the kubelet's, other packets, a counter
+    r"|-A (FORWARD|OUTPUT|INPUT) .*-j KUBE-(SERVICES|EXTERNAL-SERVICES|FORWARD|NODEPORTS|PROXY-FIREWALL)$"  # not all cases use it
+    r"|health check node port|--set-xmark 0x4000/0x0|-A KUBE-FORWARD "  # no front; matters to other rules
+)
+"""Rules that, missing, change nothing for the first packet of a connection to a front of the case."""
+
+
+@pytest.mark.parametrize("name", ["everything", "loadbalancer-source-ranges-local", "nodeport-local", "affinity-timeout-nodeport"])  # fmt: skip
+def test_each_missing_rule_is_noticed(name: str) -> None:
+    world, family = World.of_case(name, "iptables"), IPV4
+    lines = list(saved(sections("iptables", name), family))
+    local = LOCAL_ADDRESSES[family]
+    unnoticed = []
+    for at, line in enumerate(lines):
+        if line.startswith("-A") and not REDUNDANT.search(line):
+            without = [*lines[:at], *lines[at + 1 :]]
+            if not compared(Router(Rules(without, local), local), world, family, IPTABLES).differences:
+                unnoticed.append(line)
+    assert unnoticed == []

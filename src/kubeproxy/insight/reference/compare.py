@@ -1,6 +1,6 @@
 """Compares rules in the kernel with plans, for every kind of packet that either can tell apart.
 
-A kind is a front and a kind of source: a process of the node, each endpoint of the front, and one address of each region that
+A kind is a front and a kind of source: a process of the node, each endpoint of the front on this node, and one address of each region that
 the ranges in the plan and in the rules divide all addresses into. Which ranges the rules look at is seen while they are
 evaluated. Fronts are those of the plans and those that the rules name, with a port of each ClusterIP that no Service has, and
 an address of each ServiceCIDR that no Service has.
@@ -44,7 +44,7 @@ class Front(Struct, frozen=True):
         port: its port.
         kind: what it is.
         service: namespace/name of its Service, "" if no plan has it.
-        endpoints: the addresses of the endpoints of its Service port.
+        endpoints: the addresses of its endpoints on this node; packets of others do not pass this node.
         ranges: the ranges of sources that the plan tells apart there.
     """
 
@@ -217,7 +217,8 @@ def _of_port(
 ) -> Iterator[Front]:
     service = f"{plan.namespace}/{plan.name}"
     ranges = [node.local_traffic.value] if node.local_traffic and node.local_traffic.by == "range" else []
-    endpoints = tuple(dict.fromkeys(each.address for each in (*port.cluster, *port.local)))
+    near = (each.address for each in (*port.cluster, *port.local) if each.local)
+    endpoints = tuple(dict.fromkeys(near))
     limited = (
         *ranges,
         *port.source_ranges,

@@ -13,6 +13,9 @@ Fate = Literal["forward", "drop", "reject", "pass"]
 Target = tuple[str, int]
 """Address and port of an endpoint."""
 
+SOME: Final = -1
+"""The affinity of rules that keep the clients of some endpoints only."""
+
 _SHARE_TOLERANCE: Final = 0.02
 """Shares of endpoints that differ by less count as equal: probabilities in rules are rounded."""
 
@@ -43,7 +46,8 @@ class Outcome(Struct, frozen=True):
     Attributes:
         fates: how likely each fate is; more than one only where rules choose at random between endpoints and something else.
         targets: the endpoints, each with its share of all packets and whether the source becomes an address of the node.
-        affinity: so many seconds a client keeps its endpoint; 0 without session affinity.
+        affinity: so many seconds a client keeps its endpoint; 0 without session affinity, SOME if only for some
+            endpoints.
     """
 
     fates: Mapping[Fate, float]
@@ -60,7 +64,8 @@ class Outcome(Struct, frozen=True):
             for fate, probability in sorted(self.fates.items())
             if fate != FORWARD
         ]
-        affinity = [f"affinity of {self.affinity} s"] if self.affinity else []
+        seconds = "some endpoints only" if self.affinity == SOME else f"{self.affinity} s"
+        affinity = [f"affinity: {seconds}"] if self.affinity else []
         return ", ".join((*fates, *parts, *affinity)) or "nothing"
 
 

@@ -51,8 +51,15 @@ class Hooks(Protocol):
     def asked(self) -> set[str]:
         """The ranges of sources that rules have looked at since this was last asked."""
 
-    def affinity(self) -> int:
-        """For how many seconds a client keeps its endpoint, by rules met since this was last asked; 0 for none."""
+    def affinity(self, endpoints: int) -> int:
+        """For how many seconds a client keeps its endpoint, by rules met since this was last asked.
+
+        Args:
+            endpoints: how many endpoints these rules lead to.
+
+        Returns:
+            The seconds; 0 for none, `outcome.SOME` if it is for some endpoints only.
+        """
 
     def named(self) -> Iterator[tuple[str, Transport, int]]:
         """The fronts that rules name: address ("" for a node port), protocol and port."""
@@ -84,10 +91,11 @@ class Router:
         state = State(
             packet.source, packet.destination, packet.port, packet.protocol.lower(), packet.interface
         )
-        self._rules.affinity()
+        self._rules.affinity(0)
         found = of_paths(self._incoming(state) if packet.interface else self._outgoing(state))
         server = self._servers.get((state.protocol, state.destination, state.port))
-        return structs.replace(found, affinity=self._rules.affinity() or (server.affinity if server else 0))
+        affinity = self._rules.affinity(len(found.targets))
+        return structs.replace(found, affinity=affinity or (server.affinity if server else 0))
 
     def asked(self) -> set[str]:
         """The ranges of sources that rules have looked at since this was last asked."""

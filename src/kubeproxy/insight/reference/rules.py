@@ -16,7 +16,7 @@ from msgspec import Struct, structs
 from kubeproxy.api.addresses import contains, parse_address
 from kubeproxy.api.rows import Protocol
 from kubeproxy.backends.shared import saved
-from kubeproxy.insight.reference.outcome import Fate, Target, UnknownRuleError
+from kubeproxy.insight.reference.outcome import SOME, Fate, Target, UnknownRuleError
 
 _WORDS: Final = re.compile(r'"(?:\\.|[^"\\])*"|\S+')
 _FRONT: Final = re.compile(r"(?:(?:^| )-d ([0-9a-f.:]+)/(?:32|128) )?(?:.* )?-p (\w+) .*--dport (\d+)(?: |$)")
@@ -98,7 +98,7 @@ class Rules:
                 texts.append(rule)
         self._chains: dict[tuple[str, str], _Chain] = {}
         self._asked: set[str] = set()
-        self._affinity = 0
+        self._affinity: list[int] = []
 
     def asked(self) -> set[str]:
         """The ranges of sources that rules have looked at since this was last asked."""
@@ -114,10 +114,17 @@ class Rules:
                 if address is not None:
                     yield address and parse_address(address), PROTOCOLS[found[2].upper()], int(found[3])
 
-    def affinity(self) -> int:
-        """For how many seconds a client keeps its endpoint, by rules met since this was last asked; 0 for none."""
-        seconds, self._affinity = self._affinity, 0
-        return seconds
+    def affinity(self, endpoints: int) -> int:
+        """For how many seconds a client keeps its endpoint, by rules met since this was last asked.
+
+        Args:
+            endpoints: how many endpoints these rules lead to; each has a rule that finds its clients.
+
+        Returns:
+            The seconds; 0 for none, `outcome.SOME` if not all endpoints have a rule.
+        """
+        met, self._affinity = self._affinity, []
+        return 0 if not met else met[0] if len(met) == endpoints and len(set(met)) == 1 else SOME
 
     @property
     def present(self) -> bool:
@@ -322,7 +329,7 @@ class Rules:
             seconds = int(options.get("--seconds") or 0)
 
             def unknown(_: State) -> float:
-                self._affinity = seconds
+                self._affinity.append(seconds)
                 return 0.0
 
             return unknown

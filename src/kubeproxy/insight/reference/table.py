@@ -177,11 +177,13 @@ class Tables:
         names = {number: PROTOCOLS[name.upper()] for name, number in _PROTOCOLS.items()}
         for lookup in self._lookups.values():
             for key in lookup.verdicts():
+                if len(key) not in {8, self._size + 8}:
+                    continue
                 address, protocol = key[:-8], names.get(key[-8])
-                if len(address) in {0, self._size} and protocol is not None:
+                if protocol is not None:
                     yield unpack(address) if address else "", protocol, int.from_bytes(key[-4:-2])
 
-    def affinity(self) -> int:
+    def affinity(self, endpoints: int) -> int:  # noqa: ARG002 one set may be for all
         """For how many seconds a client keeps its endpoint, by rules met since this was last asked; 0 for none."""
         seconds, self._affinity = self._affinity, 0
         return seconds

@@ -1,0 +1,77 @@
+"""`verify --against reference` on a node with rules of the reference: the same, until a rule is changed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import cases, rules
+from tests.lab.topology import Lab
+
+QUESTION = ("verify", "--against", "reference", "--json")
+
+
+def ask(lab: Lab, name: str, mode: str, folder: Path, *more: str) -> tuple[int, Any]:
+    """Asks on the node; the mode is that of the plans."""
+    config, manifests = cases.write(name, mode, folder)
+    done = subprocess.run(
+        ["ip", "netns", "exec", lab.name("node"), sys.executable, "-m", "kubeproxy", *QUESTION, *more,
+         "--config", str(config), "--manifests", str(manifests), "--hostname-override", "bench-node"],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def written(lab: Lab, name: str, mode: str) -> None:
+    """Puts the rules of the reference on the node."""
+    if mode == "nftables":
+        rules.load_nftables(lab, cases.rules(mode, name))
+    else:
+        rules.load_iptables(lab, cases.rules("iptables", name), mode.partition(" ")[2])
+
+
+@pytest.mark.parametrize("name", ["everything", "loadbalancer-source-ranges", "nodeport-local", "dual-stack"])
+@pytest.mark.parametrize("mode", ["iptables nft", "iptables legacy", "nftables"])
+def test_rules_of_the_reference(lab: Lab, tmp_path: Path, name: str, mode: str) -> None:
+    written(lab, name, mode)
+    status, answer = ask(lab, name, mode.partition(" ")[0], tmp_path)
+    assert [each for family in answer["families"] for each in family["comparison"]["differences"]] == []
+    assert [each["comparison"]["unknown"] for each in answer["families"]] == [[], []]
+    assert all(each["comparison"]["kinds"] for each in answer["families"] if name != "nodeport-local")
+    assert (status, answer["same"]) == (0, True)
+
+
+def test_a_changed_rule_is_found(lab: Lab, tmp_path: Path) -> None:
+    written(lab, "clusterip-basic", "iptables nft")
+    text = lab.run("node", "iptables-nft-save", "-t", "nat")
+    (rule, *_) = [line for line in text.splitlines() if "-j DNAT" in line]
+    lab.run(
+        "node", "iptables-nft", "-t", "nat", "-R", rule.split()[1], "2", *_arguments(rule, "10.244.9.9:1")
+    )
+    status, answer = ask(lab, "clusterip-basic", "iptables", tmp_path)
+    found = [each for family in answer["families"] for each in family["comparison"]["differences"]]
+    assert status == 2
+    assert {"default/web", "default/basic"} & {each["service"] for each in found}
+    assert all("10.244.9.9:1" in each["rules"] for each in found)
+    assert not any("10.244.9.9:1" in each["plan"] for each in found)
+
+
+def _arguments(rule: str, target: str) -> list[str]:
+    words = rule.split()[2:]
+    words[-1] = target
+    return [word.strip('"') for word in words]
+
+
+def test_it_says_when_there_is_nothing_to_compare(lab: Lab, tmp_path: Path) -> None:
+    config, manifests = cases.write("clusterip-basic", "iptables", tmp_path)
+    done = subprocess.run(
+        ["ip", "netns", "exec", lab.name("node"), sys.executable, "-m", "kubeproxy", *QUESTION,
+         "--config", str(config), "--manifests", str(manifests), "--hostname-override", "bench-node"],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "the kernel has no rules of Kubernetes' kube-proxy" in done.stderr
