@@ -161,8 +161,10 @@ class Fronts:
             )
         lost, came, kept = old.fronts - new.fronts, new.fronts - old.fronts, old.fronts & new.fronts
         gone = old.serving - new.serving
-        for front in lost if old.serving else ():
-            self._left.setdefault((protocol, front), set()).add(old.serving)
+        # The front may be lost before its flows are looked at: they are stale then, too.
+        for at_front, endpoints in ((lost, old.serving), (kept, gone)):
+            for front in at_front if endpoints else ():
+                self._left.setdefault((protocol, front), set()).add(endpoints)
         # Translated to endpoints that may not have them any more.
         endpoints = old.serving if lost else gone
         at = (lost if endpoints else frozenset()) | (kept if gone else frozenset())

@@ -231,6 +231,14 @@ class TestLookedAt:
         fronts.set(DNS, service(port(**_fields(EVERYWHERE))))
         assert looked_at(fronts) == {Listing(UDP, source=A), Listing(UDP, source=B)}
 
+    def test_the_service_goes_after_its_last_endpoint(self):
+        """Both before the flows are looked at."""
+        fronts = started(port(1))
+        fronts.set(DNS, service(port()))
+        fronts.set(DNS, None)
+        assert looked_at(fronts) == {Listing(UDP, source=A)}
+        assert fronts.is_stale(Flow(UDP, CLUSTER, A), HERE.__eq__)
+
     def test_a_front_less(self):
         fronts = started(port(*range(1, 6), external_ips=("192.0.2.99",)))
         fronts.set(DNS, service(port(*range(1, 6))))

@@ -315,7 +315,7 @@ class Rules:
                 return test(self._in_set(rest.pop(), rest.pop(), text))
             case "physdev", "--physdev-is-in":
                 return test(lambda _: False)
-            case "ipvs", "--vproto":
+            case _, "--vproto":
                 return test(_of_virtual(rest, text))
         raise UnknownRuleError(text)
 
