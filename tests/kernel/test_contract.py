@@ -10,16 +10,16 @@ import pytest
 
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Driver
-from kubeproxy.backends.iptables.driver import IPTables
+from kubeproxy.backends.iptables.driver import IPTablesDriver
 from kubeproxy.backends.ipvs import names
-from kubeproxy.backends.ipvs.driver import IPVS
-from kubeproxy.backends.ipvs.kernel import Linux
-from kubeproxy.backends.nftables.driver import NFTables
-from kubeproxy.backends.userspace.led import Led
+from kubeproxy.backends.ipvs.driver import IPVSDriver
+from kubeproxy.backends.ipvs.kernel import LinuxIPVSKernel
+from kubeproxy.backends.nftables.driver import NFTablesDriver
+from kubeproxy.backends.userspace.driver import Led
 from kubeproxy.backends.userspace.listening import Listening
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink import route
-from kubeproxy.netlink.nft.kernel import Kernel
+from kubeproxy.netlink.nft.kernel import NftKernel
 from tests.contract import FRONTS, LOCAL, WEB, Bench, Contract, Subject, begin, change_web, same
 from tests.fakes.faults import FaultyNftables, FaultyRelay, FaultyServers, FaultyTables
 from tests.kernel.spaces import Real
@@ -51,16 +51,16 @@ class Space(Bench):
         if self.mode == "userspace-listen":
             return Listening(FaultyRelay(faults), lambda: OWN)
         if self.mode in {"nftables", "userspace"}:
-            kernel: Any = FaultyNftables(Kernel(MACHINE), faults)
-            rules = NFTables(kernel, node)
+            kernel: Any = FaultyNftables(NftKernel(MACHINE), faults)
+            rules = NFTablesDriver(kernel, node)
             if self.mode == "nftables":
                 return rules
             return Led(rules, FaultyRelay(faults), lambda node: node.address)
         variant = "legacy" if self.mode == "iptables-legacy" else "nf_tables"
         tables = FaultyTables(Real(IPV4, variant), faults)  # type: ignore[arg-type]
         if self.mode == "ipvs":
-            return IPVS(FaultyServers(Linux(MACHINE, IPV4), faults), tables, node)
-        return IPTables(tables, counters=False, drop_invalid=True)
+            return IPVSDriver(FaultyServers(LinuxIPVSKernel(MACHINE, IPV4), faults), tables, node)
+        return IPTablesDriver(tables, counters=False, drop_invalid=True)
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 from kubeproxy.api.addresses import FAMILIES, family_of
 from kubeproxy.insight.reference.outcome import of_verdict, same
 from kubeproxy.insight.reference.route import Router
-from kubeproxy.insight.reference.table import Tables
-from kubeproxy.netlink.nft.kernel import Kernel
-from kubeproxy.netlink.nft.messages import IP, IP6, Table
+from kubeproxy.insight.reference.table import NftRules
+from kubeproxy.netlink.nft.kernel import NftKernel
+from kubeproxy.netlink.nft.messages import IP, IP6, TableName
 from tests.fakes.manners import NFTABLES
 from tests.lab import cases, netns
 from tests.machines import MACHINE
@@ -21,11 +21,13 @@ def test_nftables(space: str, name: str) -> None:
     expected = cases.expected("nftables", name, recorded_rules=True)
     with netns.inside(space):
         subprocess.run(["nft", "-f", "-"], input=cases.rules("nftables", name), check=True, text=True)
-        with Kernel(MACHINE) as kernel:
+        with NftKernel(MACHINE) as kernel:
             routers = {
                 family: Router(
-                    Tables(
-                        kernel, Table(IP if family == "IPv4" else IP6, "kube-proxy"), LOCAL_ADDRESSES[family]
+                    NftRules(
+                        kernel,
+                        TableName(IP if family == "IPv4" else IP6, "kube-proxy"),
+                        LOCAL_ADDRESSES[family],
                     ),
                     LOCAL_ADDRESSES[family],
                 )

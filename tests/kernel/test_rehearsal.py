@@ -13,7 +13,7 @@ from kubeproxy.api.addresses import FAMILIES, Family
 from kubeproxy.backends.iptables.driver import IPTablesDriver
 from kubeproxy.backends.localhost import Localhost
 from kubeproxy.backends.nftables.driver import NFTablesDriver
-from kubeproxy.backends.userspace.led import Led
+from kubeproxy.backends.userspace.driver import Led
 from kubeproxy.backends.userspace.listening import Listening
 from kubeproxy.netlink.nft.kernel import NftKernel
 from tests.fakes.relay import FakeRelay

@@ -28,9 +28,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(asked: Asked) -> int:
-    from kubeproxy.machine.linux import Linux
+    from kubeproxy.machine.linux import LinuxMachine
 
-    machine = Linux()
+    machine = LinuxMachine()
     try:
         with asked.out.progress("reading Services and EndpointSlices"):
             taken = asyncio.run(

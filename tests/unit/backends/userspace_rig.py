@@ -8,13 +8,13 @@ from msgspec.structs import replace
 
 from kubeproxy.backends.base import Driver
 from kubeproxy.backends.localhost import Localhost
-from kubeproxy.backends.nftables.driver import NFTables
-from kubeproxy.backends.nftables.rehearsal import TableSteps
+from kubeproxy.backends.nftables.driver import NFTablesDriver
+from kubeproxy.backends.nftables.steps import TableSteps
 from kubeproxy.backends.shared.listeners import HeldListeners
-from kubeproxy.backends.userspace.led import Led
+from kubeproxy.backends.userspace.driver import Led
 from kubeproxy.backends.userspace.listening import Listening
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.netlink.nft.fake import FakeKernel
+from kubeproxy.netlink.nft.fake import FakeNftKernel
 from tests.fakes.cluster import Proxy
 from tests.fakes.faults import Faults, FaultyRelay
 from tests.unit.backends.nftables.rig import NODES
@@ -33,11 +33,13 @@ class UserspaceRig(Proxy):
         super().__init__(self._driver(node), node)
 
     def _driver(self, node: NodeConfig) -> Driver:
-        kernel: Any = FakeKernel()
+        kernel: Any = FakeNftKernel()
         relay = FaultyRelay(Faults(), Ports().bind)
         if not self._rules:
             return Listening(relay, lambda: LOCAL)
-        return Localhost(Led(NFTables(kernel, node), relay, lambda node: node.address), relay, shared=True)
+        return Localhost(
+            Led(NFTablesDriver(kernel, node), relay, lambda node: node.address), relay, shared=True
+        )
 
     def everything(self) -> object:
         """What is held, as commands."""

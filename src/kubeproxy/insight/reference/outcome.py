@@ -85,10 +85,10 @@ def of_verdict(packet: Packet, verdict: Verdict) -> Outcome:
     """The outcome that plans say."""
     if verdict.action != FORWARD:
         return Outcome({verdict.action: 1.0})
-    share = 1 / len(verdict.backends)
+    share = 1 / len(verdict.endpoints)
     targets = {
         (endpoint.address, endpoint.port): (share, verdict.masquerades(packet, endpoint))
-        for endpoint in verdict.backends
+        for endpoint in verdict.endpoints
     }
     return Outcome({FORWARD: 1.0}, targets, verdict.port.affinity if verdict.port else 0)
 

@@ -1,6 +1,6 @@
 """Reads the rules of kube-proxy from the kernel, in whichever mode it wrote them. Nothing is changed.
 
-Rules of iptables mode and ipvs mode are the same for Kubernetes' kube-proxy and for this program. A table of nftables mode
+IptablesRules of iptables mode and ipvs mode are the same for Kubernetes' kube-proxy and for this program. A table of nftables mode
 that this program laid out is not the reference's, and is passed over.
 """
 
@@ -12,24 +12,24 @@ from msgspec import Struct
 
 from kubeproxy.api.addresses import IPV4, Family, unpack
 from kubeproxy.backends import programs
+from kubeproxy.backends.ipvs import describe
 from kubeproxy.backends.ipvs import names as ipvs_names
-from kubeproxy.backends.ipvs import words
-from kubeproxy.backends.ipvs.kernel import Linux as IPVSKernel
+from kubeproxy.backends.ipvs.kernel import LinuxIPVSKernel
 from kubeproxy.backends.nftables import layout
 from kubeproxy.insight.reference.route import Router, Server, Servers
-from kubeproxy.insight.reference.rules import Rules, Sets
-from kubeproxy.insight.reference.table import Tables
+from kubeproxy.insight.reference.rules import IptablesRules, Sets
+from kubeproxy.insight.reference.table import NftRules
 from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import ipvs
 from kubeproxy.netlink.nft import objects
-from kubeproxy.netlink.nft.kernel import Kernel
-from kubeproxy.netlink.nft.messages import IP, IP6, Table
+from kubeproxy.netlink.nft.kernel import NftKernel
+from kubeproxy.netlink.nft.messages import IP, IP6, TableName
 
 _PROTOCOLS: Final = {IPPROTO_TCP: "tcp", IPPROTO_UDP: "udp", IPPROTO_SCTP: "sctp"}
 
 
-class Found(Struct, frozen=True):
-    """Rules of kube-proxy in the kernel.
+class KernelRules(Struct, frozen=True):
+    """IptablesRules of kube-proxy in the kernel.
 
     Attributes:
         what: which, e.g. "iptables (nf_tables)".
@@ -40,7 +40,7 @@ class Found(Struct, frozen=True):
     router: Router
 
 
-def find(machine: Machine, family: Family, local_addresses: tuple[str, ...]) -> list[Found]:
+def find(machine: Machine, family: Family, local_addresses: tuple[str, ...]) -> list[KernelRules]:
     """The rules of kube-proxy of one family; empty if there are none.
 
     Args:
@@ -58,15 +58,15 @@ def find(machine: Machine, family: Family, local_addresses: tuple[str, ...]) -> 
     ]
 
 
-def _tables(machine: Machine, family: Family, local_addresses: tuple[str, ...]) -> Iterator[Found]:
-    table = Table(IP if family == IPV4 else IP6, layout.TABLE)
-    with Kernel(machine) as kernel:
+def _tables(machine: Machine, family: Family, local_addresses: tuple[str, ...]) -> Iterator[KernelRules]:
+    table = TableName(IP if family == IPV4 else IP6, layout.TABLE)
+    with NftKernel(machine) as kernel:
         comment = objects.table_comment(kernel, table)
         if comment is not None and comment != layout.COMMENT:
-            yield Found("nftables", Router(Tables(kernel, table, local_addresses), local_addresses))
+            yield KernelRules("nftables", Router(NftRules(kernel, table, local_addresses), local_addresses))
 
 
-def _rules(machine: Machine, family: Family, local_addresses: tuple[str, ...]) -> Iterator[Found]:
+def _rules(machine: Machine, family: Family, local_addresses: tuple[str, ...]) -> Iterator[KernelRules]:
     base = "iptables" if family == IPV4 else "ip6tables"
     for name, tables in programs.installed(machine):
         if not name.startswith(base):
@@ -76,8 +76,10 @@ def _rules(machine: Machine, family: Family, local_addresses: tuple[str, ...]) -
             continue
         sets, servers, bound = _of_ipvs(machine, family)
         own = (*local_addresses, *bound)
-        rules = Rules(lines, own, sets)
-        yield Found(f"{'ipvs' if servers else 'iptables'} ({tables.variant})", Router(rules, own, servers))
+        rules = IptablesRules(lines, own, sets)
+        yield KernelRules(
+            f"{'ipvs' if servers else 'iptables'} ({tables.variant})", Router(rules, own, servers)
+        )
 
 
 def _of_ipvs(machine: Machine, family: Family) -> tuple[Sets, Servers, tuple[str, ...]]:
@@ -85,12 +87,12 @@ def _of_ipvs(machine: Machine, family: Family) -> tuple[Sets, Servers, tuple[str
     if not machine.interface(ipvs_names.INTERFACE):
         return {}, {}, ()
     try:
-        kernel = IPVSKernel(machine, family)
+        kernel = LinuxIPVSKernel(machine, family)
     except OSError:
         return {}, {}, ()
     try:
         sets = {
-            name: frozenset(tuple(words.element(each).split(",")) for each in kernel.elements(name))
+            name: frozenset(tuple(describe.element(each).split(",")) for each in kernel.elements(name))
             for name in kernel.headers()
             if name.startswith("KUBE-")
         }

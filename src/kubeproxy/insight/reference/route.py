@@ -13,7 +13,7 @@ from msgspec import Struct, structs
 
 from kubeproxy.api.rows import Protocol as Transport
 from kubeproxy.insight.reference.outcome import Fate, Outcome, Path, Target, of_paths
-from kubeproxy.insight.reference.rules import PROTOCOLS, State
+from kubeproxy.insight.reference.rules import PROTOCOLS, PacketState
 from kubeproxy.model.verdict import Packet
 
 
@@ -34,9 +34,9 @@ Servers = Mapping[tuple[str, str, int], Server]
 
 
 class Hooks(Protocol):
-    """Rules that packets meet at the hooks of the kernel."""
+    """IptablesRules that packets meet at the hooks of the kernel."""
 
-    def hook(self, table: str, chain: str, state: State) -> Iterator[tuple[Fate | None, State]]:
+    def hook(self, table: str, chain: str, state: PacketState) -> Iterator[tuple[Fate | None, PacketState]]:
         """What the rules at a hook do: dropped, rejected, or None where the packet goes on.
 
         Args:
@@ -88,7 +88,7 @@ class Router:
         Raises:
             UnknownRuleError: it meets a rule that cannot be evaluated.
         """
-        state = State(
+        state = PacketState(
             packet.source, packet.destination, packet.port, packet.protocol.lower(), packet.interface
         )
         self._rules.affinity(0)
@@ -107,7 +107,7 @@ class Router:
         for protocol, address, port in self._servers:
             yield address, PROTOCOLS[protocol.upper()], port
 
-    def _incoming(self, state: State) -> Iterator[Path]:
+    def _incoming(self, state: PacketState) -> Iterator[Path]:
         for early, after in self._rules.hook("nat", "PREROUTING", state):
             if early:
                 yield _ended(early, after)
@@ -125,7 +125,7 @@ class Router:
                     for chosen in _scheduled(passed, reals):
                         yield from [_ended("reject", passed)] if chosen is None else self._leaves(chosen)
 
-    def _outgoing(self, state: State) -> Iterator[Path]:
+    def _outgoing(self, state: PacketState) -> Iterator[Path]:
         for early, after in self._rules.hook("nat", "OUTPUT", state):
             if early:
                 yield _ended(early, after)
@@ -138,7 +138,7 @@ class Router:
                 for fate, passed in self._rules.hook("filter", "OUTPUT", chosen):
                     yield from [_ended(fate, passed)] if fate else self._sent(passed)
 
-    def _sent(self, state: State) -> Iterator[Path]:
+    def _sent(self, state: PacketState) -> Iterator[Path]:
         """A packet of this node that passed its filters; if the node is its destination it comes in again."""
         if state.destination not in self._local:
             yield from self._leaves(state)
@@ -147,19 +147,19 @@ class Router:
             for fate, passed in self._rules.hook("filter", "INPUT", left):
                 yield _ended(fate, passed) if fate else path
 
-    def _leaves(self, state: State) -> Iterator[Path]:
+    def _leaves(self, state: PacketState) -> Iterator[Path]:
         return (path for path, _ in self._masqueraded(state))
 
-    def _masqueraded(self, state: State) -> Iterator[tuple[Path, State]]:
+    def _masqueraded(self, state: PacketState) -> Iterator[tuple[Path, PacketState]]:
         for _, after in self._rules.hook("nat", "POSTROUTING", state):
             yield _arrived(after), after
 
-    def _reals(self, state: State) -> Sequence[Target] | None:
+    def _reals(self, state: PacketState) -> Sequence[Target] | None:
         server = self._servers.get((state.protocol, state.destination, state.port))
         return None if server is None else server.reals
 
 
-def _scheduled(state: State, reals: Sequence[Target]) -> Iterator[State | None]:
+def _scheduled(state: PacketState, reals: Sequence[Target]) -> Iterator[PacketState | None]:
     """The real servers that a virtual server can choose, all as likely; None if it has none."""
     if not reals:
         yield None
@@ -174,11 +174,11 @@ def _scheduled(state: State, reals: Sequence[Target]) -> Iterator[State | None]:
         )
 
 
-def _arrived(state: State) -> Path:
+def _arrived(state: PacketState) -> Path:
     if not state.translated:
         return Path(state.probability, "pass")
     return Path(state.probability, "forward", (state.destination, state.port), state.masquerade)
 
 
-def _ended(fate: Fate, state: State) -> Path:
+def _ended(fate: Fate, state: PacketState) -> Path:
     return Path(state.probability, fate)

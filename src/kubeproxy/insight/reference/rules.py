@@ -1,6 +1,6 @@
 """Evaluates the rules of iptables, in the form of `iptables-save`, for the first packet of a connection.
 
-Only what kube-proxy writes is followed: chains whose names start with KUBE-, without those of the kubelet. Rules of other
+Only what kube-proxy writes is followed: chains whose names start with KUBE-, without those of the kubelet. IptablesRules of other
 programs in the built-in chains are skipped, and a rule of a kind that kube-proxy does not write is an error, so that no
 packet is judged by a rule that was not understood.
 
@@ -35,7 +35,7 @@ Sets = Mapping[str, frozenset[tuple[str, ...]]]
 """Sets of ipset: their elements, each an address or range, then PROTOCOL:PORT or a port, and another address or range."""
 
 
-class State(Struct, frozen=True):
+class PacketState(Struct, frozen=True):
     """A packet on its way through the rules.
 
     Attributes:
@@ -63,11 +63,11 @@ class State(Struct, frozen=True):
     virtual: Target | None = None
 
 
-Match = Callable[[State], float]
+Match = Callable[[PacketState], float]
 """How likely a rule's condition holds for a packet, from 0 to 1."""
 
 
-class _Rule(Struct, frozen=True):
+class _ParsedRule(Struct, frozen=True):
     text: str
     matches: tuple[Match, ...]
     action: str
@@ -76,7 +76,7 @@ class _Rule(Struct, frozen=True):
     goes: bool
 
 
-class Rules:
+class IptablesRules:
     """The rules of one IP family."""
 
     def __init__(
@@ -96,7 +96,7 @@ class Rules:
             texts = self._texts.setdefault((table, chain), [])
             if rule is not None:
                 texts.append(rule)
-        self._chains: dict[tuple[str, str], _Chain] = {}
+        self._chains: dict[tuple[str, str], _IndexedChain] = {}
         self._asked: set[str] = set()
         self._affinity: list[int] = []
 
@@ -138,7 +138,7 @@ class Rules:
                 for text in texts:
                     yield table, chain, text
 
-    def hook(self, table: str, chain: str, state: State) -> Iterator[tuple[Fate | None, State]]:
+    def hook(self, table: str, chain: str, state: PacketState) -> Iterator[tuple[Fate | None, PacketState]]:
         """What the rules of a built-in chain do: dropped, rejected, or None where the packet goes on.
 
         Raises:
@@ -147,11 +147,11 @@ class Rules:
         for fate, after in self._run(table, chain, state):
             yield (fate if fate in {"drop", "reject"} else None), after
 
-    def _run(self, table: str, chain: str, state: State) -> Iterator[tuple[Fate | None, State]]:
+    def _run(self, table: str, chain: str, state: PacketState) -> Iterator[tuple[Fate | None, PacketState]]:
         found = self._chain(table, chain)
         states = [state]
         for rule in found.candidates(state):
-            following: list[State] = []
+            following: list[PacketState] = []
             for each in states:
                 chance = 1.0
                 for match in rule.matches:
@@ -170,8 +170,8 @@ class Rules:
             yield None, each
 
     def _apply(
-        self, table: str, rule: _Rule, state: State, following: list[State]
-    ) -> Iterator[tuple[Fate | None, State]]:
+        self, table: str, rule: _ParsedRule, state: PacketState, following: list[PacketState]
+    ) -> Iterator[tuple[Fate | None, PacketState]]:
         """Applies a rule to a packet that matches it; where the packet goes on in this chain it is added to `following`."""
         if rule.jumps:
             for fate, after in self._run(table, rule.action, state):
@@ -204,7 +204,7 @@ class Rules:
             case _:
                 raise UnknownRuleError(rule.text)
 
-    def _chain(self, table: str, chain: str) -> "_Chain":
+    def _chain(self, table: str, chain: str) -> "_IndexedChain":
         found = self._chains.get((table, chain))
         if found is None:
             builtin = not chain.startswith("KUBE-")
@@ -213,10 +213,10 @@ class Rules:
                 target = _target(text)
                 if not builtin or (target.startswith("KUBE-") and target not in _OTHERS):
                     rules.append((self._parse(text), *_key(text)))
-            found = self._chains[table, chain] = _Chain(rules)
+            found = self._chains[table, chain] = _IndexedChain(rules)
         return found
 
-    def _parse(self, text: str) -> _Rule:
+    def _parse(self, text: str) -> _ParsedRule:
         words = _WORDS.findall(text)
         matches: list[Match] = []
         action = argument = ""
@@ -241,7 +241,7 @@ class Rules:
             negated = False
             if match is not None:
                 matches.append(match)
-        return _Rule(text, tuple(matches), action, argument, jumps, goes)
+        return _ParsedRule(text, tuple(matches), action, argument, jumps, goes)
 
     @staticmethod
     def _argument(action: str, rest: list[str], text: str) -> str:
@@ -266,7 +266,7 @@ class Rules:
     def _match(self, module: str, word: str, rest: list[str], text: str, *, negated: bool) -> Match | None:
         """The condition of one option; None if it always holds."""
 
-        def test(condition: Callable[[State], bool]) -> Match:
+        def test(condition: Callable[[PacketState], bool]) -> Match:
             return lambda state: float(condition(state) != negated)
 
         match module, word:
@@ -328,7 +328,7 @@ class Rules:
         if "--rcheck" in options or "--update" in options:
             seconds = int(options.get("--seconds") or 0)
 
-            def unknown(_: State) -> float:
+            def unknown(_: PacketState) -> float:
                 self._affinity.append(seconds)
                 return 0.0
 
@@ -337,7 +337,7 @@ class Rules:
             return None
         raise UnknownRuleError(text)
 
-    def _is_from(self, cidr: str, state: State) -> bool:
+    def _is_from(self, cidr: str, state: PacketState) -> bool:
         if not cidr.endswith(("/32", "/128")):  # those are endpoints
             self._asked.add(cidr)
         return contains(cidr, state.source)
@@ -345,7 +345,7 @@ class Rules:
     def _is_local(self, address: str) -> bool:
         return address in self._local or contains("127.0.0.0/8", address)
 
-    def _in_set(self, name: str, directions: str, text: str) -> Callable[[State], bool]:
+    def _in_set(self, name: str, directions: str, text: str) -> Callable[[PacketState], bool]:
         elements = self._sets.get(name)
         if elements is None:
             raise UnknownRuleError(f"{text}: set {name} cannot be read")
@@ -354,7 +354,7 @@ class Rules:
         shape = len(next(iter(elements), ()))
         sides = directions.split(",")
 
-        def condition(state: State) -> bool:
+        def condition(state: PacketState) -> bool:
             if not elements:
                 return False
             number = f"{state.protocol}:{state.port}"
@@ -374,11 +374,11 @@ class Rules:
         return condition
 
 
-class _Chain:
+class _IndexedChain:
     """The rules of a chain, found by the destination that most of them name."""
 
-    def __init__(self, rules: Iterable[tuple[_Rule, str, str]]) -> None:
-        self._rules: list[_Rule] = []
+    def __init__(self, rules: Iterable[tuple[_ParsedRule, str, str]]) -> None:
+        self._rules: list[_ParsedRule] = []
         self._by_address: dict[str, list[int]] = {}
         self._by_port: dict[str, list[int]] = {}
         self._others: list[int] = []
@@ -391,7 +391,7 @@ class _Chain:
             else:
                 self._others.append(number)
 
-    def candidates(self, state: State) -> Iterator[_Rule]:
+    def candidates(self, state: PacketState) -> Iterator[_ParsedRule]:
         """The rules that may match a packet whose destination the chain does not change, in their order."""
         numbers = [
             *self._by_address.get(state.destination, ()),
@@ -424,7 +424,7 @@ def _is_interface(name: str, incoming: str) -> bool:
     return incoming.startswith(name[:-1]) if name.endswith("+") else incoming == name
 
 
-def _of_virtual(rest: list[str], text: str) -> Callable[[State], bool]:
+def _of_virtual(rest: list[str], text: str) -> Callable[[PacketState], bool]:
     """Packets that a virtual server of IPVS has handled."""
     numbers = {"6": "tcp", "17": "udp", "132": "sctp"}
     protocol = numbers.get(rest.pop(), "")

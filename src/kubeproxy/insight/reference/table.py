@@ -20,12 +20,12 @@ from msgspec import structs
 from kubeproxy.api.addresses import contains, pack, unpack
 from kubeproxy.api.rows import Protocol
 from kubeproxy.insight.reference.outcome import Fate, UnknownRuleError
-from kubeproxy.insight.reference.rules import PROTOCOLS, State
+from kubeproxy.insight.reference.rules import PROTOCOLS, PacketState
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import expressions as x
 from kubeproxy.netlink.nft import messages
-from kubeproxy.netlink.nft.kernel import Kernel
-from kubeproxy.netlink.nft.messages import Table
+from kubeproxy.netlink.nft.kernel import NftKernel
+from kubeproxy.netlink.nft.messages import TableName
 
 _PROTOCOLS: Final = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP, "sctp": IPPROTO_SCTP}
 _HOOKS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
@@ -42,13 +42,13 @@ _KEEP_ON: Final = object()
 _NO_MATCH: Final = object()
 
 
-class _Chain(NamedTuple):
+class _BaseChain(NamedTuple):
     hook: str
     priority: int
     nat: bool
 
 
-class _Lookup:
+class _SetContents:
     """A set or map.
 
     Attributes:
@@ -114,10 +114,10 @@ class _Lookup:
         return None if best is None or best[1] else best[2]
 
 
-class Tables:
+class NftRules:
     """A table of one family, in the form that `route.Router` asks."""
 
-    def __init__(self, kernel: Kernel, table: Table, local_addresses: Collection[str]) -> None:
+    def __init__(self, kernel: NftKernel, table: TableName, local_addresses: Collection[str]) -> None:
         """Reads it.
 
         Args:
@@ -129,9 +129,9 @@ class Tables:
             OSError: the kernel refused, or the table changed meanwhile.
         """
         self._local = frozenset(local_addresses)
-        self._chains: dict[str, _Chain | None] = {}
+        self._chains: dict[str, _BaseChain | None] = {}
         self._rules: dict[str, list[memoryview]] = {}
-        self._lookups: dict[str, _Lookup] = {}
+        self._lookups: dict[str, _SetContents] = {}
         self._asked: set[str] = set()
         self._affinity = 0
         self._size = 4 if table.family == messages.IP else 16
@@ -142,7 +142,7 @@ class Tables:
             a = wire.attributes(body)
             name = wire.string(a[2])
             timeout = int.from_bytes(a.get(11, b"")) // 1000
-            found = self._lookups[name] = _Lookup(int.from_bytes(a.get(3, b"")), _fields(a), timeout)
+            found = self._lookups[name] = _SetContents(int.from_bytes(a.get(3, b"")), _fields(a), timeout)
             if int.from_bytes(a.get(3, b"")) & messages.EVAL:
                 continue  # clients of session affinity: a new client is in none
             for listed in kernel.dump(messages.GETSETELEM, table.family, only + wire.text(2, name)):
@@ -154,7 +154,7 @@ class Tables:
                 continue
             place = wire.attributes(a[4]) if 4 in a else {}
             self._chains[wire.string(a[3])] = (
-                _Chain(
+                _BaseChain(
                     _HOOKS[int.from_bytes(place[1])],
                     struct.unpack(">i", place[2])[0],
                     wire.string(a[7]) == "nat",
@@ -193,7 +193,7 @@ class Tables:
         """Whether the table is there."""
         return bool(self._chains)
 
-    def hook(self, table: str, chain: str, state: State) -> Iterator[tuple[Fate | None, State]]:
+    def hook(self, table: str, chain: str, state: PacketState) -> Iterator[tuple[Fate | None, PacketState]]:
         """What the base chains at a hook do: dropped, rejected, or None where the packet goes on.
 
         Args:
@@ -214,7 +214,7 @@ class Tables:
         )
         yield from self._pass([name for _, name in found], state)
 
-    def _pass(self, chains: Sequence[str], state: State) -> Iterator[tuple[Fate | None, State]]:
+    def _pass(self, chains: Sequence[str], state: PacketState) -> Iterator[tuple[Fate | None, PacketState]]:
         if not chains:
             yield None, state
             return
@@ -224,11 +224,11 @@ class Tables:
             else:
                 yield from self._pass(chains[1:], after)
 
-    def _run(self, chain: str, state: State) -> Iterator[tuple[Fate | None, State]]:
+    def _run(self, chain: str, state: PacketState) -> Iterator[tuple[Fate | None, PacketState]]:
         """Runs a chain; None where the packet comes to its end."""
         states = [state]
         for rule in self._rules.get(chain, ()):
-            following: list[State] = []
+            following: list[PacketState] = []
             for each in states:
                 steps = [wire.attributes(e) for _, e in wire.attribute_list(rule)]
                 for result, after in self._rule(steps, 0, bytes(64), each):
@@ -251,8 +251,8 @@ class Tables:
             yield None, each
 
     def _rule(
-        self, steps: Sequence[wire.Attributes], at: int, registers: bytes, state: State
-    ) -> Iterator[tuple[object, State]]:
+        self, steps: Sequence[wire.Attributes], at: int, registers: bytes, state: PacketState
+    ) -> Iterator[tuple[object, PacketState]]:
         """Runs the expressions of a rule from one on. Yields what the rule decides, for each way a packet can take."""
         for number in range(at, len(steps)):
             name = wire.string(steps[number][1])
@@ -271,8 +271,8 @@ class Tables:
         yield _KEEP_ON, state
 
     def _step(
-        self, name: str, a: wire.Attributes, registers: bytes, state: State
-    ) -> tuple[object, bytes, State]:
+        self, name: str, a: wire.Attributes, registers: bytes, state: PacketState
+    ) -> tuple[object, bytes, PacketState]:
         """Runs one expression: what it decides, the registers and the packet after it."""
         match name:
             case "payload":
@@ -316,7 +316,9 @@ class Tables:
                 return _KEEP_ON, registers, state
         raise UnknownRuleError(f"expression {name}")
 
-    def _lookup(self, a: wire.Attributes, registers: bytes, state: State) -> tuple[object, bytes, State]:
+    def _lookup(
+        self, a: wire.Attributes, registers: bytes, state: PacketState
+    ) -> tuple[object, bytes, PacketState]:
         lookup = self._lookups[wire.string(a[1])]
         if lookup.timeout:
             self._affinity = lookup.timeout
@@ -351,7 +353,7 @@ class Tables:
         if bits < 8 * self._size:
             self._asked.add(f"{unpack(constant.ljust(self._size, bytes(1)))}/{bits}")
 
-    def _fib(self, a: wire.Attributes, state: State) -> bytes:
+    def _fib(self, a: wire.Attributes, state: PacketState) -> bytes:
         if _int(a[2]) != 3:  # NFT_FIB_RESULT_ADDRTYPE
             raise UnknownRuleError("fib without type")
         address = state.source if _int(a[3]) & 1 else state.destination
@@ -374,7 +376,7 @@ def _fields(a: wire.Attributes) -> tuple[int, ...]:
     )
 
 
-def _payload(a: wire.Attributes, state: State) -> bytes:
+def _payload(a: wire.Attributes, state: PacketState) -> bytes:
     """Bytes of a header: of both addresses, which stand side by side, or the destination port."""
     base, offset, size = _int(a[2]), _int(a[3]), _int(a[4])
     addresses = pack(state.source) + pack(state.destination)
@@ -386,7 +388,7 @@ def _payload(a: wire.Attributes, state: State) -> bytes:
     raise UnknownRuleError(f"payload of {size} bytes at {offset} of header {base}")
 
 
-def _meta(key: int, state: State) -> bytes:
+def _meta(key: int, state: PacketState) -> bytes:
     if key == x.META_MARK:
         return state.mark.to_bytes(4, sys.byteorder)
     if key == x.META_INPUT_NAME:
@@ -396,7 +398,7 @@ def _meta(key: int, state: State) -> bytes:
     raise UnknownRuleError(f"meta key {key}")
 
 
-def _connection(key: int, state: State) -> bytes:
+def _connection(key: int, state: PacketState) -> bytes:
     if key == x.CT_STATE:
         return x.CT_NEW.to_bytes(4, sys.byteorder)
     if key == x.CT_STATUS:

@@ -33,7 +33,7 @@ def against_reference(snapshot: Snapshot, machine: Machine, rules: str = "") -> 
     Args:
         snapshot: the cluster.
         machine: this host.
-        rules: which rules to compare, as `read.Found.what` names them; "" if there is one kind only.
+        rules: which rules to compare, as `read.KernelRules.what` names them; "" if there is one kind only.
 
     Raises:
         AgainstError: there are no rules, or of several kinds, or the mode has no verdicts.
