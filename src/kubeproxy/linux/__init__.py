@@ -1,1 +1,1 @@
-"""The rest of Linux that is not netlink: sysctls, programs, file notifications."""
+"""Interfaces of Linux other than netlink: sysctls, programs, file notifications."""

@@ -1,4 +1,4 @@
-"""Which rights of root this process has (capabilities(7))."""
+"""The capabilities of this process (capabilities(7))."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ _BITS: dict[Capability, int] = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS
 
 
 def missing(wanted: Iterable[Capability]) -> list[Capability]:
-    """Those of the capabilities that this process does not have; none where that cannot be told."""
+    """Those of the capabilities that this process does not have; none if this cannot be determined."""
     try:
         status = Path("/proc/self/status").read_text()
         effective = int(status.partition("\nCapEff:")[2].split()[0], 16)

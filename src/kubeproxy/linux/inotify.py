@@ -1,9 +1,9 @@
-"""Word from the kernel that files in a folder came, went or were written (inotify(7)).
+"""Notifications of the kernel that files in a folder were added, removed or written (inotify(7)).
 
-Folders are watched, not files: a file that is replaced is another file, and a ConfigMap volume replaces a link. What
-happened is not told, only that something did; the listener looks for itself. Without inotify (a limit reached, a file
-system that does not tell) the listener must look from time to time anyway, and it is then that a folder which went and
-came back is watched again.
+Folders are watched, not files, because a file that is replaced is another file, and a ConfigMap volume
+replaces a link. The callback only learns that something changed, and must read the folder itself. It must
+also read the folder periodically, because inotify may not be available (a limit is reached, or the file
+system sends no notifications). At these times, a folder that was deleted and created again is watched again.
 """
 
 import asyncio
@@ -18,18 +18,19 @@ from pathlib import Path
 _MASK = 0x8 | 0x40 | 0x80 | 0x200 | 0x400 | 0x800 | 0x4
 """CLOSE_WRITE, MOVED_FROM, MOVED_TO, DELETE, DELETE_SELF, MOVE_SELF, ATTRIB.
 
-Not CREATE nor MODIFY: a file that is being written is not to be read before it is closed. So new links are not told.
+Not CREATE and not MODIFY, because a file must not be read before its writer closes it. Therefore new links
+are not reported.
 """
 
 
 @contextlib.contextmanager
-def changes(folders: Collection[Path], tell: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """Calls back in the running event loop whenever something changed in one of these folders.
+def changes(folders: Collection[Path], changed: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """Calls back, in the running event loop, when something changed in one of these folders.
 
-    Yields what to call now and then: it watches those folders that are others now than when it was last called.
+    Yields a function to call periodically: it watches the folders that were replaced since its last call.
 
     Raises:
-        OSError: the kernel gives no notifications.
+        OSError: the kernel sends no notifications.
     """
     if sys.platform != "linux":
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -51,7 +52,7 @@ def changes(folders: Collection[Path], tell: Callable[[], None]) -> Iterator[Cal
         def readable() -> None:
             with contextlib.suppress(BlockingIOError):
                 os.read(descriptor, 1 << 16)
-                tell()
+                changed()
 
         loop = asyncio.get_running_loop()
         loop.add_reader(descriptor, readable)

@@ -1,10 +1,13 @@
-"""One kube-proxy in a network namespace: a lock that the kernel releases when the process ends, however it ends.
+"""The lock of a network namespace, so that only one kube-proxy programs it.
 
-The lock is a listening Unix socket with an abstract name. Such names belong to the network namespace, as the rules do, and need
-no file system that all instances share. Whoever finds the name taken connects, and the kernel tells which process listens.
+The kernel releases the lock when the process ends for any reason.
 
-Any process of the namespace can take the name, also one without a right to anything. So only a process that runs as root or as
-our own user counts as another instance; a different one is reported and ignored.
+The lock is a listening Unix socket with an abstract name. Such names belong to the network namespace, as the
+rules do, and need no file system that all instances share. An instance that finds the name in use connects to
+it, and the kernel reports the process that listens.
+
+Any process of the namespace can use the name, even one without privileges. Therefore only a process that runs
+as root or as our own user counts as another instance; any other process is reported and ignored.
 """
 
 import contextlib
@@ -22,22 +25,22 @@ log = logging.getLogger(__name__)
 NAME: Final = "\0kube-proxy/instance"
 
 UNKNOWN: Final = -1
-"""The user of a process that leaves thousands of questions in its queue, as no kube-proxy does."""
+"""The user of a process whose queue of connections is full, because it accepts none; a kube-proxy does."""
 
 _CREDENTIALS: Final = struct.Struct("3i")
 _POLL_SECONDS: Final = 0.1
 
 
 Make = Callable[[int, int], socket.socket]
-"""Makes a socket of a domain and a kind."""
+"""Creates a socket of a domain and a type."""
 
 
 class Holder(NamedTuple):
-    """The process that has the lock.
+    """The process that holds the lock.
 
     Attributes:
-        process: its number; 0 if it is in another PID namespace.
-        user: the user it runs as, or UNKNOWN.
+        process: its process ID; 0 if it is in another PID namespace.
+        user: the user ID it runs as, or UNKNOWN.
     """
 
     process: int
@@ -48,10 +51,10 @@ class Holder(NamedTuple):
 
 
 class HeldError(Exception):
-    """Another instance has the lock.
+    """Another instance holds the lock.
 
     Attributes:
-        holder: which.
+        holder: the process of that instance.
     """
 
     def __init__(self, holder: Holder) -> None:
@@ -60,17 +63,23 @@ class HeldError(Exception):
 
 
 class Instance:
-    """The lock, held. It must be kept: it is released with the last reference."""
+    """The lock that this process holds. Keep a reference: without one, the lock is released."""
 
     def __init__(self, listener: socket.socket | None) -> None:
         self._listener = listener
 
     def fileno(self) -> int:
-        """What becomes readable when somebody asks who holds the lock; -1 where there is no lock."""
+        """The descriptor that becomes readable when another process asks who holds the lock.
+
+        -1 if there is no lock.
+        """
         return -1 if self._listener is None else self._listener.fileno()
 
     def answer(self) -> None:
-        """Lets go those who asked: the kernel has answered them, and the queue must not fill up."""
+        """Accepts and closes the connections of other processes. The kernel has answered them.
+
+        This keeps the queue from filling up.
+        """
         assert self._listener is not None
         with contextlib.suppress(OSError):
             while True:
@@ -90,19 +99,19 @@ def acquire(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Instance:
-    """Takes the lock.
+    """Acquires the lock.
 
     Args:
-        make: makes a socket in the network namespace.
+        make: creates a socket in the network namespace.
         patience: how many seconds to wait for another instance to end.
-        waiting: called once, before waiting.
-        clock: the time in seconds.
-        sleep: sleeps so many seconds.
+        waiting: called once, before the wait, with the process that holds the lock.
+        clock: returns the time in seconds.
+        sleep: sleeps for some seconds.
 
     Raises:
         HeldError: another instance still has the lock after that time.
     """
-    deadline, told = clock() + patience, False
+    deadline, reported = clock() + patience, False
     while True:
         listener = make(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
@@ -111,7 +120,10 @@ def acquire(
         except OSError as e:
             listener.close()
             if e.errno != errno.EADDRINUSE:
-                log.warning("Another kube-proxy on this node would not be noticed: %(err)s", {"err": e})
+                log.warning(
+                    "Cannot acquire the lock of this node, continuing without it; another kube-proxy would not be detected: %(err)s",
+                    {"err": e},
+                )
                 return Instance(None)
         else:
             return Instance(listener)
@@ -119,24 +131,24 @@ def acquire(
         if found is not None:
             if found.user not in (0, os.geteuid()):
                 log.warning(
-                    "The abstract socket @%(socket)s is held by %(holder)s of user %(user)s, which is not taken for a kube-proxy:"
-                    " another kube-proxy on this node would not be noticed",
+                    "The abstract socket @%(socket)s is held by %(holder)s of user %(user)s, which cannot be a kube-proxy; continuing"
+                    " without the lock; another kube-proxy on this node would not be detected",
                     {"socket": NAME[1:], "holder": found, "user": "unknown" if found.user == UNKNOWN else found.user},
                 )  # fmt: skip
                 return Instance(None)
             if clock() >= deadline:
                 raise HeldError(found)
-            if not told:
-                told = True
+            if not reported:
+                reported = True
                 waiting(found)
         sleep(_POLL_SECONDS)
 
 
 def holder(make: Make) -> Holder | None:
-    """The process that has the lock; None if there is none, or it does not listen yet.
+    """The process that holds the lock; None if there is none, or it does not listen yet.
 
     Args:
-        make: makes a socket in the network namespace.
+        make: creates a socket in the network namespace.
     """
     with make(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:

@@ -1,7 +1,10 @@
-"""Network namespaces (network_namespaces(7)): a thread steps into one for as long as it makes something there.
+"""Network namespaces (network_namespaces(7)).
 
-A socket or a process belongs for good to the namespace its thread was in when it was made, and files below /proc/net and
-/proc/sys/net are those of the thread that opens them. So whatever is bound to a namespace steps in to open, and works outside.
+A thread enters a namespace to create a socket or a process, or to open a file.
+
+A socket or a process stays in the namespace in which its thread was when it was created, and files below
+/proc/net and /proc/sys/net are those of the namespace of the thread that opens them. So an object that is
+bound to a namespace enters it only to create and open, and leaves it afterwards.
 """
 
 import contextlib
@@ -11,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-_CLONE_NEWNET: Final = 0x40000000  # linux/sched.h; os.setns is there from Python 3.12 on
+_CLONE_NEWNET: Final = 0x40000000  # linux/sched.h; os.setns exists only since Python 3.12
 _OWN: Final = Path("/proc/thread-self/ns/net")
 
 
 def open_namespace(path: Path) -> int:
-    """A descriptor of the namespace a file stands for, e.g. /run/netns/blue, to be closed by the caller.
+    """Opens the file of a namespace, e.g. /run/netns/blue; returns a descriptor that the caller must close.
 
     Raises:
         OSError: there is no such file.
@@ -26,13 +29,13 @@ def open_namespace(path: Path) -> int:
 
 @contextlib.contextmanager
 def inside(namespace: int) -> Iterator[None]:
-    """The calling thread is in a namespace until the block ends. Nothing may be awaited meanwhile.
+    """The calling thread is in a namespace until the block ends. The block must not await anything.
 
     Args:
         namespace: its descriptor.
 
     Raises:
-        OSError: it is no network namespace, or CAP_SYS_ADMIN is missing.
+        OSError: the descriptor is not that of a network namespace, or CAP_SYS_ADMIN is missing.
     """
     home = open_namespace(_OWN)
     try:

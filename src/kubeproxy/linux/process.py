@@ -1,4 +1,4 @@
-"""Another process of this host, as /proc shows it: how it was started, and its view of the file system.
+"""Another process of this host, read from /proc: how it was started, and its view of the file system.
 
 Source: proc_pid_cmdline(5), proc_pid_environ(5), proc_pid_root(5).
 """
@@ -17,7 +17,7 @@ class Process(Struct, frozen=True):
     """A running process.
 
     Attributes:
-        number: its number.
+        number: its process ID.
         arguments: its command line, with the program itself first.
         environment: the environment it was started with.
         folder: its working directory, in its own view of the file system.
@@ -32,10 +32,10 @@ class Process(Struct, frozen=True):
 
 
 def find(number: int) -> Process:
-    """Reads what is known of a process.
+    """Reads the command line, environment and directories of a process.
 
     Raises:
-        OSError: there is no such process, or this one may not look at it (CAP_SYS_PTRACE).
+        OSError: there is no such process, or this one may not read its state (CAP_SYS_PTRACE).
     """
     folder = _PROC / str(number)
     variables = (variable.partition("=") for variable in _texts(folder / "environ"))
@@ -49,7 +49,7 @@ def find(number: int) -> Process:
 
 
 def _texts(file: Path) -> tuple[str, ...]:
-    """The texts of a file, each of which a NUL ends."""
+    """The strings in a file, each terminated by NUL."""
     return tuple(os.fsdecode(text) for text in file.read_bytes().split(b"\0")[:-1])
 
 

@@ -1,6 +1,7 @@
-"""Programs: run to their end, fed by a stream or read as one, never both, so that nothing can block for ever.
+"""Runs programs until they end: either writes their input or reads their output.
 
-Their code runs in threads: the pipe does the pacing, and no text is held in memory whole.
+It never does both, because the program and this process could then block each other for ever. The calls block
+and are made in threads. Input and output are streams, so they are never completely in memory.
 """
 
 import contextlib
@@ -11,8 +12,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 LIMIT_SECONDS = 300.0
 _PIPE_BYTES = 1 << 20
-_SAID_BYTES = 4000
-"""How much of the end of a program's complaints is told."""
+_ERROR_BYTES = 4000
+"""The number of bytes, from the end of a program's error output, that an error message has."""
 
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
@@ -24,8 +25,8 @@ class ProgramError(Exception):
 
     Attributes:
         program: its name.
-        code: its exit code; negative for the signal that ended it.
-        said: what it wrote to its error output, on one line; of much the end.
+        code: its exit code; the negative number of the signal that ended it.
+        said: its error output in one line; of a long one only the end.
     """
 
     def __init__(self, program: str, code: int, said: str) -> None:
@@ -36,13 +37,13 @@ class ProgramError(Exception):
 
 
 class Runner:
-    """Runs programs, and knows those that are running."""
+    """Runs programs, and can end those that are running."""
 
     def __init__(self, start: Start) -> None:
-        """Runs nothing yet.
+        """Creates a runner.
 
         Args:
-            start: starts a program, in the network namespace it is to run in.
+            start: starts a program in the network namespace of the runner.
         """
         self._start = start
         self._now: set[subprocess.Popen[bytes]] = set()
@@ -54,12 +55,12 @@ class Runner:
         *,
         started: Callable[[int], object] = lambda _: None,
     ) -> None:
-        """Runs a program with these bytes as its input.
+        """Runs a program and writes bytes to its standard input.
 
         Args:
             argv: the program and its arguments.
-            chunks: its input.
-            started: told the number of its process before it is given anything.
+            chunks: the input.
+            started: called with the process ID before anything is written.
 
         Raises:
             ProgramError: it failed.
@@ -72,16 +73,16 @@ class Runner:
             started(process.pid)
             with contextlib.suppress(OSError):
                 fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-            # A program that ends before it has read everything says why on its error output.
+            # A program that ends before it has read everything writes the reason to its error output.
             with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
                 for chunk in chunks:
                     pipe.write(chunk)
 
     def lines(self, argv: Sequence[str]) -> Iterator[str]:
-        """Runs a program and yields the lines of its output, without their ends.
+        """Runs a program and yields the lines of its output, without line ends.
 
         Raises:
-            ProgramError: it failed; known only after the last line.
+            ProgramError: it failed; this is raised after the last line.
             OSError: it could not be started.
         """
         with self._running(argv, stdout=subprocess.PIPE) as process:
@@ -90,19 +91,22 @@ class Runner:
                 yield line.decode(errors="replace").rstrip("\n")
 
     def stop(self) -> None:
-        """Ends the programs that are running, and with that the waiting of the threads that run them."""
+        """Kills the programs that are running, so that the calls of `feed` and `lines` return."""
         for process in list(self._now):
             process.kill()
 
     @contextlib.contextmanager
     def _running(self, argv: Sequence[str], **pipes: int) -> Generator[subprocess.Popen[bytes], None, None]:
-        """A program that is running; at the end of the block it must have succeeded."""
+        """Runs a program during the block.
+
+        At the end of the block, waits for it and raises an error if it failed.
+        """
         program = argv[0].rpartition("/")[2]
         given: dict[str, int] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **pipes}
-        # Complaints go to memory: a pipe that nobody reads meanwhile would stop the program.
+        # Errors are written to memory: a program would block on a pipe that is not read while it runs.
         with (
-            os.fdopen(os.memfd_create(program), "rb") as complaints,
-            self._start(argv, stdin=given["stdin"], stdout=given["stdout"], stderr=complaints) as process,
+            os.fdopen(os.memfd_create(program), "rb") as errors,
+            self._start(argv, stdin=given["stdin"], stdout=given["stdout"], stderr=errors) as process,
         ):
             watchdog = threading.Timer(LIMIT_SECONDS, process.kill)
             watchdog.daemon = True
@@ -118,13 +122,13 @@ class Runner:
                 self._now.discard(process)
                 watchdog.cancel()
             if code:
-                complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - _SAID_BYTES))
-                said = " ".join(complaints.read().decode(errors="replace").split())
+                errors.seek(max(0, errors.seek(0, os.SEEK_END) - _ERROR_BYTES))
+                said = " ".join(errors.read().decode(errors="replace").split())
                 raise ProgramError(program, code, said)
 
 
 def output(lines: Iterable[str]) -> str:
-    """What a program prints, all of it.
+    """The complete output of a program.
 
     Args:
         lines: see `Runner.lines`.

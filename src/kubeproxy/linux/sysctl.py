@@ -24,9 +24,9 @@ def names(folder: str) -> list[str]:
 
 
 def ensure(name: str, value: int) -> bool:
-    """Gives a setting a value if it has another; returns whether it had.
+    """Sets a setting if it has another value; returns whether it was written.
 
-    A value that is right already is not written, so a read-only /proc/sys does no harm then.
+    A correct value is not written again, so that a read-only /proc/sys causes no error in this case.
 
     Raises:
         OSError: there is no such setting, or it cannot be written.

@@ -1,4 +1,4 @@
-"""How much is in a table of the legacy iptables kernel code, without reading the table.
+"""The size of a table of the legacy iptables kernel code, without reading the table; also its rules as bytes.
 
 Source: struct ipt_getinfo, linux/netfilter_ipv4/ip_tables.h; ip6t_getinfo is the same.
 """
@@ -21,32 +21,36 @@ _LARGEST = 1 << 20
 
 
 def table_size(namespace: Sockets, domain: int, table: str) -> tuple[int, int]:
-    """The number of rules of a table and their size in bytes: any change but a rewording of equal length shows.
+    """The number of rules of a table and their size in bytes.
+
+    Both stay the same only if rules are replaced by ones of equal length.
 
     Args:
-        namespace: whose table.
+        namespace: the network namespace of the table.
         domain: socket.AF_INET or AF_INET6.
         table: its name.
 
     Raises:
         OSError: the kernel has no such table, or we lack CAP_NET_ADMIN or CAP_NET_RAW.
     """
-    fields = _INFO.unpack(_ask(namespace, domain, _SO_GET_INFO, table.encode(), _INFO.size))
+    fields = _INFO.unpack(_query(namespace, domain, _SO_GET_INFO, table.encode(), _INFO.size))
     return fields[-2], fields[-1]
 
 
 def drops_forwarded(namespace: Sockets, domain: int, table: str = "filter") -> bool:
-    """Whether the policy of chain FORWARD is to drop; False also for a table too large to be read for that.
+    """Whether the policy of chain FORWARD is DROP.
+
+    False for a table of more than 1 MiB, which is too large to be read for this.
 
     Args:
-        namespace: whose table.
+        namespace: the network namespace of the table.
         domain: socket.AF_INET or AF_INET6.
         table: its name; it must exist.
 
     Raises:
         OSError: as with `table_size`.
     """
-    fields = _INFO.unpack(_ask(namespace, domain, _SO_GET_INFO, table.encode(), _INFO.size))
+    fields = _INFO.unpack(_query(namespace, domain, _SO_GET_INFO, table.encode(), _INFO.size))
     policy, size = fields[7 + _FORWARD], fields[-1]
     if size > _LARGEST:
         return False
@@ -57,10 +61,10 @@ def drops_forwarded(namespace: Sockets, domain: int, table: str = "filter") -> b
 
 
 def entries(namespace: Sockets, domain: int, table: str) -> bytes:
-    """The rules of a table as the kernel has them; the names of its chains are among the bytes.
+    """The rules of a table in the format of the kernel; the bytes contain the names of its chains.
 
     Args:
-        namespace: whose table.
+        namespace: the network namespace of the table.
         domain: socket.AF_INET or AF_INET6.
         table: its name; it must exist.
 
@@ -72,11 +76,11 @@ def entries(namespace: Sockets, domain: int, table: str) -> bytes:
 
 def _entries(namespace: Sockets, domain: int, table: str, size: int) -> bytes:
     head = _HEAD.pack(table.encode(), size)
-    return _ask(namespace, domain, _SO_GET_ENTRIES, head, len(head) + size)[len(head) :]
+    return _query(namespace, domain, _SO_GET_ENTRIES, head, len(head) + size)[len(head) :]
 
 
-def _ask(namespace: Sockets, domain: int, option: int, given: bytes, size: int) -> bytes:
-    """Calls getsockopt with a buffer of a size that begins with what is given."""
+def _query(namespace: Sockets, domain: int, option: int, given: bytes, size: int) -> bytes:
+    """Calls getsockopt with a buffer of some size that starts with given bytes; returns the buffer."""
     level = socket.IPPROTO_IP if domain == socket.AF_INET else socket.IPPROTO_IPV6
     buffer = ctypes.create_string_buffer(given, size)
     length = ctypes.c_uint32(size)

@@ -1,9 +1,10 @@
-"""The host as one value: everything that is asked of it, or done to it, goes through a Machine.
+"""The host as one value: all reads and changes of the host go through a Machine.
 
-    base     what a machine offers
+    base     the interface of a machine
     linux    this host, in the process's network namespace or in another one
-    fake     a host in memory, of which hundreds fit into one process
+    fake     a host in memory; hundreds of them can exist in one process
 
-A machine is bound to one network namespace. What belongs to the namespace rather than to one object (how many transactions we
-made, which programs are ours) is kept in it, so two daemons in two namespaces of one process know nothing of each other.
+A machine is bound to one network namespace. Data that belongs to the namespace rather than to one object (the
+number of our transactions, the programs that we run) is kept in the machine, so that two daemons in two
+namespaces of one process do not affect each other.
 """

@@ -1,4 +1,7 @@
-"""What a machine offers. Windows will have one, too: what Linux alone has raises OSError there."""
+"""The interface of a machine. Windows will have an implementation, too.
+
+There, methods that only Linux supports raise OSError.
+"""
 
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +40,7 @@ class Machine(Namespace, Protocol):
     # Addresses
 
     def speaks(self, domain: int) -> bool:
-        """Whether the host has an IP family, socket.AF_INET or AF_INET6: IPv6 may be compiled out or disabled."""
+        """Whether the host has an IP family (socket.AF_INET, AF_INET6); IPv6 may not exist or be disabled."""
 
     def addresses(self) -> list[Address]:
         """Every address of the host, on every interface.
@@ -47,24 +50,29 @@ class Machine(Namespace, Protocol):
         """
 
     def source_address(self, domain: int) -> str:
-        """The address from which the host sends to the rest of the world, "" if it cannot; nothing is sent to find out."""
+        """The source address of packets to a remote host, "" if there is no route to one.
+
+        No packet is sent for this.
+        """
 
     def route_to(self, address: str) -> Route | None:
-        """The route of packets to an address; None if there is none. Nothing is sent to find out.
+        """The route of packets to an address; None if there is none. No packet is sent for this.
 
         Raises:
             OSError: the kernel refused.
         """
 
     def interface_name(self, index: int) -> str:
-        """The name of an interface; "" if there is none of that index."""
+        """The name of an interface; "" if no interface has this index."""
 
     def watch_addresses(self, changed: Callable[[], None], *, but: str) -> AbstractContextManager[None]:
-        """In the running event loop, calls back when an address of the host comes or goes, until the block ends.
+        """Calls back, in the running event loop, when an address of the host is added or removed.
+
+        This ends with the block.
 
         Args:
-            changed: called back.
-            but: the name of an interface that does not count.
+            changed: the callback.
+            but: the name of an interface whose addresses are ignored.
 
         Raises:
             OSError: the kernel refused.
@@ -80,7 +88,9 @@ class Machine(Namespace, Protocol):
         """
 
     def set_sysctl(self, name: str, value: int) -> bool:
-        """Sets a kernel setting that has another value; returns whether it had. One that is right is not written.
+        """Sets a kernel setting if it has another value, else does not write it.
+
+        Returns whether it was written.
 
         Raises:
             OSError: there is none, or it cannot be written.
@@ -94,14 +104,18 @@ class Machine(Namespace, Protocol):
         """
 
     def watch_sysctls(self, changed: Callable[[], None]) -> AbstractContextManager[None]:
-        """In the running event loop, calls back when a network setting of an interface changes, until the block ends.
+        """Calls back, in the running event loop, when a network setting of an interface changes.
+
+        This ends with the block.
 
         Raises:
-            OSError: the kernel gives no notifications.
+            OSError: the kernel does not send notifications.
         """
 
     def module(self, name: str, parameter: str) -> str:
-        """The value of a parameter of a kernel module; of parameter "" the version, "" if it has none.
+        """The value of a parameter of a kernel module.
+
+        If `parameter` is "": the version of the module, "" if it has none.
 
         Raises:
             OSError: the module is not loaded, or has no such parameter.
@@ -113,7 +127,7 @@ class Machine(Namespace, Protocol):
         """The path of a program, None if it is not installed."""
 
     def start(self, argv: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
-        """Starts a program in the namespace, which the caller ends.
+        """Starts a program in the namespace. The caller must wait for its end.
 
         Args:
             argv: the program and its arguments.
@@ -130,12 +144,12 @@ class Machine(Namespace, Protocol):
         *,
         started: Callable[[int], object] = lambda _: None,
     ) -> None:
-        """Runs a program in the namespace, with these bytes as its input.
+        """Runs a program in the namespace until it ends, and writes bytes to its standard input.
 
         Args:
             argv: the program and its arguments.
-            chunks: its input.
-            started: called with the number of its process before it is given anything.
+            chunks: the input.
+            started: called with the process ID before anything is written.
 
         Raises:
             run.ProgramError: it failed.
@@ -143,34 +157,34 @@ class Machine(Namespace, Protocol):
         """
 
     def lines(self, argv: Sequence[str]) -> Iterator[str]:
-        """Runs a program in the namespace; yields the lines of its output, without their ends.
+        """Runs a program in the namespace; yields the lines of its output, without line ends.
 
         Raises:
-            run.ProgramError: it failed; known only after the last line.
+            run.ProgramError: it failed; this is raised after the last line.
             OSError: it could not be started.
         """
 
     def stop(self) -> None:
-        """Ends the programs that `feed` and `lines` run, and with that the waiting of the threads that run them."""
+        """Kills the programs that `feed` and `lines` run, so that these calls return."""
 
     # The process
 
     def lacks(self, wanted: Iterable[Capability]) -> list[Capability]:
-        """Those of the capabilities that this process does not have; none where that is not known."""
+        """Those of the capabilities that this process does not have; none if this cannot be determined."""
 
     def set_oom_score(self, score: int) -> None:
-        """Sets how likely the kernel ends this process when memory runs out, from -1000, never, to 1000.
+        """Sets the OOM score adjustment of this process, from -1000 (the kernel never kills it) to 1000.
 
         Raises:
-            OSError: a score below the one given to us needs CAP_SYS_RESOURCE.
+            OSError: a score below the one at the start of the process needs CAP_SYS_RESOURCE.
         """
 
     def lock(self, patience: float, *, waiting: Callable[[Holder], None] = lambda _: None) -> Instance:
-        """Takes the lock that one kube-proxy of the namespace holds.
+        """Acquires the lock that only one kube-proxy of the namespace can hold.
 
         Args:
             patience: how many seconds to wait for another instance to end.
-            waiting: called once, before waiting.
+            waiting: called once, before the wait, with the process that holds the lock.
 
         Raises:
             instance.HeldError: another instance still has the lock after that time.
@@ -183,5 +197,5 @@ class Machine(Namespace, Protocol):
         """A process of the host.
 
         Raises:
-            OSError: there is no such process, or this one may not look at it.
+            OSError: there is no such process, or this one may not read its state.
         """

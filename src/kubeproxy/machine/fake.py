@@ -1,7 +1,7 @@
-"""A host in memory, of which hundreds fit into one process: addresses and kernel settings, and nothing else.
+"""A host in memory that only has addresses and kernel settings; hundreds of them can exist in one process.
 
-It has no netlink and no programs: they fail as where there are none. Its Internet sockets are real ones of this process, so that it
-can reach an API server and serve its health.
+It has no netlink and no programs: their methods raise the errors of a host without them. Its Internet sockets
+are real sockets of this process, so that it can connect to an API server and serve health pages.
 """
 
 import asyncio
@@ -43,20 +43,20 @@ class FakeMachine:
         release: the version of its kernel.
         settings: its kernel settings, by name.
         fixed: names of the settings that cannot be written.
-        files: what is below its /proc/net, by name.
+        files: the contents of the files in its /proc/net, by name.
         modules: the parameters of its kernel modules, by module and parameter.
         interfaces: the indices of its interfaces, by name.
         own: its addresses.
-        oom_score: what was set last.
+        oom_score: the last value that was set.
         processes: its processes, by number.
         lock_holder: the process that holds the lock.
     """
 
     def __init__(self, addresses: Iterable[str] = ("127.0.0.1",), *, clock: Clock | None = None) -> None:
-        """Makes a host.
+        """Creates a host.
 
         Args:
-            addresses: its addresses; it speaks their families.
+            addresses: its addresses; it has their IP families.
             clock: its time.
         """
         self.clock: Clock = clock or SystemClock()
@@ -76,11 +76,11 @@ class FakeMachine:
         self.set_addresses(addresses)
 
     def set_addresses(self, addresses: Iterable[str], *, interface: str = "") -> None:
-        """The host has these addresses from now on, and tells those who watch.
+        """Replaces the addresses of an interface, and notifies those that watch addresses.
 
         Args:
-            addresses: the addresses.
-            interface: the interface they are on, which has no others; "" for the usual ones: eth0, or lo for loopback.
+            addresses: the new addresses.
+            interface: the interface; "" for lo (loopback addresses) and eth0 (all others).
         """
         index = self.interfaces[interface] if interface else 0
         mine = {index} if index else {_LOOPBACK, _FIRST}
@@ -122,13 +122,13 @@ class FakeMachine:
         return list(self.own)
 
     def source_address(self, domain: int) -> str:
-        """See `Machine`. The first address that is not of loopback."""
+        """See `Machine`. The first address that is not a loopback address."""
         size = 4 if domain == socket.AF_INET else 16
         found = (a.packed for a in self.own if len(a.packed) == size and a.interface != _LOOPBACK)
         return next((socket.inet_ntop(domain, packed) for packed in found), "")
 
     def route_to(self, address: str) -> Route | None:
-        """See `Machine`. Its own addresses are local, everything else is behind eth0."""
+        """See `Machine`. Its own addresses are local, all others are reached through eth0."""
         domain = socket.AF_INET6 if ":" in address else socket.AF_INET
         packed = socket.inet_pton(domain, address)
         own = next((a for a in self.own if a.packed == packed), None)
@@ -168,7 +168,7 @@ class FakeMachine:
         return sorted({n[len(start) :].partition("/")[0] for n in self.settings if n.startswith(start)})
 
     def watch_sysctls(self, changed: Callable[[], None]) -> contextlib.AbstractContextManager[None]:  # noqa: ARG002
-        """See `Machine`. It gives no notifications."""
+        """See `Machine`. It sends no notifications."""
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     def module(self, name: str, parameter: str) -> str:
@@ -178,7 +178,7 @@ class FakeMachine:
         return self.modules[name, parameter]
 
     def which(self, program: str) -> str | None:  # noqa: ARG002 see `Machine`
-        """See `Machine`. None is installed."""
+        """See `Machine`. No program is installed."""
         return None
 
     def start(self, argv: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":  # noqa: ARG002
@@ -201,7 +201,7 @@ class FakeMachine:
         yield from ()
 
     def stop(self) -> None:
-        """See `Machine`. None runs."""
+        """See `Machine`. No program runs."""
 
     def lacks(self, wanted: Iterable[Capability]) -> list[Capability]:  # noqa: ARG002
         """See `Machine`. It lacks none."""
@@ -212,7 +212,7 @@ class FakeMachine:
         self.oom_score = score
 
     def lock(self, patience: float, *, waiting: Callable[[Holder], None] = lambda _: None) -> Instance:  # noqa: ARG002
-        """See `Machine`. Nobody else is there."""
+        """See `Machine`. There is no other instance."""
         return Instance(None)
 
     def holder(self) -> Holder | None:

@@ -1,4 +1,4 @@
-"""This Linux host: in the network namespace of the thread that calls, as for the daemon of a node, or in one that is given."""
+"""This Linux host, in the network namespace of the calling thread or in another namespace."""
 
 import asyncio
 import contextlib
@@ -32,10 +32,11 @@ class LinuxMachine:
         """Binds it to a network namespace.
 
         Args:
-            namespace: a file that stands for it, e.g. /run/netns/blue; None for that of whichever thread calls.
+            namespace: the file of a namespace, e.g. /run/netns/blue; None for the namespace of the calling
+                thread.
 
         Raises:
-            OSError: there is no such namespace, or this process may not enter it.
+            OSError: there is no such namespace, or this process is not permitted to enter it.
         """
         self.clock: Clock = SystemClock()
         self._namespace: int | None = None
@@ -118,7 +119,7 @@ class LinuxMachine:
     def watch_addresses(self, changed: Callable[[], None], *, but: str) -> Iterator[None]:
         """See `Machine`."""
         ignored = self.interface(but)
-        with route.monitor(self) as monitor, _readable(monitor, lambda: _hear(monitor, ignored, changed)):
+        with route.monitor(self) as monitor, _readable(monitor, lambda: _receive(monitor, ignored, changed)):
             yield
 
     def sysctl(self, name: str) -> str:
@@ -141,7 +142,7 @@ class LinuxMachine:
         """See `Machine`."""
         with (
             route.settings_monitor(self) as monitor,
-            _readable(monitor, lambda: _hear(monitor, None, changed)),
+            _readable(monitor, lambda: _receive(monitor, None, changed)),
         ):
             yield
 
@@ -202,23 +203,26 @@ class LinuxMachine:
         return process.find(number)
 
     def _inside(self) -> contextlib.AbstractContextManager[None]:
-        """In a block of it, the calling thread is in the namespace."""
+        """The calling thread is in the namespace until the block ends."""
         return contextlib.nullcontext() if self._namespace is None else netns.inside(self._namespace)
 
 
 @contextlib.contextmanager
-def _readable(monitor: wire.Socket, heard: Callable[[], None]) -> Iterator[None]:
-    """Calls back in the running event loop whenever a socket can be read."""
+def _readable(monitor: wire.Socket, readable: Callable[[], None]) -> Iterator[None]:
+    """Calls back in the running event loop whenever a socket can be read, until the block ends."""
     loop = asyncio.get_running_loop()
-    loop.add_reader(monitor.fileno(), heard)
+    loop.add_reader(monitor.fileno(), readable)
     try:
         yield
     finally:
         loop.remove_reader(monitor.fileno())
 
 
-def _hear(monitor: wire.Socket, ignored: int | None, changed: Callable[[], None]) -> None:
-    """Reads notifications, and calls back unless all are about one interface. Of a socket that overflowed, some were not."""
+def _receive(monitor: wire.Socket, ignored: int | None, changed: Callable[[], None]) -> None:
+    """Reads notifications and calls back, unless all are about the ignored interface.
+
+    If the socket's buffer overflowed, notifications were lost, so it calls back.
+    """
     concerns = False
     try:
         while messages := list(monitor.receive(wait=False)):

@@ -1,22 +1,29 @@
-"""The proxy that carries connections itself: sockets in, sockets out, no rule in the kernel.
+"""The relay: a process that accepts connections and forwards them to endpoints.
 
-It runs in a process of its own, one for each IP family that needs it. Python lets one thread of a process compute at a time:
-traffic must not wait for the control loop to plan 5,000 Services, nor the loop for traffic. (While the loop computes, a relay in a
-thread beside it carries 0.04 GB/s and 480 connections a second, one in a process 0.7 GB/s and 3,100.) The daemon makes the
-listening sockets and keeps a copy of each, so that a port stays ours, and its waiting clients stay, whatever becomes of
-the process; the process gets them, and what is to be done with them, over a socket.
+Each IP family that needs it has a process of its own. Python runs only one thread of a process at a time, so
+traffic would wait while the control loop plans 5,000 Services, and the control loop would wait for traffic.
+(While the control loop computes, a relay in a thread of the same process carries 0.04 GB/s and 480
+connections a second, one in its own process 0.7 GB/s and 3,100.) The daemon opens the listening sockets and
+keeps a copy of each, so that the ports stay open and waiting clients are not lost if the process ends. The
+process receives the sockets, and how to serve them, over a socket.
 
-values     what passes between the daemon and the process
-control    the daemon's side: starts the process, again if need be
-sockets    makes listening sockets
-worker     the process' side: takes orders
-loop       waits for sockets and times
-balancer   which target a client gets
-slots      how many descriptors are left
-tcp        clients taken in and connected
-connection what is connected: bytes carried by splice(2)
-pipes      what they are in meanwhile
-udp        flows
-origin     where a client wanted to go, as connection tracking knows
+In this package a *target* is an address and port that the relay connects to, usually an endpoint.
+
+values     the messages between the daemon and the process
+table      the listeners that the process should have, and which messages it still needs
+control    the daemon's side: starts the process, and replaces it if it ends or hangs
+process    one relay process, and the socket to it
+doors      the listeners of a driver, by name
+sockets    opens listening sockets
+worker     the process' side: handles the daemon's messages
+loop       the event loop of the process: sockets and timers
+balancer   chooses the target of a client
+slots      counts descriptors
+tcp        accepts clients and connects them to a target
+connection forwards the bytes of a connection by splice(2)
+pipes      the buffers between the two sockets of a connection
+udp        flows of UDP packets
+origin     the destination of a client before its address was translated
 header     PROXY protocol
+shared     what all listeners of a process share
 """

@@ -1,4 +1,4 @@
-"""Which target a client gets: in turn, or with affinity the one it had."""
+"""Chooses the target of a client: round robin, or with affinity the target that it had before."""
 
 import random
 import time
@@ -11,11 +11,14 @@ from socket import AF_INET, AF_INET6, inet_pton
 from kubeproxy.relay.values import Listener, Target
 
 MOST_CLIENTS = 65536
-"""A group remembers as many clients; of more, those not seen for longest are forgotten."""
+"""The number of clients that a group stores.
+
+If there are more, those that were not seen for the longest time are removed.
+"""
 
 
 class Clients:
-    """What a group remembers: the target of each client, and when it was last seen."""
+    """The clients of a group: the target of each, and when it was last seen."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -25,26 +28,26 @@ class Clients:
         return len(self._seen)
 
     def target(self, client: str, seconds: float) -> Target | None:
-        """The target a client has, unless it was last seen longer ago."""
+        """The target of a client; None if it has none, or was not seen for `seconds`."""
         found = self._seen.get(client)
         if found is None or self._now() - found[1] >= seconds:
             return None
         return found[0]
 
     def remember(self, client: str, target: Target) -> None:
-        """A client was given a target, now."""
+        """Stores the target that a client got now."""
         self._seen[client] = target, self._now()
         self._seen.move_to_end(client)
         if len(self._seen) > MOST_CLIENTS:
             self._seen.popitem(last=False)
 
     def forget(self, client: str, target: Target) -> None:
-        """A client could not reach a target."""
+        """Removes the target of a client that could not reach it."""
         if client in self._seen and self._seen[client][0] == target:
             del self._seen[client]
 
     def forget_old(self, seconds: float) -> None:
-        """Forgets those not seen for so long."""
+        """Removes the clients that were not seen for `seconds`."""
         limit = self._now() - seconds
         while self._seen and next(iter(self._seen.values()))[1] <= limit:
             self._seen.popitem(last=False)
@@ -64,9 +67,10 @@ class Balancer:
         self.targets = frozenset(listener.kept).union(*(choice.targets for choice in listener.choices))
 
     def candidates(self, client: str) -> Sequence[Target]:
-        """The targets for a client in the order in which they are to be tried; none if it is refused.
+        """The targets for a client in the order in which they are to be tried; empty if it is refused.
 
-        Each call is one turn. The client's own target comes first.
+        Each call advances the round robin by one. With affinity, the target that the client had before is the
+        first.
         """
         if self._listener.admitted and client not in self._admitted:
             return ()
@@ -82,7 +86,8 @@ class Balancer:
             kept = self._clients.target(client, self._listener.affinity)
             if kept is not None and kept in targets:
                 order = (kept, *(target for target in order if target != kept))
-            # Remembered now, not when it is reached: the client may connect again meanwhile.
+            # Stored now, not when the target is connected, because the client may open another connection
+            # meanwhile.
             self._clients.remember(client, order[0])
         return order
 
@@ -97,7 +102,7 @@ class Balancer:
 
 
 class _Ranges:
-    """Some CIDR ranges; an address is looked for in O(log n), for there may be thousands."""
+    """A set of CIDR ranges. There may be thousands, so an address is looked up in O(log n)."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._spans: dict[int, list[tuple[int, int]]] = {4: [], 16: []}
@@ -114,7 +119,7 @@ class _Ranges:
 
 
 def _span(text: str) -> tuple[int, int, int]:
-    """The bytes of a range's addresses, and the first and the last of them."""
+    """The size of a range's addresses in bytes, and the first and the last address."""
     network, _, length = text.partition("/")
     packed = _packed(network)
     mask = (1 << (8 * len(packed) - int(length))) - 1
@@ -123,12 +128,12 @@ def _span(text: str) -> tuple[int, int, int]:
 
 
 def _packed(address: str) -> bytes:
-    address = address.partition("%")[0]  # a link-local address comes with its interface
+    address = address.partition("%")[0]  # a link-local address is followed by its interface
     return inet_pton(AF_INET6 if ":" in address else AF_INET, address)
 
 
 def _turn(count: int) -> Iterator[int]:
-    """0 to `count` - 1, over and over, from a random one on."""
+    """0 to `count` - 1 in a cycle that starts at a random number."""
     i = random.randrange(count) if count else 0  # noqa: S311 no secret
     while count:
         yield i

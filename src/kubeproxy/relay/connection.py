@@ -1,10 +1,11 @@
-"""A connected client and target: bytes carried both ways.
+"""A connection between a client and a target: bytes are forwarded in both directions.
 
-Bytes go from socket to pipe to socket by splice(2) and never through this program. A direction has a pipe only while bytes are on
-their way, so a connection that is silent costs two descriptors and about a kilobyte. What a reader does not take stays in
-its direction's pipe, of which there is one, and the sender is not read from until it is gone.
+Bytes are moved from socket to pipe to socket by splice(2), so they are not copied to user space. A direction
+has a pipe only while it has bytes to forward, so an idle connection needs two descriptors and about a
+kilobyte. If the receiver does not read, bytes stay in the only pipe of the direction, and nothing more is
+read from the sender until the pipe is empty.
 
-The end of one direction is passed on as such (half-close); a reset of one side resets the other one.
+The end of one direction is passed on (half-close); a reset of one side resets the other side.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ DESCRIPTORS: Final = 2
 
 _ROUNDS: Final = 8
 _LITTLE: Final = SIZE // 4
-"""Who sends less at a time has probably no more to send now."""
+"""After a smaller read, the source probably has no more bytes now, so no further read is tried."""
 
 _GONE: Final = -1
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: close with a reset
@@ -31,11 +32,11 @@ class Direction:
     """One direction of a connection.
 
     Attributes:
-        source: the descriptor it comes from.
-        sink: the socket it goes to.
-        pipe: holds what has been read and not yet been written; None for nothing.
-        ended: the source has said that nothing will follow.
-        finished: the sink has been told so.
+        source: the descriptor to read from.
+        sink: the socket to write to.
+        pipe: has the bytes that were read and not yet written; None if there are none.
+        ended: the source has reached its end.
+        finished: the sink was shut down for writing.
     """
 
     __slots__ = ("ended", "finished", "pipe", "sink", "source")
@@ -48,10 +49,10 @@ class Direction:
         self.finished = False
 
     def move(self, pool: Pool) -> None:
-        """Moves what can be moved now.
+        """Moves the bytes that can be moved now.
 
         Raises:
-            OSError: a side is broken.
+            OSError: the connection of one side failed.
         """
         pipe = self.pipe
         if pipe is None:
@@ -80,7 +81,7 @@ class Direction:
             self.sink.shutdown(socket.SHUT_WR)
 
     def drop(self, pool: Pool) -> None:
-        """Gives back the pipe, and what is in it up."""
+        """Gives back the pipe; the bytes in it are lost."""
         if self.pipe is not None:
             pool.give_back(self.pipe)
             self.pipe = None
@@ -92,7 +93,7 @@ class Connection:
     __slots__ = ("_client", "_client_mask", "_down", "_server", "_server_mask", "_shared", "_up")
 
     def __init__(self, shared: Shared, client: socket.socket, server: socket.socket) -> None:
-        """Takes over both sockets; the server's is in the loop, with another handler."""
+        """Takes over both sockets; the server's socket is in the loop already, with another handler."""
         self._shared = shared
         self._client = client
         self._server = server
@@ -105,7 +106,7 @@ class Connection:
         shared.loop.add(client.fileno(), IN, self)
 
     def ready(self, descriptor: int, events: int) -> None:
-        """A side can be read from or written to, or is broken."""
+        """One side can be read from or written to, or has failed."""
         of_client = descriptor == self._up.source
         outgoing, incoming = (self._down, self._up) if of_client else (self._up, self._down)
         pool = self._shared.pool
@@ -125,7 +126,7 @@ class Connection:
             self._wait(descriptor if events & HANGUP else _GONE)
 
     def reset(self) -> None:
-        """Ends it so that both sides see that it broke."""
+        """Ends it by a reset, so that both sides detect that it failed."""
         will_reset(self._client)
         will_reset(self._server)
         self._end()
@@ -140,11 +141,11 @@ class Connection:
         shared.counts.open_connections -= 1
 
     def _wait(self, hung_up: int) -> None:
-        """Waits for what each side can do next: a sender whose bytes are not taken is not read from.
+        """Sets the events to wait for on each side: a side is not read from while its bytes wait in a pipe.
 
         Args:
-            hung_up: a descriptor both of whose directions are closed. That is told over and over, so it is taken out
-                unless there is something to do with it.
+            hung_up: a descriptor both of whose directions are closed. epoll reports this in every round, so
+                the descriptor is removed from the loop unless there is something to read or write.
         """
         up, down = self._up, self._down
         wanted = _mask(up, down)
@@ -155,7 +156,10 @@ class Connection:
             self._server_mask = self._set(down.source, self._server_mask, wanted, out=hung_up == down.source)
 
     def _set(self, descriptor: int, mask: int, wanted: int, *, out: bool) -> int:
-        """Changes what is waited for; returns the mask, _GONE for a descriptor that is not in the loop."""
+        """Changes the events to wait for.
+
+        Returns the new mask, or _GONE for a descriptor that is not in the loop.
+        """
         loop = self._shared.loop
         if mask == _GONE:
             if not wanted:
@@ -170,12 +174,12 @@ class Connection:
 
 
 def _mask(incoming: Direction, outgoing: Direction) -> int:
-    """What is waited for of a side."""
+    """The events to wait for on one side."""
     mask = 0 if incoming.ended or incoming.pipe is not None else IN
     return mask if outgoing.pipe is None else mask | OUT
 
 
 def will_reset(sock: socket.socket) -> None:
-    """Closing this socket will reset its connection."""
+    """Makes closing this socket reset its connection."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -1,12 +1,12 @@
 """The daemon's side of a relay: keeps the listening sockets and a process that serves them.
 
-A thread (the keeper) starts the process with the first listener, sends it the table of listeners, receives what it reports,
-and replaces it when it ends or does not respond: the next one gets the same sockets, and clients that came meanwhile wait
-in them. Connections of the one that ended are lost.
+A thread (the keeper) starts the process with the first listener, sends it the table of listeners, receives
+its messages, and replaces it when it ends or does not respond. The next process gets the same sockets, and
+clients that connect in the meantime wait in their queues. The connections of the process that ended are lost.
 
-No method but `settle` and `join` waits for the process. A change is sent at once if the process reads; if not, only the number
-of the listener is noted, and the keeper sends what the table says when the process reads again. So a process that hangs
-costs no memory, and the event loop no time.
+Only `settle` and `join` wait for the process. A change is sent at once if the process reads. If it does not
+read, the number of the listener is noted, and the keeper sends the listener when the process reads again. So
+a process that hangs costs no memory, and does not block the event loop.
 """
 
 import logging
@@ -24,22 +24,23 @@ from kubeproxy.machine.base import Machine
 from kubeproxy.relay import sockets
 from kubeproxy.relay.process import RelayProcess
 from kubeproxy.relay.table import ListenerTable
-from kubeproxy.relay.values import Counts, Listener, Mark, Message, Said
+from kubeproxy.relay.values import Counts, Listener, LogLine, Mark, Message
 
 log = logging.getLogger(__name__)
 
 
 class Patience(Struct, frozen=True, gc=False):
-    """How long a process may take, in seconds.
+    """Timeouts and intervals of a process, in seconds.
 
     Attributes:
-        idle: a process that owes no answer is asked for a sign of life so often.
-        tick: unanswered time is counted in steps of this length. A step counts only while this program runs, too, so that
-            a suspended machine or a frozen container is not taken for a process that hangs.
-        answer: until a process that has answered before is replaced.
-        start: until a process that has never answered is replaced.
-        life: processes are started at most so often.
-        stop: until a process that is to end is killed.
+        idle: the interval of the checks whether a process without unanswered messages still responds.
+        tick: time without an answer is counted in steps of this length. A step is counted only if the daemon
+            runs, too, so that the time during which a machine is suspended or a container is frozen does not
+            count.
+        answer: after this time without an answer, a process that has answered before is replaced.
+        start: after this time without an answer, a process that has never answered is replaced.
+        life: the minimum time between two starts of a process.
+        stop: after this time, a process that should end is killed.
     """
 
     idle: float = 5.0
@@ -54,8 +55,8 @@ class Relay:
     """Listeners and the process that serves them. All methods may be called from any thread.
 
     Attributes:
-        machine: the host it is on.
-        labels: of the figures that concern it.
+        machine: the host on which the process runs.
+        labels: the labels of its metrics.
     """
 
     def __init__(
@@ -68,15 +69,15 @@ class Relay:
         labels: Mapping[str, str] | None = None,
         patience: Patience = Patience(),  # noqa: B008 immutable
     ) -> None:
-        """Makes a relay that does nothing yet.
+        """Creates a relay. Its process is started with the first listener.
 
         Args:
-            machine: the host the process runs on.
-            name: what it is for, for messages.
+            machine: the host on which the process runs.
+            name: its name in log messages.
             mark: the mark of packets to targets; 0 for none.
-            limit: how many descriptors connections may take; 0 for as many as the system gives.
-            labels: of the figures that concern it.
-            patience: how long the process may take.
+            limit: how many descriptors connections may use; 0 for as many as the system allows.
+            labels: the labels of its metrics.
+            patience: timeouts and intervals of the process.
         """
         self.machine = machine
         self._name = name
@@ -84,18 +85,18 @@ class Relay:
         self._arguments = [str(mark), str(limit)]
         self._patience = patience
         self._lock = threading.RLock()
-        self._heard = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)  # a mark came back, or the relay was stopped
         self._table = ListenerTable()
         self._keeper: threading.Thread | None = None
         self._wakeup = -1  # an eventfd on which the keeper waits
         self._process: RelayProcess | None = None
         self._stopped = False
-        self._counts = self._before = Counts()  # of the process, and of those before it
+        self._counts = self._before = Counts()  # those of the process, and those of all processes before it
         self._lost = 0
 
     @property
     def pid(self) -> int | None:
-        """The process' number; None as long as there is none."""
+        """The process ID; None if there is no process."""
         process = self._process
         return process.pid if process else None
 
@@ -117,42 +118,45 @@ class Relay:
             if self._stopped:
                 sock.close()
             else:
-                self._hurry()
+                self._send_now()
             return number
 
     def change(self, number: int, listener: Listener) -> None:
-        """New connections of a listener are treated otherwise now."""
+        """Changes how new connections of a listener are served."""
         with self._lock:
             if self._table.change(number, listener):
-                self._hurry()
+                self._send_now()
 
     def close(self, number: int) -> None:
         """Ends a listener. TCP connections stay until they end by themselves."""
         with self._lock:
             self._table.remove(number)
-            self._hurry()
+            self._send_now()
 
     def settle(self, seconds: float) -> bool:
-        """Waits until all listeners are served as they were last opened and changed; returns whether they are.
+        """Waits until the process has all listeners and changes; returns whether it has.
 
-        It blocks, so it is not for the thread of an event loop.
+        This blocks, so it must not be called in the thread of an event loop.
 
         Args:
-            seconds: how long to wait at most. A relay that is stopped is waited for no longer.
+            seconds: how long to wait at most. The wait also ends when the relay is stopped.
         """
         with self._lock:
             if not self._table.listeners:
                 return True
             mark = self._table.mark()
-            self._hurry()
-            self._heard.wait_for(lambda: self._stopped or self._table.settled >= mark, seconds)
+            self._send_now()
+            self._changed.wait_for(lambda: self._stopped or self._table.settled >= mark, seconds)
             return self._table.settled >= mark
 
     def stop(self) -> None:
-        """Begins to end the process, all connections and listeners; `join` waits for the end."""
+        """Closes all listeners and starts to end the process and its connections.
+
+        `join` waits for the end.
+        """
         with self._lock:
             self._stopped = True
-            self._heard.notify_all()
+            self._changed.notify_all()
             self._table.clear()
             if self._process is not None:
                 self._process.hang_up()
@@ -161,13 +165,13 @@ class Relay:
     def join(self) -> None:
         """Waits until a relay that was stopped has ended. A process that hangs is killed after some seconds.
 
-        It blocks, so it is not for the thread of an event loop.
+        This blocks, so it must not be called in the thread of an event loop.
         """
         if self._keeper is not None:
             self._keeper.join()
 
     def figures(self) -> Iterable[Figure]:
-        """What the relay did and does, as of some seconds ago."""
+        """The metrics of the relay; the values are up to five seconds old."""
 
         def figure(name: str, kind: Kind, text: str, value: float, **labels: str) -> Figure:
             return Figure(f"kubeproxy_relay_{name}", kind, text, value, {**self.labels, **labels})
@@ -179,16 +183,17 @@ class Relay:
         text = "Clients that are connected to an endpoint."
         yield figure("connections", "gauge", text, self._counts.open_connections, protocol="TCP")
         yield figure("connections", "gauge", text, self._counts.open_flows, protocol="UDP")
-        text = "Clients that nobody serves, or no endpoint answered."
+        text = "Clients that were refused because they are not served or no endpoint answered."
         yield figure("refused_clients_total", "counter", text, done.refused)
-        text = "Tries to reach an endpoint that failed."
+        text = "Failed attempts to reach an endpoint."
         yield figure("endpoint_failures_total", "counter", text, done.failures)
-        yield figure("listeners", "gauge", "Sockets it listens on.", len(self._table.listeners))
-        text = "How often the process ended, with its connections."
+        text = "Sockets on which the relay listens."
+        yield figure("listeners", "gauge", text, len(self._table.listeners))
+        text = "Relay processes that ended unexpectedly, with their connections."
         yield figure("lost_processes_total", "counter", text, self._lost)
 
     def _all(self) -> Counts:
-        """What all processes together did."""
+        """The sums over all processes."""
         ours, theirs = self._counts, self._before
         return Counts(
             connections=ours.connections + theirs.connections,
@@ -197,8 +202,8 @@ class Relay:
             failures=ours.failures + theirs.failures,
         )
 
-    def _hurry(self) -> None:
-        """Sends a change at once; what the process does not take is left to the keeper, which polls."""
+    def _send_now(self) -> None:
+        """Sends changes at once. If the process does not read, the keeper sends them when it does."""
         if self._stopped:
             return
         if self._keeper is None:
@@ -214,7 +219,7 @@ class Relay:
             os.eventfd_write(self._wakeup, 1)
 
     def _send(self, process: RelayProcess) -> bool:
-        """Sends some of what the process does not know. Returns whether it has been sent everything."""
+        """Sends a batch of changes. Returns whether everything has been sent."""
         try:
             return process.flush() and self._table.send(process.send) and not process.full
         except OSError as e:
@@ -226,14 +231,14 @@ class Relay:
             return False
 
     def _keep(self) -> None:
-        """The keeper's thread: there is a process that serves, until the relay is stopped."""
+        """The keeper's thread: keeps a process running until the relay is stopped."""
         stopped = False
         while not stopped:
             started = time.monotonic()
             try:
                 self._begin(process := RelayProcess(self.machine, self._arguments))
             except OSError as e:
-                log.error(  # noqa: TRY400 the message says it all
+                log.error(  # noqa: TRY400 the message has all that is needed
                     "%(relay)s: cannot start the relay process, trying again: %(err)s",
                     {"relay": self._name, "err": e},
                 )
@@ -242,19 +247,20 @@ class Relay:
                     why = self._serve(process)
                 except Exception:
                     log.exception(
-                        "%(relay)s: cannot handle what the relay process sent", {"relay": self._name}
+                        "%(relay)s: cannot handle a message of the relay process, replacing it",
+                        {"relay": self._name},
                     )
-                    why = "it does not work"
+                    why = "its messages cannot be handled"
                 self._end(process, why)
             with self._lock:
                 rest = started + self._patience.life - time.monotonic()
-                stopped = self._heard.wait_for(lambda: self._stopped, max(0.0, rest))
+                stopped = self._changed.wait_for(lambda: self._stopped, max(0.0, rest))
         with self._lock:
             os.close(self._wakeup)
             self._wakeup = -1
 
     def _begin(self, process: RelayProcess) -> None:
-        """A process that was started knows no listener."""
+        """Makes a new process the current one. It has no listeners, so everything must be sent to it."""
         with self._lock:
             self._process = process
             self._table.restart()
@@ -293,7 +299,7 @@ class Relay:
 
     def _take(self, messages: Iterable[Message]) -> None:
         for message in messages:
-            if isinstance(message, Said):
+            if isinstance(message, LogLine):
                 log.log(
                     message.level, "%(relay)s: %(message)s", {"relay": self._name, "message": message.text}
                 )
@@ -302,10 +308,13 @@ class Relay:
             elif isinstance(message, Mark):
                 with self._lock:
                     self._table.settled = message.number
-                    self._heard.notify_all()
+                    self._changed.notify_all()
 
     def _end(self, process: RelayProcess, why: str) -> None:
-        """Ends a process: with some patience if the relay was stopped, at once if not."""
+        """Ends a process. If the relay was stopped, the process has `Patience.stop` seconds.
+
+        Otherwise it is killed at once.
+        """
         with self._lock:
             self._process = None
             stopped = self._stopped

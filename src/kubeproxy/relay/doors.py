@@ -21,7 +21,7 @@ class OpenListener(NamedTuple):
         number: its number in the relay.
         address: the address it listens on.
         port: the port it listens on.
-        listener: what it does with connections.
+        listener: how it serves connections.
     """
 
     number: int
@@ -31,7 +31,7 @@ class OpenListener(NamedTuple):
 
 
 class Doors(Generic[Name]):
-    """Opens, changes and closes listeners, so that those are there that are wanted."""
+    """Opens, changes and closes the listeners of a driver, which are identified by names of its choice."""
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
@@ -46,29 +46,29 @@ class Doors(Generic[Name]):
 
     @property
     def names(self) -> AbstractSet[Name]:
-        """Those that are open."""
+        """The names of those that are open."""
         return self._open.keys()
 
     def port(self, name: Name) -> int:
-        """Where one listens; 0 if it is not open."""
+        """The port of a listener; 0 if it is not open."""
         found = self._open.get(name)
         return 0 if found is None else found.port
 
     def of(self, names: Collection[Name]) -> list[OpenListener]:
-        """Those of some names that are open."""
+        """The open listeners among some names."""
         return [self._open[name] for name in names if name in self._open]
 
     def copy(self, relay: Relay) -> "Doors[Name]":
-        """The same listeners of another relay, which numbers them in the same way."""
+        """A copy for another relay, in which the listeners have the same numbers."""
         other: Doors[Name] = Doors(relay)
         other._open = dict(self._open)
         return other
 
     def put(self, name: Name, listener: Listener, address: str, ports: sockets.Span) -> bool:
-        """One is to be open. Where it listens is decided when it is opened.
+        """Opens a listener, or changes it if it is open. A change does not affect its address and port.
 
         Returns:
-            Whether it was opened; otherwise it was open, and has been changed.
+            True if it was opened, False if it was open already and has been changed.
 
         Raises:
             OSError: it cannot be opened.
@@ -82,13 +82,13 @@ class Doors(Generic[Name]):
         return True
 
     def open_all(self, wanted: Iterable[tuple[Name, Listener, str, sockets.Span]]) -> list[Name]:
-        """Opens those that are not open: all of them, or none.
+        """Opens the listeners that are not open: all of them, or none if one cannot be opened.
 
         Args:
-            wanted: names, listeners, addresses and spans of ports, as `put` is given them.
+            wanted: names, listeners, addresses and spans of ports, as for `put`.
 
         Returns:
-            The names of those that were opened; the others are open as they were.
+            The names of those that were opened. Listeners that were open before are not changed.
 
         Raises:
             OSError: one of them cannot be opened.
@@ -105,14 +105,14 @@ class Doors(Generic[Name]):
         return opened
 
     def change(self, name: Name, listener: Listener) -> None:
-        """What one does with new connections, if it is open."""
+        """Changes how new connections of a listener are served, if it is open."""
         door = self._open.get(name)
         if door is not None and door.listener != listener:
             self._relay.change(door.number, listener)
             self._open[name] = door._replace(listener=listener)
 
     def close(self, names: Collection[Name]) -> dict[Name, OpenListener]:
-        """Those are not to be open; it is no error if they are not. Returns those that were."""
+        """Closes listeners and returns them; those that are not open are ignored."""
         closed = {}
         for name in names:
             if name in self._open:
@@ -121,16 +121,19 @@ class Doors(Generic[Name]):
         return closed
 
     async def served(self) -> bool:
-        """Waits until the relay accepts connections at all that are open; returns whether it does, after a minute at most.
+        """Waits, at most a minute, until the relay accepts connections at all listeners.
 
-        Once it did, it is not waited for again: the relay has what is opened later, and no sync is delayed if its process hangs.
+        Returns whether it does.
+
+        After the first success it does not wait any more, so that a process that hangs delays no sync: the
+        relay gets listeners that are opened later without being waited for.
         """
         if self._open and not self._served:
             self._served = await asyncio.to_thread(self._relay.settle, _SETTLE_SECONDS)
         return self._served or not self._open
 
     async def stop(self) -> None:
-        """Ends the relay with all there is, and waits for its end."""
+        """Ends the relay with all listeners and connections, and waits for its end."""
         self._open.clear()
         self._relay.stop()
         await asyncio.to_thread(self._relay.join)

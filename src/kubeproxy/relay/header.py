@@ -1,4 +1,7 @@
-"""PROXY protocol, version 2: tells an endpoint who the client is (haproxy.org/download/2.6/doc/proxy-protocol.txt)."""
+"""PROXY protocol, version 2: sends the client's address to an endpoint.
+
+Source: haproxy.org/download/2.6/doc/proxy-protocol.txt.
+"""
 
 import socket
 
@@ -13,8 +16,8 @@ def header(client: Target, destination: Target) -> bytes:
     """The header of a TCP connection.
 
     Args:
-        client: who connects.
-        destination: where the client wanted to go.
+        client: address and port of the client.
+        destination: the address and port that the client connected to.
     """
     ipv6 = ":" in client[0]
     domain = socket.AF_INET6 if ipv6 else socket.AF_INET

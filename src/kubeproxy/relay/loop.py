@@ -1,7 +1,8 @@
-"""Waits for sockets and times; calls back whom they concern.
+"""The event loop of the relay process: waits for sockets and timers, and calls their handlers.
 
-Level-triggered: whoever cannot go on takes the event out of its mask. Sockets are closed after the events of a round, so that
-no event of a round meets a descriptor that has become another socket.
+Events are level-triggered: a handler that cannot handle an event now removes it from its mask. Sockets are
+closed after all events of a round were handled, because the kernel may give the number of a closed descriptor
+to another socket.
 """
 
 import heapq
@@ -21,10 +22,10 @@ _EVENTS = 256
 
 
 class Handler(Protocol):
-    """Whom events of a descriptor concern."""
+    """Handles the events of a descriptor."""
 
     def ready(self, descriptor: int, events: int) -> None:
-        """Something happened. It may be less than expected: to read or write may still block."""
+        """Handles events. A read or write may still block."""
 
 
 class Timer:
@@ -36,16 +37,16 @@ class Timer:
         self.call: Callable[[], None] | None = call
 
     def cancel(self) -> None:
-        """It is not to be called."""
+        """Prevents the call."""
         self.call = None
 
 
 class PollLoop:
-    """One thread's events.
+    """The events of one thread.
 
     Attributes:
         stopped: set it to end `run`.
-        urgent: a descriptor whose events come before all others of a round.
+        urgent: a descriptor whose events are handled before all others of a round.
     """
 
     def __init__(self, failed: Callable[[], None] | None = None) -> None:
@@ -64,36 +65,36 @@ class PollLoop:
         self.urgent = -1
 
     def add(self, descriptor: int, mask: int, handler: Handler) -> None:
-        """Events of a descriptor go to a handler from now on."""
+        """Registers a descriptor and its handler."""
         self._epoll.register(descriptor, mask)
         self._handlers[descriptor] = handler
 
     def change(self, descriptor: int, mask: int) -> None:
-        """Other events are waited for. Errors always are."""
+        """Changes the events to wait for. Errors are always reported."""
         self._epoll.modify(descriptor, mask)
 
     def hand_over(self, descriptor: int, mask: int, handler: Handler) -> None:
-        """A descriptor has another handler now."""
+        """Gives a descriptor another handler."""
         self._epoll.modify(descriptor, mask)
         self._handlers[descriptor] = handler
 
     def remove(self, descriptor: int) -> None:
-        """No events of a descriptor are waited for."""
+        """Removes a descriptor."""
         if self._handlers.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
     def close(self, sock: socket.socket) -> None:
-        """Closes a socket, at the end of this round. No other process may have it."""
+        """Removes a socket, and closes it at the end of this round. No other process may have it open."""
         self._handlers.pop(sock.fileno(), None)
         self._closing.append(sock)
 
     @property
     def handlers(self) -> set[Handler]:
-        """Whoever waits for events."""
+        """All handlers."""
         return set(self._handlers.values())
 
     def after(self, seconds: float, call: Callable[[], None]) -> Timer:
-        """Calls in so many seconds."""
+        """Calls after some seconds."""
         timer = Timer(call)
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), timer))
         return timer
@@ -104,7 +105,7 @@ class PollLoop:
             self.turn()
 
     def turn(self, longest: float = -1) -> None:
-        """Waits for the next events or times, and deals with them.
+        """Waits for the next events or timers, and handles them.
 
         Args:
             longest: seconds to wait at most; negative for no limit.
@@ -118,7 +119,7 @@ class PollLoop:
                 try:
                     handler.ready(descriptor, events)
                 except Exception:
-                    self._complain()
+                    self._handle_error()
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             call = heapq.heappop(self._timers)[2].call
@@ -126,7 +127,7 @@ class PollLoop:
                 try:
                     call()
                 except Exception:
-                    self._complain()
+                    self._handle_error()
         if self._closing:
             for sock in self._closing:
                 sock.close()
@@ -141,7 +142,7 @@ class PollLoop:
         wait = max(0.0, self._timers[0][0] - time.monotonic())
         return wait if longest < 0 else min(wait, longest)
 
-    def _complain(self) -> None:
+    def _handle_error(self) -> None:
         if self._failed is None:
             raise  # noqa: PLE0704 called where an error is handled
         self._failed()

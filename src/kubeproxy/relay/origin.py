@@ -1,7 +1,7 @@
-"""Where a client wanted to go before the kernel's rules led it here, from connection tracking.
+"""The destination of a client before the kernel's rules translated it, from connection tracking.
 
-TCP sockets know it themselves. For UDP the kernel is asked over netlink, once a flow: the entry whose answers go from our
-address to the client.
+For TCP it is an option of the socket. For UDP it is requested from the kernel over netlink, once for each
+flow: the entry whose answers are sent from our address to the client.
 
 Sources: linux/netfilter_ipv4.h, linux/netfilter_ipv6/ip6_tables.h, linux/netfilter/nfnetlink_conntrack.h.
 """
@@ -22,7 +22,10 @@ _DESTINATION_TRANSLATED = 0x20
 
 
 def of_connection(sock: socket.socket) -> Target | None:
-    """The destination of a TCP connection before it was translated; None if it is not known or was not translated."""
+    """The destination of a TCP connection before it was translated.
+
+    None if it is not known or was not translated.
+    """
     try:
         if sock.family == socket.AF_INET:
             raw = sock.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, 16)
@@ -37,13 +40,13 @@ def of_connection(sock: socket.socket) -> Target | None:
 
 
 class Flows:
-    """Asks for the destinations of UDP flows."""
+    """Looks up the destinations of UDP flows."""
 
     def __init__(self) -> None:
         """Opens a socket.
 
         Raises:
-            OSError: the kernel does not offer it.
+            OSError: the kernel does not support it.
         """
         self._socket = wire.Socket(socket, wire.NETFILTER)
 
@@ -55,8 +58,8 @@ class Flows:
         """The destination of a flow before it was translated; None if it is not known or was not translated.
 
         Args:
-            client: who sends.
-            own: where its packets arrive.
+            client: the sender.
+            own: our address and port at which its packets arrive.
         """
         body = struct.pack(">BBH", socket.AF_INET6 if ":" in own[0] else socket.AF_INET, 0, 0)
         body += wire.nested(_TUPLE_REPLY, *_tuple(own, client))

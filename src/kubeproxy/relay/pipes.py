@@ -1,7 +1,8 @@
-"""What bytes of a connection's direction are in while they are on their way: a pipe, or without descriptors a little memory.
+"""The buffer of one direction of a connection: a pipe, or memory if there is no descriptor for a pipe.
 
-A pipe is filled and drained by splice(2): the bytes stay in the kernel. Pipes are lent to a direction only while it has bytes. When
-there is no descriptor left for one, bytes are copied through memory, so that nobody waits for a pipe that a slow reader has.
+A pipe is filled and drained by splice(2), so that the bytes stay in the kernel. A direction has a pipe only
+while it has bytes. If there is no descriptor left for a pipe, bytes are copied through memory, so that no
+connection waits for a pipe that another one uses.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ from typing import Final
 from kubeproxy.relay.slots import Slots
 
 SIZE: Final = 256 << 10
-"""Bytes a pipe holds: all that is ever kept of one direction of a connection."""
+"""The bytes that a pipe holds, which is the most that is buffered for one direction of a connection."""
 
 _COPIED: Final = 64 << 10
 _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
@@ -32,37 +33,38 @@ class Pipe:
         """
         self.held = 0
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # Without privilege many large pipes are refused; a small one only moves less at a time.
+        # Without privileges the kernel refuses to enlarge many pipes (pipe-user-pages-soft); a small pipe
+        # only moves less at a time.
         with contextlib.suppress(OSError):
             import fcntl  # not on Windows, where modules that import this one must load
 
             fcntl.fcntl(self._write, fcntl.F_SETPIPE_SZ, SIZE)
 
     def fill(self, source: int) -> int:
-        """Takes what a socket has into the empty pipe; returns how much, 0 at the end.
+        """Moves bytes from a socket into the empty pipe; returns how many, 0 at the end of the stream.
 
         Raises:
-            OSError: BlockingIOError when there is nothing now.
+            OSError: BlockingIOError if the socket has no bytes now.
         """
         self.held = os.splice(source, self._write, SIZE, flags=_FLAGS)
         return self.held
 
     def drain(self, sink: int) -> None:
-        """Gives to a socket what it takes.
+        """Moves bytes from the pipe to a socket, as many as fit into its buffer.
 
         Raises:
-            OSError: BlockingIOError when it takes nothing now.
+            OSError: BlockingIOError if the socket's buffer is full.
         """
         self.held -= os.splice(self._read, sink, self.held, flags=_FLAGS)
 
     def close(self) -> None:
-        """Closes both ends; what is held is lost."""
+        """Closes both ends; the bytes in it are lost."""
         os.close(self._read)
         os.close(self._write)
 
 
 class Copy:
-    """The same without descriptors."""
+    """The same in memory, without descriptors."""
 
     __slots__ = ("_data",)
 
@@ -85,14 +87,14 @@ class Copy:
 
 
 class Pool:
-    """Lends pipes."""
+    """A pool of pipes."""
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self._spare: list[Pipe] = []
 
     def lend(self) -> Pipe | Copy:
-        """Something empty."""
+        """An empty pipe, or an empty `Copy` if there is no descriptor left."""
         if self._spare:
             return self._spare.pop()
         if not self._slots.take(_DESCRIPTORS):
@@ -104,7 +106,7 @@ class Pool:
             return Copy()
 
     def give_back(self, pipe: Pipe | Copy) -> None:
-        """Takes it back; what is in it is lost."""
+        """Takes a pipe back; the bytes in it are lost."""
         if isinstance(pipe, Copy):
             return
         if pipe.held or len(self._spare) >= _MOST_SPARE or self._slots.wanted:
@@ -113,7 +115,7 @@ class Pool:
             self._spare.append(pipe)
 
     def shrink(self) -> None:
-        """Closes what is not lent."""
+        """Closes all pipes that are not in use."""
         while self._spare:
             self._close(self._spare.pop())
 

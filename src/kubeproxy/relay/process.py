@@ -1,4 +1,7 @@
-"""One relay process and the socket to it, without waiting: what the process does not read now is for the caller to retry."""
+"""One relay process and the socket to it.
+
+Sending never waits: if the process does not read now, the caller must retry.
+"""
 
 import contextlib
 import socket
@@ -18,8 +21,9 @@ class RelayProcess:
     """A relay process that was started. Not thread-safe.
 
     Attributes:
-        pid: its number.
-        full: it did not take the last message, or not all of it; the socket can be polled for when it does.
+        pid: its process ID.
+        full: the last message was not sent, or only in part, because the socket's buffer is full; the socket
+            can be polled.
     """
 
     def __init__(self, machine: Machine, arguments: Sequence[str]) -> None:
@@ -27,10 +31,10 @@ class RelayProcess:
 
         Args:
             machine: the host to start it on.
-            arguments: of `kubeproxy.relay`, behind the number of the socket.
+            arguments: of `kubeproxy.relay`, after the number of the socket.
 
         Raises:
-            OSError: the system does not start a process.
+            OSError: the process cannot be started.
         """
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._rest = memoryview(b"")
@@ -53,7 +57,9 @@ class RelayProcess:
         return self._control.fileno()
 
     def send(self, message: Message, sock: socket.socket | None = None) -> bool:
-        """Sends a message, and a socket with it. Returns whether it was taken; if not, it must be sent again later.
+        """Sends a message, and a socket with it. Returns whether it was accepted.
+
+        If not, it must be sent again later.
 
         Raises:
             OSError: the process ended.
@@ -73,7 +79,7 @@ class RelayProcess:
         return True
 
     def flush(self) -> bool:
-        """Sends what is left of a message that was taken in part. Returns whether nothing is left.
+        """Sends the rest of a message that was sent in part. Returns whether nothing is left.
 
         Raises:
             OSError: the process ended.
@@ -88,10 +94,10 @@ class RelayProcess:
         return True
 
     def receive(self) -> list[Message] | None:
-        """The messages that have arrived, maybe none; None if the process closed the socket.
+        """The messages that have arrived, possibly none; None if the process closed the socket.
 
         Raises:
-            msgspec.DecodeError: what arrived is no message.
+            msgspec.DecodeError: the bytes that arrived are not a message.
         """
         try:
             data = self._control.recv(_RECEIVED_BYTES)
@@ -102,15 +108,16 @@ class RelayProcess:
         return list(self._decoder.feed(data)) if data else None
 
     def hang_up(self) -> None:
-        """Ends the communication, upon which the process resets its connections and ends."""
+        """Shuts down the socket. The process then resets its connections and ends."""
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
 
     def end(self, patience: float) -> int | None:
-        """Ends the process: hangs up, and kills it if it is still there after some seconds.
+        """Closes the socket, waits `patience` seconds for the process to end, and then kills it.
 
         Returns:
-            Its exit status; None if it was killed and does not end, as in an uninterruptible sleep.
+            Its exit status; None if it was killed and has not ended, for example because it is in an
+            uninterruptible sleep.
         """
         self.hang_up()
         self._control.close()

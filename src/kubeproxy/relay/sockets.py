@@ -1,7 +1,7 @@
 """Listening sockets.
 
-TCP options set here are inherited by accepted connections. UDP sockets tell the address that each packet was sent to, so that
-the answer can come from it.
+Accepted connections inherit the TCP options that are set here. UDP sockets report the destination address of
+each packet, so that the answer can be sent from it.
 """
 
 import contextlib
@@ -15,7 +15,10 @@ from kubeproxy.netlink import route, wire
 
 BACKLOG = 4096
 UDP_BUFFER_BYTES = 4 << 20
-"""A new flow takes some time, and clients come in bursts: so much may wait, about 5,000 small packets."""
+"""Opening a new flow takes some time, and packets of clients arrive in bursts.
+
+This is enough for about 5,000 small packets.
+"""
 
 IP_PKTINFO = 8
 KEEPALIVE_IDLE_SECONDS = 120
@@ -28,7 +31,8 @@ def bind(machine: Machine, address: str, ports: Span, *, udp: bool) -> socket.so
     """Makes a socket that listens, or receives, on an address and one free port of a span.
 
     Raises:
-        OSError: the address is not this host's (EADDRNOTAVAIL), no port is free (EADDRINUSE), or it is not allowed.
+        OSError: the address is not one of this host (EADDRNOTAVAIL), no port is free (EADDRINUSE), or a
+            privilege is missing.
     """
     domain = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = machine.socket(domain, (socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) | socket.SOCK_NONBLOCK)
@@ -43,7 +47,7 @@ def bind(machine: Machine, address: str, ports: Span, *, udp: bool) -> socket.so
                 sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            patient(sock)
+            set_tcp_options(sock)
         _bind(machine, sock, address, ports)
         if not udp:
             sock.listen(BACKLOG)
@@ -53,8 +57,8 @@ def bind(machine: Machine, address: str, ports: Span, *, udp: bool) -> socket.so
     return sock
 
 
-def patient(sock: socket.socket) -> None:
-    """A TCP socket sends without delay, and in the end notices a peer that is dead."""
+def set_tcp_options(sock: socket.socket) -> None:
+    """Makes a TCP socket send without delay, and detect a dead peer by keep-alive probes."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
@@ -73,14 +77,14 @@ def _bind(machine: Machine, sock: socket.socket, address: str, ports: Span) -> N
 
 
 def _candidates(ports: Span) -> Iterable[int]:
-    """Each port of a span once, from a random one on."""
+    """Each port of a span once, starting at a random one."""
     first, last = ports
     start = random.randint(first, last)  # noqa: S311 no secret
     return (*range(start, last + 1), *range(first, start))
 
 
 def raise_limit() -> int:
-    """Lets this process have as many descriptors as it may; returns how many."""
+    """Raises the limit of open files to the hard limit; returns the new limit."""
     import resource  # not on Windows, where modules that import this one must load
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

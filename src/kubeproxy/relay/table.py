@@ -1,7 +1,8 @@
-"""The table of listeners as it should be in the relay process, and what the process must still be sent.
+"""The listeners that the relay process should have, and which of them must still be sent to it.
 
-Only the numbers of listeners that differ are kept, no messages: what is sent is what the table says then. So a process that
-reads slowly, or not at all, is sent the last of a hundred changes, and one that was started again everything once.
+Not messages are queued but the numbers of listeners that differ. A message is made from the table when it is
+sent. So a process that reads slowly, or not at all, is sent only the last of a hundred changes, and a new
+process is sent each listener once.
 """
 
 import itertools
@@ -12,19 +13,22 @@ from collections.abc import Callable
 from kubeproxy.relay.values import Close, Listener, Mark, Message, Open, Update
 
 Take = Callable[[Message, socket.socket | None], bool]
-"""Takes a message, and a socket with it; returns whether it did. If not, it is offered again later."""
+"""Sends a message, and a socket with it; returns whether it was accepted.
+
+If not, it is called again later.
+"""
 
 _BATCH = 64
-"""So many listeners are sent before other threads may have the table."""
+"""So many listeners are sent before the lock is released for other threads."""
 
 
 class ListenerTable:
     """Listeners and their sockets, by number. Not thread-safe.
 
     Attributes:
-        listeners: what should be.
-        marked: the last mark that should come back.
-        settled: the last one that did.
+        listeners: the listeners that the process should have.
+        marked: the last mark that was requested.
+        settled: the last mark that the process sent back.
     """
 
     def __init__(self) -> None:
@@ -33,22 +37,22 @@ class ListenerTable:
         self._numbers = itertools.count(1)
         self._unsent: OrderedDict[int, None] = OrderedDict()
         self._served: set[int] = set()  # what the process has, or will have when it has read everything
-        self._asked = 0
+        self._mark_sent = 0
 
     @property
     def unsent(self) -> int:
-        """How many listeners the process must be told about."""
+        """How many listeners must be sent to the process."""
         return len(self._unsent)
 
     def add(self, sock: socket.socket, listener: Listener) -> int:
-        """A new listener; returns its number."""
+        """Adds a listener; returns its number."""
         number = next(self._numbers)
         self.listeners[number] = sock, listener
         self._unsent[number] = None
         return number
 
     def change(self, number: int, listener: Listener) -> bool:
-        """A listener is another one now; returns whether that is a change."""
+        """Replaces a listener; returns whether it differs from the one before."""
         sock, before = self.listeners[number]
         if listener == before:
             return False
@@ -57,32 +61,32 @@ class ListenerTable:
         return True
 
     def remove(self, number: int) -> None:
-        """A listener is no more. Its socket is closed; the process may still have it."""
+        """Removes a listener and closes its socket. The process may still have a copy of the socket."""
         sock, _ = self.listeners.pop(number)
         sock.close()
         self._unsent[number] = None
 
     def clear(self) -> None:
-        """No listener is there any more; the process is not told."""
+        """Removes all listeners, without sending anything to the process."""
         for sock, _ in self.listeners.values():
             sock.close()
         self.listeners.clear()
         self._unsent.clear()
 
     def mark(self) -> int:
-        """A new mark, which comes back when the process has done everything that is wanted now."""
+        """Requests a new mark. The process sends it back when it has everything that is in the table now."""
         self.marked += 1
         return self.marked
 
     def restart(self) -> None:
-        """There is a new process, which knows nothing."""
+        """There is a new process, which has no listeners: everything must be sent."""
         self._served.clear()
         self._unsent = OrderedDict.fromkeys(self.listeners)
-        self._asked = 0
+        self._mark_sent = 0
         self.mark()
 
     def send(self, take: Take) -> bool:
-        """Sends a part of what the process must be told. Returns whether everything has been sent and taken."""
+        """Sends a batch of what must be sent to the process. Returns whether everything has been sent."""
         for _ in range(min(_BATCH, len(self._unsent))):
             number = next(iter(self._unsent))
             if not self._send(number, take):
@@ -90,10 +94,10 @@ class ListenerTable:
             del self._unsent[number]
         if self._unsent:
             return False
-        if self._asked < self.marked:
+        if self._mark_sent < self.marked:
             if not take(Mark(self.marked), None):
                 return False
-            self._asked = self.marked
+            self._mark_sent = self.marked
         return True
 
     def _send(self, number: int, take: Take) -> bool:

@@ -1,8 +1,8 @@
-"""TCP clients: taken in, and connected to a target.
+"""Accepts TCP clients and connects each to a target.
 
-A target that does not answer in time, or refuses, is passed over for the next one: 0.25, 0.5, 1 and 2 seconds are waited for the
-first, second, third and fourth that is silent. The client hears nothing of this, and nothing it sends is read before a
-target is connected.
+If a target refuses or does not answer in time, the next one is tried: the relay waits 0.25, 0.5, 1 and 2
+seconds for the first, second, third and fourth target that does not answer. The client does not notice this,
+because nothing that it sends is read before a target is connected.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from kubeproxy.relay.slots import is_shortage
 from kubeproxy.relay.values import Listener, Target
 
 PATIENCE: Final = (0.25, 0.5, 1.0, 2.0)
-"""Seconds to wait for a target's answer, for each one that gave none."""
+"""Seconds to wait for a target's answer, depending on how many targets have not answered."""
 
 _SYN_SENT: Final = 2
-"""TCP_SYN_SENT of linux/tcp_states.h: nothing was heard of the other side yet."""
+"""TCP_SYN_SENT of linux/tcp_states.h: the other side has not answered yet."""
 
 
 class TCPServer:
@@ -41,23 +41,23 @@ class TCPServer:
         self.resume()
 
     def change(self, listener: Listener) -> None:
-        """New connections are treated otherwise now."""
+        """Changes how new connections are served."""
         self._listener = listener
         self._balancer = Balancer(listener, self._shared.clients(listener.group))
 
     def resume(self) -> None:
-        """Accepts."""
+        """Starts to accept connections."""
         if not self._open and not self._closed:
             self._open = True
             self._loop.add(self._sock.fileno(), IN, self)
 
     def pause(self) -> None:
-        """Accepts no more until there is room: who connects waits."""
+        """Stops accepting until descriptors are free; clients that connect wait in the kernel."""
         self._shared.slots.when_free(self.resume)
         self._stop()
 
     def close(self) -> None:
-        """Accepts who is waiting, and nobody afterwards."""
+        """Accepts the clients that are waiting, then closes the socket."""
         while self._open and self._accept():
             pass
         self._stop()
@@ -70,11 +70,11 @@ class TCPServer:
             self._loop.remove(self._sock.fileno())
 
     def ready(self, descriptor: int, events: int) -> None:  # noqa: ARG002 see Handler
-        """Somebody connects."""
+        """A client connects."""
         self._accept()
 
     def _accept(self) -> bool:
-        """Takes one connection; returns whether there may be more."""
+        """Accepts one connection; returns whether there may be more."""
         if not self._shared.admit(DESCRIPTORS):
             self.pause()
             return False
@@ -101,7 +101,7 @@ class TCPServer:
 
 
 class Dialing:
-    """A client for which a target is sought."""
+    """A client whose targets are being tried."""
 
     def __init__(
         self,
@@ -139,12 +139,12 @@ class Dialing:
         self._timer.cancel()
         self._balancer.reached(self._address, self._target)
         if self._greeting:
-            with contextlib.suppress(OSError):  # the connection will find out
-                server.send(self._greeting)  # so little always fits into a new socket
+            with contextlib.suppress(OSError):  # an error is reported again when the connection is read
+                server.send(self._greeting)  # the send buffer of a new socket is large enough
         Connection(self._shared, self._client, server)
 
     def reset(self) -> None:
-        """Gives up."""
+        """Resets the client, without trying other targets."""
         self._candidates.clear()
         self._failed("the relay ends")
         _refuse(self._shared, self._client)
@@ -164,24 +164,24 @@ class Dialing:
                 self._timer = self._shared.loop.after(PATIENCE[self._silent], self._timeout)
                 return
             self._failed(os.strerror(code))
-        self._shared.say(
+        self._shared.report(
             logging.WARNING, f"{self._name}: no endpoint can be connected, clients are reset", self._name
         )
         _refuse(self._shared, self._client)
 
     def _socket(self) -> socket.socket:
         sock = socket.socket(self._client.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        sockets.patient(sock)
+        sockets.set_tcp_options(sock)
         if self._shared.mark:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._shared.mark)
         return sock
 
     def _timeout(self) -> None:
-        """The target is silent. It may be asked again, after the others."""
+        """The target has not answered in time. It is tried again after the others."""
         assert self._server is not None
         # struct tcp_info begins with the state.
         if self._server.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _SYN_SENT:
-            return  # it answered, and we were too busy to hear of it
+            return  # it answered in time, but the event was not handled yet
         seconds = PATIENCE[self._silent]
         self._silent += 1
         if self._silent < len(PATIENCE):
@@ -192,7 +192,7 @@ class Dialing:
         self._next()
 
     def _failed(self, why: str) -> None:
-        """The target is passed over."""
+        """Closes the socket to a target that failed, and logs the reason."""
         assert self._server is not None
         if self._timer is not None:
             self._timer.cancel()
@@ -202,7 +202,7 @@ class Dialing:
         self._balancer.failed(self._address, self._target)
         self._shared.counts.failures += 1
         address, port = self._target
-        self._shared.say(
+        self._shared.report(
             logging.INFO,
             f"{self._name}: {address} port {port} cannot be connected: {why}",
             (self._name, self._target),
@@ -210,7 +210,7 @@ class Dialing:
 
 
 def _refuse(shared: Shared, client: socket.socket) -> None:
-    """Resets a client that has no connection yet."""
+    """Resets a client that is not connected to a target."""
     shared.counts.refused += 1
     will_reset(client)
     shared.loop.close(client)

@@ -1,8 +1,9 @@
-"""UDP flows: what one client sends to one address, and the answers.
+"""UDP flows: the packets of one client to one address, and the answers.
 
-A flow has a socket of its own towards its target, so that answers find back. It ends when it was silent for a while: soon if it
-was a question and its answer, later if it went on for more than two seconds, as connection tracking has it. Answers leave from
-the address the client sent to. What cannot be sent is dropped, as on any network.
+Each flow has its own socket to its target, so that answers can be assigned to their client. A flow ends after
+some time without packets: after a short time if it was a query and its answer, after a longer time if it
+lasted more than two seconds, as in connection tracking. Answers are sent from the address that the client
+sent to. Packets that cannot be sent are dropped.
 """
 
 import contextlib
@@ -30,10 +31,13 @@ _LARGEST: Final = 65536
 _buffer = memoryview(bytearray(_LARGEST))
 
 Peer = tuple[str, int] | tuple[str, int, int, int]
-"""A client's address and port; at an address of a link also the number of the interface, without which it has no answer."""
+"""A client's address and port.
+
+A link-local address also has the number of the interface, which is needed to send an answer.
+"""
 
 Client = tuple[Peer, bytes]
-"""A client, and the address of ours it sends to."""
+"""A client, and our address that it sends to."""
 
 
 class UDPServer:
@@ -49,14 +53,14 @@ class UDPServer:
         shared.loop.add(sock.fileno(), IN, self)
 
     def change(self, listener: Listener) -> None:
-        """New flows are treated otherwise now; those to targets that are gone end."""
+        """Changes how new flows are served, and ends the flows to targets that were removed."""
         self.listener = listener
         self.balancer = Balancer(listener, self.shared.clients(listener.group))
         for flow in [f for f in self.flows.values() if f.target not in self.balancer.targets]:
             flow.end()
 
     def close(self) -> None:
-        """Ends all."""
+        """Ends all flows and closes the socket."""
         for flow in list(self.flows.values()):
             flow.end()
         self.shared.loop.remove(self.sock.fileno())
@@ -65,7 +69,7 @@ class UDPServer:
             self._queries.close()
 
     def ready(self, descriptor: int, events: int) -> None:  # noqa: ARG002 see Handler
-        """Clients sent something."""
+        """Packets of clients arrived."""
         for _ in range(_ROUNDS):
             try:
                 size, ancillary, _, peer = self.sock.recvmsg_into([_buffer], 64)
@@ -77,12 +81,12 @@ class UDPServer:
                 flow.send(_buffer[:size])
 
     def answer(self, data: memoryview, client: Client) -> None:
-        """Sends to a client what its target said."""
+        """Sends an answer of the target to the client."""
         peer, own = client
         control = []
         if own:
-            # The interface is left to routing, unless our address is one of a link; of struct in_pktinfo only the
-            # source address is set.
+            # The interface is chosen by routing, except for a link-local source address. Of struct in_pktinfo
+            # only the source address is set.
             control = (
                 [
                     (
@@ -98,7 +102,7 @@ class UDPServer:
             self.sock.sendmsg([data], control, 0, peer)
 
     def _open(self, client: Client) -> "UDPFlow | None":
-        """A new flow, unless the client is to be refused or there is no descriptor left."""
+        """Opens a flow; None if the client is refused or there is no descriptor left."""
         peer, _ = client
         served = not self.listener.translated or self._translated(peer)
         candidates = self.balancer.candidates(peer[0]) if served else ()
@@ -119,14 +123,14 @@ class UDPServer:
         return flow
 
     def _translated(self, peer: Peer) -> bool:
-        """Whether a client came by a front."""
+        """Whether a client sent to a front, so that the destination of its packets was translated."""
         if self._queries is None:
             try:
                 self._queries = origin.Flows()
             except OSError as e:
-                self.shared.say(
+                self.shared.report(
                     logging.ERROR,
-                    f"UDP is not served, connection tracking cannot be asked: {e.strerror}",
+                    f"UDP is not served, because connection tracking cannot be queried: {e.strerror}",
                     "conntrack",
                 )
                 return False
@@ -134,10 +138,10 @@ class UDPServer:
         return self._queries.destination(peer[:2], (address, port)) is not None
 
 
-def _peer(told: tuple[Any, ...]) -> Peer:
-    """A client as it is remembered."""
-    interface = told[3] if len(told) > 2 else 0
-    return (told[0], told[1], 0, interface) if interface else (told[0], told[1])
+def _peer(address: tuple[Any, ...]) -> Peer:
+    """The part of a socket address that identifies a client."""
+    interface = address[3] if len(address) > 2 else 0
+    return (address[0], address[1], 0, interface) if interface else (address[0], address[1])
 
 
 class UDPFlow:
@@ -149,7 +153,7 @@ class UDPFlow:
         """Opens a flow to the first candidate that can be sent to.
 
         Raises:
-            OSError: there is no socket for it.
+            OSError: no socket can be opened.
         """
         self._server = server
         self._client = client
@@ -160,7 +164,7 @@ class UDPFlow:
         self._server.shared.loop.after(ANSWER_SECONDS, self._look)
 
     def _connect(self) -> None:
-        """Takes the next candidate."""
+        """Opens a socket to the next candidate."""
         server = self._server
         self._disconnect()
         self.target = self._candidates.pop(0)
@@ -179,7 +183,7 @@ class UDPFlow:
         self._sock = sock
 
     def send(self, data: memoryview) -> None:
-        """Sends to the target; if that has refused what was sent before, to the next one."""
+        """Sends a packet to the target, or to the next one if the target refused an earlier packet (ICMP)."""
         self._last = time.monotonic()
         while self._sock is not None:
             try:
@@ -196,7 +200,7 @@ class UDPFlow:
                 return
 
     def ready(self, descriptor: int, events: int) -> None:  # noqa: ARG002 see Handler
-        """The target said something, or there is none."""
+        """Answers of the target arrived, or an error: the target refuses packets."""
         for _ in range(_ROUNDS):
             if self._sock is None:
                 return
@@ -207,7 +211,7 @@ class UDPFlow:
             except OSError as e:
                 self._refused(os.strerror(e.errno or 0))
                 if self._candidates:
-                    self._connect()  # what was sent is lost; the client will say it again
+                    self._connect()  # the packet is lost; clients of UDP retransmit
                 else:
                     self.end()
                 return
@@ -215,7 +219,7 @@ class UDPFlow:
             self._server.answer(_buffer[:size], self._client)
 
     def end(self) -> None:
-        """Ends it."""
+        """Ends the flow."""
         if self._server.flows.get(self._client) is self:
             del self._server.flows[self._client]
             self._server.shared.slots.give_back(1)
@@ -231,12 +235,12 @@ class UDPFlow:
         self._server.balancer.failed(self._client[0][0], self.target)
         self._server.shared.counts.failures += 1
         name, (address, port) = self._server.listener.name, self.target
-        self._server.shared.say(
+        self._server.shared.report(
             logging.INFO, f"{name}: {address} port {port} takes no packets: {why}", (name, self.target)
         )
 
     def _look(self) -> None:
-        """Ends it if it has been silent for long enough."""
+        """Ends the flow if it has had no packets for long enough."""
         if self._sock is None:
             return
         stream = self._last - self._started > STREAM_AFTER_SECONDS

@@ -1,7 +1,7 @@
-"""What passes between the daemon and its relay process: messages in MessagePack, each behind its length.
+"""The messages between the daemon and its relay process: MessagePack, each preceded by its length.
 
-A listening socket travels beside the first bytes of the message that opens it (SCM_RIGHTS, unix(7)). The kernel keeps the
-order of both, so the n-th socket received belongs to the n-th `Open`.
+A listening socket is sent with the first bytes of its `Open` message (SCM_RIGHTS, unix(7)). The kernel keeps
+the order of both, so the n-th socket that is received belongs to the n-th `Open`.
 """
 
 import struct
@@ -15,24 +15,26 @@ Target = tuple[str, int]
 
 
 class Choice(Struct, frozen=True, gc=False, array_like=True):
-    """Where some clients may go. `clients` are ranges; none means all."""
+    """The targets for some clients. `clients` are ranges; an empty tuple means all clients."""
 
     targets: tuple[Target, ...]
     clients: tuple[str, ...] = ()
 
 
 class Listener(Struct, frozen=True, gc=False, array_like=True):
-    """What to do with what comes in on a socket.
+    """How the clients of a socket are served.
 
     Attributes:
         name: the Service port, for messages.
-        group: listeners of one group share what they remember of clients.
+        group: listeners of one group share the targets of clients with affinity.
         udp: it is a UDP socket.
-        choices: the first that has the client says where it may go; a client that none has is refused.
-        admitted: ranges of clients; others are refused. None means all.
-        affinity: seconds a client stays with its target; 0 for not at all.
-        translated: only clients whose destination was translated on its way here are served: those that came by a front.
-        kept: UDP flows to these targets stay, besides those to targets of choices.
+        choices: the first one whose ranges contain the client has its targets; a client in none of them is
+            refused.
+        admitted: ranges of clients; others are refused. Empty for all clients.
+        affinity: seconds a client keeps its target; 0 for no affinity.
+        translated: only clients whose destination was translated by a rule are served, those that connected
+            to a front.
+        kept: UDP flows to these targets stay, in addition to those to targets of choices.
         header: each connection to a target starts with a PROXY protocol header, version 2.
     """
 
@@ -48,42 +50,42 @@ class Listener(Struct, frozen=True, gc=False, array_like=True):
 
 
 class Open(Struct, frozen=True, gc=False, array_like=True, tag=0):
-    """A new listener; its socket comes with the message."""
+    """A new listener; its socket is sent with the message."""
 
     number: int
     listener: Listener
 
 
 class Update(Struct, frozen=True, gc=False, array_like=True, tag=1):
-    """A listener is to do something else with new connections."""
+    """New connections of a listener are to be served in another way."""
 
     number: int
     listener: Listener
 
 
 class Close(Struct, frozen=True, gc=False, array_like=True, tag=2):
-    """A listener goes; its connections stay."""
+    """A listener is closed; its TCP connections stay."""
 
     number: int
 
 
-class Said(Struct, frozen=True, gc=False, array_like=True, tag=3):
-    """What the process has to say, for the daemon's log."""
+class LogLine(Struct, frozen=True, gc=False, array_like=True, tag=3):
+    """A message of the process for the daemon's log."""
 
     level: int
     text: str
 
 
 class Counts(Struct, gc=False, array_like=True, tag=4):
-    """What the process has done since it started, and what it does now.
+    """What the process has done since it started, and its open connections and flows.
 
     Attributes:
         connections: TCP clients that were connected to a target.
-        flows: UDP clients whose packets went to a target.
-        open_connections: those of them that still are.
-        open_flows: likewise.
-        refused: clients nobody serves, and those for whom no target answered.
-        failures: tries to reach a target that failed.
+        flows: UDP clients whose packets were sent to a target.
+        open_connections: TCP clients that are connected now.
+        open_flows: UDP flows that are open now.
+        refused: clients that are not served, and those for which no target answered.
+        failures: failed attempts to reach a target.
     """
 
     connections: int = 0
@@ -95,31 +97,31 @@ class Counts(Struct, gc=False, array_like=True, tag=4):
 
 
 class Mark(Struct, frozen=True, gc=False, array_like=True, tag=5):
-    """The process sends it back when all that was ordered before is done."""
+    """The process sends it back when it has handled all messages before it."""
 
     number: int
 
 
-Message = Open | Update | Close | Said | Counts | Mark
+Message = Open | Update | Close | LogLine | Counts | Mark
 
 _LENGTH = struct.Struct("<I")
 
 
 def encode(message: Message) -> bytes:
-    """A message as it is sent."""
+    """The bytes of a message."""
     body = msgspec.msgpack.encode(message)
     return _LENGTH.pack(len(body)) + body
 
 
 class Decoder:
-    """Finds messages in a stream."""
+    """Decodes messages from a stream of bytes."""
 
     def __init__(self) -> None:
         self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Yields the messages that are complete with these bytes."""
+        """Adds bytes; yields the messages that are complete now."""
         self._buffer += data
         while len(self._buffer) >= _LENGTH.size:
             end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]

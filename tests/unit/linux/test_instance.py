@@ -111,7 +111,7 @@ def test_who_never_answers_is_no_kube_proxy(name: str, caplog: pytest.LogCapture
         with pytest.raises(HeldError):
             acquire(MACHINE.socket, 0)
         assert acquire(MACHINE.socket, 0).fileno() == -1
-        assert "of user unknown, which is not taken for a kube-proxy" in caplog.text
+        assert "of user unknown, which cannot be a kube-proxy" in caplog.text
         process.kill()
 
 
@@ -121,7 +121,7 @@ def test_another_user_cannot_keep_it_from_starting(
     assert held.fileno() >= 0
     monkeypatch.setattr(instance, "holder", lambda _: Holder(5, 65534))
     assert acquire(MACHINE.socket, 0).fileno() == -1
-    assert "is held by process 5 of user 65534, which is not taken for a kube-proxy" in caplog.text
+    assert "is held by process 5 of user 65534, which cannot be a kube-proxy" in caplog.text
 
 
 def test_where_there_are_no_such_sockets_it_goes_on(
@@ -130,4 +130,4 @@ def test_where_there_are_no_such_sockets_it_goes_on(
     monkeypatch.setattr(instance, "NAME", "/nowhere/at/all")
     mine = acquire(MACHINE.socket, 0)
     assert mine.fileno() == -1
-    assert "Another kube-proxy on this node would not be noticed: [Errno 2]" in caplog.text
+    assert "another kube-proxy would not be detected: [Errno 2]" in caplog.text

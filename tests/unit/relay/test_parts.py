@@ -55,11 +55,11 @@ def test_a_handler_that_fails_is_reported_and_the_others_go_on() -> None:
     assert failures == ["failed"]
 
 
-def test_the_same_is_not_said_twice_in_a_row() -> None:
+def test_a_message_about_the_same_subject_is_not_repeated() -> None:
     said: list[str] = []
     shared = Shared(PollLoop(), lambda _, text: said.append(text), limit=1)
     for about in ("a", "a", "b", "a"):
-        shared.say(logging.INFO, f"about {about}", about)
+        shared.report(logging.INFO, f"about {about}", about)
     assert said == ["about a", "about b"]
     assert shared.admit(1)
     assert not shared.admit(1)
@@ -68,7 +68,7 @@ def test_the_same_is_not_said_twice_in_a_row() -> None:
     shared.short(OSError(errno.ECONNABORTED, "not of interest"))
     assert said[2:] == [
         "the limit of 1 descriptors is reached: new connections wait until others end",
-        "new connections wait, the system is short of something: too many",
+        "new connections wait, retrying every second: the system lacks descriptors or memory: too many",
     ]
 
 

@@ -3,7 +3,18 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeproxy.relay.values import Choice, Close, Decoder, Listener, Mark, Message, Open, Said, Update, encode
+from kubeproxy.relay.values import (
+    Choice,
+    Close,
+    Decoder,
+    Listener,
+    LogLine,
+    Mark,
+    Message,
+    Open,
+    Update,
+    encode,
+)
 
 _targets = st.lists(
     st.tuples(st.sampled_from(["10.0.0.1", "fd00::1"]), st.integers(1, 65535)), max_size=3
@@ -27,7 +38,7 @@ _messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Update, _numbers, _listeners),
     st.builds(Close, _numbers),
     st.builds(Mark, st.integers(0, 1 << 40)),
-    st.builds(Said, st.integers(0, 50), st.text(max_size=50)),
+    st.builds(LogLine, st.integers(0, 50), st.text(max_size=50)),
 )
 
 
