@@ -1,12 +1,13 @@
-"""Tracked flows over ctnetlink: listed as the kernel filters them, deleted one by one for what they are.
+"""Lists and deletes tracked flows over ctnetlink.
 
-A table may hold hundreds of thousands of flows and we look for a few. So the kernel picks (CTA_FILTER, since 5.8): by
-protocol, by where the client spoke to, by who answers; as far as it can, for it compares neither IPv6 addresses, not
-rightly at least, nor the ports of SCTP. Of a listed flow only what is needed to judge it is read, at fixed places of the
-message; the whole message is taken apart for those that are to be deleted. These are named to the kernel by their
-original tuple, zone and id as it gave them, so that what came since in the place of a flow is not hit.
+The connection table may have hundreds of thousands of flows, of which only a few are needed. So the kernel
+filters them (CTA_FILTER, since 5.8): by protocol, by the destination of the client, and by the source of the
+answers. This has limits: the kernel does not compare IPv6 addresses correctly, and does not compare the ports
+of SCTP. Of a listed flow, only the fields that are needed to check it are decoded, at fixed offsets of the
+message; the complete message is decoded only for flows that are deleted. A flow is deleted by its original
+tuple, zone and ID, so that a newer flow with the same addresses is not deleted by mistake.
 
-Addresses and ports are bytes in network order: a place is an address followed by a port.
+Addresses and ports are bytes in network order. A *place* is an address followed by a port.
 
 Source: linux/netfilter/nfnetlink_conntrack.h, net/netfilter/nf_conntrack_netlink.c.
 """
@@ -39,16 +40,17 @@ _ENTRIES, _MOST_ENTRIES = 1, 2
 _NFGENMSG = struct.Struct(">BBH")
 _BATCH = 500
 _UNFILTERED = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
-"""What kernels answer that know filters, but not such a one."""
+"""The errors of kernels that support filters, but not the requested one."""
 
 
 class _Layout(NamedTuple):
-    """Where the kernel puts things in the message of a flow with ports, behind its nfgenmsg.
+    """The layout of the message of a flow with ports, after its nfgenmsg.
 
     Attributes:
-        head: of the original tuple its length, destination address, protocol and destination port, and of the reply
-            tuple its length, source address and source port.
-        length: what both lengths must be for that to be so; a tuple with a zone, or without ports, is of another.
+        head: the length, destination address, protocol and destination port of the original tuple, and the
+            length, source address and source port of the reply tuple.
+        length: the length that both tuples have in this layout; a tuple with a zone, or without ports, has
+            another one.
     """
 
     head: struct.Struct
@@ -56,8 +58,8 @@ class _Layout(NamedTuple):
 
 
 _LAYOUTS = {
-    # Behind the first tuple's header (4): IP header 4, source 4 + n, destination 4 + n; PROTO header 4, number 4 + 4,
-    # ports 4 + 4 each. The same again.
+    # After the first tuple's header (4): IP header 4, source 4 + n, destination 4 + n; PROTO header 4, number
+    # 4 + 4, ports 4 + 4 each. The second tuple has the same layout.
     AF_INET: _Layout(struct.Struct("=H2x 4x 8x 4x4s 4x 4xB3x 8x 4x2s2x H2x 4x 4x4s 8x 4x 8x 4x2s2x"), 52),
     AF_INET6: _Layout(
         struct.Struct("=H2x 4x 20x 4x16s 4x 4xB3x 8x 4x2s2x H2x 4x 4x16s 20x 4x 8x 4x2s2x"), 76
@@ -70,9 +72,10 @@ class ConntrackFlow(NamedTuple):
 
     Attributes:
         protocol: its number.
-        destination: the place the client spoke to.
-        source: the place the answers come from: the destination, or where it was translated to.
-        message: all the kernel said of it, its nfgenmsg included.
+        destination: the place to which the client sends.
+        source: the place from which the answers are sent: the destination, or the place to which it was
+            translated.
+        message: the kernel's complete message, with its nfgenmsg.
     """
 
     protocol: int
@@ -82,14 +85,14 @@ class ConntrackFlow(NamedTuple):
 
     @property
     def zone(self) -> int:
-        """The conntrack zone of what its client sends; 0 unless somebody made others."""
+        """The conntrack zone of the packets of its client; 0 unless a rule assigns zones."""
         found = wire.attributes(self.message[4:])
         value = found.get(_ZONE) or wire.attributes(found[_TUPLE_ORIG]).get(_TUPLE_ZONE)
         return 0 if value is None else int.from_bytes(value)
 
     @property
     def unanswered(self) -> bool:
-        """Whether it is a TCP connection in state SYN_SENT that saw no reply."""
+        """Whether it is a TCP connection in state SYN_SENT without a reply."""
         found = wire.attributes(self.message[4:])
         if self.protocol != TCP or not found.keys() >= {_STATUS, _PROTOCOL_INFO}:
             return False
@@ -99,7 +102,7 @@ class ConntrackFlow(NamedTuple):
 
     @property
     def name(self) -> bytes:
-        """The attributes that name this flow and no other."""
+        """The attributes that identify this flow."""
         found = wire.attributes(self.message[4:])
         return wire.nested(_TUPLE_ORIG, bytes(found[_TUPLE_ORIG])) + b"".join(
             wire.attribute(kind, bytes(found[kind])) for kind in (_ZONE, _ID) if kind in found
@@ -107,14 +110,14 @@ class ConntrackFlow(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """How many flows are tracked, and how many may be; 0 where the kernel does not tell."""
+    """The number of tracked flows and its limit; 0 if the kernel does not report it."""
 
     entries: int
     most: int
 
 
 def usage(namespace: Namespace) -> Usage:
-    """How full the table is.
+    """The number of entries of the connection table and its limit.
 
     Raises:
         OSError: the kernel has no ctnetlink, or we lack CAP_NET_ADMIN.
@@ -135,17 +138,19 @@ def flows(
     source: bytes = b"",
     unanswered: bool = False,
 ) -> Iterator[ConntrackFlow]:
-    """Lists flows. A kernel that does not filter as asked gives more of them: they are to be judged in any case.
+    """Lists flows.
 
-    Flows that come and go meanwhile may be missed or told twice.
+    A kernel that does not support the filter lists more flows, so the caller must check each flow.
+
+    Flows that are added or removed at the same time may be missing or listed twice.
 
     Args:
         namespace: the network namespace.
         family: AF_INET or AF_INET6.
-        protocol: its number; one with ports.
-        destination: the place the client spoke to, or a port alone; empty for any.
-        source: the place the answers come from; empty for any.
-        unanswered: only those that saw no reply (since Linux 5.15).
+        protocol: the number of a protocol with ports.
+        destination: the place to which the client sends, or only a port; empty for any.
+        source: the place from which the answers are sent; empty for any.
+        unanswered: list only flows without a reply (since Linux 5.15).
 
     Raises:
         OSError: the kernel has no ctnetlink, or we lack CAP_NET_ADMIN.
@@ -180,7 +185,7 @@ def _list(kernel: wire.Socket, family: int, protocol: int, body: bytes) -> Itera
 
 
 def _read(message: memoryview) -> ConntrackFlow | None:
-    """A flow whose message has another layout: its tuples may have zones, it may have no ports."""
+    """Decodes a flow whose message has another layout: its tuples may have zones, or no ports."""
     found = wire.attributes(message[4:])
     original, reply = (_tuple(found[kind]) for kind in (_TUPLE_ORIG, _TUPLE_REPLY))
     if original is None or reply is None:
@@ -205,7 +210,7 @@ def _tuple(data: memoryview) -> tuple[int, bytes, bytes] | None:
 
 
 def _filter(protocol: int, destination: bytes, source: bytes) -> bytes:
-    """The attributes that have the kernel list only such flows."""
+    """The attributes of a request with which the kernel lists only such flows."""
     original, reply = (
         _part(kind, protocol, place, address, port)
         for kind, place, address, port in (
@@ -228,12 +233,16 @@ def _filter(protocol: int, destination: bytes, source: bytes) -> bytes:
 def _part(
     kind: int, protocol: int, place: bytes, address: tuple[int, int], port: tuple[int, int]
 ) -> tuple[int, bytes]:
-    """Which parts of a tuple the kernel is to compare, and the tuple; address and port: their types and flags."""
+    """Flags for the parts of a tuple that the kernel must compare, and the tuple.
+
+    `address` and `port` are the types and flags of these parts.
+    """
     flags, addresses, ports = _BY_NUMBER, b"", wire.attribute(_PROTO_NUMBER, bytes([protocol]))
     if place:
         flags |= port[1]
         ports += wire.attribute(port[0], place[-2:])
-    # Kernels compare IPv6 addresses the wrong way round, and list the flows with any other; the port must do.
+    # Kernels invert the comparison of IPv6 addresses, and list the flows with any other address. So only the
+    # port is compared.
     if len(place) == _V4_PLACE:
         flags |= address[1]
         addresses = wire.nested(_TUPLE_IP, wire.attribute(address[0], place[:-2]))
@@ -241,10 +250,10 @@ def _part(
 
 
 def delete(namespace: Namespace, listed: Sequence[ConntrackFlow]) -> int:
-    """Deletes flows, each only if it is the very one that was listed; returns how many were still there.
+    """Deletes flows, each only if it is the same flow that was listed; returns how many still existed.
 
     Raises:
-        OSError: the kernel refused some, told by the first of them; all were tried.
+        OSError: the kernel refused to delete some: the first error, after all were tried.
     """
     deleted = len(listed)
     refused: wire.NetlinkError | None = None
@@ -260,12 +269,12 @@ def delete(namespace: Namespace, listed: Sequence[ConntrackFlow]) -> int:
 
 
 def delete_unanswered(namespace: Namespace, listed: Sequence[ConntrackFlow]) -> int:
-    """Deletes TCP connections as `delete` does, but each only if nobody has answered it since it was listed.
+    """Deletes TCP connections as `delete` does, but each only if it still has no reply.
 
-    The kernel cannot be asked for both at once, so each is looked at just before.
+    The kernel cannot check this when it deletes, so each connection is requested immediately before.
 
     Raises:
-        OSError: the kernel refused some, told by the first of them; all were tried.
+        OSError: the kernel refused to delete some: the first error, after all were tried.
     """
     deleted = 0
     refused: wire.NetlinkError | None = None
@@ -287,7 +296,10 @@ def delete_unanswered(namespace: Namespace, listed: Sequence[ConntrackFlow]) -> 
 
 
 def _delete(kernel: wire.Socket, batch: Sequence[ConntrackFlow]) -> Iterator[wire.NetlinkError]:
-    """Deletes flows by one datagram, in their order; only errors and the last one are answered."""
+    """Deletes flows with one datagram, in their order.
+
+    The kernel answers with errors, and acknowledges the last one.
+    """
     last = len(batch) - 1
     numbers = [kernel.next_sequence() for _ in batch]
     kernel.send(

@@ -1,4 +1,4 @@
-"""Generic netlink: subsystems that are known by name and get their numbers at run time.
+"""Generic netlink: subsystems that are identified by name and whose numbers are assigned at run time.
 
 Source: linux/genetlink.h, Documentation/userspace-api/netlink/intro-specs.
 """
@@ -21,10 +21,10 @@ def header(command: int, version: int = 1) -> bytes:
 
 
 def family(kernel: wire.Socket, name: str) -> int:
-    """The message type of a subsystem; a kernel that has it as a module loads it.
+    """The message type of a subsystem. The kernel loads its module if necessary.
 
     Raises:
-        OSError: ENOENT when the kernel has none of that name.
+        OSError: ENOENT if the kernel has no subsystem of that name.
     """
     for reply in kernel.request(_CONTROL, header(_GET_FAMILY) + wire.text(_FAMILY_NAME, name)):
         return int(struct.unpack("=H", wire.attributes(reply.body[HEADER_SIZE:])[_FAMILY_ID])[0])

@@ -1,7 +1,8 @@
-"""IP sets: what iptables rules look addresses and ports up in.
+"""IP sets, in which iptables rules look up addresses and ports.
 
-Elements are added and deleted many in a message, and without complaint where they are there, or gone, already. A set's
-size is fixed when it is made: one that must hold more is filled anew under another name and swapped in.
+A message adds or deletes many elements; adding one that exists, or deleting one that does not, is no error.
+The maximum size of a set is fixed when it is created: if it needs more elements, a larger set is filled under
+another name, and both are swapped.
 
 Source: linux/netfilter/ipset/ip_set.h, net/netfilter/ipset/ip_set_core.c.
 """
@@ -22,10 +23,10 @@ HASH_IP_PORT_NET: Final = "hash:ip,port,net"
 BITMAP_PORT: Final = "bitmap:port"
 
 REVISIONS: Final = {HASH_IP: 5, HASH_IP_PORT: 6, HASH_IP_PORT_IP: 6, HASH_IP_PORT_NET: 8, BITMAP_PORT: 3}
-"""The revision of each type we ask for, if the kernel knows it: the last that every program in use can print."""
+"""The revisions that are requested if the kernel supports them: the latest that all ipset programs can print."""
 
 NAME_SIZE: Final = 31
-"""The most characters of a name."""
+"""The maximum length of a name."""
 
 _SUBSYSTEM = 6 << 8
 _CREATE, _DESTROY, _SWAP, _LIST, _ADD, _DELETE, _TYPE = 2, 3, 6, 7, 9, 10, 13
@@ -51,11 +52,11 @@ _WORDS: Final = {
 
 
 class Element(NamedTuple):
-    """An element of a set; fields its type does not have are empty.
+    """An element of a set; fields that its type does not have are empty.
 
     Attributes:
         address: 4 or 16 bytes in network order.
-        protocol: number of the protocol the port is of.
+        protocol: the number of the protocol of the port.
         port: the port.
         other: the second address, or the network's.
         prefix: the network's prefix length.
@@ -73,9 +74,9 @@ class Header(NamedTuple):
 
     Attributes:
         type: its type.
-        family: AF_INET, AF_INET6, or AF_UNSPEC where elements have no address.
-        limit: the most elements it may hold; 0 where the type says so.
-        size: elements it holds; -1 where the kernel does not tell.
+        family: AF_INET, AF_INET6, or AF_UNSPEC if elements have no address.
+        limit: the maximum number of elements; 0 if the type determines it.
+        size: the number of elements; -1 if the kernel does not report it.
         references: how many rules and sets refer to it.
     """
 
@@ -87,7 +88,7 @@ class Header(NamedTuple):
 
 
 class Sets(wire.Closing):
-    """The kernel's IP sets, in the network namespace it was opened in."""
+    """The kernel's IP sets in one network namespace."""
 
     def __init__(self, namespace: Namespace) -> None:
         """Opens a socket.
@@ -98,10 +99,10 @@ class Sets(wire.Closing):
         self._socket: wire.Socket = wire.Socket(namespace, wire.NETFILTER)
 
     def revision(self, kind: str, family: int) -> int:
-        """The latest revision of a type of sets that the kernel knows.
+        """The latest revision of a type of sets that the kernel supports.
 
         Raises:
-            OSError: it has no IP sets or does not know the type.
+            OSError: the kernel does not support IP sets or this type.
         """
         body = wire.text(_A_TYPE, kind) + _byte(_A_FAMILY, family)
         for reply in self._request(_TYPE, body):
@@ -109,16 +110,16 @@ class Sets(wire.Closing):
         raise OSError(errno.ENOTSUP, f"no type {kind}")
 
     def create(self, name: str, kind: str, family: int, limit: int = 65536) -> None:
-        """Makes a set; one that is there and is the same stays.
+        """Creates a set, unless an equal one exists.
 
         Args:
             name: its name.
             kind: its type.
             family: AF_INET or AF_INET6.
-            limit: the most elements it may hold, for a hash.
+            limit: for a hash, the maximum number of elements.
 
         Raises:
-            OSError: the kernel refused; EEXIST when another set has that name.
+            OSError: the kernel refused; EEXIST if a different set has this name.
         """
         if kind == BITMAP_PORT:
             family = AF_UNSPEC
@@ -131,7 +132,7 @@ class Sets(wire.Closing):
         self._request(_CREATE, body, wire.CREATE)
 
     def destroy(self, name: str) -> None:
-        """Deletes a set; there need not be one.
+        """Deletes a set, if it exists.
 
         Raises:
             OSError: a rule refers to it.
@@ -139,11 +140,11 @@ class Sets(wire.Closing):
         try:
             self._request(_DESTROY, wire.text(_A_NAME, name))
         except wire.NetlinkError as e:
-            if e.errno != errno.ENOENT:  # what older kernels say
+            if e.errno != errno.ENOENT:  # the error of older kernels
                 raise
 
     def swap(self, one: str, other: str) -> None:
-        """Two sets of one type change places: a rule that refers to one has the other's elements at once.
+        """Swaps two sets of one type: rules that refer to one of them use the elements of the other at once.
 
         Raises:
             OSError: the kernel refused.
@@ -151,15 +152,15 @@ class Sets(wire.Closing):
         self._request(_SWAP, wire.text(_A_NAME, one) + wire.text(_A_OTHER_NAME, other))
 
     def add(self, name: str, elements: Collection[Element]) -> dict[Element, wire.NetlinkError]:
-        """Adds elements; returns which were refused, with the reasons."""
+        """Adds elements; returns those that were refused, with the errors."""
         return self._change(_ADD, name, elements)
 
     def delete(self, name: str, elements: Collection[Element]) -> dict[Element, wire.NetlinkError]:
-        """Deletes elements; returns which were refused, with the reasons."""
+        """Deletes elements; returns those that were refused, with the errors."""
         return self._change(_DELETE, name, elements)
 
     def headers(self) -> dict[str, Header]:
-        """All sets there are, whoever's.
+        """All sets, including those of other programs.
 
         Raises:
             OSError: the kernel refused.
@@ -187,7 +188,8 @@ class Sets(wire.Closing):
         requests = [_message(command, name, piece) for piece in _pieces(elements)]
         if not self._socket.submit(requests):
             return {}
-        # Something is refused, and what came after it in its message was not looked at: now each by itself.
+        # An element was refused, and the kernel did not read those after it in the message. So send each
+        # element by itself.
         alone = list(elements)
         refused = self._socket.submit([_message(command, name, [_data(e)]) for e in alone])
         return {alone[at]: _explained(error) for at, error in refused.items()}
@@ -211,13 +213,13 @@ def _header_of(body: bytes) -> bytes:
 
 
 def _explained(error: wire.NetlinkError) -> wire.NetlinkError:
-    """IP sets have error numbers of their own."""
+    """Adds the text of the error, because IP sets have their own error numbers."""
     words = _WORDS.get(error.errno or 0)
     return wire.NetlinkError(error.errno or 0, words) if words else error
 
 
 def _pieces(elements: Iterable[Element]) -> Iterator[list[bytes]]:
-    """Elements in the kernel's form, as many together as an attribute can hold."""
+    """Elements in the kernel's format, in groups that fit into an attribute."""
     piece: list[bytes] = []
     size = 0
     for element in elements:
@@ -240,7 +242,7 @@ def _data(element: Element) -> bytes:
     parts = []
     if address:
         parts.append(_ip(_IP, address))
-    if protocol or not address:  # a port alone is an element of a bitmap
+    if protocol or not address:  # an element without an address is a port in a bitmap
         parts.append(_be16(_PORT, port))
     if protocol:
         parts.append(_byte(_PROTO, protocol))

@@ -1,7 +1,7 @@
 """IPVS, the kernel's layer 4 load balancer: virtual servers and the real servers behind them.
 
-Changes go by generic netlink, any number in one datagram. All that the kernel holds is read in one go from
-/proc/net/ip_vs, for netlink lists real servers only one virtual server at a time.
+Changes are sent over generic netlink, any number in one datagram. The complete state of the kernel is read
+from /proc/net/ip_vs, because netlink lists the real servers of only one virtual server at a time.
 
 Source: linux/ip_vs.h, net/netfilter/ipvs/ip_vs_ctl.c.
 """
@@ -20,7 +20,7 @@ SCTP, TCP, UDP = protocols.SCTP, protocols.TCP, protocols.UDP
 PERSISTENT: Final = 0x1
 SCHEDULER_1: Final = 0x8
 SCHEDULER_2: Final = 0x10
-"""Bits that schedulers give a meaning: the second one has `sh` and `mh` look at the source port, too."""
+"""Flags that depend on the scheduler: with the second one, `sh` and `mh` also use the source port."""
 
 _SETTABLE: Final = PERSISTENT | 0x4 | SCHEDULER_1 | SCHEDULER_2 | 0x20
 
@@ -37,7 +37,7 @@ _PROTOCOLS: Final = {b"TCP": TCP, b"UDP": UDP, b"SCTP": SCTP}
 
 
 class Virtual(NamedTuple):
-    """What names a virtual server: protocol (TCP, UDP, SCTP), address (4 or 16 bytes, network order) and port."""
+    """The key of a virtual server: protocol, address (4 or 16 bytes, network order) and port."""
 
     protocol: int
     address: bytes
@@ -45,12 +45,12 @@ class Virtual(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How a virtual server chooses.
+    """How a virtual server chooses a real server.
 
     Attributes:
-        scheduler: its name.
+        scheduler: the name of the scheduler.
         flags: PERSISTENT, SCHEDULER_1, SCHEDULER_2.
-        timeout: seconds a client stays with its real server, with PERSISTENT.
+        timeout: with PERSISTENT, seconds a client keeps its real server.
     """
 
     scheduler: str
@@ -59,14 +59,14 @@ class Settings(NamedTuple):
 
 
 class Real(NamedTuple):
-    """What names a real server: address (4 or 16 bytes, network order) and port."""
+    """The key of a real server: address (4 or 16 bytes, network order) and port."""
 
     address: bytes
     port: int
 
 
 class Load(NamedTuple):
-    """A real server's weight and how many connections it has, established and in other states."""
+    """A real server's weight and the number of its connections, established and in other states."""
 
     weight: int
     active: int = 0
@@ -74,7 +74,7 @@ class Load(NamedTuple):
 
 
 class Timeouts(NamedTuple):
-    """Seconds after which idle connections are forgotten; 0 in a request leaves the kernel's."""
+    """Seconds after which idle connections are removed; in a request, 0 keeps the kernel's value."""
 
     tcp: int = 0
     tcp_fin: int = 0
@@ -82,7 +82,7 @@ class Timeouts(NamedTuple):
 
 
 class IPVSSocket(wire.Closing):
-    """The kernel's IPVS, in the network namespace it was opened in."""
+    """The kernel's IPVS in one network namespace."""
 
     def __init__(self, namespace: Namespace) -> None:
         """Opens a socket.
@@ -98,35 +98,38 @@ class IPVSSocket(wire.Closing):
             raise
 
     def add(self, virtual: Virtual, settings: Settings) -> wire.Request:
-        """The request for a new virtual server; EEXIST if there is one."""
+        """The request that adds a virtual server; EEXIST if it exists."""
         return self._request(_NEW_SERVICE, _service(virtual, settings))
 
     def edit(self, virtual: Virtual, settings: Settings) -> wire.Request:
-        """The request for other settings of a virtual server; ESRCH if there is none."""
+        """The request that changes the settings of a virtual server; ESRCH if it does not exist."""
         return self._request(_SET_SERVICE, _service(virtual, settings))
 
     def delete(self, virtual: Virtual) -> wire.Request:
-        """The request that deletes a virtual server with its real servers; ESRCH if there is none."""
+        """The request that deletes a virtual server with its real servers; ESRCH if it does not exist."""
         return self._request(_DELETE_SERVICE, _service(virtual))
 
     def add_real(self, virtual: Virtual, real: Real, weight: int = 1) -> wire.Request:
-        """The request for a new real server, reached by rewriting addresses; EEXIST if there is one."""
+        """The request that adds a real server, which is reached by address translation.
+
+        EEXIST if it exists.
+        """
         return self._request(_NEW_DEST, _service(virtual) + _real(real, weight))
 
     def edit_real(self, virtual: Virtual, real: Real, weight: int) -> wire.Request:
-        """The request for another weight of a real server; ENOENT if there is none."""
+        """The request that changes the weight of a real server; ENOENT if it does not exist."""
         return self._request(_SET_DEST, _service(virtual) + _real(real, weight))
 
     def delete_real(self, virtual: Virtual, real: Real) -> wire.Request:
-        """The request that deletes a real server; ENOENT if there is none."""
+        """The request that deletes a real server; ENOENT if it does not exist."""
         return self._request(_DELETE_DEST, _service(virtual) + _real(real, None))
 
     def submit(self, requests: Sequence[wire.Request]) -> dict[int, wire.NetlinkError]:
-        """Does what is requested, each for itself; returns what was refused, by its place."""
+        """Executes requests, each independently; returns the errors by index of the request."""
         return self._socket.submit(requests)
 
     def virtuals(self) -> dict[Virtual, Settings]:
-        """All virtual servers but those for firewall marks.
+        """All virtual servers except those for firewall marks.
 
         Raises:
             OSError: the kernel refused.
@@ -157,7 +160,7 @@ class IPVSSocket(wire.Closing):
         return found
 
     def timeouts(self) -> Timeouts:
-        """The present timeouts.
+        """The current timeouts.
 
         Raises:
             OSError: the kernel refused.
@@ -192,7 +195,7 @@ class IPVSSocket(wire.Closing):
 
 
 def fingerprint(namespace: Namespace) -> int:
-    """A number that changes with any virtual server, real server or weight, and not with connections.
+    """A number that changes if any virtual server, real server or weight changes, but not with connections.
 
     Raises:
         OSError: the kernel has no IPVS, or its module is not loaded.
@@ -202,13 +205,13 @@ def fingerprint(namespace: Namespace) -> int:
 
 
 def hash_table(text: bytes) -> int:
-    """The number for the text of /proc/net/ip_vs, without taking it apart: the last two columns are 10 wide each."""
+    """The number for the text of /proc/net/ip_vs, without parsing it: its last two columns are 10 wide each."""
     lines = text.split(b"\n")
     return hash(b"".join([line[:-22] if line.startswith(b"  -> ") else line for line in lines]))
 
 
 def table(namespace: Namespace) -> dict[Virtual, dict[Real, Load]]:
-    """Every virtual server and its real servers, as of now; those for firewall marks are passed over.
+    """All virtual servers and their real servers, except those for firewall marks.
 
     Raises:
         OSError: the kernel has no IPVS, or its module is not loaded.
@@ -218,7 +221,7 @@ def table(namespace: Namespace) -> dict[Virtual, dict[Real, Load]]:
 
 
 def read_table(text: bytes) -> dict[Virtual, dict[Real, Load]]:
-    """Takes the text of /proc/net/ip_vs apart."""
+    """Parses the text of /proc/net/ip_vs."""
     found: dict[Virtual, dict[Real, Load]] = {}
     reals: dict[Real, Load] = {}
     for line in text.splitlines()[3:]:
@@ -234,7 +237,7 @@ def read_table(text: bytes) -> dict[Virtual, dict[Real, Load]]:
 
 
 def remembers(namespace: Namespace, virtuals: Collection[Virtual]) -> bool:
-    """Whether IPVS still knows of any connection to one of these, also of one that is over.
+    """Whether IPVS still has an entry of a connection to one of these, including connections that have ended.
 
     Raises:
         OSError: the kernel has no IPVS, or its module is not loaded.
@@ -266,7 +269,8 @@ def _service(virtual: Virtual, settings: Settings | None = None) -> bytes:
         wire.attribute(4, virtual.port.to_bytes(2)),
     ]
     if settings is not None:
-        # With persistence, each client by itself: a whole mask, which for IPv6 is a prefix length.
+        # With persistence, each client address counts separately: a mask of all ones, which for IPv6 is a
+        # prefix length.
         netmask = b"\xff" * 4 if ipv4 else struct.pack("=I", 128)
         parts += [
             wire.text(6, settings.scheduler),
@@ -278,7 +282,7 @@ def _service(virtual: Virtual, settings: Settings | None = None) -> bytes:
 
 
 def _real(real: Real, weight: int | None) -> bytes:
-    """A real server; with a weight, whole."""
+    """The attributes of a real server: with a weight all of them, without one only its key."""
     parts = [
         wire.attribute(1, real.address.ljust(16, b"\0")),
         wire.attribute(2, real.port.to_bytes(2)),

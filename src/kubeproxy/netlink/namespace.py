@@ -1,4 +1,7 @@
-"""What netlink needs of the network namespace it works in. A `machine.base.Machine` has it."""
+"""The interface of a network namespace that the modules of netlink need.
+
+`machine.base.Machine` implements it.
+"""
 
 import socket
 from collections.abc import Callable
@@ -8,10 +11,13 @@ Shared = TypeVar("Shared")
 
 
 class Sockets(Protocol):
-    """Makes sockets in one network namespace: for a process that knows its own alone, the module `socket`."""
+    """Creates sockets in one network namespace.
+
+    For the namespace of the process, the module `socket` can be used.
+    """
 
     def socket(self, domain: int, kind: int, protocol: int = 0, /) -> socket.socket:
-        """Makes a socket that belongs to the namespace, whichever thread uses it later.
+        """Creates a socket that belongs to the namespace, in whichever thread it is used later.
 
         Args:
             domain: socket.AF_INET, AF_INET6, AF_UNIX or AF_NETLINK.
@@ -27,7 +33,7 @@ class Namespace(Sockets, Protocol):
     """A network namespace."""
 
     def interface(self, name: str) -> int:
-        """The index of an interface; 0 if there is none of that name."""
+        """The index of an interface; 0 if no interface has this name."""
 
     def net(self, name: str) -> BinaryIO:
         """Opens a file of the namespace below /proc/net, e.g. "ip_vs", for reading.
@@ -37,8 +43,8 @@ class Namespace(Sockets, Protocol):
         """
 
     def shared(self, kind: Callable[[], Shared]) -> Shared:
-        """The one value of a kind that all users of this namespace have in common; it is made when it is first asked for.
+        """The object of a class that all users of this namespace share; it is created at the first call.
 
         Args:
-            kind: a class that is made without arguments: a counter, a lock.
+            kind: a class whose constructor has no arguments, for example a counter or a lock.
         """

@@ -1,4 +1,4 @@
-"""Accounting objects of netfilter: named packet counters that iptables rules can count into.
+"""Accounting objects of netfilter: named packet counters that iptables rules can increment.
 
 Source: linux/netfilter/nfnetlink_acct.h.
 """
@@ -17,25 +17,25 @@ _NFGENMSG = struct.pack(">BBH", 0, 0, 0)
 
 
 def ensure(namespace: Namespace, name: str) -> None:
-    """Makes a counter if there is none of that name; one that is there keeps counting.
+    """Creates a counter if there is none of that name; an existing one keeps its value.
 
     Raises:
-        OSError: the kernel has no such objects (module nfnetlink_acct), or we lack CAP_NET_ADMIN.
+        OSError: the kernel does not support them (module nfnetlink_acct), or we lack CAP_NET_ADMIN.
     """
     with wire.Socket(namespace, wire.NETFILTER) as kernel:
         try:
             kernel.request(_NEW, _NFGENMSG + wire.text(_NAME, name), wire.CREATE | wire.EXCL)
         except OSError as e:
-            # A counter that exists answers EBUSY or EEXIST, by kernel version.
+            # The error for an existing counter is EBUSY or EEXIST, depending on the kernel version.
             if e.errno not in {errno.EEXIST, errno.EBUSY}:
                 raise
 
 
 def packets(namespace: Namespace, name: str) -> int:
-    """How many packets a counter has seen.
+    """The number of packets that a counter has counted.
 
     Raises:
-        OSError: ENOENT when there is no such counter.
+        OSError: ENOENT if there is no such counter.
     """
     with wire.Socket(namespace, wire.NETFILTER) as kernel:
         for reply in kernel.request(_GET, _NFGENMSG + wire.text(_NAME, name)):

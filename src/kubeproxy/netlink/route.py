@@ -1,4 +1,4 @@
-"""Addresses of this host, word of their changes, and interfaces that do nothing but hold addresses.
+"""Addresses and routes of this host, notifications about changes of addresses, and dummy interfaces.
 
 Source: linux/rtnetlink.h, linux/if_addr.h, linux/if_link.h.
 """
@@ -29,11 +29,11 @@ _LOCAL_ROUTE = 2
 
 
 _SOMEWHERE: Final[Mapping[int, str]] = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
-"""Addresses for documentation: out in the world, and nobody's."""
+"""Addresses for documentation (RFC 5737, RFC 3849), which are routed like those of any remote host."""
 
 
 class Address(NamedTuple):
-    """An address of an interface: 4 or 16 bytes in network order, its prefix length, the interface's index."""
+    """An address of an interface: 4 or 16 bytes in network order, prefix length, index of the interface."""
 
     packed: bytes
     prefix: int
@@ -41,7 +41,7 @@ class Address(NamedTuple):
 
 
 def addresses(namespace: Namespace) -> list[Address]:
-    """Every address this host has, on every interface.
+    """All addresses of this host, on all interfaces.
 
     Raises:
         OSError: the kernel refused.
@@ -66,14 +66,14 @@ def _addresses(kernel: wire.Socket) -> Iterator[Address]:
 
 
 def source_address(namespace: Namespace, domain: int) -> str:
-    """The address this host sends from to the rest of the world, without its zone; nothing is sent to find out.
+    """The source address of packets to remote hosts, without its zone. No packet is sent for this.
 
     Args:
         namespace: the network namespace.
         domain: socket.AF_INET or AF_INET6.
 
     Returns:
-        The address, "" if this host cannot send there.
+        The address, "" if there is no route to remote hosts.
     """
     try:
         with namespace.socket(domain, socket.SOCK_DGRAM) as probe:
@@ -84,11 +84,12 @@ def source_address(namespace: Namespace, domain: int) -> str:
 
 
 class Route(NamedTuple):
-    """Where a packet to an address leaves this host.
+    """The route of packets to an address.
 
     Attributes:
-        interface: the index of the interface.
-        source: the address such a packet has when a process of this host sends it; "" if the kernel names none.
+        interface: the index of the outgoing interface.
+        source: the source address of packets that a process of this host sends; "" if the kernel reports
+            none.
         local: the address is one of this host.
     """
 
@@ -98,7 +99,7 @@ class Route(NamedTuple):
 
 
 def route_to(namespace: Namespace, address: str) -> Route | None:
-    """Looks up the route to an address; nothing is sent. None if there is no route.
+    """The route to an address; None if there is none. No packet is sent for this.
 
     Raises:
         OSError: the kernel refused, or `address` is not an IP address.
@@ -125,22 +126,22 @@ def route_to(namespace: Namespace, address: str) -> Route | None:
 
 
 def is_link_local6(packed: bytes) -> bool:
-    """Whether an address is an IPv6 address of a link, fe80::/10: without an interface it names no host."""
+    """Whether an address is a link-local IPv6 address (fe80::/10), which is unique only on its interface."""
     return len(packed) == 16 and packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
 
 
 def socket_address(
     own: Callable[[], Iterable[Address]], address: str, port: int
 ) -> tuple[str, int] | tuple[str, int, int, int]:
-    """What a socket is bound to on an address of this host: of an IPv6 address of a link, its interface belongs to it.
+    """The socket address for an address of this host; that of a link-local IPv6 address has its interface.
 
     Args:
-        own: tells this host's addresses.
+        own: returns this host's addresses.
         address: an IPv4 or IPv6 address without a zone.
         port: a port.
 
     Raises:
-        OSError: it is no address, or the kernel does not tell where it is.
+        OSError: it is not an IP address, or the addresses of this host cannot be read.
     """
     if ":" not in address:
         return address, port
@@ -152,12 +153,12 @@ def socket_address(
 
 
 def monitor(namespace: Namespace) -> wire.Socket:
-    """A socket that becomes readable when an address comes or goes."""
+    """A socket that becomes readable when an address is added or removed."""
     return wire.Socket(namespace, wire.ROUTE, (GROUP_IPV4_ADDRESSES, GROUP_IPV6_ADDRESSES))
 
 
 def settings_monitor(namespace: Namespace) -> wire.Socket:
-    """A socket that becomes readable when a setting of an interface, or of all, is another: IP forwarding for one."""
+    """A socket that becomes readable when a network setting of an interface changes, e.g. IP forwarding."""
     return wire.Socket(namespace, wire.ROUTE, (GROUP_IPV4_SETTINGS, GROUP_IPV6_SETTINGS))
 
 
@@ -166,19 +167,20 @@ def concerns(message: wire.Message, interface: int) -> bool:
     return bool(_IFADDRMSG.unpack_from(message.body)[4] == interface)
 
 
-def told(message: wire.Message) -> bytes:
-    """The address a monitor's message is about."""
+def address_of(message: wire.Message) -> bytes:
+    """The address in a notification of a monitor."""
     found = wire.attributes(message.body[8:])
     return bytes(found.get(_LOCAL, found.get(_ADDRESS, b"")))
 
 
 def ensure_dummy(namespace: Namespace, name: str) -> int:
-    """Makes a dummy interface if there is no interface of that name; returns its index.
+    """Creates a dummy interface if there is no interface of that name; returns its index.
 
-    It is left down: an address is the host's own all the same, and nobody is told of it by ARP.
+    The interface is not set up. Its addresses are addresses of the host nevertheless, and are not announced
+    by ARP.
 
     Raises:
-        OSError: the kernel has no such interfaces, or we lack CAP_NET_ADMIN.
+        OSError: the kernel does not support dummy interfaces, or we lack CAP_NET_ADMIN.
     """
     with wire.Socket(namespace, wire.ROUTE) as kernel:
         body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + wire.text(_NAME, name)
@@ -192,7 +194,7 @@ def ensure_dummy(namespace: Namespace, name: str) -> int:
 
 
 def delete_interface(namespace: Namespace, name: str) -> bool:
-    """Deletes an interface; returns whether there was one of that name.
+    """Deletes an interface; returns whether it existed.
 
     Raises:
         OSError: the kernel refused.
@@ -207,10 +209,12 @@ def delete_interface(namespace: Namespace, name: str) -> bool:
 def add_addresses(
     namespace: Namespace, interface: int, packed: Collection[bytes]
 ) -> dict[bytes, wire.NetlinkError]:
-    """Gives an interface host addresses (/32, /128); returns which were refused. Those it has are no error.
+    """Adds host addresses (/32, /128) to an interface; returns those that were refused.
+
+    Existing ones are ignored.
 
     Raises:
-        OSError: they could not be sent.
+        OSError: the requests could not be sent.
     """
     refused = _change(namespace, NEW_ADDRESS, wire.CREATE | wire.EXCL, interface, packed)
     return {address: e for address, e in refused.items() if e.errno != errno.EEXIST}
@@ -219,10 +223,10 @@ def add_addresses(
 def delete_addresses(
     namespace: Namespace, interface: int, packed: Collection[bytes]
 ) -> dict[bytes, wire.NetlinkError]:
-    """Takes host addresses from an interface; returns which were refused. Those it does not have are no error.
+    """Removes host addresses from an interface; returns those that were refused. Missing ones are ignored.
 
     Raises:
-        OSError: they could not be sent.
+        OSError: the requests could not be sent.
     """
     refused = _change(namespace, DELETE_ADDRESS, 0, interface, packed)
     return {address: e for address, e in refused.items() if e.errno != errno.EADDRNOTAVAIL}

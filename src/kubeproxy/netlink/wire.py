@@ -1,9 +1,9 @@
 """Netlink messages, attributes and sockets.
 
-A message is a 16-byte header and a payload; a payload is a fixed header of its family and attributes: length, type,
-value, padded to four bytes. Lengths and types are in host order, most nfnetlink numbers inside in network order.
-A wrong length inside a nested attribute is no error for the kernel: it stops reading there. So encoders are tested by
-writing, dumping and comparing.
+A message is a 16-byte header and a payload; a payload is a fixed header of its family and attributes: length,
+type, value, padded to four bytes. Lengths and types are in host order, most nfnetlink numbers inside in
+network order. The kernel does not report a wrong length inside a nested attribute as an error, but stops
+reading there. So encoders are tested by writing objects, listing them and comparing.
 
 Sources: linux/netlink.h, RFC 3549, Documentation/userspace-api/netlink.
 """
@@ -49,10 +49,13 @@ _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 32, 33, 26
 _ADD_MEMBERSHIP, _DROP_MEMBERSHIP, _CAP_ACK, _EXT_ACK = 1, 2, 10, 11
 
 PORT_PROCESS: Final = (1 << 22) - 1
-"""The bits of a numbered port that hold the process it belongs to, as libnl divides it."""
+"""The bits of a numbered port that contain the process ID, as in libnl."""
 
 PORT_NUMBER: Final = 0xFFFFFFFF ^ PORT_PROCESS
-"""The other bits: a number above 0. Ports that the kernel gives have the process alone, or are above 0xFFFF0000."""
+"""The other bits: a number above 0.
+
+Ports that the kernel assigns are a process ID, or are above 0xFFFF0000.
+"""
 
 _MOST_NUMBERED = 1000
 
@@ -61,10 +64,10 @@ class NetlinkError(OSError):
     """The kernel refused a message.
 
     Attributes:
-        errno: why.
-        detail: the kernel's own words (extended acknowledgement), "" where it gave none.
+        errno: the reason.
+        detail: the kernel's error text (extended acknowledgement); "" if there is none.
         sequence: the sequence number of the refused message.
-        offset: where in the message the refused attribute is, 0 if not told.
+        offset: the offset of the refused attribute in the message; 0 if it is not known.
     """
 
     def __init__(self, code: int, detail: str = "", sequence: int = 0, offset: int = 0) -> None:
@@ -75,7 +78,7 @@ class NetlinkError(OSError):
 
 
 class Message(NamedTuple):
-    """A received message. `body` starts behind the netlink header."""
+    """A received message. `body` starts after the netlink header."""
 
     type: int
     flags: int
@@ -89,7 +92,7 @@ Attributes = dict[int, memoryview]
 
 
 class Request(NamedTuple):
-    """A message to be sent: its type, its flags besides REQUEST, its body padded to four bytes."""
+    """A message to be sent: its type, its flags except REQUEST, its body padded to four bytes."""
 
     type: int
     flags: int
@@ -102,13 +105,13 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 
 def nested(kind: int, *values: bytes) -> bytes:
-    """An attribute that holds attributes."""
+    """An attribute that contains attributes."""
     value = b"".join(values)
     return _ATTRIBUTE.pack(4 + len(value), kind | NESTED) + value
 
 
 def text(kind: int, value: str) -> bytes:
-    """A string attribute, ended by a zero byte."""
+    """A string attribute, terminated by NUL."""
     return attribute(kind, value.encode() + b"\0")
 
 
@@ -123,7 +126,7 @@ def be64(kind: int, value: int) -> bytes:
 
 
 def attributes(data: memoryview | bytes) -> Attributes:
-    """The attributes of a payload by type; of a repeated one the last."""
+    """The attributes of a payload by type; the last one if a type is repeated."""
     return dict(attribute_list(data))
 
 
@@ -150,7 +153,7 @@ def message(kind: int, flags: int, body: bytes, sequence: int = 0) -> bytes:
 
 
 class Closing:
-    """What holds a socket until its `close`, or for a `with` block."""
+    """An object with a socket, which `close` or the end of a `with` block closes."""
 
     _socket: "socket.socket | Socket"
 
@@ -168,8 +171,8 @@ class Closing:
 class Socket(Closing):
     """A netlink socket.
 
-    Requests are answered at once, inside `send`: the kernel has done the work when it returns, and what it has to say
-    waits to be read. So everything here is plain blocking code; only notifications need an event loop.
+    The kernel handles requests inside `send`: when it returns, the work is done, and the answer can be read.
+    So all requests are blocking code; only notifications need an event loop.
     """
 
     def __init__(
@@ -187,8 +190,9 @@ class Socket(Closing):
             namespace: the network namespace.
             protocol: ROUTE, NETFILTER or GENERIC.
             groups: multicast groups whose notifications are to be received.
-            receive_buffer: bytes kept for us while we do not read.
-            numbered: its port is to tell that it is one of this process.
+            receive_buffer: the size of the receive buffer in bytes.
+            numbered: give it a port from which its process can be recognised, even if the process has several
+                sockets.
         """
         self._socket: socket.socket = namespace.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
@@ -214,7 +218,7 @@ class Socket(Closing):
         self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, group)
 
     def set_filter(self, program: bytes) -> None:
-        """Has the kernel filter what is received.
+        """Installs a filter in the kernel for the messages that are received.
 
         Args:
             program: struct sock_fprog, classic BPF.
@@ -222,7 +226,7 @@ class Socket(Closing):
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
     def fileno(self) -> int:
-        """The descriptor, for an event loop to wait on."""
+        """The descriptor, to be polled by an event loop."""
         return self._socket.fileno()
 
     def next_sequence(self) -> int:
@@ -231,7 +235,7 @@ class Socket(Closing):
         return self._sequence
 
     def send(self, data: bytes) -> None:
-        """Sends messages in one datagram, of whatever size."""
+        """Sends messages in one datagram of any size."""
         log.log(
             V7,
             "netlink port %(netlinkPort)d: sending %(bytes)d bytes",
@@ -246,10 +250,10 @@ class Socket(Closing):
             self._socket.send(data)
 
     def receive(self, *, wait: bool = True) -> Iterator[Message]:
-        """The messages of the next datagram; none if there is none and we do not wait.
+        """The messages of the next datagram; none if there is no datagram and `wait` is False.
 
         Raises:
-            OSError: ENOBUFS when the kernel had to drop notifications.
+            OSError: ENOBUFS if the kernel had to drop notifications.
         """
         try:
             data = self._socket.recv(1 << 20, 0 if wait else socket.MSG_DONTWAIT)
@@ -265,17 +269,17 @@ class Socket(Closing):
             offset += length + 3 & ~3
 
     def discard(self, most: int) -> None:
-        """Throws away what has been received, so many datagrams at most."""
+        """Discards received datagrams, at most so many."""
         for _ in range(most):
             try:
                 self._socket.recv(1, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
-            except OSError:  # more was dropped
+            except OSError:  # the kernel dropped more notifications
                 continue
 
     def request(self, kind: int, body: bytes, flags: int = 0) -> list[Message]:
-        """Sends one request; returns what is answered before it is acknowledged.
+        """Sends one request; returns the answers before its acknowledgement.
 
         Raises:
             NetlinkError: the kernel refused it.
@@ -293,17 +297,18 @@ class Socket(Closing):
                 replies.append(reply)
 
     def submit(self, requests: Sequence[Request]) -> dict[int, NetlinkError]:
-        """Sends many requests that want no answer; each is done or refused for itself.
+        """Sends many requests that have no answers except errors; each is executed or refused independently.
 
         Returns:
-            What was refused, by its place among the requests.
+            The errors, by index of the request.
         """
         refused: dict[int, NetlinkError] = {}
         for start in range(0, len(requests), _MESSAGES_AT_ONCE):
             piece = requests[start : start + _MESSAGES_AT_ONCE]
             first = self._sequence + 1
             parts = [message(r.type, REQUEST | r.flags, r.body, self.next_sequence()) for r in piece[:-1]]
-            # Refusals are always told; that the last one was done says that all are.
+            # Errors are always reported. The acknowledgement of the last request means that all have been
+            # handled.
             last = piece[-1]
             parts.append(message(last.type, REQUEST | ACK | last.flags, last.body, self.next_sequence()))
             self.send(b"".join(parts))
@@ -311,7 +316,7 @@ class Socket(Closing):
         return refused
 
     def _collect(self, first: int, start: int, refused: dict[int, NetlinkError]) -> None:
-        """Reads what is said of the requests from a sequence number on."""
+        """Reads the answers to the requests from a sequence number on."""
         while True:
             for reply in self.receive():
                 if reply.type != ERROR or not first <= reply.sequence <= self._sequence:
@@ -324,10 +329,12 @@ class Socket(Closing):
                     return
 
     def dump(self, kind: int, body: bytes) -> Iterator[Message]:
-        """Lists objects. A dump that a change ran into is read to its end, then done again by the caller.
+        """Lists objects. If a change interrupted the dump, it is read to its end and an error is raised.
+
+        The caller may retry.
 
         Raises:
-            NetlinkError: the kernel refused it; EINTR when the objects changed meanwhile.
+            NetlinkError: the kernel refused it; EINTR if the objects were changed during the dump.
         """
         sequence = self.next_sequence()
         self.send(message(kind, REQUEST | DUMP, body, sequence))
@@ -362,7 +369,7 @@ class Socket(Closing):
 
 
 def enlarge_receive_buffer(sock: socket.socket, size: int) -> None:
-    """Lets a socket of any kind keep so many bytes for us: beyond the system's limit if we may."""
+    """Sets the size of a socket's receive buffer, beyond the limit of the system if we have CAP_NET_ADMIN."""
     _enlarge(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, size)
 
 
@@ -374,7 +381,7 @@ def _enlarge(sock: socket.socket, force: int, plain: int, size: int) -> None:
 
 
 def check(reply: Message) -> None:
-    """Raises what an ERROR message says; code 0 is an acknowledgement and raises nothing.
+    """Raises the error of an ERROR message. Code 0 is an acknowledgement and raises nothing.
 
     Raises:
         NetlinkError: the message is an error.
@@ -385,7 +392,7 @@ def check(reply: Message) -> None:
     detail, offset = "", 0
     if reply.flags & _ACK_TLVS:
         skip = 20 if reply.flags & _CAPPED else 4 + HEADER.unpack_from(reply.body, 4)[0]
-        said = attributes(reply.body[skip + 3 & ~3 :])
-        detail = string(said[1]) if 1 in said else ""
-        offset = struct.unpack("=I", said[2])[0] if 2 in said else 0
+        extended = attributes(reply.body[skip + 3 & ~3 :])
+        detail = string(extended[1]) if 1 in extended else ""
+        offset = struct.unpack("=I", extended[2])[0] if 2 in extended else 0
     raise NetlinkError(-code, detail, reply.sequence, offset)

@@ -78,7 +78,7 @@ class Watch:
         suspicious = False
         try:
             while messages := list(self._monitor.receive(wait=False)):
-                deleted = (route.told(m) for m in messages if m.type == route.DELETE_ADDRESS)
+                deleted = (route.address_of(m) for m in messages if m.type == route.DELETE_ADDRESS)
                 suspicious = suspicious or any(self._wants(address) for address in deleted)
         except OSError:  # more was done than could be told
             suspicious = True

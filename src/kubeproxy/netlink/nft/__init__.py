@@ -1,14 +1,16 @@
-"""nf_tables, spoken without the nft program.
+"""nf_tables over netlink, without the nft program.
 
-    messages      what a transaction is made of: tables, chains, rules, sets, elements
-    types         what keys and data are
-    expressions   what rules are made of
-    objects       what the kernel says it holds
+    messages      the messages of a transaction: tables, chains, rules, sets, elements
+    types         the types of keys and data
+    expressions   the expressions of which rules consist
+    objects       reads the objects of a table from the kernel
     kernel        transactions and dumps
-    monitor       word of what others change
-    text          the same objects as nft lists them; `reading` does rules
+    monitor       notifications about changes by other processes
+    lookout       a monitor in an event loop
+    text          tables in the syntax of the nft program; `reading` converts rules
     fake          a kernel in memory
 
-Sources: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h; the layout of userdata is libnftnl's (udata.h), which
-is what the nft program prints comments and types from.
+Sources: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h; the layout of userdata, from which the nft
+program prints
+comments and types, is that of libnftnl (udata.h).
 """

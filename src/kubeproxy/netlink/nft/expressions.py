@@ -1,7 +1,8 @@
-"""Expressions: the steps of a rule.
+"""Expressions, the instructions of a rule.
 
-A rule is a list of them, run in order on a packet; each reads and writes registers, and one that does not match ends the
-rule. There are sixteen registers of four bytes, numbered here from 0; a longer value takes the ones that follow.
+The expressions of a rule are executed in order for each packet. Each reads and writes registers, and one that
+does not match ends the rule. There are sixteen registers of four bytes, numbered from 0 here; a longer value
+also uses the following ones.
 """
 
 import struct
@@ -51,22 +52,22 @@ def _register(kind: int, register: int) -> bytes:
 
 
 def payload(register: int, base: int, offset: int, length: int) -> bytes:
-    """Loads bytes of a header."""
+    """Loads bytes of a packet header."""
     return _expression("payload", _register(1, register), be32(2, base), be32(3, offset), be32(4, length))
 
 
 def meta(register: int, key: int) -> bytes:
-    """Loads something about the packet."""
+    """Loads metadata of the packet."""
     return _expression("meta", be32(2, key), _register(1, register))
 
 
 def set_meta(register: int, key: int) -> bytes:
-    """Stores something about the packet."""
+    """Sets metadata of the packet."""
     return _expression("meta", be32(2, key), _register(3, register))
 
 
 def ct(register: int, key: int) -> bytes:
-    """Loads something about the connection."""
+    """Loads data of the tracked connection."""
     return _expression("ct", be32(2, key), _register(1, register))
 
 
@@ -81,7 +82,7 @@ def verdict(data: bytes) -> bytes:
 
 
 def compare(register: int, value: bytes, operator: int = EQUAL) -> bytes:
-    """Goes on only if a register has, or with NOT_EQUAL has not, this value."""
+    """Continues only if a register has this value, or with NOT_EQUAL if it has another one."""
     return _expression("cmp", _register(1, register), be32(2, operator), nested(3, attribute(1, value)))
 
 
@@ -106,13 +107,13 @@ def number(register: int, modulus: int) -> bytes:
 
 
 def lookup(name: str, register: int, result: int | None = None, *, inverted: bool = False) -> bytes:
-    """Goes on only if a set has, or inverted has not, the key in a register.
+    """Continues only if a set or map contains the key in a register.
 
     Args:
         name: the set or map.
-        register: where the key begins.
-        result: where what a map says is stored; None for a set.
-        inverted: goes on only if the key is not there.
+        register: the first register of the key.
+        result: the first register for the data of a map; None for a set.
+        inverted: continue only if the set does not contain the key.
     """
     attributes = [text(1, name), _register(2, register)]
     if result is not None:
@@ -123,23 +124,23 @@ def lookup(name: str, register: int, result: int | None = None, *, inverted: boo
 
 
 def lookup_verdict(name: str, register: int) -> bytes:
-    """Does what a verdict map says of the key in a register; goes on if it says nothing."""
+    """Executes the verdict of the key in a register; continues if the map does not contain the key."""
     return _expression("lookup", text(1, name), _register(2, register), be32(3, _VERDICT_REGISTER))
 
 
 def update(name: str, register: int) -> bytes:
-    """Adds the key in a register to a dynamic set, or makes it young again."""
+    """Adds the key in a register to a dynamic set, or restarts its timeout."""
     return _expression("dynset", text(1, name), be32(3, 1), _register(4, register))
 
 
 def fib_type(register: int, *, destination: bool) -> bytes:
-    """Loads the kind of the packet's source or destination address, LOCAL among others."""
+    """Loads the type of the packet's source or destination address, for example LOCAL."""
     flags = _FIB_DESTINATION if destination else _FIB_SOURCE
     return _expression("fib", _register(1, register), be32(2, _FIB_TYPE), be32(3, flags))
 
 
 def dnat(family: int, address: int, port: int) -> bytes:
-    """Sends the connection to the address and port in these registers."""
+    """Translates the destination of the connection to the address and port in these registers."""
     return _expression(
         "nat",
         be32(1, _NAT_DESTINATION),
@@ -153,12 +154,12 @@ def dnat(family: int, address: int, port: int) -> bytes:
 
 
 def masquerade() -> bytes:
-    """Gives the connection a source address of this host and a random port."""
+    """Translates the source of the connection to an address of this host and a random port."""
     return _expression("masq", be32(1, _RANDOM_FULLY))
 
 
 def reject(family: int) -> bytes:
-    """Answers "port unreachable"."""
+    """Rejects the packet with ICMP "port unreachable"."""
     return _expression(
         "reject", be32(1, _REJECT_ICMP_UNREACHABLE), attribute(2, struct.pack("B", _PORT_UNREACHABLE[family]))
     )

@@ -1,7 +1,7 @@
-"""nf_tables in memory: what `NftKernel` does, with the refusals that order and references bring about.
-
-It keeps the attributes of what it is told and lists them again, so whatever is written can be read back and rendered. It does not
-know which intervals overlap or which expressions exist. Packets do not pass.
+"""nf_tables in memory: a `NftKernel` that also refuses messages in a wrong order and with wrong references.
+It stores the attributes of objects and lists them again, so that everything that was written can be read and
+converted to text. It does not check whether intervals overlap or whether expressions exist, and no packets
+pass through it.
 """
 
 import copy
@@ -36,7 +36,7 @@ class _FakeTable:
         self.elements: dict[str, dict[bytes, bytes]] = {}
 
     def listing(self, kind: int, family: int, name: str, only: str | None = None) -> Iterator[NftMessage]:
-        """Messages of a kind; those with elements may be asked for of one set only."""
+        """Messages of a kind that create the objects of the table; elements may be limited to one set."""
         if kind == m.NEWSETELEM:
             names = self.elements if only is None else [only] if only in self.elements else []
             for each in names:
@@ -66,8 +66,8 @@ class FakeNftKernel(NftKernel):
     """See `NftKernel`.
 
     Attributes:
-        commits: the transactions that were done.
-        refuse: whether a message is to be refused; for tests.
+        commits: the transactions that were applied.
+        refuse: returns whether a message is refused; for tests.
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class FakeNftKernel(NftKernel):
         return list(self.dump(kind, family))
 
     def listing(self) -> Iterator[NftMessage]:
-        """All there is, as the messages that would make it."""
+        """All objects, as messages that would create them."""
         for (family, name), table in self._tables.items():
             for kind in _LISTED.values():
                 yield from table.listing(kind, family, name)
@@ -177,7 +177,7 @@ def _delete_chain(table: _FakeTable, name: str) -> None:
 
 
 def _new_set(table: _FakeTable, name: str, body: bytes) -> None:
-    """Makes a set; one that exists may get another timeout, and nothing else, as in Linux 6.2."""
+    """Creates a set. Of one that exists, only the timeout can be changed, as since Linux 6.2."""
     there = table.sets.get(name, body)
     _refuse_if(_without_timeout(there) != _without_timeout(body), errno.EEXIST)
     table.sets[name] = body
@@ -211,14 +211,14 @@ def _elements(table: _FakeTable, held: dict[bytes, bytes], a: wire.Attributes, *
 
 
 def _target(element: bytes) -> str:
-    """The chain an element of a verdict map leads to, "" for none."""
+    """The chain to which an element of a verdict map jumps; "" for none."""
     data = wire.attributes(wire.attributes(element[4:]).get(2, b""))
     return _chain(data[2]) if 2 in data else ""
 
 
 def _chain(verdict: memoryview) -> str:
-    said = wire.attributes(verdict)
-    return wire.string(said[2]) if 2 in said else ""
+    found = wire.attributes(verdict)
+    return wire.string(found[2]) if 2 in found else ""
 
 
 def _steps(expressions: memoryview) -> Iterator[tuple[str, wire.Attributes]]:
@@ -228,11 +228,11 @@ def _steps(expressions: memoryview) -> Iterator[tuple[str, wire.Attributes]]:
 
 
 def _chains(expressions: memoryview) -> set[str]:
-    """The chains a rule leads to."""
+    """The chains to which a rule jumps."""
     verdicts = (wire.attributes(a[2]).get(2) for name, a in _steps(expressions) if name == "immediate")
     return {_chain(verdict) for verdict in verdicts if verdict is not None} - {""}
 
 
 def _sets(expressions: memoryview) -> set[str]:
-    """The sets and maps a rule names."""
+    """The sets and maps to which a rule refers."""
     return {wire.string(a[1]) for name, a in _steps(expressions) if name in {"lookup", "dynset"}}

@@ -1,8 +1,9 @@
-"""Transactions: many messages that the kernel applies together or not at all.
+"""Transactions: messages that the kernel applies together or not at all.
 
-A transaction is one datagram: a begin, the messages, an end. The kernel has done it when `send` returns. Each message has a
-number of its own, so a refusal names the one at fault. A long transaction takes time in the kernel, and no lock of ours: it
-can be sent from a thread.
+A transaction is one datagram: a begin message, the messages, an end message. When `send` returns, the kernel
+has applied or refused it. Each message has its own number, so that an error names the message that was
+refused. The kernel needs time for a long transaction, but holds no lock of this process, so it can be sent
+from a thread.
 """
 
 import errno
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 _SUBSYSTEM: Final = 10 << 8
 _BEGIN, _END = 0x10, 0x11
 _GENERATION = 1
-_PATIENCE = 20
+_MOST_DUMPS = 20
 
 
 def header(family: int, resource: int = 0) -> bytes:
@@ -31,12 +32,12 @@ def header(family: int, resource: int = 0) -> bytes:
 
 
 class TransactionRefusedError(OSError):
-    """The kernel refused a transaction, and has done nothing of it.
+    """The kernel refused a transaction, and has applied nothing of it.
 
     Attributes:
-        errno: why.
-        message: the message at fault; None if it was the transaction as a whole.
-        index: its place in the transaction, -1 for the whole.
+        errno: the reason.
+        message: the message that was refused; None if the transaction as a whole was.
+        index: its index in the transaction; -1 for the whole.
     """
 
     def __init__(self, error: wire.NetlinkError, message: NftMessage | None, index: int) -> None:
@@ -100,8 +101,8 @@ class NftKernel(wire.Closing):
                     "nf_tables, %(number)d of %(count)d: %(message)s",
                     {"number": number, "count": len(messages), "message": message.about},
                 )
-        # The acknowledgement of the last message, or any error, says that all is done; of the end, kernels before 6.10
-        # give none.
+        # The acknowledgement of the last message, or any error, means that the transaction is complete. The
+        # end message cannot be used for this, because kernels before 6.10 do not acknowledge it.
         first, last = sequences[0], sequences[-2]
         parts = [wire.message(_BEGIN, wire.REQUEST, header(0, 10), first)]
         for message, sequence in zip(messages, sequences[1:-1], strict=True):
@@ -116,7 +117,7 @@ class NftKernel(wire.Closing):
         self._answer(messages, first, last)
 
     def _answer(self, messages: Sequence[NftMessage], first: int, last: int) -> None:
-        """Reads what the kernel says of a transaction: the first complaint counts."""
+        """Reads the kernel's answers to a transaction, and raises the first error."""
         failed: TransactionRefusedError | None = None
         while True:
             seen = False
@@ -138,7 +139,7 @@ class NftKernel(wire.Closing):
                 raise failed
 
     def generation(self) -> int:
-        """The number of the kernel's present rule set: every transaction of anybody makes it another.
+        """The number of the kernel's current rule set, which every transaction of any process changes.
 
         Raises:
             OSError: the kernel has no nf_tables.
@@ -148,7 +149,7 @@ class NftKernel(wire.Closing):
         raise OSError(errno.ENOTSUP, "no generation number")
 
     def others(self) -> int:
-        """A number that another process's transaction changes, and ours do not.
+        """A number that transactions of other processes change, and our own do not.
 
         Raises:
             OSError: the kernel has no nf_tables.
@@ -156,18 +157,18 @@ class NftKernel(wire.Closing):
         return self.generation() - int(self._ours)
 
     def ask(self, kind: int, family: int, body: bytes) -> list[memoryview]:
-        """Asks for one object: its attributes.
+        """Requests one object; returns its attributes.
 
         Raises:
-            NetlinkError: there is none, or the kernel refused.
+            NetlinkError: it does not exist, or the kernel refused.
         """
         return [reply.body[4:] for reply in self._socket.request(_SUBSYSTEM | kind, header(family) + body)]
 
     def dump(self, kind: int, family: int, body: bytes) -> Iterable[memoryview]:
-        """Lists what is in one table: the attributes of each object.
+        """Lists objects of one table: the attributes of each.
 
-        Any transaction interrupts a dump, on some hosts there is always one. But if it left this table alone, the list
-        is right.
+        Any transaction interrupts a dump, and on some hosts there are transactions all the time. This is
+        ignored, because the list is correct if the transaction did not change this table.
 
         Raises:
             NetlinkError: the kernel refused.
@@ -180,12 +181,12 @@ class NftKernel(wire.Closing):
                 raise
 
     def dump_all(self, kind: int, family: int) -> list[memoryview]:
-        """Lists the objects of all tables: the attributes of each. A dump that was interrupted is done again.
+        """Lists the objects of all tables: the attributes of each. A dump that was interrupted is repeated.
 
         Raises:
-            NetlinkError: the kernel refused; EINTR when it was interrupted again and again.
+            NetlinkError: the kernel refused; EINTR if it was interrupted too often.
         """
-        for _ in range(_PATIENCE):
+        for _ in range(_MOST_DUMPS):
             try:
                 return [reply.body[4:] for reply in self._socket.dump(_SUBSYSTEM | kind, header(family))]
             except wire.NetlinkError as e:
@@ -195,7 +196,7 @@ class NftKernel(wire.Closing):
 
 
 def generation(namespace: Namespace) -> int:
-    """The number of the kernel's present rule set.
+    """The number of the kernel's current rule set.
 
     Raises:
         OSError: the kernel has no nf_tables.
@@ -205,7 +206,7 @@ def generation(namespace: Namespace) -> int:
 
 
 def drop_table(namespace: Namespace, table: TableName) -> bool:
-    """Deletes a table with all it holds; returns whether there was one.
+    """Deletes a table with its contents; returns whether it existed.
 
     Raises:
         OSError: the kernel refused.

@@ -1,4 +1,4 @@
-"""A monitor in an event loop, and words for what it hears."""
+"""A monitor in an event loop, and a description of the events that it receives."""
 
 import asyncio
 import contextlib
@@ -9,30 +9,31 @@ from kubeproxy.netlink.namespace import Namespace
 from kubeproxy.netlink.nft.kernel import generation
 from kubeproxy.netlink.nft.monitor import Monitor, TableEvent
 
-_MOST_TOLD = 5
+_MOST_DESCRIBED = 5
 
 
 class Lookout:
-    """Hears what other processes do to the rules of this host. Deaf before `join`.
+    """Receives notifications about changes of this host's rules by other processes, after `join` was called.
 
     Attributes:
-        joined: whether it hears.
+        joined: whether it receives notifications.
     """
 
     def __init__(
-        self, namespace: Namespace, heard: Callable[[list[TableEvent], str], bool], lost: Callable[[], None]
+        self, namespace: Namespace, changed: Callable[[list[TableEvent], str], bool], lost: Callable[[], None]
     ) -> None:
-        """Starts it, in the running event loop.
+        """Creates it in the running event loop.
 
         Args:
-            namespace: whose rules.
-            heard: told what was done and which program did it, "" if that is not known; says whether it matters.
-            lost: told when more was done than could be told.
+            namespace: the network namespace of the rules.
+            changed: called with the events of a transaction and the name of the program that made it ("" if
+                that is not known); returns whether the events concern the caller.
+            lost: called when notifications were lost.
 
         Raises:
             OSError: the kernel refuses.
         """
-        self._heard, self._lost = heard, lost
+        self._changed, self._lost = changed, lost
         self._namespace = namespace
         self._monitor = Monitor(namespace)
         self.joined = False
@@ -41,40 +42,46 @@ class Lookout:
         self._loop.add_reader(self._monitor.fileno(), self._read)
 
     def close(self) -> None:
-        """Ends it."""
+        """Closes its socket."""
         self._loop.remove_reader(self._monitor.fileno())
         self._monitor.close()
 
     def ignore(self, process: int) -> None:
-        """Hears nothing of what this process does, which takes the place of the one ignored before. From any thread."""
-        with contextlib.suppress(OSError):  # it may be closed by now
+        """Ignores the changes of a process, instead of those of the one ignored before.
+
+        May be called from any thread.
+        """
+        with contextlib.suppress(OSError):  # it may be closed already
             self._monitor.ignore(process)
 
     def join(self) -> None:
-        """From now on it hears. May be called from any thread, and again."""
+        """Starts to receive notifications. May be called from any thread, and repeatedly."""
         if not self.joined:
             self._monitor.join()
             self.joined = True
 
     def leave(self) -> None:
-        """It hears nothing more. May be called from any thread, and again."""
+        """Stops receiving notifications. May be called from any thread, and repeatedly."""
         if self.joined:
             self._monitor.leave()
             self.joined = False
 
     def look(self) -> None:
-        """The rules are read from now on: what was done before is no news. May be called from any thread.
+        """Must be called before the rules are read: notifications about earlier changes are ignored then.
+
+        May be called from any thread.
 
         Raises:
-            OSError: the kernel does not tell the number of its rule set.
+            OSError: the kernel does not report the number of its rule set.
         """
         self._looked = generation(self._namespace)
 
     def catch_up(self, quiet: Callable[[], bool]) -> None:
-        """Hears what there is to be heard, and makes an end of it.
+        """Reads all notifications that have arrived.
 
         Args:
-            quiet: whether nobody has done anything since `look`.
+            quiet: returns whether no process has changed anything since `look`. Then an incomplete
+                transaction is forgotten.
         """
         self._read()
         if quiet():
@@ -84,8 +91,9 @@ class Lookout:
         try:
             done = self._monitor.read()
         except OSError:
-            # A transaction that lost some of its messages has its number by now: what is still told of it is no news, and
-            # must not be taken for part of the next one, which may be our own repair.
+            # The transaction that lost some of its messages is complete, so its number is known. Its
+            # remaining messages must be ignored and must not be assigned to the next transaction, which may
+            # be our own repair.
             self._monitor.forget()
             with contextlib.suppress(OSError):
                 self.look()
@@ -94,23 +102,23 @@ class Lookout:
         for events, whole, program, number in done:
             if self._looked is not None and not _is_later(number, self._looked):
                 continue
-            if not self._heard(events, program) and not whole:
+            if not self._changed(events, program) and not whole:
                 self._lost()
 
 
 def _is_later(number: int, than: int) -> bool:
-    """Whether a generation comes after another one; their numbers begin anew after 32 bits."""
+    """Whether a generation comes after another one; the numbers have 32 bits and wrap around."""
     return 0 < (number - than) % (1 << 32) < 1 << 31
 
 
-LOST = "more was done to the rules of this host than could be told"
+LOST = "notifications of the kernel about changes of rules were lost"
 
 
 def words(events: Iterable[TableEvent]) -> str:
-    """What was done, alike things counted, the most frequent first."""
+    """A description of events: equal ones are counted, and the most frequent are the first."""
     counted = Counter((event.what, event.where) for event in events)
-    told = [
+    described = [
         f"{what}{f' in {where}' if where else ''}{f' ({count} times)' if count > 1 else ''}"
-        for (what, where), count in counted.most_common(_MOST_TOLD)
+        for (what, where), count in counted.most_common(_MOST_DESCRIBED)
     ]
-    return ", ".join(told) + (" and more" if len(counted) > _MOST_TOLD else "")
+    return ", ".join(described) + (" and more" if len(counted) > _MOST_DESCRIBED else "")

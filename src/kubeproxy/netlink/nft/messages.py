@@ -1,8 +1,8 @@
-"""Messages that change a rule set: what a transaction is made of.
+"""The messages of a transaction, which change a rule set.
 
-Each function makes one message about one object, of the family and table that its `TableName` names. Elements are packed by
-the hundred thousand, so their caller packs keys and data himself and `elements` only wraps them: an attribute's length
-has 16 bits, so a long list becomes several messages.
+Each function makes one message about one object, of the family and table that its `TableName` names. Elements
+are packed by the hundred thousand, so callers pack keys and data themselves, and `elements` only wraps them.
+An attribute's length has 16 bits, so a long list becomes several messages.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,7 +34,7 @@ OWNER: Final = 0x2
 """Of a table."""
 
 RULE_DIGEST: Final = 0x70
-"""Where in a rule's userdata we keep what we recognise it by; nft passes it over."""
+"""The type of the userdata by which we recognise a rule; nft ignores it."""
 
 _LONGEST_COMMENT = 127
 
@@ -47,7 +47,7 @@ class NftMessage(NamedTuple):
         flags: netlink flags besides REQUEST.
         family: IP or IP6.
         body: its attributes.
-        about: what it does to which object, for people.
+        about: a description of the change, for log messages and errors.
     """
 
     kind: int
@@ -76,24 +76,25 @@ class Hook(NamedTuple):
 
 
 def add_table(table: TableName, comment: str = "", *, flags: int = 0) -> NftMessage:
-    """Makes a table if it is not there.
+    """Creates a table if it does not exist.
 
     Args:
         table: its name.
         comment: printed by nft.
-        flags: OWNER: it is the socket's alone, and goes when that is closed. Kernels have that since 5.12.
+        flags: OWNER: only this socket can change it, and it is deleted when the socket is closed (since Linux
+            5.12).
     """
     body = text(1, table.name) + be32(2, flags) + _userdata(6, COMMENT, comment)
     return NftMessage(NEWTABLE, CREATE, table.family, body, f"add table {table}")
 
 
 def delete_table(table: TableName) -> NftMessage:
-    """Deletes a table with all it holds."""
+    """Deletes a table with its contents."""
     return NftMessage(DELTABLE, 0, table.family, text(1, table.name), f"delete table {table}")
 
 
 def add_chain(table: TableName, name: str, hook: Hook | None = None, comment: str = "") -> NftMessage:
-    """Makes a chain if it is not there."""
+    """Creates a chain if it does not exist."""
     body = text(1, table.name) + text(3, name)
     if hook is not None:
         body += nested(4, be32(1, hook.hook), be32(2, hook.priority)) + be32(5, ACCEPT) + text(7, hook.type)
@@ -102,7 +103,7 @@ def add_chain(table: TableName, name: str, hook: Hook | None = None, comment: st
 
 
 def delete_chain(table: TableName, name: str) -> NftMessage:
-    """Deletes a chain, which must hold no rules and be referred to by none."""
+    """Deletes a chain, which must have no rules, and to which no rule may refer."""
     body = text(1, table.name) + text(3, name)
     return NftMessage(DELCHAIN, 0, table.family, body, f"delete chain {table} {name}")
 
@@ -121,9 +122,9 @@ def add_rule(
     Args:
         table: the table.
         chain: the chain.
-        expressions: of `expressions`.
+        expressions: made by the functions of module `expressions`.
         comment: printed by nft.
-        digest: kept with the rule and not printed, to recognise it by.
+        digest: stored with the rule and not printed; we recognise the rule by it.
     """
     data = b""
     if comment:
@@ -147,16 +148,18 @@ def add_set(
     size: int = 0,
     comment: str = "",
 ) -> NftMessage:
-    """Makes a set, or with `data` a map, if it is not there; since Linux 6.2 one that exists gets another timeout.
+    """Creates a set, or with `data` a map, if it does not exist.
+
+    Since Linux 6.2 an existing one gets a new timeout.
 
     Args:
         table: the table.
         name: its name.
         key: the types of the parts of a key.
-        data: those of what an element maps to; empty for a verdict; None for a set.
+        data: the types of the data to which an element maps; empty for a verdict; None for a set.
         flags: INTERVAL, TIMEOUT, EVAL.
-        timeout: milliseconds after which elements go, with TIMEOUT.
-        size: the most elements it may hold; 0 for any number.
+        timeout: with TIMEOUT, milliseconds after which elements are removed.
+        size: the maximum number of elements; 0 for no limit.
         comment: printed by nft.
     """
     body = text(1, table.name) + text(2, name)
@@ -174,7 +177,9 @@ def add_set(
         description += nested(2, *(nested(1, be32(1, part.size)) for part in key))
     if description:
         body += nested(9, description)
-    body += be32(10, 0)  # by which rules of the transaction may refer to it instead of by its name
+    body += be32(
+        10, 0
+    )  # an ID by which rules of the same transaction could refer to it instead of by its name
     if timeout:
         body += be64(11, timeout)
     userdata = types.typeof(key, data or ())
@@ -187,21 +192,21 @@ def add_set(
 
 
 def delete_set(table: TableName, name: str) -> NftMessage:
-    """Deletes a set or map, which no rule may refer to."""
+    """Deletes a set or map, to which no rule may refer."""
     body = text(1, table.name) + text(2, name)
     return NftMessage(DELSET, 0, table.family, body, f"delete set {table} {name}")
 
 
 def add_elements(table: TableName, name: str, elements: Iterable[bytes]) -> list[NftMessage]:
-    """Adds elements, each as its attribute.
+    """Adds elements, each given as its attribute.
 
-    An element that is there already is no error when it is the same, and refused when it maps to something else.
+    An element that exists already is ignored if it is equal, and refused if it maps to something else.
     """
     return _elements(NEWSETELEM, CREATE, table, name, elements, "add elements to")
 
 
 def delete_elements(table: TableName, name: str, elements: Iterable[bytes]) -> list[NftMessage]:
-    """Deletes elements, each given at least by its key. One that is not there is refused."""
+    """Deletes elements, each given at least by its key. One that does not exist is refused."""
     return _elements(DELSETELEM, 0, table, name, elements, "delete elements of")
 
 
@@ -230,7 +235,7 @@ def verdict(code: int, chain: str = "") -> bytes:
 
 
 def _clip(comment: str) -> bytes:
-    """A comment nft will print: cut, not in the midst of a character, and ended."""
+    """A comment as nft expects it: shortened, not within a character, and terminated by NUL."""
     return comment.encode()[:_LONGEST_COMMENT].decode(errors="ignore").encode() + b"\0"
 
 

@@ -1,9 +1,10 @@
-"""Word of every change that somebody else makes to a table.
+"""Notifications about all changes that other processes make to tables.
 
-The kernel tells all changes of all tables, our own among them, and a first sync alone makes 100,000 messages. So those of
-this process, and of a program it runs, are left out by a filter in the kernel (classic BPF on the sender's port number in
-the message header). What is left is looked at here: the messages of one transaction come together, whatever tables they are about, and last the
-number of the rule set that it led to.
+The kernel sends notifications about all changes of all tables, including our own: a first sync alone causes
+100,000 messages. So the messages of this process, and of a program that it runs, are dropped by a filter in
+the kernel (classic BPF on the sender's port number in the message header). The remaining messages are read
+here. Those of one transaction arrive together, whatever tables they are about, and the last one has the
+number of the resulting rule set.
 """
 
 import ctypes
@@ -49,24 +50,24 @@ _OF = {NEWCHAIN: 3, DELCHAIN: 3, NEWRULE: 2, DELRULE: 2, NEWSET: 2, DELSET: 2, N
 
 _GEN_NUMBER, _GEN_PROCESS, _GEN_NAME = 1, 2, 3
 
-_ENOUGH = 500
-"""Where not all is told anyway, no more than this is listened to: to understand it takes longer than to look."""
+_MOST_KEPT = 500
+"""If notifications were lost, only this many are decoded, because reading the tables is faster than decoding more."""
 
 
 _MOST_DISCARDED = 1 << 17
-"""Datagrams; some times what the receive buffer holds."""
+"""Datagrams; several times as many as the receive buffer can hold."""
 
 
 class TableEvent(NamedTuple):
-    """Something that was done to a table.
+    """A change of a table.
 
     Attributes:
         family: IP or IP6.
         table: its name.
         what: e.g. "rule deleted".
-        where: the chain or set, "" for the table itself.
-        port: the netlink port it was sent from; mostly the number of the process.
-        body: of a deleted rule, all that was told of it.
+        where: the chain or set; "" for the table itself.
+        port: the netlink port from which it was sent; usually the process ID.
+        body: the message, if a rule was deleted.
     """
 
     family: int
@@ -81,10 +82,11 @@ class Done(NamedTuple):
     """A transaction of another process.
 
     Attributes:
-        events: what it did.
-        whole: whether that is all, and of this transaction alone: it is not after more was done than could be told.
-        program: the program that did it; "" if that is not told.
-        generation: the number of the rule set it led to, see `kernel.NftKernel.generation`.
+        events: its changes.
+        whole: whether these are all changes of this transaction and of no other; False after notifications
+            were lost.
+        program: the program that made it; "" if the kernel does not report it.
+        generation: the number of the resulting rule set, see `kernel.NftKernel.generation`.
     """
 
     events: list[TableEvent]
@@ -94,7 +96,10 @@ class Done(NamedTuple):
 
 
 class Monitor(wire.Closing):
-    """A subscription, to be waited on by `fileno`. It hears nothing before `join`."""
+    """A subscription to notifications; `fileno` can be polled.
+
+    It receives nothing before `join` is called.
+    """
 
     def __init__(self, namespace: Namespace) -> None:
         """Opens a socket.
@@ -108,36 +113,36 @@ class Monitor(wire.Closing):
         self._whole = True
 
     def ignore(self, port: int) -> None:
-        """Hears nothing of what is sent from a netlink port: the number of its process, for one that has one socket.
+        """Ignores changes from a netlink port, which is the process ID if a process has only one socket.
 
-        It takes the place of the one ignored before. May be called from any thread.
+        The port that was ignored before is not ignored any more. May be called from any thread.
         """
         program = ctypes.create_string_buffer(_others(port))
         steps = len(program.raw) // _STEP.size
         self._socket.set_filter(struct.pack("HL", steps, ctypes.addressof(program)))
 
     def join(self) -> None:
-        """From now on it hears. While anybody does, a large transaction takes the kernel twice the time."""
+        """Starts to receive. While any process does, large transactions take the kernel twice as long."""
         self._socket.join(_GROUP)
 
     def leave(self) -> None:
-        """It hears no more; what it heard stays to be read."""
+        """Stops receiving; what has arrived can still be read."""
         self._socket.leave(_GROUP)
 
     def fileno(self) -> int:
-        """The descriptor, for an event loop to wait on."""
+        """The descriptor, to be polled by an event loop."""
         return self._socket.fileno()
 
     def forget(self) -> None:
-        """What was heard of a transaction whose end is missing is of one that is over: the end may be what was lost."""
+        """Discards the events of a transaction whose last message has not arrived and may have been lost."""
         self._events, self._whole = [], True
 
     def read(self) -> list[Done]:
-        """What others did since the last call, and have done with.
+        """The transactions of other processes that were completed since the last call.
 
         Raises:
-            OSError: ENOBUFS when more was done than could be told: anything may have happened. What was told before that
-                is thrown away: the kernel tells nothing more until all of it has been read.
+            OSError: ENOBUFS if notifications were lost, so that anything may have changed. Those that arrived
+                before are discarded, because the kernel sends none until all of them have been read.
         """
         done: list[Done] = []
         while True:
@@ -149,7 +154,7 @@ class Monitor(wire.Closing):
                     if kind == NEWGEN:
                         done.append(Done(self._events, self._whole, *_generation(message.body)))
                         self._events, self._whole = [], True
-                    elif kind in _VERBS and (self._whole or len(self._events) < _ENOUGH):
+                    elif kind in _VERBS and (self._whole or len(self._events) < _MOST_KEPT):
                         self._events.append(_event(kind, message))
             except OSError:
                 self._socket.discard(_MOST_DISCARDED)
@@ -166,19 +171,19 @@ _NO_PORT = 0xFFFFFFFF
 
 
 def _others(ignored: int) -> bytes:
-    """Keeps datagrams whose sender's port, the word at 12 of a netlink header, is none of `process_port`'s, nor this one.
+    """A BPF program that drops datagrams of this process and of one more port, and accepts all others.
 
-    BPF takes the word for one in network order.
+    It checks the sender's port, the word at offset 12 of a netlink header, which BPF loads in network order.
     """
     mine, number = socket.ntohl(wire.PORT_PROCESS & os.getpid()), socket.ntohl(wire.PORT_NUMBER)
     steps = (
-        (0x20, 0, 0, 12),  # load it
-        (0x15, 6, 0, socket.ntohl(ignored)),  # that one: leave it out
-        (0x54, 0, 0, socket.ntohl(wire.PORT_PROCESS)),  # keep what tells the process
-        (0x15, 0, 3, mine),  # not ours: take it whole
+        (0x20, 0, 0, 12),  # load the port
+        (0x15, 6, 0, socket.ntohl(ignored)),  # the ignored one: drop
+        (0x54, 0, 0, socket.ntohl(wire.PORT_PROCESS)),  # the bits of the process ID
+        (0x15, 0, 3, mine),  # not ours: accept
         (0x20, 0, 0, 12),
-        (0x54, 0, 0, number),
-        (0x15, 0, 1, 0),  # numbered: of this process, not of one of the same number in another PID namespace
+        (0x54, 0, 0, number),  # the other bits
+        (0x15, 0, 1, 0),  # not 0: of this process, not of one with the same ID in another PID namespace: drop
         (0x06, 0, 0, 0xFFFFFFFF),
         (0x06, 0, 0, 0),
     )
@@ -193,7 +198,7 @@ def _event(kind: int, message: wire.Message) -> TableEvent:
 
 
 def _generation(body: memoryview) -> tuple[str, int]:
-    """The name and number of the process a generation is of, and the generation's number."""
+    """The name and ID of the process that made a generation, and the generation's number."""
     found = wire.attributes(body[4:])
     name = wire.string(found[_GEN_NAME]) if _GEN_NAME in found else ""
     if name and _GEN_PROCESS in found:

@@ -1,6 +1,7 @@
-"""What the kernel says it holds: the objects of one table.
+"""Reads the objects of one table from the kernel.
 
-Elements come as the kernel's own bytes, undecoded, by their key: a table of 100,000 is read in a third of a second.
+Elements are returned as the bytes of the kernel, without decoding, so that 100,000 are read in a third of a
+second.
 """
 
 import errno
@@ -33,7 +34,7 @@ class ChainInfo(NamedTuple):
 
 
 class RuleInfo(NamedTuple):
-    """A rule: its chain, the digest it was written with (b"" if by others), its handle."""
+    """A rule: its chain, its digest (b"" if another program wrote it), its handle."""
 
     chain: str
     digest: bytes
@@ -77,7 +78,7 @@ def chains(kernel: NftKernel, table: TableName) -> dict[str, ChainInfo]:
 
 
 def has_chain(kernel: NftKernel, table: TableName, name: str) -> bool:
-    """Whether a table has a chain; nothing is listed.
+    """Whether a table has a chain. Only this chain is requested from the kernel.
 
     Raises:
         NetlinkError: the kernel refused.
@@ -91,7 +92,7 @@ def has_chain(kernel: NftKernel, table: TableName, name: str) -> bool:
 
 
 def rules(kernel: NftKernel, table: TableName) -> Iterator[RuleInfo]:
-    """The rules of a table, chain by chain, in their order."""
+    """The rules of a table, grouped by chain, in their order."""
     for body in kernel.dump(GETRULE, table.family, wire.text(1, table.name)):
         found = wire.attributes(body)
         if wire.string(found[1]) == table.name:
@@ -121,7 +122,7 @@ def sets(kernel: NftKernel, table: TableName) -> dict[str, SetInfo]:
 
 
 def elements(kernel: NftKernel, table: TableName, name: str) -> Iterator[bytes]:
-    """The elements of a set or map, each as the attribute it would be added by."""
+    """The elements of a set or map, each as the attribute with which it would be added."""
     for body in kernel.dump(GETSETELEM, table.family, wire.text(1, table.name) + wire.text(2, name)):
         listed = wire.attributes(body).get(3)
         if listed is not None:
@@ -129,14 +130,14 @@ def elements(kernel: NftKernel, table: TableName, name: str) -> Iterator[bytes]:
 
 
 def split(listed: bytes) -> list[bytes]:
-    """The elements of a list of them."""
+    """Splits a list attribute into its elements."""
     end = len(listed)
     if not end:
         return []
     size = _LENGTH.unpack_from(listed)[0] + 3 & ~3
     count, rest = divmod(end, size)
     if not rest and listed[0::size] + listed[1::size] == listed[:1] * count + listed[1:2] * count:
-        # Nearly always: all are of one size.
+        # All elements have the same size, which is nearly always so.
         return [listed[at : at + size] for at in range(0, end, size)]
     found, at = [], 0
     while at < end:
@@ -147,7 +148,7 @@ def split(listed: bytes) -> list[bytes]:
 
 
 def key_of(element: bytes) -> bytes:
-    """What tells an element from others of its set: its key, and for intervals its end."""
+    """The part of an element that identifies it in its set: its key, and for intervals its end."""
     (length,) = _LENGTH.unpack_from(element, 4)
     end = 4 + length
     # NFTA_SET_ELEM_KEY_END, or the FLAGS that make it the end of an interval.

@@ -1,8 +1,9 @@
-"""Rules in nft's words, read from their expressions.
+"""Converts the expressions of a rule to the syntax of nft.
 
-Expressions are steps of a small machine with registers. Run with words for values ("ip daddr" is what a payload
-expression loads) it writes the rule down, as nft does it: one short function for each expression. It reads what we
-write and what the kernel lists, and knows no other expressions than `expressions` makes.
+Expressions are the instructions of a small machine with registers. Here they are executed with text as
+values: a payload expression loads "ip daddr", for example, and the result is the text of the rule. nft does
+the same. There is one short function for each expression that module `expressions` makes; others are not
+supported.
 """
 
 import struct
@@ -23,14 +24,14 @@ _LARGE_REGISTER = 4
 
 
 class Value(NamedTuple):
-    """What a register holds, and those after it if it is long.
+    """The value of a register, or of several registers if it is long.
 
     Attributes:
-        words: where it comes from.
-        registers: how many it takes.
-        show: how a constant that is compared with it is written.
-        mask: what a bitwise expression left of it, b"" for all.
-        constant: the value itself, where the rule says it.
+        words: the text of the expression that loads it.
+        registers: how many registers it occupies.
+        show: converts a constant that is compared with it to text.
+        mask: the mask of a bitwise expression that was applied to it; b"" for none.
+        constant: the value itself, if the rule contains it.
     """
 
     words: str
@@ -41,19 +42,19 @@ class Value(NamedTuple):
 
 
 class SetShape(NamedTuple):
-    """How many registers a set's keys take, and what they map to."""
+    """How many registers the keys of a set occupy, and the data to which they map."""
 
     key: int
     data: int
 
 
 def address(value: bytes) -> str:
-    """An address, as nft writes it."""
+    """An address in the form in which nft prints it."""
     return inet_ntop(AF_INET if len(value) == 4 else AF_INET6, value)
 
 
 def prefix_length(mask: bytes) -> int | None:
-    """The number of ones a mask begins with; None if it has more behind them."""
+    """The number of leading ones of a mask; None if there are ones after the first zero."""
     number = int.from_bytes(mask)
     ones = number.bit_count()
     bits = 8 * len(mask)
@@ -76,7 +77,7 @@ def integer(value: bytes) -> str:
 
 
 def verdict(data: Mapping[int, memoryview]) -> str:
-    """A verdict, with the chain it leads to."""
+    """A verdict, with the chain of a jump or goto."""
     (code,) = struct.unpack(">i", data[1])
     return f"{_VERDICTS[code]} {wire.string(data[2])}" if 2 in data else _VERDICTS[code]
 
@@ -86,7 +87,7 @@ def _mark(value: bytes) -> str:
 
 
 def _interface(value: bytes) -> str:
-    """A whole name is compared with its ending zero, the beginning of one without."""
+    """An interface name. A full name has a terminating NUL, a prefix has none."""
     name, zero, _ = value.partition(b"\0")
     return f'"{name.decode()}{"" if zero else "*"}"'
 
@@ -124,25 +125,25 @@ class Reader:
         self._family = family
         self._sets = sets
         self._registers: dict[int, Value] = {}
-        self._said: list[str] = []
+        self._text: list[str] = []
 
     def read(self, expressions: memoryview | bytes) -> str:
-        """What the expressions of a rule say.
+        """The text of the expressions of a rule.
 
         Raises:
-            ValueError: one of them is none of ours.
+            ValueError: module `expressions` does not make one of them.
         """
         for _, expression in wire.attribute_list(expressions):
             parts = wire.attributes(expression)
             name = wire.string(parts[1])
             step = _STEPS.get(name)
             if step is None:
-                raise ValueError(f"no words for expression {name!r}")
+                raise ValueError(f"expression {name!r} is not supported")
             try:
                 step(self, wire.attributes(parts[2]))
             except KeyError as e:
-                raise ValueError(f"no words for what expression {name!r} does here") from e
-        return " ".join(self._said)
+                raise ValueError(f"attributes of expression {name!r} are not supported") from e
+        return " ".join(self._text)
 
     def _payload(self, a: wire.Attributes) -> None:
         self._load(a[1], _PAYLOADS[_int(a[2]), _int(a[3]), _int(a[4])])
@@ -150,7 +151,7 @@ class Reader:
     def _meta(self, a: wire.Attributes) -> None:
         value = _METAS[_int(a[2])]
         if 3 in a:
-            self._say(f"{value.words} set {self._at(a[3]).words}")
+            self._write(f"{value.words} set {self._at(a[3]).words}")
         else:
             self._load(a[1], value)
 
@@ -160,7 +161,7 @@ class Reader:
     def _immediate(self, a: wire.Attributes) -> None:
         data = wire.attributes(a[2])
         if 2 in data:
-            self._say(verdict(wire.attributes(data[2])))
+            self._write(verdict(wire.attributes(data[2])))
         else:
             constant = bytes(data[1])
             self._load(a[1], Value(constant.hex(), _registers(len(constant)), constant=constant))
@@ -170,13 +171,13 @@ class Reader:
         unequal = _int(a[2]) == x.NOT_EQUAL
         operator = " != " if unequal else " "
         if not value.mask:
-            self._say(f"{value.words}{operator}{value.show(constant)}")
+            self._write(f"{value.words}{operator}{value.show(constant)}")
         elif value.show is address:
-            self._say(f"{value.words}{operator}{address(constant)}/{prefix_length(value.mask)}")
+            self._write(f"{value.words}{operator}{address(constant)}/{prefix_length(value.mask)}")
         elif value.show is _mark:
-            self._say(f"{value.words}{operator if unequal else ' == '}{_mark(constant)}")
+            self._write(f"{value.words}{operator if unequal else ' == '}{_mark(constant)}")
         else:
-            self._say(f"{value.words} {value.show(value.mask)}")  # the flag is set
+            self._write(f"{value.words} {value.show(value.mask)}")  # the flag is set
 
     def _bitwise(self, a: wire.Attributes) -> None:
         value = self._at(a[1])
@@ -201,16 +202,16 @@ class Reader:
         shape = self._sets[name]
         key = self._key(_register(a[2]), shape)
         if 3 not in a:
-            self._say(f"{key} {'!= ' if 5 in a and _int(a[5]) else ''}@{name}")
+            self._write(f"{key} {'!= ' if 5 in a and _int(a[5]) else ''}@{name}")
         elif _int(a[3]) == 0:
-            self._say(f"{key} vmap @{name}")
+            self._write(f"{key} vmap @{name}")
         else:
             found = Value(f"{key} map @{name}", shape.data)
             self._load(a[3], found)
 
     def _dynset(self, a: wire.Attributes) -> None:
         name = wire.string(a[1])
-        self._say(f"update @{name} {{ {self._key(_register(a[4]), self._sets[name])} }}")
+        self._write(f"update @{name} {{ {self._key(_register(a[4]), self._sets[name])} }}")
 
     def _fib(self, a: wire.Attributes) -> None:
         self._load(a[1], _FIB[_int(a[3])])
@@ -220,18 +221,18 @@ class Reader:
         if to.constant:
             host = address(to.constant)
             port = int.from_bytes(self._at(a[5]).constant)
-            self._say(f"dnat to {f'[{host}]' if ':' in host else host}:{port}")
+            self._write(f"dnat to {f'[{host}]' if ':' in host else host}:{port}")
         else:
-            self._say(f"dnat {FAMILY_NAMES[self._family]} to {to.words}")
+            self._write(f"dnat {FAMILY_NAMES[self._family]} to {to.words}")
 
     def _masq(self, _: wire.Attributes) -> None:
-        self._say("masquerade fully-random")
+        self._write("masquerade fully-random")
 
     def _reject(self, _: wire.Attributes) -> None:
-        self._say("reject")
+        self._write("reject")
 
-    def _say(self, words: str) -> None:
-        self._said.append(words)
+    def _write(self, words: str) -> None:
+        self._text.append(words)
 
     def _load(self, register: memoryview, value: Value) -> None:
         self._registers[_register(register)] = value
@@ -240,7 +241,7 @@ class Reader:
         return self._registers[_register(register)]
 
     def _key(self, register: int, shape: SetShape) -> str:
-        """The values that make up a set's key, from a register on."""
+        """The values of a set's key, starting at a register."""
         parts = []
         end = register + shape.key
         while register < end:
@@ -267,6 +268,9 @@ def _registers(length: int) -> int:
 
 
 def _register(value: memoryview) -> int:
-    """The number of a register; the kernel lists those that begin a group of four by another number (1 to 4)."""
+    """The number of a register.
+
+    The kernel lists the first register of each group of four by another number (1 to 4).
+    """
     number = _int(value)
     return number - _FIRST_REGISTER if number >= _FIRST_REGISTER else _LARGE_REGISTER * (number - 1)

@@ -1,7 +1,7 @@
-"""Tables as nft lists them, for people to read and for tests to keep.
+"""Converts tables to the syntax of nft, for log messages, commands and tests.
 
-What is rendered are the messages by which tables are made, or what the kernel lists, put into messages. Elements stand one
-a line, in the order of their keys. Stock nft reads all of it back.
+The input are messages that create tables, or the objects that the kernel lists, in the form of such messages.
+Each element is on a line of its own, in the order of the keys. The nft program can read the output.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -50,7 +50,7 @@ class _Set(NamedTuple):
 
 
 class _TableText:
-    """A table's parts, as they come."""
+    """The parts of a table, in the order of the messages."""
 
     def __init__(self, message: NftMessage, a: wire.Attributes) -> None:
         self._title = f"table {FAMILY_NAMES[message.family]} {wire.string(a[1])}"
@@ -61,7 +61,7 @@ class _TableText:
         self._chains: dict[str, list[str]] = {}
 
     def take(self, kind: int, a: wire.Attributes) -> None:
-        """Takes in the attributes of a message."""
+        """Adds the object that a message creates."""
         if kind == NEWCHAIN:
             self._chains.setdefault(wire.string(a[3]), _hook(a))
         elif kind == NEWRULE:
@@ -91,13 +91,13 @@ class _TableText:
 
 
 def render(made: Iterable[NftMessage]) -> str:
-    """The tables that these messages make.
+    """The tables that messages create.
 
     Args:
-        made: messages that add, as in a transaction.
+        made: messages that add objects, as in a transaction.
 
     Raises:
-        ValueError: a rule holds an expression that is none of ours.
+        ValueError: a rule has an expression that module `expressions` does not make.
     """
     tables: dict[tuple[int, str], _TableText] = {}
     for message in made:
@@ -111,29 +111,29 @@ def render(made: Iterable[NftMessage]) -> str:
 
 
 def commands(sent: Iterable[NftMessage], known: Iterable[NftMessage] = ()) -> Iterator[str]:
-    """Messages as commands of nft, one a line; an element is a line of its own.
+    """Converts messages to commands of nft, one per line; each element is a command of its own.
 
     Args:
         sent: messages that add, delete or flush.
-        known: messages that made the sets whose elements are sent.
+        known: messages that created the sets whose elements are in `sent`.
 
     Raises:
-        ValueError: a rule holds an expression that is none of ours.
+        ValueError: a rule has an expression that module `expressions` does not make.
     """
     sets: dict[str, _Set] = {}
     shapes: dict[str, reading.SetShape] = {}
 
-    def learn(message: NftMessage, a: wire.Attributes) -> None:
+    def add_set(message: NftMessage, a: wire.Attributes) -> None:
         if message.kind == NEWSET:
             name = wire.string(a[2])
             made = sets[name] = _set(a)
             shapes[name] = reading.SetShape(types.size(made.key) // 4, types.size(made.data) // 4)
 
     for message in known:
-        learn(message, wire.attributes(message.body))
+        add_set(message, wire.attributes(message.body))
     for message in sent:
         a = wire.attributes(message.body)
-        learn(message, a)
+        add_set(message, a)
         where = f"{FAMILY_NAMES[message.family]} {wire.string(a[1])}"
         if message.kind == NEWRULE:
             rule = reading.Reader(message.family, shapes).read(a[4])
@@ -162,8 +162,8 @@ def _indented(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _comment(userdata: memoryview | bytes, kind: int = types.COMMENT) -> list[str]:
-    said = types.comment(userdata, kind)
-    return [f'comment "{said}"'] if said else []
+    found = types.comment(userdata, kind)
+    return [f'comment "{found}"'] if found else []
 
 
 def _hook(a: wire.Attributes) -> list[str]:
@@ -202,11 +202,11 @@ def _words(parts: Sequence[Type], *, by_source: bool) -> str:
 
 
 def _duration(milliseconds: int) -> str:
-    said = ""
+    text = ""
     for unit, size in _UNITS:
         count, milliseconds = divmod(milliseconds, size)
-        said += f"{count}{unit}" if count else ""
-    return said
+        text += f"{count}{unit}" if count else ""
+    return text
 
 
 def _elements(made: _Set) -> Iterator[str]:
@@ -218,7 +218,7 @@ def _elements(made: _Set) -> Iterator[str]:
 
 
 def _shown(made: _Set, elements: list[wire.Attributes]) -> list[str]:
-    """Elements of a set as they are listed."""
+    """Elements of a set in the form in which nft lists them."""
     if made.intervals and len(made.key) == 1:
         return list(_spans(elements, made.key[0]))
     return [_element(each, made) for each in elements]
@@ -255,7 +255,7 @@ def _parts(key: bytes, types_: Sequence[Type]) -> list[bytes]:
 
 
 def _range(part: Type, first: bytes, last: bytes) -> str:
-    """A range of one part, in its shortest form."""
+    """A range of one part of a key, in its shortest form."""
     show = _SHOW[part.number]
     if first == last:
         return show(first)
@@ -267,7 +267,10 @@ def _range(part: Type, first: bytes, last: bytes) -> str:
 
 
 def _spans(elements: list[wire.Attributes], part: Type) -> Iterator[str]:
-    """Intervals of keys of one part: an element begins each, and another one, where it is not the last, ends it."""
+    """Intervals of keys that have one part.
+
+    An element starts each interval, and another element ends it, except the last one.
+    """
     begun: int | None = None
     for element in [*elements, None]:
         end = element is None or bool(3 in element and element[3][3] & 1)

@@ -1,8 +1,9 @@
-"""What the parts of keys and of data are, in nft's own terms.
+"""The data types of nft for the parts of keys and data.
 
-The kernel only knows lengths. It keeps a number for nft by which this prints keys as addresses, protocols and ports. An integer
-has no size of its own in nft's language, so a set with one is described by expressions that yield its parts (`typeof`
-instead of `type`), which the kernel keeps as userdata. Only so can a listing be read back by `nft -f`.
+The kernel itself only uses lengths. It stores a number for nft, by which nft prints keys as addresses,
+protocols and ports. In the language of nft an integer has no size, so a set with integers is described by
+expressions of these sizes (`typeof` instead of `type`), which the kernel stores as userdata. Without this,
+`nft -f` could not read a listing.
 
 Sources: nftables' datatype.h, expression.h, meta.h, proto.h; libnftnl's udata.h.
 """
@@ -14,14 +15,14 @@ from typing import Final, NamedTuple
 
 
 class Type(NamedTuple):
-    """What one part is.
+    """The type of one part.
 
     Attributes:
-        name: nft's, as in `type`.
-        number: nft's.
-        size: bytes.
-        source: an expression that yields it, as in `typeof`.
-        userdata: this expression as nft keeps it.
+        name: its name in nft, as in `type`.
+        number: its number in nft.
+        size: its size in bytes.
+        source: an expression of this type, as in `typeof`.
+        userdata: this expression in the form in which nft stores it.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Type(NamedTuple):
 
     @property
     def padded(self) -> int:
-        """Bytes it takes in a key."""
+        """The bytes that it occupies in a key."""
         return self.size + 3 & ~3
 
 
@@ -62,7 +63,7 @@ def _words(*values: int) -> bytes:
 
 
 def _expression(kind: int, inner: bytes) -> bytes:
-    """An enum expr_types and what such an expression says of itself."""
+    """An expression in userdata: its number (enum expr_types) and its description."""
     return _words(kind) + tlv(1, inner)
 
 
@@ -82,13 +83,13 @@ VERDICT: Final = 0xFFFFFF00
 
 
 def below(modulus: int) -> Type:
-    """A number below another one, in the host's byte order."""
+    """The type of numbers below `modulus`, in the host's byte order."""
     source = f"numgen random mod {modulus}"
     return Type("integer", INTEGER, 4, source, _expression(_NUMGEN, _words(1, modulus, 0)))
 
 
 def number(parts: Sequence[Type]) -> int:
-    """Nft's number of a concatenation: six bits a part. None at all is a verdict."""
+    """The number that nft uses for a concatenation: six bits per part. No parts mean a verdict."""
     result = 0 if parts else VERDICT
     for part in parts:
         result = result << 6 | part.number
@@ -96,12 +97,12 @@ def number(parts: Sequence[Type]) -> int:
 
 
 def size(parts: Sequence[Type]) -> int:
-    """Bytes a key takes, or what it maps to; a verdict takes sixteen."""
+    """The size of a key or of data in bytes; a verdict has sixteen."""
     return sum(part.padded for part in parts) if parts else 16
 
 
 def typeof(key: Sequence[Type], data: Sequence[Type]) -> bytes:
-    """Userdata that describes a set by expressions; b"" where its types have names."""
+    """Userdata that describes a set by expressions; b"" if all its types have names."""
     if not any(part.number == INTEGER for part in (*key, *data)):
         return b""
     described = tlv(_KEY_TYPEOF, _concatenation(key))
@@ -109,12 +110,12 @@ def typeof(key: Sequence[Type], data: Sequence[Type]) -> bytes:
 
 
 def read(number: int, userdata: memoryview | bytes, *, data: bool = False) -> tuple[Type, ...]:
-    """What the parts of a set's keys are, or of its data.
+    """The types of the parts of a set's keys, or of its data.
 
     Args:
-        number: nft's number of their concatenation.
-        userdata: of the set.
-        data: its data are asked for.
+        number: the number that nft uses for their concatenation.
+        userdata: the userdata of the set.
+        data: return the types of its data instead of its keys.
     """
     if number == VERDICT:
         return ()
@@ -133,8 +134,8 @@ def read(number: int, userdata: memoryview | bytes, *, data: bool = False) -> tu
 
 
 def _read_below(userdata: bytes) -> Type:
-    said = tlvs(tlvs(userdata).get(1, b""))
-    return below(int.from_bytes(said.get(1, b""), sys.byteorder))
+    description = tlvs(tlvs(userdata).get(1, b""))
+    return below(int.from_bytes(description.get(1, b""), sys.byteorder))
 
 
 def _concatenation(parts: Sequence[Type]) -> bytes:

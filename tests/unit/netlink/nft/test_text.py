@@ -18,10 +18,10 @@ def rendered(*expressions: bytes) -> str:
 @pytest.mark.parametrize(
     ("expression", "words"),
     [
-        (wire.nested(1, wire.text(1, "counter"), wire.nested(2)), "no words for expression 'counter'"),
-        (x.payload(0, x.NETWORK_HEADER, 1, 1), "no words for what expression 'payload' does here"),
-        (x.meta(0, 99), "no words for what expression 'meta' does here"),
-        (x.lookup("none", 0), "no words for what expression 'lookup' does here"),
+        (wire.nested(1, wire.text(1, "counter"), wire.nested(2)), "expression 'counter' is not supported"),
+        (x.payload(0, x.NETWORK_HEADER, 1, 1), "attributes of expression 'payload' are not supported"),
+        (x.meta(0, 99), "attributes of expression 'meta' are not supported"),
+        (x.lookup("none", 0), "attributes of expression 'lookup' are not supported"),
     ],
 )
 def test_what_others_write_may_have_no_words(expression: bytes, words: str) -> None:
