@@ -1,1 +1,4 @@
-"""What this node should do: pure functions and values, without I/O or clock. All of kube-proxy's semantics live here."""
+"""The semantics of kube-proxy: which plans this node should have.
+
+Pure functions and values, without I/O and clock.
+"""

@@ -1,13 +1,15 @@
-"""Which TCP clients wait for something that will never answer.
+"""TCP connections without an answer that current rules would send elsewhere.
 
-A client may have begun before its Service's rules were there, or its first SYN was sent to an endpoint that no longer exists, such
-as those of a node that failed. The kernel sends every retransmission the same way, so the client waits until it gives up. When
-such a flow is deleted the next retransmission is looked up in the current rules. Only connections without an answer qualify: in
-state SYN_SENT, without any reply, to a front that just came (or whose first endpoint just came, or that lost an endpoint and has
-others), and not on their way to an endpoint. Every other connection is left alone, whatever its front: it would be reset.
+The first SYN of a connection may have been sent before the rules of its Service existed, or to an endpoint
+that does not exist any more, such as those of a node that failed. The kernel treats every retransmission in
+the same way, so the client cannot connect until it gives up. If the flow is deleted, the next retransmission
+is looked up in the current rules. Only connections without an answer may be deleted: in state SYN_SENT,
+without any reply, to a front that was just added (or whose first endpoint was, or that lost an endpoint and
+has others), and not to an endpoint. All other connections are kept, because deleting the flow of a
+connection resets it.
 
-`Arrivals` holds these fronts until the flows to them were looked at, and nothing else: what TCP Services there are is not
-kept. At a front that several Services name, what leads to an endpoint of any of them is left alone.
+`Arrivals` only has these fronts, until the flows to them have been checked. At a front that several Services
+name, flows to an endpoint of any of them are kept.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,11 +28,11 @@ class TrackedConnection(flows.TrackedFlow, Protocol):
 
     @property
     def unanswered(self) -> bool:
-        """Whether it is a TCP connection in state SYN_SENT that saw no reply."""
+        """Whether it is a TCP connection in state SYN_SENT without a reply."""
 
 
 def have_come(before: ServicePlan | None, after: ServicePlan) -> list[PortPlan]:
-    """The TCP ports of a plan of which a front came, or the first endpoint."""
+    """The TCP ports of a plan for which a front or the first endpoint was added."""
     had = {(port.name, port.port): port for port in before.ports if port.protocol == "TCP"} if before else {}
     return [
         port
@@ -76,19 +78,19 @@ def _has_endpoints(port: PortPlan) -> bool:
 
 
 class Arrivals:
-    """The TCP fronts of one family at which clients may wait."""
+    """The TCP fronts of one family whose flows must be checked."""
 
     def __init__(self) -> None:
         self._ports: dict[Place, list[PortPlan]] = {}
 
     def add(self, ports: Iterable[PortPlan]) -> None:
-        """Flows to the fronts of these ports, as the kernel has them now, are to be looked at."""
+        """Adds ports as they are in the kernel: flows to their fronts must be checked."""
         for port in ports:
             for front in flows.fronts(port):
                 self._ports.setdefault(front, []).append(port)
 
     def listings(self) -> Iterator[Listing]:
-        """The flows to be looked at."""
+        """The flows that must be checked."""
         if len(self._ports) > flows.MOST_LISTINGS:
             yield Listing(TCP)
         else:
@@ -96,13 +98,13 @@ class Arrivals:
                 yield Listing(TCP, destination=front)
 
     def is_waiting(self, flow: TrackedConnection, local: Callable[[bytes], bool]) -> bool:
-        """Whether a flow is that of a client who waits in vain.
+        """Whether a flow is that of a client that cannot connect.
 
-        A flow in a conntrack zone that was not translated is left alone, as with UDP.
+        A flow in a conntrack zone that was not translated is kept, as for UDP.
 
         Args:
             flow: the flow.
-            local: whether a packed address is one of this node's that accept node ports.
+            local: returns whether a packed address is one of this node that accepts node ports.
         """
         ports = self._ports.get(flow.destination)
         if ports is None:
@@ -118,5 +120,5 @@ class Arrivals:
         )
 
     def settled(self) -> None:
-        """Everything was looked at."""
+        """All flows were checked."""
         self._ports.clear()

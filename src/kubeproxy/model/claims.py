@@ -1,18 +1,23 @@
-"""Who owns a front that several Services name. Decided here, once, before any mode sees the plans.
+"""The owner of a front that several Services name.
 
-An API server gives a ClusterIP and a node port to one Service only, but it lets any Service name any address among its
-externalIPs, the ClusterIP of another Service included (CVE-2020-8554), and a folder of manifests can say everything twice. A
-front has one owner:
+It is decided here, once for all modes, before plans are made.
+
+An API server gives a ClusterIP and a node port to one Service only. But it lets any Service name any address
+in its externalIPs, including the ClusterIP of another Service (CVE-2020-8554), and a folder of manifests can
+contain duplicates. A front has one owner:
 
 - a front at a ClusterIP belongs to the Service whose ClusterIP it is;
-- a node port has precedence over a health-check node port, because its rules take the packets before a socket does;
+- a node port has precedence over a health-check node port, because its rules take the packets before a socket
+  does;
 - of several Services with an equal claim, the first by namespace and name is the owner.
 
-The owner depends on the Services that exist and not on the order in which they came. When the owner no longer names the
-front, the next Service becomes its owner, and both have to be planned again in the same sync: `change` returns them.
+The owner depends on the Services that exist, and not on the order in which they were added. When the owner no
+longer names the front, the next Service becomes its owner, and both must be planned again in the same sync:
+`change` returns them.
 
-A front at an address of the node has precedence over the node port of the same number at that address, as in the rules of the
-reference. That needs no claim: `plan` asks who owns the address and leaves it out of the node port.
+A front at an address of the node has precedence over the node port of the same number at that address, as in
+the rules of the reference. This needs no claim: `plan` looks up the owner of the address and excludes it from
+the node port.
 """
 
 from msgspec import Struct
@@ -26,7 +31,7 @@ _CLUSTER_IP, _OTHER, _HEALTH_CHECK = range(3)
 
 
 class _Claim(Struct, frozen=True, order=True, gc=False):
-    """The claim of a Service to a front. The least one is the owner's."""
+    """The claim of a Service to a front. The smallest claim is that of the owner."""
 
     rank: int
     key: Key
@@ -36,7 +41,7 @@ class Claims:
     """The claims of all Services of one IP family."""
 
     def __init__(self, family: Family, *, external_ips: bool) -> None:
-        """Makes it, without claims.
+        """Creates it without claims.
 
         Args:
             family: the family.
@@ -61,15 +66,17 @@ class Claims:
         return [claim.key for claim in sorted(claims)]
 
     def change(self, key: Key, before: ServiceRow | None, after: ServiceRow | None) -> set[Key]:
-        """Replaces the claims of a Service. The cost depends on its fronts and, where an owner changes, on the rivals.
+        """Replaces the claims of a Service.
+
+        The cost depends on its fronts and, if an owner changes, on the rivals.
 
         Args:
             key: the Service.
-            before: the Service as it was; None: it did not exist.
-            after: the Service as it is; None: it does not exist.
+            before: the Service before the change; None if it did not exist.
+            after: the Service after the change; None if it does not exist.
 
         Returns:
-            The Services whose plans may have changed by that, apart from this one.
+            The other Services whose plans may have changed.
         """
         old, new = self._ranks(before), self._ranks(after)
         touched: set[Key] = set()
@@ -84,7 +91,10 @@ class Claims:
         return touched
 
     def _ranks(self, row: ServiceRow | None) -> dict[Front, int]:
-        """The fronts that a Service names; where it names one twice, by the better claim."""
+        """The fronts that a Service names, with the rank of its claim.
+
+        The better one if it names a front twice.
+        """
         found: dict[Front, int] = {}
         if row is None:
             return found

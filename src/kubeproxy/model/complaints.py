@@ -1,6 +1,7 @@
-"""What is wrong with objects: logged once, and again only when it is something else.
+"""Complaints about objects: each is logged once, and again only when it has changed.
 
-Objects come again and again, a Node every few seconds with its status; what was said of one need not be repeated.
+Objects are received repeatedly, for example a Node every few seconds with its status, so an unchanged
+complaint is not repeated.
 """
 
 import logging
@@ -12,28 +13,31 @@ from kubeproxy.log import ObjectRef
 log = logging.getLogger(__name__)
 
 MOST = 20
-"""As many are logged of an object; a slice of thousands of endpoints may have something wrong with each."""
+"""The number of complaints that are logged for one object.
+
+A slice may have thousands of invalid endpoints.
+"""
 
 Name = tuple[str, str, str]
-"""Kind, namespace and name of an object; the namespace is empty where its kind has none."""
+"""Kind, namespace and name of an object; the namespace is empty if its kind has none."""
 
 
 class Complaints:
-    """What was last said of each object with which something is wrong."""
+    """The last complaints about each object that has any."""
 
     def __init__(self) -> None:
         self._known: dict[Name, tuple[tuple[str, str], ...]] = {}
 
     def __len__(self) -> int:
-        """With how many objects something is wrong."""
+        """The number of objects with complaints."""
         return len(self._known)
 
     def report(self, name: Name, found: Iterable[tuple[str, str]]) -> None:
-        """Logs what is wrong with an object, unless that was the last said of it.
+        """Logs the complaints about an object, unless they are the same as last time.
 
         Args:
             name: the object.
-            found: field path and message of each part that was left out; none if all is well.
+            found: field path and message of each part that was left out; empty if there is none.
         """
         complaints = tuple(found)
         if (more := len(complaints) - MOST) > 0:
@@ -52,5 +56,5 @@ class Complaints:
             )
 
     def forget(self, name: Name) -> None:
-        """The object is gone; if it comes again, all is said again."""
+        """Removes an object; if it is added again, its complaints are logged again."""
         self._known.pop(name, None)

@@ -1,7 +1,8 @@
 """Why a packet goes where it goes: the verdict on it, step by step, with the endpoints it can and cannot reach.
 
-The verdict itself is that of `verdict`; here is what led to it: who named the front, how the source was judged, which
-endpoints were selected, and for each of the others the reason why it was not. Nothing is decided here.
+The verdict itself is that of `verdict`; here is what led to it: who named the front, how the source was
+judged, which endpoints were selected, and for each of the others the reason why it was not. Nothing is
+decided here.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence

@@ -1,8 +1,9 @@
-"""What is probably wrong with a Service, though each object by itself is valid.
+"""Probable mistakes in Services whose objects are valid by themselves.
 
-`of_service` judges one Service by its rows: does it have endpoints, is one of them usable, do the names of the ports
-agree, and is an endpoint on this node where a policy asks for one. `Findings` keeps the judgement of every Service and
-judges again only those that changed, so that its cost follows the change. Nothing is reported here: see `reporter`.
+`of_service` checks one Service: whether it has endpoints, whether one of them is usable, whether the names of
+the ports match, and whether there is an endpoint on this node if a policy needs one. `Findings` stores the
+findings of all Services and checks only those that changed, so that the cost depends on the change. Findings
+are reported by `reporter`.
 """
 
 from collections import Counter
@@ -27,12 +28,13 @@ Reason = Literal[
     "NoLocalEndpointsExternal",
     "NoService",
 ]
-"""What can be wrong:
+"""The kinds of findings:
 
 - NoEndpoints: there is no endpoint at all.
 - NoReadyEndpoints: there are endpoints, but none is ready or still serves while it terminates.
-- PortWithoutEndpoints: no EndpointSlice has a port of the Service's name and protocol, though there are endpoints.
-- UnknownEndpointPort: an EndpointSlice has a port that the Service has not.
+- PortWithoutEndpoints: there are endpoints, but no EndpointSlice has a port with the name and protocol of the
+  Service's port.
+- UnknownEndpointPort: an EndpointSlice has a port that the Service does not have.
 - NoLocalEndpointsInternal, -External: a traffic policy is Local, and all usable endpoints are on other nodes.
 - NoService: EndpointSlices name a Service that does not exist.
 """
@@ -47,14 +49,14 @@ _DRAINING = int(Condition.SERVING | Condition.TERMINATING)
 
 
 class Finding(Struct, frozen=True, gc=False):
-    """One thing that is wrong with a Service.
+    """A probable mistake in a Service.
 
     Attributes:
-        reason: what.
-        family: the IP family it is limited to; "" where it is so in every family of the Service.
-        ports: the ports it is limited to, as text; "" for all ports of the Service.
-        detail: of NoEndpoints, the families that the endpoints are of; of PortWithoutEndpoints, the ports that the
-            EndpointSlices have; of NoService, the EndpointSlices.
+        reason: its kind.
+        family: the IP family that it concerns; "" for all families of the Service.
+        ports: the ports that it concerns, as text; "" for all ports of the Service.
+        detail: for NoEndpoints, the families of the endpoints; for PortWithoutEndpoints, the ports of the
+            EndpointSlices; for NoService, the EndpointSlices.
     """
 
     reason: Reason
@@ -64,7 +66,7 @@ class Finding(Struct, frozen=True, gc=False):
 
 
 def of_service(service: ServiceRow, slices: Iterable[SliceRow], node: str) -> tuple[Finding, ...]:
-    """What is wrong with a Service, as seen from a node.
+    """The findings of a Service on a node.
 
     Args:
         service: the Service.
@@ -84,7 +86,7 @@ def of_service(service: ServiceRow, slices: Iterable[SliceRow], node: str) -> tu
 
 
 def _of_family(service: ServiceRow, family: Family, pieces: Sequence[SliceRow], node: str) -> list[Finding]:
-    """The same for one family, in which findings do not name it."""
+    """The findings for one family, without its name."""
     mine = [piece for piece in pieces if piece.family == family]
     if not mine:
         others = sorted({piece.family for piece in pieces} - set(map(family_of, service.cluster_ips)))
@@ -116,7 +118,7 @@ def _of_family(service: ServiceRow, family: Family, pieces: Sequence[SliceRow], 
 
 
 def _offered(pieces: Iterable[SliceRow], node: str | None) -> dict[tuple[str, str], tuple[bool, bool]]:
-    """The ports of slices, by name and protocol: whether one has a usable endpoint, and one on a node."""
+    """The ports of slices, by name and protocol: whether they have a usable endpoint, and one on a node."""
     offered: dict[tuple[str, str], tuple[bool, bool]] = {}
     for piece in pieces:
         usable, here = _usable(piece, node)
@@ -127,7 +129,7 @@ def _offered(pieces: Iterable[SliceRow], node: str | None) -> dict[tuple[str, st
 
 
 def _usable(piece: SliceRow, node: str | None) -> tuple[bool, bool]:
-    """Whether an endpoint of a slice gets new connections, and whether one on a node does."""
+    """Whether an endpoint of a slice gets new connections, and whether one on a node does so."""
     usable = False
     for endpoint in piece.endpoints:
         if endpoint.conditions & _READY or endpoint.conditions & _DRAINING == _DRAINING:
@@ -138,26 +140,28 @@ def _usable(piece: SliceRow, node: str | None) -> tuple[bool, bool]:
 
 
 def _ports(ports: Iterable[tuple[str, str]]) -> str:
-    """Names and protocols of ports; no more than a message can hold."""
+    """Names and protocols of ports, limited to the length of a message."""
     return types.listed([f"{name or '(unnamed)'}/{protocol}" for name, protocol in ports], MOST_NAMES)
 
 
 class Findings:
-    """What is wrong with every Service of a state.
+    """The findings of all Services of a state.
 
     Attributes:
-        known: the findings of each Service that has any, as of the last `update`.
-        counts: how many Services have a finding of a reason.
+        known: the findings of each Service that has any, at the last `update`.
+        counts: the number of Services with a finding, by reason.
     """
 
     def __init__(self, state: State, node: str, *, orphans: bool) -> None:
-        """Nothing is known before `update`; what is there must be named to `touch`, or all of it with `touch_all`.
+        """Creates it without findings.
+
+        `touch` or `touch_all` must be called for existing Services, and then `update`.
 
         Args:
             state: the Services.
             node: the name of this node.
-            orphans: EndpointSlices of a Service that does not exist are a finding: whoever deletes a Service in a
-                cluster leaves them for a moment, but files are written by people.
+            orphans: EndpointSlices of a Service that does not exist are a finding. In a cluster they exist
+                for a moment after a Service was deleted; in manifests they are probably a mistake.
         """
         self._state = state
         self._node = node
@@ -168,30 +172,30 @@ class Findings:
 
     @property
     def pending(self) -> int:
-        """How many Services must be judged again."""
+        """How many Services must be checked again."""
         return len(self._touched)
 
     def touch(self, key: Key) -> None:
-        """A Service or one of its EndpointSlices changed, came or is gone."""
+        """A Service or one of its EndpointSlices was changed, added or removed."""
         self._touched[key] = None
 
     def touch_all(self) -> None:
-        """All there is must be judged."""
+        """All Services must be checked."""
         self._touched.update(dict.fromkeys(self._state.services))
         self._touched.update(dict.fromkeys(self.known))
         if self._orphans:
             self._touched.update(dict.fromkeys(self._state.sliced))
 
     def update(self, most: int | None = None) -> list[Key]:
-        """Judges Services that were touched; returns those of which something else is true now.
+        """Checks the Services that were touched; returns those whose findings changed.
 
         Args:
-            most: how many at most; None for all of them.
+            most: how many at most; None for all.
         """
         changed = []
         for key in list(islice(self._touched, most)):
             del self._touched[key]
-            before, after = self.known.get(key, ()), self._judge(key)
+            before, after = self.known.get(key, ()), self._check(key)
             if after == before:
                 continue
             changed.append(key)
@@ -203,7 +207,7 @@ class Findings:
                 del self.known[key]
         return changed
 
-    def _judge(self, key: Key) -> tuple[Finding, ...]:
+    def _check(self, key: Key) -> tuple[Finding, ...]:
         service = self._state.services.get(key)
         if service is not None:
             return of_service(service, self._state.slices(key), self._node)

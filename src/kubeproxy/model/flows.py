@@ -1,18 +1,20 @@
-"""Which tracked UDP and SCTP flows are stale: they go where their Service sends nobody any more.
+"""Stale UDP and SCTP flows: tracked flows that do not lead to an endpoint of their Service.
 
-A connectionless flow keeps the endpoint its first packet got, for as long as its client talks. When that endpoint is
-gone, or when there was none and the flow was not translated at all, the client would talk into the void for ever, so
-its flow must be forgotten. A flow is stale when the place its client speaks to (a front) belongs to a Service and
+The packets of a connectionless flow are sent to the endpoint of its first packet as long as the client sends
+any. If that endpoint is removed, or if there was none and the flow was not translated, the client never gets
+an answer, so its flow must be deleted. A flow is stale if its destination is a front of a Service and
 
-- it was translated to something that is not an endpoint of that Service which still serves, or
-- it was not translated, though the Service has endpoints.
+- it was translated to an address that is not a serving endpoint of that Service, or
+- it was not translated, although the Service has endpoints.
 
-At a front that no Service has any more, flows to the endpoints that its last owner had are stale. Endpoints that serve
-until they end keep their flows, as traffic policies and topology are about new ones only. Of TCP only connections that
-nobody has answered yet are of interest, see `arrivals`: the others end by themselves, and a forgotten one would be reset.
+At a front that no Service has any more, flows to the endpoints of its last owner are stale. Endpoints that
+still serve while they terminate keep their flows, because traffic policies and topology apply to new flows
+only. Of TCP, only connections without an answer are deleted (see `arrivals`): other connections end by
+themselves, and deleting their flow would reset them.
 
-`Fronts` knows who owns which front, and which flows a change asks to be looked at: those to some endpoints, or those to
-some fronts. What is listed is judged by all that is known, so a list may hold more than was asked for.
+`Fronts` has the owners of all fronts, and determines which flows must be checked after a change: those to
+some endpoints, or those to some fronts. Each listed flow is checked against all fronts, so that a listing may
+contain more flows than necessary.
 
 Source: KEP-1669; the reference's reconciler as of Kubernetes v1.37, and SCTP.
 """
@@ -27,17 +29,23 @@ from kubeproxy.protocols import SCTP, UDP
 PROTOCOLS: Final = {"UDP": UDP, "SCTP": SCTP}
 
 MOST_LISTINGS: Final = 8
-"""Each listing has the kernel walk its whole table; for more of a protocol, one that lists all its flows is cheaper."""
+"""The kernel walks its whole table for each listing.
+
+So instead of more, one that lists all flows of the protocol is used.
+"""
 
 _FEW: Final = 4
-"""So many endpoints are listed one by one whatever the number of fronts: all flows of a cluster's DNS are to one front."""
+"""So many endpoints are listed one by one, even if there are fewer fronts: a front such as DNS may have most flows."""
 
 Place = bytes
 """A packed address and a port in network order; a node port has no address."""
 
 
 class Listing(NamedTuple):
-    """Flows to be looked at: those to a front, or those to an endpoint; with neither, all of the protocol."""
+    """Flows that must be checked: those to a front, or those to an endpoint.
+
+    Without both, all flows of the protocol.
+    """
 
     protocol: int
     destination: Place = b""
@@ -53,11 +61,11 @@ class TrackedFlow(Protocol):
 
     @property
     def destination(self) -> Place:
-        """Where its client speaks to."""
+        """The place to which its client sends."""
 
     @property
     def source(self) -> Place:
-        """Who answers."""
+        """The place from which the answers are sent."""
 
     @property
     def zone(self) -> int:
@@ -65,7 +73,7 @@ class TrackedFlow(Protocol):
 
 
 class Owner(NamedTuple):
-    """A Service port, as its flows see it."""
+    """The fronts and serving endpoints of a Service port."""
 
     protocol: int
     fronts: frozenset[Place]
@@ -76,7 +84,7 @@ _NONE: Final = Owner(0, frozenset(), frozenset())
 
 
 class Fronts:
-    """The fronts of one family, who owns them, and what is to be looked at."""
+    """The fronts of one family, their owners, and the flows that must be checked."""
 
     def __init__(self) -> None:
         self._services: dict[Key, dict[tuple[str, str, int], Owner]] = {}
@@ -90,7 +98,7 @@ class Fronts:
         return self._services.keys()
 
     def set(self, key: Key, plan: ServicePlan | None) -> None:
-        """The plan of a Service is this one now; None: it has none."""
+        """Sets the plan of a Service; None if it has none."""
         before = self._services.pop(key, {})
         ports = [port for port in plan.ports if port.protocol in PROTOCOLS] if plan else ()
         after = {(port.name, str(port.protocol), port.port): owner(port) for port in ports}
@@ -102,16 +110,16 @@ class Fronts:
                 self._change(old, new)
 
     def look_at_all(self) -> None:
-        """Every flow to any front is to be looked at."""
+        """All flows to any front must be checked."""
         for protocol in {owner.protocol for ports in self._services.values() for owner in ports.values()}:
             self.look_at(Listing(protocol))
 
     def look_at(self, listing: Listing) -> None:
-        """Flows are to be looked at."""
+        """Adds flows that must be checked."""
         self._listings[listing] = None
 
     def next_listing(self) -> Listing | None:
-        """Takes the next flows to be looked at; None when there are no more."""
+        """Removes and returns the next flows that must be checked; None if there are no more."""
         if not self._listings:
             return None
         listing = next(iter(self._listings))
@@ -126,17 +134,18 @@ class Fronts:
         return listing
 
     def settled(self) -> None:
-        """Everything was looked at: who owned which front before is forgotten."""
+        """All flows were checked: the former owners of fronts are not needed any more."""
         self._left.clear()
 
     def is_stale(self, flow: TrackedFlow, local: Callable[[bytes], bool]) -> bool:
         """Whether a flow is stale.
 
-        A flow in a conntrack zone that was not translated is left alone: others who track there translate elsewhere.
+        A flow in a conntrack zone that was not translated is kept: programs that use zones may translate it
+        in another zone.
 
         Args:
             flow: the flow.
-            local: whether a packed address is one of this node's that accept node ports.
+            local: returns whether a packed address is one of this node that accepts node ports.
         """
         protocol, destination, source = flow.protocol, flow.destination, flow.source
         front = (protocol, destination)
@@ -152,7 +161,7 @@ class Fronts:
         return bool(owners) or any(source in serving for serving in self._left[front])
 
     def _change(self, old: Owner | None, new: Owner | None) -> None:
-        """A Service port was so and is so now: who owns its fronts, and what is to be looked at."""
+        """Replaces a Service port: changes the owners of its fronts, and finds the flows that must be checked."""
         protocol = (new or old or _NONE).protocol
         old, new = old or _NONE, new or _NONE
         for front in old.fronts | new.fronts:
@@ -174,7 +183,7 @@ class Fronts:
         else:
             for front in at:
                 self.look_at(Listing(protocol, destination=front))
-        # Not translated as long as there were no endpoints.
+        # Flows that were not translated because there was no endpoint.
         for front in (came if old.serving else new.fronts) if new.serving else ():
             self.look_at(Listing(protocol, destination=front))
 
@@ -200,12 +209,12 @@ def owner(port: PortPlan) -> Owner:
 
 
 def place(address: str, port: int) -> Place:
-    """An address and a port as the kernel has them; no address for a node port."""
+    """An address and a port in the kernel's format; a node port has no address."""
     return (pack(address) if address else b"") + port.to_bytes(2)
 
 
 def fronts(port: PortPlan) -> Iterator[Place]:
-    """Where a port is reached."""
+    """The fronts of a port."""
     for address in (port.cluster_ip, *port.external_ips, *port.load_balancer_ips):
         if address:
             yield place(address, port.port)

@@ -1,10 +1,13 @@
-"""What a mode does with a packet where the plans do not decide. Each mode has one such value; the verdict reads it."""
+"""Differences between modes in the treatment of packets that plans do not determine.
+
+Each mode has one such value.
+"""
 
 from msgspec import Struct
 
 
 class Manners(Struct, frozen=True, gc=False):
-    """What a mode does where the plans do not decide.
+    """What a mode does with packets that plans do not determine.
 
     Attributes:
         closed_cluster_ips: ports of a ClusterIP that are no Service's reject, and addresses of the ServiceCIDRs that

@@ -1,4 +1,4 @@
-"""The node, as far as its plans depend on it, and the settings that shape them. One value a family."""
+"""The data of the node and the settings on which its plans depend; one value for each IP family."""
 
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -14,7 +14,8 @@ class LocalTraffic(Struct, frozen=True, gc=False):
     """How packets of this node's own Pods are recognised.
 
     Attributes:
-        by: their source is in a `range`, they come in from an `interface`, or from one whose name starts so (`prefix`).
+        by: their source is in a `range`, or they arrive on an `interface`, or on one whose name has a
+            `prefix`.
         value: the canonical range, the interface's name, or the prefix.
     """
 
@@ -22,21 +23,21 @@ class LocalTraffic(Struct, frozen=True, gc=False):
     value: str
 
     def matches(self, source: str, interface: str) -> bool:
-        """Whether a packet from this address, received on this interface, is of a local Pod."""
+        """Whether a packet with this source, received on this interface, was sent by a local Pod."""
         if self.by == "range":
             return contains(self.value, source)
         return interface == self.value if self.by == "interface" else interface.startswith(self.value)
 
 
 class IPVSSettings(Struct, frozen=True, gc=False):
-    """How virtual servers work, in ipvs mode.
+    """The settings of ipvs mode.
 
     Attributes:
-        scheduler: the kernel's name of what chooses a real server; "" for round robin.
-        exclude_cidrs: canonical ranges whose virtual servers are not ours.
-        strict_arp: ARP is answered and announced for an address on its own interface only.
-        timeouts: seconds after which idle TCP connections, those after a FIN, and UDP flows are forgotten; 0 leaves
-            the kernel's.
+        scheduler: the kernel's name of the scheduler; "" for round robin.
+        exclude_cidrs: canonical ranges whose virtual servers belong to other programs.
+        strict_arp: ARP requests are answered, and addresses announced, only on the interface of the address.
+        timeouts: seconds after which idle TCP connections, those after a FIN, and UDP flows are removed; 0
+            keeps the kernel's value.
     """
 
     scheduler: str = ""
@@ -46,26 +47,28 @@ class IPVSSettings(Struct, frozen=True, gc=False):
 
 
 class NodeConfig(Struct, frozen=True, gc=False):
-    """The node under one IP family.
+    """The node for one IP family.
 
     Attributes:
-        family: the family all of this is about.
-        name: the Node's name: an endpoint with this nodeName is local.
+        family: the IP family.
+        name: the Node's name; an endpoint with this nodeName is local.
         zone: the Node's zone, for topology hints.
-        address: the Node's IP of this family; a loopback address when it is not known.
-        local_traffic: how local Pods' packets are recognised; None when they cannot be.
+        address: the Node's IP of this family; a loopback address if it is not known.
+        local_traffic: how local Pods' packets are recognised; None if they cannot be.
         masquerade_all: masquerade all traffic to ClusterIPs.
-        masquerade_mark: the bit in the packet mark that asks for masquerading.
+        masquerade_mark: the bit in the packet mark with which a packet is masqueraded.
         node_port_ranges: the ranges whose local addresses accept node ports; empty for every local address.
-        node_port_addresses: with ranges, the local addresses in them, sorted; in ipvs mode and with `listens` without ranges, too.
+        node_port_addresses: with ranges, the local addresses in them, sorted; in ipvs mode and with `listens`
+            without ranges, too.
         local_addresses: in ipvs mode, all local addresses, sorted.
         localhost_node_ports: whether 127.0.0.1 accepts them too.
         localhost_relay: whether a relay serves node ports on loopback addresses, without rules.
         listens: sockets on the node's own addresses serve the fronts, without rules.
-        relayed: connections are carried by a relay, whose own have `masquerade_mark` and are for no Service.
-        relay_ports: the first and last port a relay may listen on; (0, 0) for any.
-        service_cidrs: the ranges ClusterIPs come from, of this family; empty where that is not known.
-        external_ips: whether Services' externalIPs are honoured (gate AllowServiceExternalIPs, KEP-5707).
+        relayed: a relay forwards connections; its own have `masquerade_mark` and are not matched by the rules
+            of Services.
+        relay_ports: the first and last port that a relay may use; (0, 0) for any.
+        service_cidrs: the ranges of ClusterIPs of this family; empty if they are not known.
+        external_ips: whether Services' externalIPs are used (gate AllowServiceExternalIPs, KEP-5707).
         ipvs: settings of ipvs mode; None in other modes.
     """
 
@@ -95,14 +98,14 @@ class NodeConfig(Struct, frozen=True, gc=False):
 
     @property
     def ranges_hold_loopback(self) -> bool:
-        """Whether one of the ranges of node ports is of loopback addresses, or holds the usual one."""
+        """Whether one of the ranges of node ports is a loopback range, or contains 127.0.0.1 or ::1."""
         return any(
             is_loopback(cidr.partition("/")[0]) or contains(cidr, LOOPBACK[self.family])
             for cidr in self.node_port_ranges
         )
 
     def with_addresses(self, local: Iterable[str]) -> "NodeConfig":
-        """The same node now that these are its local addresses."""
+        """A copy of the node with these local addresses."""
         if not self.follows_addresses:
             return self
         everything = tuple(sorted(set(local)))
@@ -112,7 +115,7 @@ class NodeConfig(Struct, frozen=True, gc=False):
         return structs.replace(self, node_port_addresses=mine, local_addresses=kept)
 
     def with_service_cidrs(self, cidrs: Iterable[str]) -> "NodeConfig":
-        """The same node now that ClusterIPs come from these ranges, of any family."""
+        """A copy of the node with these ranges of ClusterIPs, of any family."""
         mine = tuple(sorted({cidr for cidr in cidrs if family_of(cidr) == self.family}))
         return structs.replace(self, service_cidrs=mine)
 

@@ -1,8 +1,9 @@
-"""The plan of a Service: for every address it answers on, what happens to a packet there.
+"""The plan of a Service: for each of its fronts, what happens to a packet.
 
-A `ServicePlan` is a frozen value for one Service and one IP family. It is complete: a mode needs nothing else of
-Kubernetes to make it so. Equal plans need no work. The questions a mode asks (where do packets to the ClusterIP
-go, what of those that find no endpoint) are answered here by properties, once for all modes.
+A `ServicePlan` is an immutable value for one Service and one IP family. It is complete: a driver needs no
+other data of Kubernetes to program it. If a new plan equals the old one, nothing needs to be done. What all
+modes need to know (where packets to the ClusterIP are sent, what happens if there is no endpoint) is computed
+here, by properties.
 """
 
 from collections.abc import Collection, Iterator
@@ -19,12 +20,18 @@ Key = tuple[str, str]
 """Namespace and name of a Service."""
 
 Front = tuple[str, Protocol, int]
-"""Address, protocol and port. A node port or a health-check node port has no address: it is at the node's own."""
+"""Address, protocol and port. A node port or a health-check node port has no address.
+
+It is served at addresses of the node.
+"""
 
 FrontKind = Literal["ClusterIP", "external IP", "load balancer IP", "node port", "health check node port"]
 
 Action = Literal["forward", "drop", "reject"]
-"""Sent to an endpoint; dropped because all usable endpoints are elsewhere; rejected because there are none at all."""
+"""Sent to an endpoint; dropped because all usable endpoints are elsewhere.
+
+Rejected because there are none at all.
+"""
 
 FORWARD: Final[Action] = "forward"
 DROP: Final[Action] = "drop"
@@ -34,25 +41,26 @@ REJECT: Final[Action] = "reject"
 class PortPlan(Struct, frozen=True, gc=False):
     """One port of a Service under one IP family.
 
-    Internal traffic goes to the ClusterIP; external traffic to external IPs, load balancer IPs and node ports.
+    Internal traffic goes to the ClusterIP; external traffic to external IPs, load balancer IPs and node
+    ports.
 
     Attributes:
         name: "namespace/name:port", or "namespace/name" when the port has no name.
-        cluster_ip: the ClusterIP; "" where another Service owns that front.
+        cluster_ip: the ClusterIP; "" if another Service owns that front.
         node_port: the node port; 0 for none.
-        node_port_except: own addresses of the node at which another front has precedence over the node port.
-        external_ips: the external IPs at which the front is this Service's and is not its ClusterIP.
-        load_balancer_ips: the load balancer IPs of the same kind. An address may be in both.
+        node_port_except: addresses of the node at which another front has precedence over the node port.
+        external_ips: the external IPs at which this Service owns the front, without its ClusterIP.
+        load_balancer_ips: the same for load balancer IPs. An address may be in both.
         cluster: endpoints for traffic with the Cluster policy.
         local: endpoints for traffic with the Local policy.
-        any: a usable endpoint exists somewhere.
-        source_ranges: clients the load balancer IPs are for; empty for all.
+        any: a usable endpoint exists on any node.
+        source_ranges: the clients that may use the load balancer IPs; empty for all.
         affinity: seconds a client stays with its endpoint; 0 for no affinity.
-        topology: how hints narrowed `cluster`.
-        known_endpoints: how many endpoints are known, usable or not.
-        serving: for UDP and SCTP, every endpoint that may keep the flows it has, whether it gets new ones or not. Empty
-            for TCP, whose connections end by themselves.
-        near: in ipvs mode, every endpoint on this node, usable or not.
+        topology: which hints limited `cluster`.
+        known_endpoints: the number of endpoints, usable or not.
+        serving: for UDP and SCTP, all endpoints that keep their flows, whether they get new flows or not.
+            Empty for TCP, whose connections end by themselves.
+        near: in ipvs mode, all endpoints on this node, usable or not.
     """
 
     name: str
@@ -77,12 +85,12 @@ class PortPlan(Struct, frozen=True, gc=False):
 
     @property
     def external(self) -> bool:
-        """Whether it takes external traffic at all."""
+        """Whether it has fronts for external traffic."""
         return bool(self.node_port or self.external_ips or self.load_balancer_ips)
 
     @property
     def uses_cluster(self) -> bool:
-        """Whether some traffic has the Cluster policy; Local external traffic from this node itself has, too."""
+        """Whether some traffic has the Cluster policy; external traffic from this node always has."""
         return not self.internal_local or self.external
 
     @property
@@ -92,12 +100,12 @@ class PortPlan(Struct, frozen=True, gc=False):
 
     @property
     def internal_endpoints(self) -> tuple[Endpoint, ...]:
-        """Where internal traffic may go."""
+        """The endpoints for internal traffic."""
         return self.local if self.internal_local else self.cluster
 
     @property
     def external_endpoints(self) -> tuple[Endpoint, ...]:
-        """Where external traffic that did not start on this node may go."""
+        """The endpoints for external traffic that did not start on this node."""
         return self.local if self.external_local else self.cluster
 
     @property
@@ -126,12 +134,12 @@ class PortPlan(Struct, frozen=True, gc=False):
 
 
 class LostFront(Struct, frozen=True, gc=False):
-    """A front that a Service names and does not get, because it belongs to another one (`model.claims`).
+    """A front that a Service names and does not own (`model.claims`).
 
     Attributes:
-        kind: what the front is to the Service that lost it.
-        address: the address; "" for all own addresses of the node.
-        owner: the Service that has it; the same Service if it names the front twice.
+        kind: the kind of the front in the Service that names it.
+        address: the address; "" for all addresses of the node.
+        owner: the Service that owns it; the same Service if it names the front twice.
     """
 
     kind: FrontKind
@@ -154,11 +162,11 @@ class ServicePlan(Struct, frozen=True, gc=False):
     """A Service under one IP family.
 
     Attributes:
-        ports: its ports, without those that lost all of their fronts.
-        health_check_port: where its health-check node port is to be served, 0 for nowhere.
-        local_ready: distinct local endpoint addresses that are ready, which is what that port answers.
-        proxy_protocol: endpoints expect PROXY protocol headers; only userspace mode can send them.
-        lost: the fronts it names that belong to another Service; they are in none of the other attributes.
+        ports: its ports, except those without any front of their own.
+        health_check_port: its health-check node port; 0 for none.
+        local_ready: the number of distinct addresses of ready local endpoints, which that port reports.
+        proxy_protocol: its endpoints expect PROXY protocol headers; only userspace mode can send them.
+        lost: the fronts that it names and another Service owns; they are in none of the other attributes.
     """
 
     namespace: str
@@ -218,7 +226,10 @@ PortId = tuple[str, Protocol]
 
 
 def with_same_firewall(before: ServicePlan | None, after: ServicePlan | None) -> frozenset[PortId]:
-    """The ports of which two plans say the same about source ranges; there may be thousands of ranges to pass over."""
+    """The ports whose source ranges are equal in two plans.
+
+    There may be thousands of ranges, which a driver can then skip.
+    """
     if before is None or after is None:
         return frozenset()
     old = {(port.name, port.protocol): port for port in before.ports if port.source_ranges}

@@ -1,6 +1,6 @@
-"""Makes the plan of a Service: which fronts it gets, and which endpoints serve them.
+"""Makes the plan of a Service: which fronts it owns, and which endpoints serve them.
 
-Who owns a contested front is asked of the caller (`model.claims`), so that the plan of one Service needs no other Service.
+The caller provides the owners of fronts (`model.claims`), so that the plan of a Service needs no other Service.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,7 @@ _TERMINATING = int(Condition.TERMINATING)
 _KEPT = _READY | _SERVING
 
 Owners = Callable[[Front], Key | None]
-"""Who owns a front; None if no Service is known to."""
+"""Returns the owner of a front; None if it has none."""
 
 
 def plan(
@@ -28,9 +28,10 @@ def plan(
 
     Args:
         service: the Service.
-        slices: all its EndpointSlices, in a stable order (by name); those of another family are passed over.
-        node: the node to plan for.
-        owner: who owns a front. A front that is another Service's is left out and listed in `lost`.
+        slices: all its EndpointSlices, in a stable order (by name); those of another family are ignored.
+        node: the node of the plan.
+        owner: returns the owner of a front. A front that another Service owns is left out and listed in
+            `lost`.
     """
     family = node.family
     cluster_ip = next((ip for ip in service.cluster_ips if family_of(ip) == family), None)
@@ -92,7 +93,7 @@ def plan(
 
 
 class _PortFronts(NamedTuple):
-    """The fronts that a Service port gets."""
+    """The fronts of a Service port that its Service owns."""
 
     cluster_ip: str
     node_port: int = 0
@@ -102,10 +103,10 @@ class _PortFronts(NamedTuple):
 
 
 class _ServiceFronts:
-    """Sorts the fronts that a Service names into those it gets and those it loses.
+    """Divides the fronts that a Service names into those that it owns and those that another Service owns.
 
     Attributes:
-        lost: those it loses.
+        lost: those that another Service owns.
     """
 
     def __init__(self, service: ServiceRow, cluster_ip: str, node: NodeConfig, owner: Owners) -> None:
@@ -124,8 +125,11 @@ class _ServiceFronts:
         self.lost: list[LostFront] = []
 
     def of(self, port: PortRow) -> _PortFronts:
-        """The fronts of a port. What it names as its ClusterIP and as another address, too, is its ClusterIP only."""
-        if len(self._named) == 1 and not port.node_port:  # most ports, in half of the time
+        """The fronts of a port.
+
+        An address that is the ClusterIP and is also named otherwise counts only as the ClusterIP.
+        """
+        if len(self._named) == 1 and not port.node_port:  # a faster path for most ports
             front: Front = (self._cluster_ip, port.protocol, port.port)
             return _PortFronts(self._cluster_ip if self._takes("ClusterIP", front) else "")
         got = {
@@ -150,7 +154,10 @@ class _ServiceFronts:
         return {ip: None for ip in addresses if family_of(ip) == family and ip != self._cluster_ip}
 
     def health_check_port(self, port: int) -> int:
-        """The health-check node port if the Service gets it, else 0. To be asked after all ports."""
+        """The health-check node port if the Service owns it, else 0.
+
+        Must be called after all calls of `of`.
+        """
         return port if port and self._takes("health check node port", ("", "TCP", port)) else 0
 
     def _takes(self, kind: FrontKind, front: Front) -> bool:
@@ -162,7 +169,7 @@ class _ServiceFronts:
         return True
 
     def _overruled(self, port: PortRow) -> Iterator[str]:
-        """The own addresses of the node at which a node port's number is the port of another front."""
+        """The addresses of the node at which another front has the number of a node port."""
         for address in self._own_addresses:
             owner = self._owner((address, port.protocol, port.node_port))
             if owner is not None:
@@ -177,7 +184,10 @@ def _of_family(addresses: tuple[str, ...], family: str) -> tuple[str, ...]:
 
 
 def _by_port(slices: list[SliceRow]) -> dict[tuple[str, str], list[tuple[SliceRow, int]]]:
-    """The slices that have a port, and its number there, by its name and protocol; both sides may have thousands."""
+    """By name and protocol of a port, the slices that have it and its number there.
+
+    There may be thousands of both.
+    """
     found: dict[tuple[str, str], list[tuple[SliceRow, int]]] = {}
     for piece in slices:
         for port in piece.ports:
@@ -186,7 +196,10 @@ def _by_port(slices: list[SliceRow]) -> dict[tuple[str, str], list[tuple[SliceRo
 
 
 def _candidates(served: Iterable[tuple[SliceRow, int]], node: str) -> list[tuple[EndpointRow, Endpoint]]:
-    """The endpoints of a Service port in address order, the better of two with one address and port."""
+    """The endpoints of a Service port in the order of their addresses.
+
+    Of two with equal address and port, the better one.
+    """
     found: dict[str, tuple[EndpointRow, Endpoint]] = {}
     for piece, number in served:
         for row in piece.endpoints:
@@ -201,15 +214,19 @@ def _candidates(served: Iterable[tuple[SliceRow, int]], node: str) -> list[tuple
 def _serving(
     candidates: list[tuple[EndpointRow, Endpoint]], cluster: tuple[Endpoint, ...]
 ) -> tuple[Endpoint, ...]:
-    """The endpoints that are ready or serve until they end; most often those of the Cluster policy, then no second tuple."""
+    """The endpoints that are ready or still serve while they terminate.
+
+    If they equal `cluster`, that tuple, to save memory.
+    """
     serving = tuple([endpoint for row, endpoint in candidates if row.conditions & _KEPT])
     return cluster if serving == cluster else serving
 
 
 def _merit(candidate: tuple[EndpointRow, Endpoint]) -> tuple[bool, bool, bool, bool]:
-    """What makes an endpoint better than another at its place: not terminating, then ready, then serving, then local.
+    """The rank of endpoints with equal address and port: not terminating, then ready, serving, local.
 
-    Two meet when a Pod takes over the address of one that is leaving, and while an endpoint moves between slices.
+    There are two when a Pod gets the address of a Pod that terminates, and while an endpoint moves between
+    slices.
     """
     row, endpoint = candidate
     conditions = row.conditions

@@ -1,13 +1,15 @@
-"""Which endpoints each kind of traffic may use.
+"""Selects the endpoints for each kind of traffic.
 
-Two lists come out: `cluster`, for traffic whose policy is Cluster, and `local`, for traffic whose policy is Local.
-The rules, of KEP-1669 and KEP-1672 (terminating endpoints), KEP-2433 and KEP-3015 (topology hints):
+The result has two lists: `cluster` for traffic with the policy Cluster, and `local` for traffic with the
+policy Local. The rules are those of KEP-1669 and KEP-1672 (terminating endpoints), KEP-2433 and KEP-3015
+(topology hints):
 
-- Ready endpoints are used. A list that would hold none falls back to endpoints that still serve while terminating.
-- Topology narrows `cluster` only: to the endpoints hinted for this node if every ready endpoint has node hints and
-  one is for this node; else to those hinted for this zone, by the same rule; else not at all. A fallback to
-  terminating endpoints is not narrowed.
-- `local` takes the endpoints on this node, whatever their hints.
+- Ready endpoints are used. If a list would be empty, it has the endpoints that still serve while they
+  terminate.
+- Topology hints limit only `cluster`: to the endpoints with a hint for this node, if every ready endpoint has
+  node hints and one of them is for this node; else to those with a hint for this zone, by the same rule; else
+  not at all. Terminating endpoints are not limited by hints.
+- `local` has the endpoints on this node, whatever their hints are.
 """
 
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ Topology = Literal["", "PreferSameNode", "PreferSameZone"]
 
 
 class Endpoint(Struct, frozen=True, gc=False):
-    """Where a packet can be sent: address and port, and whether it is on this node."""
+    """An endpoint: address and port, and whether it is on this node."""
 
     address: str
     port: int
@@ -37,9 +39,9 @@ class Selection(Struct, frozen=True, gc=False):
     Attributes:
         cluster: for traffic with the Cluster policy.
         local: for traffic with the Local policy.
-        any: there is a usable endpoint somewhere in the cluster, so that traffic that finds none here is dropped,
-            not rejected.
-        topology: how `cluster` was narrowed.
+        any: the cluster has a usable endpoint, so traffic without a usable endpoint on this node is dropped
+            and not rejected.
+        topology: which hints limited `cluster`.
     """
 
     cluster: tuple[Endpoint, ...] = ()
@@ -49,14 +51,14 @@ class Selection(Struct, frozen=True, gc=False):
 
 
 Candidates = Sequence[tuple[EndpointRow, Endpoint]]
-"""Endpoints of one Service port, in the order they are to be listed."""
+"""Endpoints of one Service port, in the order of the result."""
 
 
 def select(candidates: Candidates, *, cluster: bool, local: bool, node: str, zone: str) -> Selection:
-    """Chooses the endpoints of a Service port.
+    """Selects the endpoints of a Service port.
 
     Args:
-        candidates: all its endpoints, whatever their state.
+        candidates: all its endpoints in any state.
         cluster: whether any of its traffic has the Cluster policy.
         local: whether any of its traffic has the Local policy.
         node: this node's name.
@@ -70,7 +72,7 @@ def select(candidates: Candidates, *, cluster: bool, local: bool, node: str, zon
     mode: Topology = ""
     if cluster:
         mode = topology(ready, node, zone)
-        chosen = _narrowed(ready, mode, node, zone) or [
+        chosen = _limited(ready, mode, node, zone) or [
             c for c in candidates if c[0].conditions & _DRAINING == _DRAINING
         ]
     here: Candidates = ()
@@ -85,7 +87,7 @@ def select(candidates: Candidates, *, cluster: bool, local: bool, node: str, zon
 
 
 def topology(ready: Candidates, node: str, zone: str) -> Topology:
-    """How the hints of the ready endpoints narrow the choice."""
+    """Which hints of the ready endpoints limit the selection."""
     for_node = for_zone = False
     all_nodes = all_zones = True
     for row, _ in ready:
@@ -104,7 +106,7 @@ def topology(ready: Candidates, node: str, zone: str) -> Topology:
     return "PreferSameZone" if all_zones and for_zone else ""
 
 
-def _narrowed(ready: Candidates, mode: Topology, node: str, zone: str) -> Candidates:
+def _limited(ready: Candidates, mode: Topology, node: str, zone: str) -> Candidates:
     if mode == "PreferSameNode":
         return [c for c in ready if node in c[0].node_hints]
     if mode == "PreferSameZone":

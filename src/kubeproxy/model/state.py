@@ -1,9 +1,10 @@
-"""What the cluster says, kept as rows, and which Services a new word of it touches.
+"""The Services and EndpointSlices of the cluster as rows, and which plans each change affects.
 
-Every change is told as one object and answered with the Services to plan anew; an object that says what we knew
-already touches none. Nothing here is planned: `plan` does that for one Service and one family, when it is asked.
+A change is one object; the result is the Services that must be planned again. An object that equals the
+stored one affects none. Plans are made only when `plan` is called, for one Service and one family.
 
-A change of a Service may take a front from another one or leave it one, so it touches that one, too.
+A change of a Service can also affect other Services, because it may take a front from another one or leave
+one to it.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -27,10 +28,11 @@ class State:
     """Services and their EndpointSlices.
 
     Attributes:
-        services: the Services to be made real.
-        foreign: Services that exist and are not ours to proxy: headless ones, ExternalName, those of other proxies.
-        on_change: called with each Service that came, changed or went, or of which an EndpointSlice did, also where the
-            Service itself does not exist.
+        services: the Services that are programmed.
+        foreign: existing Services that we do not program: headless ones, ExternalName, those of other
+            proxies.
+        on_change: called with each Service that was added, changed or removed, or one of whose EndpointSlices
+            was, even if the Service itself does not exist.
     """
 
     def __init__(self) -> None:
@@ -43,10 +45,10 @@ class State:
         self._complaints = Complaints()
 
     def set(self, obj: types.Service | types.EndpointSlice | types.Endpoints) -> Touched:
-        """Takes in an object; returns the Services whose plans may have changed.
+        """Stores an object; returns the Services whose plans may have changed.
 
-        What cannot be used of it is left out and logged with its field. An object that cannot be used at all changes
-        nothing: what was known of it stays.
+        Parts of it that cannot be used are left out and logged with their field. An object that cannot be
+        used at all changes nothing: its last good state stays.
         """
         name = (type(obj).__name__, obj.metadata.namespace or DEFAULT_NAMESPACE, obj.metadata.name)
         complaints: list[tuple[str, str]] = []
@@ -70,17 +72,20 @@ class State:
         return touched
 
     def gone(self, kind: str, namespace: str, name: str) -> Touched:
-        """Forgets an object; returns the Services whose plans may have changed."""
+        """Removes an object; returns the Services whose plans may have changed."""
         who = (kind, namespace or DEFAULT_NAMESPACE, name)
         self._complaints.forget(who)
         return self._set_service(who, None, exists=False) if kind == "Service" else self._set_slices(who, ())
 
     def plan(self, key: Key, node: NodeConfig) -> ServicePlan | None:
-        """The plan of a Service on a node; None when there is nothing to do for it in that family."""
+        """The plan of a Service on a node; None if it does not exist or has no ClusterIP of that family."""
         return self.prepare(key, node)()
 
     def prepare(self, key: Key, node: NodeConfig) -> Callable[[], ServicePlan | None]:
-        """What makes the plan of a Service from what is known of it now; it may be called in another thread."""
+        """A function that makes the plan of a Service from its current state.
+
+        It may be called in another thread.
+        """
         service = self.services.get(key)
         if service is None:
             return lambda: None
@@ -91,7 +96,7 @@ class State:
         return self._claims_on(node).rivals(front)
 
     def _claims_on(self, node: NodeConfig) -> Claims:
-        """Who owns which front on a node. Claims are recorded from the first question on."""
+        """The claims on the fronts of a node. They are recorded from the first call on."""
         which = node.family, node.external_ips
         claims = self._claims.get(which)
         if claims is None:
@@ -101,7 +106,7 @@ class State:
         return claims
 
     def size(self, key: Key) -> int:
-        """How many endpoints a Service has, counted once a port: about what it costs to plan it."""
+        """The number of endpoints of a Service times its ports, an estimate of the cost of its plan."""
         pieces = self._slices.get(key)
         if not pieces:
             return 0
@@ -131,7 +136,7 @@ class State:
         return self._slices.get(key, {}).keys()
 
     def has_slices(self, kind: str, namespace: str, name: str) -> bool:
-        """Whether an EndpointSlice or Endpoints object has given endpoints to a Service."""
+        """Whether an EndpointSlice or Endpoints object belongs to a Service."""
         return (kind, namespace or DEFAULT_NAMESPACE, name) in self._service_of
 
     def _set_service(self, name: Name, row: ServiceRow | None, *, exists: bool) -> Touched:
@@ -155,7 +160,7 @@ class State:
         return touched
 
     def _set_slices(self, name: Name, rows: tuple[SliceRow, ...]) -> Touched:
-        """Replaces what an object said; it may have belonged to another Service before."""
+        """Replaces the rows of an object, which may have belonged to another Service before."""
         before = self._service_of.get(name)
         after = (rows[0].namespace, rows[0].service) if rows else None
         known = () if before is None else self._slices[before][name]

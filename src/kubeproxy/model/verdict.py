@@ -1,10 +1,10 @@
-"""What the plans do to a packet: where to, masqueraded or not, and why.
+"""What plans do to a packet: to which endpoints it may be sent, whether it is masqueraded, and why.
 
-The semantics of all modes in one place: the yardstick by which the rules of each mode are tested, and the answer to
-"why did my packet go there". Where modes differ, `Manners` says how.
+These are the semantics of all modes. The rules of each mode are tested against them, and the command
+`explain` reports them. `Manners` has the differences between modes.
 
-A packet here is the first of its connection; those that follow go the same way. Of several endpoints one is picked at
-random, or with session affinity the one the client had.
+A packet here is the first one of its connection; later ones are treated in the same way. Of several endpoints
+one is chosen at random, or with session affinity the one that the client had before.
 """
 
 from collections.abc import Collection, Iterable
@@ -27,7 +27,7 @@ class Packet(Struct, frozen=True, gc=False):
         source: its source address.
         destination: the address it is sent to.
         port: the port it is sent to.
-        interface: the interface it comes in by; "" if a process of this node sends it.
+        interface: the interface on which it arrives; "" if a process of this node sends it.
     """
 
     source: str
@@ -38,15 +38,16 @@ class Packet(Struct, frozen=True, gc=False):
 
 
 class Verdict(Struct, frozen=True, gc=False):
-    """What becomes of a packet.
+    """What happens to a packet.
 
     Attributes:
-        action: forwarded to one of the endpoints, dropped, rejected; or "pass": it is for no Service.
-        reason: why, for people.
-        port: the Service port it is for.
-        endpoints: where it may go.
-        masquerade: whether its source becomes an address of the node, whichever endpoint is picked.
-        front: what the destination is to the Service; "" if it is for no Service.
+        action: forwarded to one of the endpoints, dropped, rejected; "pass" if its destination is not a
+            front.
+        reason: the reason, for messages.
+        port: the Service port that it is sent to.
+        endpoints: the endpoints to which it may be sent.
+        masquerade: whether its source is translated to an address of the node, whichever endpoint is chosen.
+        front: the kind of the front; "" if its destination is not a front.
         local: its traffic policy is Local: only endpoints on this node are used.
     """
 
@@ -59,12 +60,15 @@ class Verdict(Struct, frozen=True, gc=False):
     local: bool = False
 
     def masquerades(self, packet: Packet, endpoint: Endpoint) -> bool:
-        """Whether the packet is masqueraded on its way to this endpoint; always if that is where it came from."""
+        """Whether the packet is masqueraded if it is sent to this endpoint.
+
+        Always if the endpoint sent it.
+        """
         return self.masquerade or packet.source == endpoint.address
 
 
 class Book:
-    """Plans of one family, to look packets up in."""
+    """Plans of one family, in which packets are looked up."""
 
     def __init__(
         self,
@@ -75,14 +79,14 @@ class Book:
         manners: Manners,
         service_cidrs: Collection[str] = (),
     ) -> None:
-        """Reads the plans.
+        """Indexes the plans.
 
         Args:
-            plans: the plans, each made with the knowledge of who owns which front.
-            node: the node they are for.
-            local_addresses: every address the node has.
-            manners: the mode's.
-            service_cidrs: the ranges ClusterIPs come from.
+            plans: the plans, made with the owners of fronts.
+            node: the node of the plans.
+            local_addresses: all addresses of the node.
+            manners: those of the mode.
+            service_cidrs: the ranges of ClusterIPs.
 
         Raises:
             ValueError: a front is in two plans.
@@ -99,7 +103,7 @@ class Book:
             self._cluster_ips.add(p.cluster_ip)
             addresses: dict[str, FrontKind] = {
                 **dict.fromkeys(p.load_balancer_ips, "load balancer IP"),
-                **dict.fromkeys(p.external_ips, "external IP"),  # its rules come first
+                **dict.fromkeys(p.external_ips, "external IP"),  # their rules are checked first
                 p.cluster_ip: "ClusterIP",
             }
             self._addresses.update(addresses)
@@ -110,7 +114,7 @@ class Book:
                 raise ValueError(f"node port {p.node_port} {p.protocol} is in two plans")
 
     def verdict(self, packet: Packet) -> Verdict:
-        """What becomes of a packet."""
+        """The verdict on a packet."""
         front = self._fronts.get((packet.destination, packet.protocol, packet.port))
         if front is not None:
             kind, port = front
@@ -207,7 +211,10 @@ class Book:
         return kind == "load balancer IP" and port.any
 
     def _admitted(self, packet: Packet, port: PortPlan) -> bool:
-        """Whether a client may use the load balancer; a node that may, may also from the load balancer's address."""
+        """Whether a client may use the load balancer.
+
+        If the node may, packets from the load balancer's IP may as well.
+        """
         ranges = port.source_ranges
         if ranges and self._manners.owns_addresses and not packet.interface:
             return any(contains(cidr, self._node.address) for cidr in ranges)

@@ -1,4 +1,5 @@
 """nf_tables in memory: a `NftKernel` that also refuses messages in a wrong order and with wrong references.
+
 It stores the attributes of objects and lists them again, so that everything that was written can be read and
 converted to text. It does not check whether intervals overlap or whether expressions exist, and no packets
 pass through it.
