@@ -1,1 +1,1 @@
-"""Measurements: speed and memory, as ratios to something named in the same run."""
+"""Measurements of speed and memory, compared with a named alternative in the same run."""

@@ -1,4 +1,4 @@
-"""`make bench`: runs all measurements, or those named: `make bench BENCH="memory"`."""
+"""`make bench` runs all measurements, `make bench BENCH="memory"` only the named ones."""
 
 import argparse
 import os

@@ -1,9 +1,9 @@
-"""The other ends of bench.userspace, each a process: `python -m bench.carriers ROLE PORT...`, inside a namespace.
+"""Helper processes of bench.userspace: `python -m bench.carriers ROLE PORT...`, inside a namespace.
 
-sink PORT             takes connections and all that comes over them; answers to a first byte of `?` with `!`
-source PORT SECONDS   sends for so long over one connection; prints bytes and seconds until all was taken
-caller PORT SECONDS   connects, asks, hangs up, over and over, 32 at a time; prints how often, and how many failed
-copy PORT TARGET      a proxy of asyncio streams
+sink PORT             accepts connections and reads everything; answers `!` if the first byte is `?`
+source PORT SECONDS   sends for this time over one connection; prints the bytes, and the seconds until all
+were sent caller PORT SECONDS   connects, sends a request, closes, repeatedly, 32 at a time; prints how often,
+and how many failed copy PORT TARGET      a proxy of asyncio streams
 """
 
 import asyncio
@@ -68,7 +68,7 @@ def caller(port: int, seconds: float) -> None:
     def call() -> None:
         sock = socket.socket()
         sock.setblocking(False)
-        # No TIME_WAIT is left behind, else the ports are used up soon.
+        # Avoids TIME_WAIT, because otherwise all ports would soon be in use.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         sock.connect_ex((HOST, port))
         poll.register(sock.fileno(), select.EPOLLOUT)

@@ -1,8 +1,10 @@
-"""New connections through a ClusterIP, among few Services and among many: against direct ones, against iptables mode.
+"""New connections through a ClusterIP, compared with direct ones and with iptables mode.
 
-A client on the node connects to a Pod behind a virtual cable, one connection after the other, each ended by a reset. Among many
-Services it asks for the one in the middle. Fifty direct connections and fifty others take
-turns; direct ones, too, walk what rules there are.
+They are measured with few and with many Services.
+
+A client on the node connects to a Pod over a veth pair, one connection after the other, each closed by a
+reset. With many Services it connects to the one in the middle. Fifty direct connections and fifty others are
+measured alternately; direct ones are also checked against the rules.
 """
 
 import contextlib
@@ -51,7 +53,10 @@ def _show(what: str, found: list[float], bare: list[float]) -> None:
 
 
 class Found(NamedTuple):
-    """Seconds of connections: on a node without rules, and with them direct ones and those through a ClusterIP."""
+    """Seconds of connections: on a node without rules.
+
+    With rules direct ones, and those through a ClusterIP.
+    """
 
     bare: list[float]
     direct: list[float]

@@ -1,7 +1,10 @@
-"""Stale UDP flows among many: an endpoint of the cluster's DNS goes, and a start; against listing the table as it is.
+"""Stale UDP flows among many, when an endpoint of the cluster's DNS is removed, and at a start.
 
-The flows are made by messages to the kernel. What is measured is what follows a sync in the daemon, with its threads and
-its event loop; how long that loop was kept from turning is the longest pause of a task that does nothing but turn.
+Compared with listing the table.
+
+The flows are created by messages to the kernel. The measurement covers everything that happens in the daemon
+after a sync, with its threads and its event loop. How long the event loop was blocked is the longest pause of
+a task that only yields.
 """
 
 import asyncio
@@ -54,7 +57,7 @@ async def _measure(node: str, rounds: int) -> None:
             loop.record(both, full=True)
             done = await cleaned.get()
             await asyncio.to_thread(flows.add, node, [_flow(FLOWS + i, GOES) for i in range(STALE)])
-            await asyncio.sleep(2 * done.seconds + 0.2)  # it rests as long as it worked
+            await asyncio.sleep(2 * done.seconds + 0.2)  # the cleaner pauses for as long as it worked
             turning.longest = 0.0
             started = time.perf_counter()
             loop.record(one, full=full)
@@ -81,7 +84,7 @@ def _plan(*backends: Endpoint) -> ServicePlan:
 
 
 class _Loop:
-    """A control loop that has just synced what it is told."""
+    """A control loop that has just synced the given plans."""
 
     def __init__(self) -> None:
         self.node = NodeConfig()
@@ -100,7 +103,7 @@ class _Loop:
 
 
 class _Turning:
-    """A task that wants to run every millisecond, and the longest it had to wait for more."""
+    """A task that runs every millisecond, and the longest delay of it."""
 
     longest = 0.0
 

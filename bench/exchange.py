@@ -1,7 +1,7 @@
-"""What a change of a large legacy table costs: `iptables-restore`, and the part of it that is the kernel's.
+"""The cost of a change in a large legacy table: `iptables-restore`, and the kernel's part of it.
 
-The kernel has no call that changes a rule. Whoever changes a table reads all of it, writes all of it and adds the old
-counters to the new entries. The kernel's part is measured by doing that to a table with nothing changed in between.
+The kernel has no call that changes one rule. A program must read the whole table, write it, and add the old
+counters to the new entries. The kernel's part is measured by doing this without a change in between.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Exchange(NamedTuple):
-    """Seconds of processor time of each of the kernel's parts, and the size of the table."""
+    """Seconds of processor time of each of the kernel's calls, and the size of the table."""
 
     read: float
     replace: float
@@ -49,7 +49,7 @@ class Exchange(NamedTuple):
 
 
 def main(rounds: int) -> None:
-    """Prints the program and the kernel's part of it, measured in turn."""
+    """Prints the times of the program and of the kernel's part, measured alternately."""
     programs, exchanges = [], []
     with rig.path("legacy") as path, rig.node() as node, tempfile.TemporaryDirectory() as folder:
         Path(folder, "cluster.json").write_bytes(objects.manifest(SERVICES, ENDPOINTS))
@@ -102,7 +102,7 @@ def _restore(path: str) -> tuple[float, float, float]:
 
 
 def _exchange() -> Exchange:
-    """Reads the table and replaces it by itself, in memory that need not be allocated meanwhile, which is fastest."""
+    """Reads the table and writes it unchanged, in memory that was allocated before (the fastest way)."""
     with socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as raw:
         info = ctypes.create_string_buffer(TABLE, _INFO.size)
         _get(raw, _INFO_OR_REPLACE, ctypes.addressof(info), _INFO.size)
@@ -112,7 +112,7 @@ def _exchange() -> Exchange:
             _buffer(_HEADER.size + _COUNTER_BYTES * entries),
         )
         at, counters_at = (ctypes.addressof(ctypes.c_char.from_buffer(b)) for b in (table, counters))
-        # The entries are read to where they stand when they are written.
+        # The entries are read to the place from which they are written.
         gap = _REPLACE.size - _HEADER.size
         _HEADER.pack_into(table, gap, name, size)
         read = _processor(lambda: _get(raw, _ENTRIES_OR_COUNTERS, at + gap, _HEADER.size + size))
@@ -125,7 +125,7 @@ def _exchange() -> Exchange:
 
 
 def _processor(work: Callable[[], object]) -> float:
-    """The processor time something takes this thread, the kernel's share included."""
+    """The processor time of this thread for a call, including the kernel's part."""
     started = time.thread_time()
     work()
     return time.thread_time() - started

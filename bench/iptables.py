@@ -1,6 +1,6 @@
-"""iptables mode: a start against the bare `iptables-restore` of the text it results in, and one changed endpoint.
+"""iptables mode: a start compared with `iptables-restore` of the same rules, and one changed endpoint.
 
-What the latter costs with large legacy tables, and how much of that is the kernel's, is in `exchange`.
+`exchange` measures the cost of a change with large legacy tables, and the kernel's part of it.
 """
 
 import asyncio
@@ -28,7 +28,10 @@ def main(rounds: int) -> None:
 
 
 def start(variant: str, path: str, rounds: int) -> float:
-    """From the start of the program to all rules in place, and the bare restore, in turn; returns the former."""
+    """Measures alternately a start until all rules are in the kernel, and `iptables-restore`.
+
+    Returns the former.
+    """
     ours, bare = [], []
     programs = {
         name: str(Path(path.partition(":")[0], name)) for name in ("iptables-save", "iptables-restore")
@@ -57,7 +60,7 @@ def start(variant: str, path: str, rounds: int) -> float:
 
 
 def change(variant: str, path: str, full: float, rounds: int) -> None:
-    """One endpoint comes or goes: from the API server's event to the kernel's tables being others."""
+    """Adds and removes one endpoint: from the API server's event until the kernel's tables have changed."""
     seconds, processor = asyncio.run(_change(variant, path, rounds))
     rig.row(
         f"{variant}: one endpoint more or less, event to kernel",

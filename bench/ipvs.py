@@ -1,7 +1,7 @@
-"""ipvs mode, in the virtual machine: a start against the system's programs restoring the same state, one changed
-endpoint, and a minute of rest.
+"""ipvs mode in a virtual machine: a start, one changed endpoint, and a minute without changes.
 
-Everything there is slower than on a real processor, so the ratios count; all figures are of one boot.
+The start is compared with the system's programs restoring the same state. Everything is slower than on a real
+processor, so only the ratios are meaningful; all figures are from one boot.
 """
 
 import asyncio
@@ -35,7 +35,10 @@ def main(rounds: int) -> None:
 
 
 def start(rounds: int) -> float:
-    """From the start of the program to all in place, and the programs of the system, in turn; returns the former."""
+    """Measures alternately a start until everything is in the kernel, and the system's programs.
+
+    Returns the former.
+    """
     ours, syncs, bare = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "cluster.json").write_bytes(objects.manifest(SERVICES, ENDPOINTS))
@@ -59,13 +62,13 @@ def start(rounds: int) -> float:
 
 
 def _sync_seconds(log: str) -> float:
-    """How long the first sync took by the program's own account."""
+    """How long the first sync took, from the program's log."""
     line = next(line for line in log.splitlines() if "IPv4: full sync" in line)
     return float(line.split(" took ")[1].split()[0]) / 1e3
 
 
 def _saved() -> tuple[str, str, str, str]:
-    """The state in the words of each program."""
+    """The state in the format of each program."""
     shown = _output("ip", "-o", "-4", "address", "show", "dev", "kube-ipvs0")
     addresses = [line.split()[3] for line in shown.splitlines()]
     batch = ["link add kube-ipvs0 type dummy", *(f"address add {a} dev kube-ipvs0" for a in addresses)]
@@ -92,7 +95,10 @@ def _output(*command: str) -> str:
 
 
 async def _living(full: float, rounds: int) -> None:
-    """One endpoint comes or goes, from the API server's event to the kernel; then nothing happens."""
+    """Adds and removes one endpoint, from the API server's event to the kernel.
+
+    Then a minute without changes.
+    """
     seconds = []
     with rig.node() as node:
         server = FakeApiServer()
@@ -137,6 +143,6 @@ async def _living(full: float, rounds: int) -> None:
 
 
 def _until(kernel: ipvs.IPVSSocket, virtual: ipvs.Virtual, count: int) -> None:
-    """Looks at the kernel until a virtual server has so many real servers."""
+    """Polls the kernel until a virtual server has so many real servers."""
     while len(kernel.reals(virtual)) != count:
         time.sleep(0.001)

@@ -1,6 +1,7 @@
-"""Manifests: what it costs to read 10,000 Services and their EndpointSlices from one file, up to the decoded objects.
+"""Manifests: the time to read 10,000 Services and their EndpointSlices from one file and to decode them.
 
-The ratio is to PyYAML's own loader in C (to values only, no limits checked), or to the json module, on the same file in the same run.
+It is compared with PyYAML's loader in C or the json module, which only parse values and check no limits, on
+the same file in the same run.
 """
 
 import gc

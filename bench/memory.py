@@ -1,4 +1,4 @@
-"""Resident memory of the daemon, at rest and with clusters of two sizes, from files and from an API server."""
+"""Resident memory of the daemon: idle and with many Services, with manifests and an API server."""
 
 import asyncio
 import tempfile

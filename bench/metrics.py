@@ -1,4 +1,4 @@
-"""What it costs to be watched, and to be idle: scrapes, health checks while a sync runs, processor time at rest."""
+"""The cost of scrapes, of health checks while a sync runs, and the processor time of an idle daemon."""
 
 import asyncio
 import http.client
@@ -39,7 +39,7 @@ def main(rounds: int) -> None:
 
 
 def rest(source: str, proxy: rig.Proxy) -> None:
-    """Processor time of a minute in which nothing happens."""
+    """Processor time of a minute without changes."""
     time.sleep(2)
     before = _on_processor(proxy)
     time.sleep(REST_SECONDS)
@@ -78,7 +78,7 @@ def _own_node() -> dict[str, Any]:
 
 
 def while_syncing(rounds: int) -> None:
-    """How long /healthz takes at most while everything is read, planned and written, from the first answer on."""
+    """The longest answer time of /healthz, after the first answer, while everything is planned and written."""
     longest = []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder, rig.node() as node:
@@ -109,7 +109,7 @@ def _probe(node: str, over: threading.Event, found: list[float]) -> None:
 
 
 def health_ports() -> None:
-    """Thousands of health-check node ports, against the same Services without."""
+    """Thousands of health-check node ports, compared with the same Services without them."""
     without, having = (_resident(local=local) for local in (False, True))
     rig.row(
         f"resident memory with {PORTS} health-check ports", f"{having:.1f} MB", f"{without:.1f} MB without"
@@ -137,7 +137,7 @@ def _balanced(i: int, *, local: bool) -> dict[str, Any]:
 
 @contextmanager
 def asking(node: str, port: int, path: str) -> Iterator[Callable[[], None]]:
-    """Asks for a page again and again over one connection."""
+    """Requests a page repeatedly over one connection."""
     with netns.inside(node):
         connection = http.client.HTTPConnection("127.0.0.1", port)
         connection.connect()

@@ -1,8 +1,8 @@
-"""nftables mode: against stock nft and the reference's tables for the same Services, and how its cost grows.
+"""nftables mode, compared with the nft program and the reference's tables; how its cost grows.
 
-The reference's tables are written as v1.36 lays them out: for each Service port a chain with one rule over an anonymous map,
-an element in `service-ips` and one in `cluster-ips`. What its own program needs besides, listing the table before
-each sync above all, is given apart.
+The reference's tables have the layout of v1.36: for each Service port a chain with one rule over an anonymous
+map, an element in `service-ips` and one in `cluster-ips`. The listing of the table before each sync, which
+the reference needs as well, is printed separately.
 """
 
 import asyncio
@@ -74,10 +74,10 @@ def _show_first(services: int, count: int, found: Sequence["First"]) -> None:
 
 
 class Timed(NftKernel):
-    """The kernel, and the seconds it took.
+    """A kernel that measures its commits.
 
     Attributes:
-        seconds: in commits, so far.
+        seconds: the time in commits so far.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Timed(NftKernel):
 
 
 class First(NamedTuple):
-    """Seconds of a first sync, of the kernel's work in it, of processor time of both, and of one more over the same table."""
+    """Seconds of a first sync, the kernel's part, the processor time of both, and another sync."""
 
     total: float
     kernel: float
@@ -108,7 +108,7 @@ def _line(obj: dict[str, Any], kind: str = "ADDED") -> bytes:
 
 
 class Daemon:
-    """What the daemon does with what a watch brings it, and no more: decoding, the state, the loop, the kernel."""
+    """The parts of the daemon that handle watch events: decoding, the state, the control loop, the kernel."""
 
     def __init__(self, backend: NFTablesDriver) -> None:
         self.hub = Hub(objects.NODE)
@@ -122,11 +122,11 @@ class Daemon:
         self._done.set()
 
     def hear(self, kind: str, line: bytes) -> None:
-        """A line of a watch."""
+        """Handles a line of a watch."""
         self._objects[kind].set(decode_event(line).object)
 
     async def committed(self) -> float:
-        """Waits for a sync to be done; returns when it was."""
+        """Waits for the end of a sync; returns its time."""
         await asyncio.wait_for(self._done.wait(), 600)
         self._done.clear()
         return self.at
@@ -159,7 +159,7 @@ async def _first_sync(kernel: Timed, lines: list[tuple[str, bytes]]) -> First:
 
 
 class Changes(NamedTuple):
-    """Median seconds from the bytes of an event to the kernel having it."""
+    """Median seconds from the bytes of an event until the change is in the kernel."""
 
     replaced: float
     added: float
@@ -200,7 +200,7 @@ async def _heard(daemon: Daemon, kind: str, obj: dict[str, Any]) -> float:
 
 
 class Reference(NamedTuple):
-    """Seconds that stock nft takes for the reference's tables."""
+    """Seconds that the nft program needs for the reference's tables."""
 
     first: float
     replaced: float
@@ -236,8 +236,9 @@ add chain ip kube-proxy nat-output { type nat hook output priority -100 ; }
 add chain ip kube-proxy nat-postrouting { type nat hook postrouting priority 100 ; }
 add rule ip kube-proxy nat-prerouting jump services
 add rule ip kube-proxy nat-output jump services
-add rule ip kube-proxy nat-postrouting meta mark & 0x4000 != 0 meta mark set meta mark ^ 0x4000 masquerade fully-random
-add rule ip kube-proxy services ip daddr @cluster-ips ip saddr != 10.128.0.0/9 meta mark set meta mark or 0x4000
+add rule ip kube-proxy nat-postrouting meta mark & 0x4000 != 0 meta mark set meta mark ^ 0x4000 masquerade
+fully-random add rule ip kube-proxy services ip daddr @cluster-ips ip saddr != 10.128.0.0/9 meta mark set meta
+mark or 0x4000
 add rule ip kube-proxy services ip daddr . meta l4proto . th dport vmap @service-ips"""
 
 

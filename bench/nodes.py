@@ -1,7 +1,7 @@
-"""What one more node costs in a process of many: memory, and processor time until it is ready and for one change.
+"""The cost of one more simulated node in a process: memory and processor time.
 
-The API server and the daemons, on hosts in memory whose drivers keep plans and nothing else, share one process. The figures are
-differences between many nodes and few, so what the process and the server take themselves is not in them.
+The API server and the daemons share one process; the hosts are in memory, and their drivers only store plans.
+The figures are differences between many nodes and few, so they do not include the process and the server.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Clusters of any size: Services and EndpointSlices that look like an API server's."""
+"""Clusters of any size: Services and EndpointSlices as an API server sends them."""
 
 from typing import Any
 
@@ -63,7 +63,7 @@ def endpoints(i: int, count: int) -> list[str]:
 
 
 def cluster(services: int, count: int) -> list[dict[str, Any]]:
-    """Services with so many endpoints each."""
+    """Services with a number of endpoints each."""
     numbers = range(services)
     return [service(i) for i in numbers] + [slice_(i, endpoints(i, count)) for i in numbers]
 

@@ -1,9 +1,9 @@
-"""The pace, against an API server in a process of its own: how long a start takes, and how long a change waits.
+"""The duration of a start and the delay of changes, with an API server in a separate process.
 
 start    from the start of the program to READY
-first    one endpoint replaced as soon as the program is ready: from the write at the API server until the kernel's rules change
-later    as many more, each written when the one before was seen
-flush    the rules are flushed: until they are back, and the first change after that (where the kernel tells of a flush)
+first    one endpoint replaced as soon as the program is ready: from the write at the API server until the
+kernel's rules change later    more changes, each written when the previous one is in the kernel flush    the
+rules are flushed: until they are restored, and the first change after that (if the kernel reports a flush)
 """
 
 import contextlib
@@ -32,7 +32,7 @@ _NODE = {
 
 
 class Way(NamedTuple):
-    """A mode, with one kind of programs where it needs some."""
+    """A mode, with one variant of the programs if it needs them."""
 
     name: str
     mode: str
@@ -47,7 +47,10 @@ WAYS = (
 
 
 class Found(NamedTuple):
-    """Seconds, of one start and what came after; those of a flush are 0 where the kernel does not tell of one."""
+    """Seconds of one start and the changes after it.
+
+    Those of a flush are 0 if the kernel does not report one.
+    """
 
     start: float
     first: float
@@ -64,7 +67,7 @@ def main(rounds: int) -> None:
 
 
 def show(title: str, found: list[Found]) -> None:
-    """The medians of some starts."""
+    """Prints the medians of several starts."""
 
     def seconds(what: str, values: list[float], *more: str) -> None:
         rig.row(f"{title}: {what}", f"{rig.median(values):.3f} s", *more)
@@ -80,7 +83,7 @@ def show(title: str, found: list[Found]) -> None:
 
 
 def measure(way: Way, services: int, count: int) -> Found:
-    """One start, and what comes after."""
+    """Measures one start and the changes after it."""
     with rig.node() as node, rig.path(way.variant) as path, server(node, services, count) as port:
         flags = ("--master", f"http://127.0.0.1:{port}", "--proxy-mode", way.mode, "-v", "3")
         with rig.Proxy(node, *flags, path=path) as proxy:
@@ -100,7 +103,7 @@ def measure(way: Way, services: int, count: int) -> Found:
 
 
 def full_syncs(proxy: rig.Proxy) -> int:
-    """How many full syncs of IPv4 there were, by the log."""
+    """The number of full syncs of IPv4, from the log."""
     return proxy.log().count("IPv4: full sync of")
 
 
@@ -113,10 +116,10 @@ class Changer:
         self._done = 0
 
     def __call__(self) -> float:
-        """Makes one change; returns the seconds until the kernel had it."""
+        """Makes one change; returns the seconds until it is in the kernel."""
         self._done += 1
         i = self._done * 37 % self._services
-        # One endpoint more: the size of a legacy table tells of it.
+        # Adds an endpoint, so that the size of a legacy table changes.
         addresses = [*objects.endpoints(i, self._count), f"10.255.0.{self._done}"]
         slice_ = objects.slice_(i, addresses)
         path = f"/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/{slice_['metadata']['name']}"
@@ -135,7 +138,7 @@ class Changer:
 
 @contextlib.contextmanager
 def server(node: str, services: int, count: int) -> Iterator[int]:
-    """An API server on a node, with a cluster of that size; gives its port."""
+    """An API server on a node, with a cluster of this size; yields its port."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         file = Path(folder, "cluster.json")
         file.write_bytes(objects.as_list([_NODE, *objects.cluster(services, count)]))

@@ -1,6 +1,7 @@
-"""Source ranges: what a Service with 2,000 of them costs in nftables mode, against one with ten, in one run.
+"""Source ranges: the cost of a Service with 2,000 of them in nftables mode, compared with ten.
 
-Each figure is from the bytes of a watch event to the kernel having it, without the time that the kernel itself takes.
+Each figure is the time from the bytes of a watch event until the change is in the kernel, without the
+kernel's own time.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ FEW, MANY, PORTS = 10, 2_000, 3
 
 
 class Costs(NamedTuple):
-    """Median milliseconds: ours and the kernel's for the Service that comes, for an endpoint and for a range replaced."""
+    """Median milliseconds, ours and the kernel's: a Service added, an endpoint replaced, a range replaced."""
 
     came: tuple[float, float]
     endpoint: tuple[float, float]
@@ -84,9 +85,9 @@ def _median(found: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 async def _watch_pauses(found: list[float]) -> None:
-    """Notes for how many milliseconds of processor time the event loop did nothing else.
+    """Records how many milliseconds of processor time the event loop was blocked.
 
-    Not of time: on a busy machine a thread waits for a processor.
+    Processor time and not time, because on a busy machine a thread also waits for a processor.
     """
     while True:
         before = time.thread_time()

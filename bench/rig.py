@@ -1,4 +1,4 @@
-"""A node of nothing but a namespace, kube-proxy on it, and what it costs."""
+"""A node that is only a network namespace, kube-proxy on it, and its cost."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ VARIANTS = {"legacy": "xtables-legacy-multi", "nf_tables": "xtables-nft-multi"}
 
 @contextlib.contextmanager
 def node() -> Iterator[str]:
-    """A namespace that is somewhere, for a node."""
+    """A network namespace with an address and a default route, for a node."""
     name = f"{netns.unique_prefix()}bench"
     netns.create([name])
     try:
@@ -42,7 +42,7 @@ def node() -> Iterator[str]:
 
 @contextlib.contextmanager
 def path(variant: str) -> Iterator[str]:
-    """A PATH whose iptables programs are of one kind."""
+    """A PATH with the iptables programs of one variant."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         multi = Path("/usr/sbin", VARIANTS[variant])
         if not multi.exists():
@@ -87,16 +87,16 @@ class Proxy:
         self._folder.cleanup()
 
     def log(self) -> str:
-        """What it wrote."""
+        """Its log."""
         return Path(self._folder.name, "log").read_text()
 
     def processor_seconds(self) -> float:
-        """Processor time so far, of itself and of the programs it ran."""
+        """Processor time so far, of the process and of the programs that it ran."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
     def megabytes(self) -> tuple[float, float]:
-        """Resident memory now, and at its peak."""
+        """Resident memory now, and the peak."""
         status = dict(
             line.split(":", 1) for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         )
@@ -104,7 +104,7 @@ class Proxy:
 
 
 def fingerprint(variant: str) -> Callable[[], object]:
-    """What changes in the kernel with any rule."""
+    """A value that changes with any rule in the kernel."""
     return (
         (lambda: generation(MACHINE))
         if variant == "nf_tables"
@@ -113,7 +113,7 @@ def fingerprint(variant: str) -> Callable[[], object]:
 
 
 class Watcher(threading.Thread):
-    """Looks at the kernel until it holds something else."""
+    """Polls the kernel until its rules have changed."""
 
     def __init__(self, node: str, look: Callable[[], object]) -> None:
         super().__init__(daemon=True)
@@ -131,13 +131,13 @@ class Watcher(threading.Thread):
             self.at = time.perf_counter()
 
     def wait(self) -> float:
-        """When it did."""
+        """Waits for the change; returns its time."""
         self.join(60)
         return self.at
 
 
 def timed(work: Callable[[], object]) -> float:
-    """The seconds something takes."""
+    """The seconds that a call takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

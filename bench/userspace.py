@@ -1,8 +1,8 @@
-"""The relay of userspace mode against HAProxy in TCP mode, a copy by asyncio, and no proxy at all, over loopback.
+"""The relay, compared with HAProxy in TCP mode, a copy loop in asyncio, and direct connections.
 
-Throughput of one connection, and what it costs the proxy; short connections, one byte there and one back; memory for connections
-that are silent. Each proxy has one thread. Memory is that of the process; the kernel's for two sockets comes in addition and is
-the same for all.
+It measures the throughput of one connection and the processor time of the proxy; short connections with one
+byte in each direction; and the memory of idle connections. Each proxy has one thread. Memory is that of the
+process; the kernel's memory for two sockets is additional and the same for all.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ backend back
 
 
 class Carrier(NamedTuple):
-    """A proxy that runs: its port and the number of its process, 0 for none."""
+    """A running proxy: its port and its process ID, 0 for none."""
 
     port: int
     pid: int
@@ -78,7 +78,7 @@ def _rows(
     rounds: int,
     measure: Callable[[Carrier], tuple[float, float]],
 ) -> None:
-    """Measures all in turn, so that what disturbs the machine disturbs each of them; prints medians."""
+    """Measures all alternately, so that other load on the machine affects all of them; prints medians."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in carriers}
     for _ in range(rounds):
         for name, start in carriers.items():
@@ -122,7 +122,7 @@ def direct() -> Iterator[Carrier]:
 
 @contextlib.contextmanager
 def relay() -> Iterator[Carrier]:
-    """The relay as userspace mode starts it, but for the check that clients came by a front."""
+    """The relay as userspace mode starts it, but without the check that clients connected to a front."""
     carrier = Relay(MACHINE, "bench")
     try:
         sock = sockets.bind(MACHINE, HOST, (PROXY, PROXY), udp=False)
@@ -156,7 +156,7 @@ def copy() -> Iterator[Carrier]:
 
 @contextlib.contextmanager
 def _started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A carrier that has said that it is ready."""
+    """A carrier that is ready."""
     process = subprocess.Popen(_command(*arguments), stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -169,7 +169,7 @@ def _started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
 
 
 def _ask(*arguments: object) -> tuple[float, float]:
-    """The two numbers a carrier prints."""
+    """The two numbers that a carrier prints."""
     first, second = subprocess.run(
         _command(*arguments), check=True, stdout=subprocess.PIPE, text=True
     ).stdout.split()
@@ -181,7 +181,7 @@ def _command(*arguments: object) -> list[str]:
 
 
 def _until_open(port: int) -> None:
-    """Waits until a proxy carries."""
+    """Waits until a proxy forwards connections."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection((HOST, port), 1) as sock:
