@@ -1,6 +1,6 @@
 """Runs programs until they end: either writes their input or reads their output.
 
-It never does both, because the program and this process could then block each other for ever. The calls block
+It never does both, because the program and this process could then block each other. The calls block
 and are made in threads. Input and output are streams, so they are never completely in memory.
 """
 
