@@ -10,7 +10,6 @@ Each input changes one table, wholly or not at all. What the kernel refuses is n
 causes it, and that one is left as it was.
 """
 
-import asyncio
 import contextlib
 import logging
 from collections import Counter
@@ -32,6 +31,7 @@ from kubeproxy.backends.iptables.watch import watch
 from kubeproxy.backends.programs import FILTER, NAT, InputRefusedError, Tables, Variant
 from kubeproxy.backends.shared import held_rules
 from kubeproxy.backends.shared.held_rules import HeldRules, RuleSteps
+from kubeproxy.backends.shared.threads import in_thread
 from kubeproxy.figures import Figure
 from kubeproxy.log import V2
 from kubeproxy.model.node import NodeConfig
@@ -91,7 +91,7 @@ class IPTablesDriver:
 
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`. Runs in a thread: the programs take their time."""
-        failures = await asyncio.to_thread(self.load_blocking, node, plans)
+        failures = await in_thread(self.load_blocking, node, plans)
         self._affinity.look(plans.values())
         if self._lookout is not None:
             self._lookout.catch_up(lambda: self._tables.fingerprint() == self._before)
@@ -99,13 +99,13 @@ class IPTablesDriver:
 
     async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
         """See `Driver`. Runs in a thread, too."""
-        await asyncio.to_thread(self._apply, node, changes)
+        await in_thread(self._apply, node, changes)
         self._affinity.look(c.after for c in changes if c.after is not None)
         return {}
 
     async def read(self) -> HeldRules:
         """See `Readable`."""
-        return await asyncio.to_thread(held_rules.read, self._tables)
+        return await in_thread(held_rules.read, self._tables)
 
     def difference(self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> RuleSteps:
         """See `Readable`."""
@@ -121,7 +121,7 @@ class IPTablesDriver:
 
     async def intact(self) -> bool:
         """See `Driver`."""
-        return await asyncio.to_thread(self._is_intact)
+        return await in_thread(self._is_intact)
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:
         """See `Driver`. Legacy tables tell nothing."""

@@ -31,6 +31,7 @@ from kubeproxy.backends.ipvs.sets import SetKeeper
 from kubeproxy.backends.ipvs.steps import RecordingKernel, RecordingTables, ServerStep, ServerSteps
 from kubeproxy.backends.ipvs.watch import Watch
 from kubeproxy.backends.programs import InputRefusedError, Tables, Variant
+from kubeproxy.backends.shared.threads import in_thread
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan, with_same_firewall
 from kubeproxy.netlink import ipvs
@@ -77,7 +78,7 @@ class IPVSDriver:
         """See `Driver`."""
         async with self._locked():
             try:
-                return await asyncio.to_thread(self.load_blocking, node, plans)
+                return await in_thread(self.load_blocking, node, plans)
             except (OSError, InputRefusedError) as e:
                 raise SyncError(str(e)) from e
 
@@ -85,7 +86,7 @@ class IPVSDriver:
         """See `Driver`."""
         async with self._locked():
             try:
-                await asyncio.to_thread(self._apply, node, changes)
+                await in_thread(self._apply, node, changes)
             except (OSError, InputRefusedError) as e:
                 raise StaleError(str(e)) from e
         return {}
@@ -104,7 +105,7 @@ class IPVSDriver:
         """See `Readable`."""
         async with self._lock:
             try:
-                return await asyncio.to_thread(read, self._kernel, self._tables)
+                return await in_thread(read, self._kernel, self._tables)
             except OSError as e:
                 raise SyncError(str(e)) from e
 
@@ -123,7 +124,7 @@ class IPVSDriver:
     async def intact(self) -> bool:
         """See `Driver`."""
         async with self._lock:
-            return await asyncio.to_thread(self._is_intact)
+            return await in_thread(self._is_intact)
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:
         """See `Driver`. Of virtual servers and sets the kernel tells nothing: there `intact` must do."""
@@ -163,7 +164,7 @@ class IPVSDriver:
             await asyncio.sleep(DRAIN_SECONDS)
             async with self._lock:
                 try:
-                    await asyncio.to_thread(self._delete_drained)
+                    await in_thread(self._delete_drained)
                 except OSError as e:
                     log.warning(
                         "Cannot tell which connections have ended, looking again later: %(err)s", {"err": e}

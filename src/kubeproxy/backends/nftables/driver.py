@@ -7,7 +7,6 @@ packet meets the one or the other. Nothing is listed on the way.
 one transaction; one that is ours is mended.
 """
 
-import asyncio
 import logging
 from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,6 +20,7 @@ from kubeproxy.backends.nftables.load import TableLoad
 from kubeproxy.backends.nftables.steps import TableSteps, steps
 from kubeproxy.backends.nftables.transaction import Transaction
 from kubeproxy.backends.nftables.watch import watch
+from kubeproxy.backends.shared.threads import in_thread
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.netlink.nft import messages, objects
@@ -48,7 +48,7 @@ class NFTablesDriver:
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`."""
         try:
-            failures = await asyncio.to_thread(self.load_blocking, node, plans)
+            failures = await in_thread(self.load_blocking, node, plans)
         except OSError as e:
             raise SyncError(str(e)) from e
         if self._lookout is not None:
@@ -62,7 +62,7 @@ class NFTablesDriver:
             if sum(_size(c.before) + _size(c.after) for c in changes) < _LARGE:
                 self._apply(node, changes)
             else:
-                await asyncio.to_thread(self._apply, node, changes)
+                await in_thread(self._apply, node, changes)
         except OSError as e:
             raise StaleError(str(e)) from e
         return {}
@@ -70,7 +70,7 @@ class NFTablesDriver:
     async def read(self) -> HeldTable:
         """See `Readable`."""
         try:
-            return await asyncio.to_thread(read, self._kernel, self._table)
+            return await in_thread(read, self._kernel, self._table)
         except OSError as e:
             raise SyncError(str(e)) from e
 

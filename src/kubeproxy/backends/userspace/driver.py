@@ -10,7 +10,6 @@ only who was translated. Its own connections have the mark for masquerading and 
 the address of a front. SCTP is left to the kernel, as in nftables mode.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -29,6 +28,7 @@ from kubeproxy.backends.base import (
 )
 from kubeproxy.backends.shared import listeners
 from kubeproxy.backends.shared.listeners import HeldListeners, ListenerSteps, RecordingRelay
+from kubeproxy.backends.shared.threads import in_thread
 from kubeproxy.backends.userspace.led_sockets import LedSockets, SocketName
 from kubeproxy.figures import Figure
 from kubeproxy.model.node import NodeConfig
@@ -59,7 +59,7 @@ class Led:
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`."""
         at = self._own_address(node)
-        led, failures = await asyncio.to_thread(self._sockets.begin, node, at, plans)
+        led, failures = await in_thread(self._sockets.begin, node, at, plans)
         rules = replace(node, relayed=True)
         refused = await self._rules.load(rules, led)
         if refused and self._first:
@@ -67,7 +67,7 @@ class Led:
             led = {key: plan for key, plan in led.items() if key not in refused}
             refused = {**refused, **await self._rules.load(rules, led)}
         self._first = False
-        await asyncio.to_thread(self._sockets.finish, led, plans, failures, refused)
+        await in_thread(self._sockets.finish, led, plans, failures, refused)
         if not await self._sockets.doors.served():
             raise SyncError(relayed.SILENT)
         return {**refused, **failures}

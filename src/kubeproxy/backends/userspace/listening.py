@@ -8,7 +8,6 @@ Traffic policies and source ranges hold. Where there is no endpoint nothing list
 where another mode would drop their packets.
 """
 
-import asyncio
 import contextlib
 import errno
 import logging
@@ -20,6 +19,7 @@ from kubeproxy.backends import relayed
 from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
 from kubeproxy.backends.shared import listeners
 from kubeproxy.backends.shared.listeners import HeldListeners, ListenerSteps, RecordingRelay
+from kubeproxy.backends.shared.threads import in_thread
 from kubeproxy.figures import Figure
 from kubeproxy.log import V2
 from kubeproxy.model.node import NodeConfig
@@ -62,7 +62,7 @@ class Listening:
 
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`."""
-        failures = await asyncio.to_thread(self.load_blocking, node, plans)
+        failures = await in_thread(self.load_blocking, node, plans)
         if not await self._doors.served():
             raise SyncError(relayed.SILENT)
         self._tell(plans.values())
