@@ -111,7 +111,7 @@ class Tables(Protocol):
             lines: what stands between "*TABLE" and "COMMIT"; each item is one or more whole lines.
 
         Raises:
-            RefusedError: the input, or what it asks for, was refused.
+            InputRefusedError: the input, or what it asks for, was refused.
             SyncError: it could not be tried.
         """
 

@@ -109,7 +109,7 @@ class OtherVariant:
 
         Raises:
             _MissingError: there are no programs for it.
-            OSError, RefusedError, SyncError: it failed.
+            OSError, InputRefusedError, SyncError: it failed.
         """
         found = [
             (name, tables)

@@ -74,7 +74,7 @@ def clean(tables: Tables, *, exposed: Callable[[], None] = lambda: None) -> int:
         exposed: called if KUBE-FIREWALL went.
 
     Raises:
-        RefusedError: it was refused.
+        InputRefusedError: it was refused.
         SyncError: it could not be tried.
     """
     count = 0

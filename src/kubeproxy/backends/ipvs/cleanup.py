@@ -97,7 +97,7 @@ def clean(tables: Tables) -> int:
     """Removes our rules and chains from some tables; returns how many went.
 
     Raises:
-        RefusedError: it was refused.
+        InputRefusedError: it was refused.
         SyncError: it could not be tried.
     """
     count = 0

@@ -111,7 +111,7 @@ class FullSync:
         """Programs what is missing.
 
         Raises:
-            OSError, RefusedError: the kernel refused what is common to all Services.
+            OSError, InputRefusedError: the kernel refused what is common to all Services.
             SyncError: it could not be done; or every Service is refused, so no Service is at fault.
         """
         self._rules.read(frame(self._node, (), ()))

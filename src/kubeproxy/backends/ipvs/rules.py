@@ -52,7 +52,7 @@ class Rules:
 
         Raises:
             SyncError: the tables could not be written; or every rule of a Service is refused.
-            RefusedError: rules that belong to no Service were refused.
+            InputRefusedError: rules that belong to no Service were refused.
         """
         try:
             self.change(wanted)
@@ -70,7 +70,7 @@ class Rules:
 
         Raises:
             SyncError: the tables could not be written.
-            RefusedError: the rules were refused.
+            InputRefusedError: the rules were refused.
         """
         lines = _difference(self._held, wanted)
         for table, line in static_chains.on_top(HOOKS, lambda at, rule: rule in self._held.get(at, ())):

@@ -74,7 +74,7 @@ class ServerSteps(Struct, frozen=True, gc=False):
 
         Raises:
             OSError: the kernel refused a step as a whole.
-            RefusedError: rules were refused.
+            InputRefusedError: rules were refused.
         """
         for step in self.steps:
             getattr(tables if step.method == "restore" else kernel, step.method)(*step.arguments)

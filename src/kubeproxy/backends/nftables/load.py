@@ -57,7 +57,7 @@ class TableLoad:
         Args:
             content: what the table is to hold.
             held: what it holds.
-            commit: sends a transaction; raises RefusedError.
+            commit: sends a transaction; raises TransactionRefusedError.
             before: the plans that were programmed before, as far as they are known.
         """
         self._before = before

@@ -34,7 +34,7 @@ class TableSteps(Struct, frozen=True, gc=False):
         """Does it.
 
         Raises:
-            RefusedError: a transaction was refused; those before it are done.
+            TransactionRefusedError: a transaction was refused; those before it are done.
         """
         for commit in self.commits:
             kernel.commit(commit)

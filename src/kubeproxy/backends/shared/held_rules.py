@@ -68,7 +68,7 @@ class RuleSteps(Struct, frozen=True, gc=False):
         """Does it.
 
         Raises:
-            RefusedError: an input was refused; those before it are done.
+            InputRefusedError: an input was refused; those before it are done.
             SyncError: it could not be tried.
         """
         for table, text in self.inputs:

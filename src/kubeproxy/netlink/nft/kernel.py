@@ -89,7 +89,7 @@ class NftKernel(wire.Closing):
         """Applies messages together.
 
         Raises:
-            RefusedError: one of them was refused, so none was applied.
+            TransactionRefusedError: one of them was refused, so none was applied.
         """
         if not messages:
             return
