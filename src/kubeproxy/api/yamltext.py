@@ -151,7 +151,7 @@ class _Reader:
         except yaml.YAMLError as e:
             raise self._error(e) from None
 
-    def _document(self) -> Any:
+    def _document(self) -> Any:  # noqa: PLR0915 scalars are handled in place: a call for each costs time
         yaml = self._yaml
         scalar, alias, mapping, sequence = (
             yaml.ScalarEvent,
@@ -171,8 +171,10 @@ class _Reader:
             depth = 0
             if kind is scalar:
                 self._values += 1
-                if event.tag is None and event.implicit[0]:
-                    value = event.value
+                value = event.value
+                if event.tag is not None:
+                    value = self._tagged(event)
+                elif event.implicit[0]:
                     if value == "<<" and top is not None and top.key is _NO_KEY and type(top.value) is dict:
                         top.key = _MERGE
                         continue
@@ -180,31 +182,13 @@ class _Reader:
                         value = plain(value)
                     except ValueError as e:
                         raise self._fault(event, str(e)) from None
-                elif event.tag is None:
-                    value = event.value
-                else:
-                    value = self._tagged(event)
                 if event.anchor is not None:
                     anchors[event.anchor] = _Value(value, 1)
             elif kind is mapping or kind is sequence:
-                self._values += 1
-                anchor = None
-                made: Any = {} if kind is mapping else []
-                if event.anchor is not None:
-                    anchors[event.anchor] = anchor = _Value(made)
-                if len(stack) >= DEEPEST:
-                    raise self._fault(event, TOO_DEEP, "")
-                if top is not None and top.key is _NO_KEY and type(top.value) is dict:
-                    self._key(event, made)
-                top = _Open(made, self._values, anchor)
-                stack.append(top)
+                top = self._begin(event, {} if kind is mapping else [], anchors)
                 continue
             elif kind is mapping_end or kind is sequence_end:
-                done = stack.pop()
-                value, depth = done.value, done.depth
-                if done.anchor is not None:
-                    done.anchor.size = self._values - done.before + 1
-                    done.anchor.depth = depth
+                value, depth = self._end()
                 top = stack[-1] if stack else None
             elif kind is alias:
                 value, depth = self._alias(event, anchors.get(event.anchor))
@@ -228,6 +212,28 @@ class _Reader:
             else:
                 top.value[top.key] = value
                 top.key = _NO_KEY
+
+    def _begin(self, event: Any, made: Any, anchors: dict[str, _Value]) -> _Open:
+        """A list or mapping starts."""
+        self._values += 1
+        anchor = None
+        if event.anchor is not None:
+            anchors[event.anchor] = anchor = _Value(made)
+        if len(self._open) >= DEEPEST:
+            raise self._fault(event, TOO_DEEP, "")
+        outer = self._open[-1] if self._open else None
+        if outer is not None and outer.key is _NO_KEY and type(outer.value) is dict:
+            self._key(event, made)
+        self._open.append(_Open(made, self._values, anchor))
+        return self._open[-1]
+
+    def _end(self) -> tuple[Any, int]:
+        """The innermost list or mapping is complete; returns it and its depth."""
+        done = self._open.pop()
+        if done.anchor is not None:
+            done.anchor.size = self._values - done.before + 1
+            done.anchor.depth = done.depth
+        return done.value, done.depth
 
     def _tagged(self, event: Any) -> Any:
         try:
