@@ -30,7 +30,7 @@ help:
 	@echo "make versions-test   unit tests with the oldest and newest libraries, and with every Python there is from 3.11 on"
 	@echo "make distro-test     demo and tests in minimal installations of Debian (SUITES=\"bookworm trixie\")"
 	@echo "make fuzz      the tests of properties with new random examples, ROUNDS=10 times"
-	@echo "make lint      style, types, import contracts, links of the documentation"
+	@echo "make lint      style, types, import contracts, links of the documentation, words"
 	@echo "make format    rewrites the sources in the house style"
 	@echo "make bench     measures speed and memory"
 	@echo "make docs      the documentation as a web site, in site/"
@@ -105,6 +105,7 @@ lint: .venv/.dev
 	.venv/bin/mypy --platform win32 --follow-imports silent --cache-dir .mypy_cache/win32 --exclude '$(NOT_WINDOWS)' src
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/python -m tools.links
+	.venv/bin/python -m tools.words
 
 # No network is needed to build it, and none to read it.
 docs: .venv/.docs
