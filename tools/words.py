@@ -39,7 +39,7 @@ NOT_YET: Final = (
     "src/kubeproxy/api",
     "src/kubeproxy/app.py",
     "src/kubeproxy/backends",
-    "src/kubeproxy/cli.py",
+    "src/kubeproxy/cli",
     "src/kubeproxy/clock.py",
     "src/kubeproxy/config",
     "src/kubeproxy/events.py",
