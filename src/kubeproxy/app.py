@@ -230,7 +230,7 @@ class App:
             statuses=self._statuses,
             missing=self._missing,
         )
-        self._serving.tell(self._told)
+        self._serving.publish(self._told)
         tasks: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(source.run()),
             asyncio.ensure_future(self._events.run()),
@@ -355,9 +355,9 @@ class App:
         contests = Contests(self._hub.state, self._name, self._events.service)
         for loop in loops:
             contests.follow(loop.ledger)
-        self._serving.tell(reporter.figures, contests.figures, lambda: sysctls.figures(self._machine))
+        self._serving.publish(reporter.figures, contests.figures, lambda: sysctls.figures(self._machine))
         if self._mode.forwards:
-            self._serving.tell(forwarding.figures)
+            self._serving.publish(forwarding.figures)
         watch.follow(loops, self._fail)
         await self._hub.lists_complete.wait()
         self._hub.loops = loops

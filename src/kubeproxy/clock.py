@@ -1,4 +1,4 @@
-"""Time for the control loop, so that a test can be its master."""
+"""Time for the control loop, behind an interface so that tests can control it."""
 
 import asyncio
 import contextlib
@@ -10,14 +10,14 @@ class Clock(Protocol):
     """A monotonic clock and a way to wait."""
 
     def now(self) -> float:
-        """Seconds since some moment; never goes back, whatever happens to the time of day."""
+        """Seconds since some moment; monotonic, whatever happens to the time of day."""
 
     async def wait(self, event: asyncio.Event, seconds: float | None) -> None:
-        """Waits for an event, at most so many seconds; None is for ever."""
+        """Waits for an event, at most so many seconds; None is without a limit."""
 
 
 class SystemClock:
-    """The real one."""
+    """The clock of the operating system."""
 
     def now(self) -> float:
         """See `Clock`."""
@@ -25,7 +25,8 @@ class SystemClock:
 
     async def wait(self, event: asyncio.Event, seconds: float | None) -> None:
         """See `Clock`."""
-        # Not asyncio.wait_for: before Python 3.12 that one forgets a cancellation that comes together with the event.
+        # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that arrives together with the
+        # event.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await event.wait()

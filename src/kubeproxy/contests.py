@@ -1,11 +1,13 @@
-"""Reports fronts that several Services name: in the log, as a metric, and as an Event of the Service that loses.
+"""Reports fronts that several Services name: in the log, as a metric, and as an Event of the loser.
 
-Who owns a front is decided by `model.claims`; a plan lists what its Service lost. This follows the plans that are in the kernel, of
-all families, and reports each loss once, when it begins, when the owner changes, and when it ends. A node port is lost in both
-families at the same time, so families are taken together.
+`model.claims` decides which Service owns a front; a plan lists the fronts its Service lost. This module
+follows the plans that are in the kernel, of all families, and reports each loss when it begins, when the
+owner changes, and when it ends. A node port is lost in both families at the same time, so the families are
+compared together.
 
-Every node finds the same. To keep the API server from a flood, the Event is written by one node: that of the first
-endpoint, by address, of the Service that loses, else of the owner. Without an endpoint on a known node every node writes it.
+Every node finds the same. To spare the API server, the Event is written by one node: that of the first
+endpoint, by address, of the Service that lost the front, else of the owner. If no endpoint names a node,
+every node writes it.
 """
 
 import logging
@@ -22,7 +24,7 @@ from kubeproxy.reconcile.ledger import Ledger, Recorded
 log = logging.getLogger(__name__)
 
 MOST_LINES: Final = 20
-"""So many lines of a kind are logged after one sync; the rest is counted in one more line."""
+"""How many lines of a kind are logged after one sync; one more line has the number of the rest."""
 
 REASON: Final = "FrontOfAnotherService"
 
@@ -36,7 +38,7 @@ class Contests:
     """The fronts that Services lost, in all families."""
 
     def __init__(self, state: State, node: str, event: Event) -> None:
-        """Makes it; `follow` adds the families.
+        """Follows no family yet, see `follow`.
 
         Args:
             state: the Services and their endpoints.
@@ -49,13 +51,13 @@ class Contests:
         self._ledgers: dict[Family, Ledger] = {}
 
     def follow(self, ledger: Ledger) -> None:
-        """Reports what changes by each sync of a family."""
+        """Reports the changes of each sync of a family."""
         self._ledgers[ledger.family] = ledger
         ledger.subscribe(lambda done: self._recorded(ledger.family, done))
 
     def figures(self) -> Iterable[Figure]:
         """How many fronts are contested."""
-        text = "Fronts that several Services name; one of them has each."
+        text = "Fronts that several Services name; each is served for one of them."
         for family, ledger in self._ledgers.items():
             count = len({lost.front for plan in ledger.plans.values() if plan.lost for lost in plan.lost})
             yield Figure("kubeproxy_contested_fronts", "gauge", text, count, {"ip_family": family})
@@ -74,7 +76,7 @@ class Contests:
         self._report_ends(sorted(ended, key=_order))
 
     def _elsewhere(self, key: Key, family: Family) -> Iterable[LostFront]:
-        """What a Service lost in other families."""
+        """The fronts that a Service lost in other families."""
         for ledger in self._ledgers.values():
             if ledger.family != family:
                 yield from _lost(ledger.plans.get(key))
@@ -104,7 +106,7 @@ class Contests:
             )
 
     def _is_writer(self, *keys: Key) -> bool:
-        """Whether this node writes the Event: the first endpoint of the first Service that has one is here."""
+        """Whether this node writes the Event: the first endpoint of the first Service with any is here."""
         for key in keys:
             endpoints = [(e.address, e.node) for s in self._state.slices(key) for e in s.endpoints if e.node]
             if endpoints:

@@ -1,10 +1,11 @@
 """Events (events.k8s.io/v1): what `kubectl describe` shows of a Node or a Service that has trouble here.
 
-An Event is a courtesy. It is noted at once and written by a task of its own, so nobody ever waits for it. The same
-Event again is not another one: the first becomes a series, whose count is written from time to time. A bucket limits
-how many are written, whatever goes wrong and however often. What cannot be written is forgotten, with one line of log.
+Nothing depends on an Event. It is queued at once and written by a task of its own, so no other task waits for
+it. The same Event again does not make another object: the first becomes a series, whose count is written from
+time to time. A token bucket limits how many are written. An Event that cannot be written is dropped, and that
+is logged once.
 
-Source: API reference v1.36, Event v1 events.k8s.io; what its validation demands is in `_event`.
+Source: API reference v1.36, Event v1 events.k8s.io; `_event` meets its validation.
 """
 
 import logging
@@ -22,19 +23,19 @@ from kubeproxy.model.plan import Key
 log = logging.getLogger(__name__)
 
 BURST: Final = 25
-"""So many Events may be written at once ..."""
+"""How many Events may be written at once ..."""
 
 EVERY_SECONDS: Final = 10.0
-"""... and one more each time so many seconds have passed."""
+"""... and after how many seconds one more."""
 
 SERIES_SECONDS: Final = 300.0
 """How often the count of a series is written, at most."""
 
 KEPT_SECONDS: Final = 3600.0
-"""An Event not seen for so long is a new one. API servers keep them as long."""
+"""After so many seconds the same Event is a new one: API servers delete Events after that time."""
 
 MOST: Final = 500
-"""So many different ones are remembered; more are not noted."""
+"""How many different Events are kept; further ones are ignored."""
 
 _TRIES: Final = 5
 _RETRY_SECONDS: Final = 30.0
@@ -51,7 +52,7 @@ class Api(Protocol):
 
 
 class _Subject(Struct, frozen=True, gc=False):
-    """What is the same in all Events of a series."""
+    """The fields that are the same in all Events of a series."""
 
     kind: str
     namespace: str
@@ -63,7 +64,7 @@ class _Subject(Struct, frozen=True, gc=False):
 
 
 class _Series(Struct):
-    """How often it happened and how much of that was told.
+    """How often it happened and which part of that has been written.
 
     Attributes:
         name: the Event's name.
@@ -71,9 +72,9 @@ class _Series(Struct):
         last: when it last happened.
         seen: the same by the clock.
         count: how often.
-        told: how much of the count was written.
-        due: not to be written before that, by the clock.
-        tries: how often that failed.
+        written: the count that was written last.
+        due: when it may be written next, by the clock.
+        tries: how often writing failed.
     """
 
     name: str
@@ -81,13 +82,13 @@ class _Series(Struct):
     last: float
     seen: float
     count: int = 1
-    told: int = 0
+    written: int = 0
     due: float = 0.0
     tries: int = 0
 
 
 class Events:
-    """Notes Events, and writes them while it runs."""
+    """Queues Events, and writes them while it runs."""
 
     def __init__(
         self,
@@ -101,8 +102,8 @@ class Events:
 
         Args:
             node: the own Node's name.
-            api: where to write them; None: nowhere, and nothing is noted.
-            clock: the time that passes.
+            api: where to write them; None: nowhere, and nothing is queued.
+            clock: monotonic time.
             wall: the time of day, in seconds since 1970.
         """
         self._node = node
@@ -116,18 +117,18 @@ class Events:
         self._complained = False
 
     def node(self, reason: str, action: str, note: str = "", *, warning: bool = False) -> None:
-        """Something happened to this proxy, which people look for at its Node.
+        """Records an Event of this node's Node object.
 
         Args:
             reason: why, in one CamelCase word.
             action: what was done or tried, in one CamelCase word.
-            note: in words for people.
-            warning: it is not as it should be.
+            note: a sentence for the operator.
+            warning: whether its type is Warning, else Normal.
         """
         self._note(_Subject("Node", "", self._node, reason, action, note[:1024], warning))
 
     def service(self, key: Key, reason: str, action: str, note: str) -> None:
-        """Something is wrong with a Service on this node. Arguments as with `node`."""
+        """Records a Warning of a Service on this node. Arguments as with `node`."""
         self._note(_Subject("Service", *key, reason, action, f"{self._node}: {note}"[:1024], warning=True))
 
     def _note(self, subject: _Subject) -> None:
@@ -147,11 +148,13 @@ class Events:
         self._wake.set()
 
     async def run(self) -> None:
-        """Writes what is noted, for ever."""
+        """Writes what is queued; ends only by cancellation."""
         while True:
             self._wake.clear()
             news = [
-                (series.due, subject) for subject, series in self._noted.items() if series.count > series.told
+                (series.due, subject)
+                for subject, series in self._noted.items()
+                if series.count > series.written
             ]
             if not news:
                 await self._clock.wait(self._wake, None)
@@ -163,43 +166,43 @@ class Events:
                 await self._clock.wait(self._wake, delay)
                 continue
             self._earliest = max(self._earliest, now - (BURST - 1) * EVERY_SECONDS) + EVERY_SECONDS
-            await self._tell(subject, self._noted[subject])
+            await self._write_series(subject, self._noted[subject])
 
-    async def _tell(self, subject: _Subject, series: _Series) -> None:
-        """Writes one; if that fails, perhaps later."""
+    async def _write_series(self, subject: _Subject, series: _Series) -> None:
+        """Writes one Event; if that fails, it is tried again a few times."""
         assert self._api is not None
         count = series.count
         try:
             await self._write(self._api, subject, series)
-        except Exception as e:  # whatever it is, it must not end the proxy
+        except Exception as e:  # no error of an Event may end the proxy
             series.tries += 1
             status: int = getattr(e, "status", 0)
             refused = 400 <= status < 500 and status not in {401, 408, 429}
             if not refused and series.tries < _TRIES:
                 series.due = self._clock.now() + _RETRY_SECONDS
             else:
-                series.told, series.tries = count, 0
+                series.written, series.tries = count, 0
                 series.due = self._clock.now() + SERIES_SECONDS
             if not self._complained:
                 self._complained = True
                 log.warning(
-                    "Events cannot be written at the moment, which harms nothing else: %(err)s", {"err": e}
+                    "Events cannot be written at the moment, which affects nothing else: %(err)s", {"err": e}
                 )
             return
         self._complained = False
-        series.told, series.tries = count, 0
+        series.written, series.tries = count, 0
         series.due = self._clock.now() + SERIES_SECONDS
 
     async def _write(self, api: Api, subject: _Subject, series: _Series) -> None:
         path = f"/apis/events.k8s.io/v1/namespaces/{subject.namespace or 'default'}/events"
         patch = {"series": _count(series)}
-        if series.told:
+        if series.written:
             try:
                 await api.request("PATCH", f"{path}/{series.name}", patch)
             except Exception as e:
                 if getattr(e, "status", 0) != 404:
                     raise
-                # It is older than the API server keeps them: what follows is a new one.
+                # The API server has deleted it because of its age: the next one is new.
             else:
                 return
         uid = self._node if subject.kind == "Node" else await _uid(api, subject)
@@ -210,7 +213,7 @@ class Events:
         except Exception as e:
             if getattr(e, "status", 0) != 409:
                 raise
-            # An earlier try created it, and its answer was lost.
+            # An earlier attempt created it, and the response was lost.
             if series.count > 1:
                 await api.request("PATCH", f"{path}/{series.name}", patch)
 
@@ -248,9 +251,10 @@ class _List(Struct, frozen=True, gc=False):
 
 
 async def _uid(api: Api, subject: _Subject) -> str | None:
-    """The Service's uid, by which `kubectl describe` finds its Events; None if there is no such Service any more.
+    """The Service's uid, by which `kubectl describe` finds its Events; None if it was deleted.
 
-    It is not kept with the Services, so it is asked for. The proxy's rights are to list Services, not to get one.
+    It is not kept with the Services, so it is requested. The proxy's role allows to list Services, not to get
+    one.
     """
     path = f"/api/v1/namespaces/{subject.namespace}/services"
     answer = await api.request("GET", path, query={"fieldSelector": f"metadata.name={subject.name}"})

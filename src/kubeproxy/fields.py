@@ -1,7 +1,8 @@
-"""Fields that nobody knows, in a tree of decoded YAML or JSON, and the field that was probably meant.
+"""Unknown fields in a tree of decoded YAML or JSON, and the field that was probably meant.
 
-Kubernetes' own decoders ignore a field they do not know, so a misspelt name silently has no effect. `unknown` finds
-such fields by a schema: the names of an object's fields, each with the schema of its value. A list has the schema of its items.
+Kubernetes' own decoders ignore an unknown field, so a misspelt name silently has no effect. `unknown` finds
+such fields by a schema: the names of an object's fields, each with the schema of its value. A list has the
+schema of its items.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,14 +16,17 @@ Schema = Mapping[str, Union["Schema", None]]
 """The fields of an object. None as the value of a field: anything may be in it."""
 
 _LONGEST: Final = 80
-"""So much of a name is shown, in characters."""
+"""How much of a name is shown, in characters."""
 
 _NEARLY: Final = 0.8
 _SIMILAR: Final = 0.65
-"""How alike two names are, from 0 to 1: `port` and `ports` are nearly the same, `syncPeriod` and `configSyncPeriod` are not."""
+"""The least similarity, from 0 to 1, of two names of which one may be a misspelling of the other.
+
+`port` and `ports` are that similar, `syncPeriod` and `configSyncPeriod` are not.
+"""
 
 _MOST_PLACES: Final = 2
-"""A name that is known in more places than that says little about where it belongs."""
+"""A name that exists in more places than that is not suggested: it does not show where the field belongs."""
 
 
 class Unknown(Struct, frozen=True, gc=False):
@@ -30,7 +34,7 @@ class Unknown(Struct, frozen=True, gc=False):
 
     Attributes:
         path: where it is, e.g. "spec.ports[0].targetport".
-        meant: the paths of the fields that were probably meant; none if no name is near.
+        meant: the paths of the fields that were probably meant; none if no name is similar.
     """
 
     path: str
@@ -45,15 +49,16 @@ class Unknown(Struct, frozen=True, gc=False):
 def unknown(tree: Any, schema: Schema) -> Iterator[Unknown]:
     """Yields the fields of a tree that a schema does not have, in the order of the tree.
 
-    A node that YAML aliases put in several places is looked at once: unfolded, a few lines could fill the memory.
+    A node that YAML aliases put in several places is visited once: expanded, a few lines could fill the
+    memory.
     """
     yield from _walk(tree, schema, schema, "", set())
 
 
 def strict_decoder(schema: Schema) -> msgspec.json.Decoder[Any]:
-    """A decoder of JSON that raises `msgspec.ValidationError` when a field is unknown, much faster than `unknown` would find it.
+    """A JSON decoder that raises `msgspec.ValidationError` for an unknown field, much faster than `unknown`.
 
-    What it returns means nothing, and it may also raise for a value of another type than expected.
+    The decoded value is not useful, and it may also raise for a value of another type than expected.
     """
     return msgspec.json.Decoder(_strict(schema))
 
@@ -90,7 +95,7 @@ def _walk(
 
 
 def _meant(key: str, schema: Schema, root: Schema, path: str) -> tuple[str, ...]:
-    """The field of the same object that is written nearly so, else where this name is known, else one that is similar."""
+    """A field of the same object with a similar name, else the places of this name, else a similar name."""
     if nearly := _similar(key, schema, path, _NEARLY):
         return nearly
     if places := tuple(_places(key.lower(), root, "")):

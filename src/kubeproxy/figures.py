@@ -1,7 +1,7 @@
-"""What the parts of the program tell of themselves: named numbers, and distributions of them.
+"""Figures that parts of the program publish: named numbers, and distributions of them.
 
-A part counts in plain attributes and offers them through a method `figures()`, which is called when somebody asks.
-Nothing is registered anywhere, and nothing is formatted here: see `serve.metrics`.
+A part counts in plain attributes and returns them from a method `figures()`, which is called for each scrape.
+There is no registry, and nothing is formatted here: see `serve.metrics`.
 """
 
 from bisect import bisect_left
@@ -30,7 +30,7 @@ class Histogram:
         self._counts = [0] * (len(self.bounds) + 1)
 
     def observe(self, value: float) -> None:
-        """Takes in a value."""
+        """Adds a value."""
         self._counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
@@ -40,7 +40,7 @@ class Histogram:
 
 
 class Figure(Struct, frozen=True, gc=False):
-    """One number, or one distribution, under the name Prometheus knows it by."""
+    """One number, or one distribution, under its name in Prometheus."""
 
     name: str
     kind: Kind
@@ -50,4 +50,4 @@ class Figure(Struct, frozen=True, gc=False):
 
 
 DURATIONS: Final = tuple(0.001 * 2**i for i in range(15))
-"""The bounds, in seconds, the reference has for what takes between a millisecond and 16 seconds."""
+"""The bounds, in seconds, that the reference uses for durations between a millisecond and 16 seconds."""

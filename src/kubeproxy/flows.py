@@ -42,7 +42,7 @@ from kubeproxy.reconcile.reconciler import Reconciler
 log = logging.getLogger(__name__)
 
 _BATCH = 200
-"""Stale flows deleted at a time; each keeps what the kernel said along with it in memory."""
+"""How many stale flows are deleted at a time; each keeps its netlink message in memory."""
 
 UNANSWERED_SECONDS: Final = 1.0
 """After an endpoint was removed, a connection to it that is unanswered for so long will not be answered."""
@@ -121,7 +121,7 @@ class FlowCleaner:
         self._listeners.append(listener)
 
     async def run(self) -> None:
-        """Cleans after syncs for ever; ends only by cancellation."""
+        """Cleans after syncs; ends only by cancellation."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -205,7 +205,7 @@ class FlowCleaner:
             )
 
     def _clean(self) -> Cleaned:
-        """Looks at what is to be looked at, and deletes what is stale. Runs in a thread.
+        """Checks the flows that must be checked, and deletes the stale ones. Runs in a thread.
 
         Raises:
             OSError: the kernel refused; what could not be done is kept for the next time.
@@ -252,7 +252,7 @@ class FlowCleaner:
         return listed
 
     def _take(self) -> None:
-        """Takes in the news."""
+        """Takes newer syncs into account."""
         while self._inbox:
             news = self._inbox.popleft()
             if news.full:
@@ -269,7 +269,7 @@ class FlowCleaner:
                     self._fronts.look_at(listing)
 
     def _judge(self) -> Callable[[ConntrackFlow], bool]:
-        """What tells whether a flow is stale, on the node as it is now."""
+        """Decides whether a flow is stale, with the present node."""
         node = self._loop.node
         own = frozenset(own_addresses.packed(self._machine, node.family))
         known: dict[bytes, bool] = {}
@@ -289,7 +289,7 @@ class FlowCleaner:
         return is_stale
 
     def _delete(self, stale: Sequence[ConntrackFlow], is_stale: Callable[[ConntrackFlow], bool]) -> None:
-        """Deletes what is stale by the newest word, too."""
+        """Deletes the flows that are still stale with the newest sync."""
         if self._inbox:
             self._take()
             stale = [flow for flow in stale if is_stale(flow)]

@@ -1,12 +1,13 @@
 """Whether this host forwards packets: without that, only its own connections reach the endpoints of Services.
 
 Kubernetes expects the network plugin or the administrator to turn forwarding on (net.ipv4.ip_forward,
-net.ipv6.conf.all.forwarding). Of our modes only ipvs does so itself, as the reference, and any program may turn it off later.
-So it is looked at when rules are in place, whenever the kernel tells of a change, and from time to time. A family is looked at
-once it has a Service: IPv6 forwarding is rightly off where nobody uses IPv6.
+net.ipv6.conf.all.forwarding). Of our modes only ipvs does so itself, as the reference, and any program may
+turn it off later. So it is checked when rules are in place, whenever the kernel notifies of a change, and
+periodically. A family is checked once it has a Service: where IPv6 is not used, its forwarding may be off.
 
-Single interfaces may differ from the rest. IPv4 forwards what comes in on an interface whose own `forwarding` is 1, IPv6 on
-one with `force_forwarding` (Linux 6.17); where there is such an interface, somebody has chosen, and nothing is reported.
+Single interfaces may differ from the rest. IPv4 forwards packets that arrive on an interface whose own
+`forwarding` is 1, IPv6 on one with `force_forwarding` (Linux 6.17). If there is such an interface, forwarding
+was configured on purpose, and nothing is reported.
 
 Source: Documentation/networking/ip-sysctl.rst.
 """
@@ -25,7 +26,7 @@ from kubeproxy.reconcile.reconciler import Reconciler
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 30.0
-"""How often it is looked at although the kernel told of nothing."""
+"""Seconds between two checks without a notification."""
 
 _FOLDERS: Final[Mapping[Family, str]] = {IPV4: "net/ipv4/conf", IPV6: "net/ipv6/conf"}
 _OF_INTERFACE: Final[Mapping[Family, str]] = {IPV4: "forwarding", IPV6: "force_forwarding"}
@@ -55,17 +56,17 @@ def enabled(machine: Machine, family: Family) -> bool:
         return True
     for interface in machine.sysctls(folder):
         if interface not in {"all", "default", "lo"}:
-            with contextlib.suppress(OSError):  # it may have gone just now
+            with contextlib.suppress(OSError):  # the interface may have been deleted meanwhile
                 if machine.sysctl(f"{folder}/{interface}/{_OF_INTERFACE[family]}") != "0":
                     return True
     return False
 
 
 class Forwarding:
-    """Reports that a family is not forwarded, and that it is again."""
+    """Reports when forwarding of a family is off, and when it is on again."""
 
     def __init__(self, machine: Machine, loops: Sequence[Reconciler], event: NodeEvent) -> None:
-        """Nothing is looked at before `run`, but for the metrics.
+        """Nothing is checked before `run`, except for the metrics.
 
         Args:
             machine: the host.
@@ -88,14 +89,14 @@ class Forwarding:
                 )
 
     async def run(self) -> None:
-        """Looks for ever."""
+        """Checks until it is cancelled."""
         changed = asyncio.Event()
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(self._machine.watch_sysctls(changed.set))
             except OSError as e:
                 log.debug(
-                    "Looking at IP forwarding every %(seconds)g s, without notifications: %(err)s",
+                    "IP forwarding is checked every %(seconds)g s, because there are no notifications: %(err)s",
                     {"seconds": LOOK_SECONDS, "err": e},
                 )
             while True:

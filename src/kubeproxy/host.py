@@ -1,7 +1,7 @@
 """Which node this is, and what the configuration means on it, family by family.
 
-The node's addresses are, in this order: --bind-address for its family; those of its Node object; those this host would
-speak from; loopback. The first one found decides the primary family.
+The node's addresses are, in this order: --bind-address for its family; those of its Node object; the source
+addresses of this host; loopback. The first one found decides the primary family.
 """
 
 import logging
@@ -36,17 +36,17 @@ UNSPECIFIED = frozenset({"0.0.0.0", "::"})
 
 
 class NodeError(Exception):
-    """The configuration cannot be right on this node."""
+    """The configuration cannot work on this node."""
 
 
 class Host(Struct, frozen=True, gc=False):
-    """The node under the families it speaks, the primary one first."""
+    """The node, once for each IP family it supports, the primary one first."""
 
     nodes: tuple[NodeConfig, ...]
 
     @property
     def primary(self) -> NodeConfig:
-        """The node under its primary family."""
+        """The node for its primary family."""
         return self.nodes[0]
 
 
@@ -58,14 +58,14 @@ def host(
     supported: Sequence[Family],
     found: Sequence[str] = (),
 ) -> Host:
-    """Works out the node.
+    """Determines the node's families, addresses and settings.
 
     Args:
         config: the configuration.
         name: the node's name.
         row: its Node object, if there is one.
-        supported: the families this host can speak.
-        found: addresses to take where neither configuration nor Node object have any.
+        supported: the families that this host supports.
+        found: addresses to use if neither the configuration nor the Node object has any.
 
     Raises:
         NodeError: the configuration cannot work here.
@@ -108,7 +108,7 @@ def node_addresses(given: Sequence[str], bind_address: str) -> tuple[Family, dic
 
     Args:
         given: the node's addresses, the most important first.
-        bind_address: --bind-address; 0.0.0.0 or :: when it says nothing.
+        bind_address: --bind-address; 0.0.0.0 or :: if it is not set.
     """
     addresses = dict(LOOPBACK)
     primary: Family = IPV4
@@ -123,7 +123,7 @@ def node_addresses(given: Sequence[str], bind_address: str) -> tuple[Family, dic
 
 
 def node_port_cidrs(config: KubeProxyConfiguration, addresses: Mapping[Family, str]) -> tuple[str, ...]:
-    """The ranges the configuration gives for node ports; with `primary` the node's addresses that are known."""
+    """The configured ranges for node ports; with `primary` the node's addresses that are known."""
     if not config.node_port_primary:
         return config.node_port_cidrs
     return tuple(f"{a}/{BITS[family_of(a)]}" for a in addresses.values() if not is_loopback(a))
@@ -162,12 +162,12 @@ def local_traffic(
 
 
 def supported_families(machine: Machine) -> list[Family]:
-    """The families a host can speak: IPv6 may be compiled out or disabled."""
+    """The families a host supports: IPv6 may be compiled out or disabled."""
     return [family for family in FAMILIES if machine.speaks(DOMAINS[family])]
 
 
 def own_addresses(machine: Machine) -> tuple[str, ...]:
-    """The addresses a host sends from to the rest of the world, IPv4 first. An IPv6 address of a link is none."""
+    """The source addresses of a host for other networks, IPv4 first, without IPv6 link-local addresses."""
     found = [machine.source_address(DOMAINS[family]) for family in FAMILIES]
     return tuple(a for a in found if a and not (":" in a and is_link_local(a)))
 
@@ -178,7 +178,7 @@ def _check(
     node_ports: Sequence[str],
     pod_cidrs: Sequence[str],
 ) -> None:
-    """Warns of what is probably not meant, and refuses what cannot work."""
+    """Logs settings that are probably not intended, and refuses what cannot work."""
     primary = families[0]
     other = IPV6 if primary == IPV4 else IPV4
     both = len(families) > 1
@@ -216,7 +216,7 @@ def _check(
         address = parse_address(listener[0]) if listener else "0.0.0.0"
         if family_of(address) == other and not (address in UNSPECIFIED or is_loopback(address)):
             log.warning(
-                "%(field)s is %(address)s, but this host speaks only %(ipFamily)s",
+                "%(field)s is %(address)s, but this host supports only %(ipFamily)s",
                 {"field": field, "address": address, "ipFamily": primary},
             )
 

@@ -1,4 +1,4 @@
-"""Where word of the cluster goes: Services to the state and the loops, the Node and ServiceCIDRs to whom they concern."""
+"""Distributes the objects of the source to the state, the control loops and `nodewatch`."""
 
 import asyncio
 import logging
@@ -24,13 +24,15 @@ class Hub:
 
     Attributes:
         state: Services and their endpoints.
-        loops: the control loops to tell.
+        loops: the control loops, which are woken by changes.
         node: the own Node, None as long as it is not known or after it was deleted.
-        on_node: told of each change of the own Node, and of its absence when the first list is complete.
-        answered: set when the source first told all there is of some kind: it is there.
-        lists_complete: set when Services and endpoints are known whole; before that nothing may be written.
+        on_node: called after each change of the own Node, and, if there is none, when the first list is
+            complete.
+        answered: set when the source has completed the first list of some kind, so it is reachable.
+        lists_complete: set when the first lists of Services and endpoints are complete; nothing is written
+            before.
         node_complete: it is known whether there is a Node.
-        heard: how often the source told of a Service, and of endpoints of a Service, whether anything changed or not.
+        received: how many times the source reported a Service, and endpoints of a Service, changed or not.
     """
 
     def __init__(self, node_name: str) -> None:
@@ -45,12 +47,12 @@ class Hub:
         self.answered = asyncio.Event()
         self.lists_complete = asyncio.Event()
         self.node_complete = False
-        self.heard = {"Service": 0, "EndpointSlice": 0}
+        self.received = {"Service": 0, "EndpointSlice": 0}
         self._started = time.time()
 
     @property
     def service_cidrs(self) -> tuple[str, ...]:
-        """The ranges of all ServiceCIDRs, each once, in the order they came."""
+        """The ranges of all ServiceCIDRs, each once, in the order in which they were reported."""
         return tuple(dict.fromkeys(cidr for ranges in self._cidrs.values() for cidr in ranges))
 
     def set(self, obj: types.Object) -> None:
@@ -89,9 +91,9 @@ class Hub:
             self._service_cidrs_changed()
         else:
             if kind == "Service":
-                self.heard["Service"] += 1
+                self.received["Service"] += 1
             elif self.state.has_slices(kind, namespace, name):
-                self.heard["EndpointSlice"] += 1
+                self.received["EndpointSlice"] += 1
             if touched := self.state.gone(kind, namespace, name):
                 log.log(
                     V4, "%(kind)s %(object)s is gone", {"kind": kind, "object": ObjectRef(namespace, name)}
@@ -130,17 +132,17 @@ class Hub:
             loop.touch([key for key, families in touched.items() if loop.family in families], triggered)
 
     def _count(self, obj: types.Object) -> None:
-        """Counts what the reference's trackers look at: each Service, and slices of addresses that name their Service."""
+        """Counts as the reference's trackers: each Service, and IP slices that name their Service."""
         if isinstance(obj, types.Service):
-            self.heard["Service"] += 1
+            self.received["Service"] += 1
         elif isinstance(obj, types.Endpoints):
-            self.heard["EndpointSlice"] += 1
+            self.received["EndpointSlice"] += 1
         elif isinstance(obj, types.EndpointSlice):
             labels = obj.metadata.labels
-            self.heard["EndpointSlice"] += obj.address_type in FAMILIES and bool(labels and labels.service)
+            self.received["EndpointSlice"] += obj.address_type in FAMILIES and bool(labels and labels.service)
 
     def _triggered(self, annotations: types.Annotations | None) -> float | None:
-        """When, in Unix time, what changed endpoints happened; None if that is not told, or was before our time."""
+        """The Unix time of the change behind an EndpointSlice; None if unknown, or before this program."""
         if not self.loops or annotations is None or annotations.triggered is None:
             return None
         try:

@@ -1,27 +1,28 @@
 """Log lines as Kubernetes' klog writes them, made by the standard logging module.
 
-Text lines are `I1122 15:04:05.123456   12345 sync.py:123] message`: severity, month and day, time, process, place.
-JSON lines have the keys of component-base: `ts` (milliseconds), `caller`, `msg`, and `v` for information or `err` for
-an exception. Everything goes to stderr unless the streams are split.
+Text lines are `I1122 15:04:05.123456 12345 sync.py:123] message`: severity, month and day, time, process,
+place. JSON lines have the keys of component-base: `ts` (milliseconds), `caller`, `msg`, and `v` for
+information or `err` for an exception. Everything goes to stderr unless the streams are split.
 
-What a message is about is given by name, in the one mapping that the logging module takes in place of arguments:
+The values of a message are given by name, in the one mapping that the logging module takes instead of
+arguments:
 
-    log.warning("Service %(service)s: no %(field)s", {"service": ObjectRef("default", "web"), "field": "spec.ports"})
+    log.warning("Service %(service)s: no %(field)s", {"service": ObjectRef(*key), "field": "spec.ports"})
 
-In a text line the values stand in the message. In a JSON line each is a field of its own, an object of the API as
-klog's KObj writes it (structured logging, KEP-1602), and `msg` is the same text every time, so that lines can be
-grouped by it:
+In a text line the values stand in the message. In a JSON line each is a field of its own, an object of the
+API as klog's KObj writes it (structured logging, KEP-1602), and `msg` is the same text every time, so that
+lines can be grouped by it:
 
-    "msg": "Service {service}: no {field}", "v": 0, "service": {"namespace": "default", "name": "web"}, "field": ...
+    "msg": "Service {service}: no {field}", "service": {"namespace": "shop", "name": "web"}, "field": ...
 
-klog's verbosity n becomes a numeric level that logging compares once and caches, so a line that is not written costs
-one dictionary lookup:
+klog's verbosity n becomes a numeric level that logging compares once and caches, so a line that is not
+written costs one dictionary lookup:
 
     klog V     0, 1    2     3     4        5    6    7+
     logging    INFO    V2    V3    DEBUG    V5   V6   V7
     number     20      16    13    10       7    4    1
 
-Code says `log.info(...)`, `log.log(V2, ...)`, `log.debug(...)`; setup decides what is seen.
+Code calls `log.info(...)`, `log.log(V2, ...)`, `log.debug(...)`; `setup` decides what is written.
 """
 
 import logging
@@ -50,7 +51,7 @@ _PLACEHOLDER = re.compile(r"%(?:\((\w+)\)[-#0 +]*\d*(?:\.\d+)?[a-zA-Z]|%)")
 
 
 class ObjectRef(Struct, gc=False, frozen=True, omit_defaults=True):
-    """An object of the API in a log line: `namespace/name` in text, an object with both in JSON, as klog's KRef.
+    """An object of the API in a log line, as klog's KRef: `namespace/name` in text, an object in JSON.
 
     Attributes:
         namespace: empty if the object's kind has none.
@@ -85,17 +86,17 @@ class LogSettings(Struct, gc=False, frozen=True):
 
 
 def level(verbosity: int) -> int:
-    """Turns klog's verbosity to the logging level that shows it."""
+    """Converts klog's verbosity to the logging level that shows it."""
     return logging.INFO if verbosity < 2 else max(V7, 22 - 3 * verbosity)
 
 
 def verbosity(level: int) -> int:
-    """Turns a logging level to the least klog verbosity that shows it."""
+    """Converts a logging level to the least klog verbosity that shows it."""
     return 0 if level >= logging.INFO else max(2, (24 - level) // 3)
 
 
 def setup(options: LogSettings) -> None:
-    """Makes the program log as told. May be called again, to change -v say; the last call counts."""
+    """Configures logging. May be called again, which replaces the earlier configuration."""
     logging.raiseExceptions = False  # a closed stderr must not disturb the proxy
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     if sys.version_info >= (3, 12):
@@ -130,10 +131,11 @@ def set_verbosity(verbosity: int) -> None:
 
 
 def matches(pattern: str, module: str) -> bool:
-    """Says whether a --vmodule pattern names a module.
+    """Whether a --vmodule pattern matches a module.
 
-    A pattern is compared with the last part of the module's name (`sync`) or, if it has a dot, with the end of the
-    whole name (`nftables.*`, `kubeproxy.backends.*`). `*` and `?` are wildcards, and a `.py` or `.go` at the end is dropped.
+    A pattern is compared with the last part of the module's name (`sync`) or, if it has a dot, with the end
+    of the whole name (`nftables.*`, `kubeproxy.backends.*`). `*` and `?` are wildcards, and a `.py` or `.go`
+    at the end is dropped.
     """
     pattern = pattern.removesuffix(".py").removesuffix(".go")
     if "." not in pattern:
@@ -163,7 +165,7 @@ class TextFormatter(logging.Formatter):
 
 
 def _one_line(message: str) -> str:
-    """What would break the line, or forge another one, is written as its escape."""
+    """Escapes characters that would end the line, or could forge another one."""
     return (
         message
         if message.isprintable()
@@ -172,7 +174,7 @@ def _one_line(message: str) -> str:
 
 
 class JSONFormatter(logging.Formatter):
-    """component-base's JSON lines; the message's values are fields, an exception's traceback is in `stacktrace`."""
+    """component-base's JSON lines; the values are fields, an exception's traceback is in `stacktrace`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Makes one JSON object of a record."""
@@ -202,7 +204,7 @@ def _constant(message: str) -> str:
 
 
 def _field(value: object) -> object:
-    """A value for JSON: what is no text, number or object of the API is its text; an exception without text, its type."""
+    """A value for JSON: text, number, object of the API, else its text, or an exception's type."""
     return value if isinstance(value, str | int | float | ObjectRef) else str(value) or type(value).__name__
 
 
@@ -211,7 +213,7 @@ def _escaped(value: object) -> object:
 
 
 class BufferedHandler(logging.Handler):
-    """Writes lines in blocks: when `size` bytes have come together, `period` seconds have passed, or at the end."""
+    """Writes lines in blocks: beyond `size` bytes in the buffer, every `period` seconds, and at the end."""
 
     def __init__(self, stream: IO[str], size: int, period: float) -> None:
         super().__init__()
@@ -235,17 +237,17 @@ class BufferedHandler(logging.Handler):
             self.handleError(record)
 
     def flush(self) -> None:
-        """Writes what is held back."""
+        """Writes the lines in the buffer."""
         self.acquire()
         try:
             self._write()
         except (OSError, ValueError):
-            self._lines.clear()  # the stream is closed: nobody can read it any more
+            self._lines.clear()  # the stream is closed
         finally:
             self.release()
 
     def close(self) -> None:
-        """Writes what is held back and stops."""
+        """Writes the lines in the buffer and stops."""
         self._closed.set()
         self.flush()
         super().close()

@@ -1,9 +1,10 @@
-"""The own node while the program runs: its Node object is waited for at the start, and followed after.
+"""The own node while the program runs: waits for its Node object at the start, and watches it afterwards.
 
-Rules depend on where the node is and which Pods are its own. So at the start its addresses are waited for, and its
-podCIDRs where local traffic is told by them; the time runs from when the source first answers. After that, as in
-Kubernetes v1.37: when the Node is deleted, or those are others now, the program ends to be started anew; another zone
-is planned for. Files are the word of people who try things: all of what they say is followed as it comes.
+Rules depend on the node's addresses, zone and Pods. So the start waits for its addresses, and for its
+podCIDRs if they identify local traffic; the timeout begins when the source first answers. After that, as in
+Kubernetes v1.37, the program exits to be restarted when the Node is deleted or these change; a change of the
+zone is planned for without a restart. With manifests, which are edited by hand, every change of the Node is
+applied without a restart.
 """
 
 import asyncio
@@ -27,13 +28,13 @@ from kubeproxy.reconcile.reconciler import Reconciler
 log = logging.getLogger(__name__)
 
 ADDRESS_SECONDS = 30.0
-"""How long we wait for the Node's addresses before we go on with loopback, as the reference does."""
+"""Seconds to wait for the Node's addresses before loopback is used, as in the reference."""
 
 POD_CIDR_SECONDS = 300.0
-"""How long we wait for the Node's podCIDRs when local traffic is told by them, before we give up."""
+"""Seconds to wait for the Node's podCIDRs if they identify local traffic, before the program exits."""
 
 
-_CURE = "set --hostname-override if this node has another name in the cluster"
+_REMEDY = "set --hostname-override if this node has another name in the cluster"
 
 
 class NodeWatch:
@@ -48,8 +49,8 @@ class NodeWatch:
             machine: the host.
             config: the configuration.
             name: the node's name.
-            hub: where word of the Node comes.
-            files: it comes from files.
+            hub: reports changes of the Node.
+            files: whether the Node comes from manifests.
         """
         self._machine = machine
         self._config = config
@@ -62,10 +63,11 @@ class NodeWatch:
         self._end: Callable[[str], None] = log.error
 
     async def known(self) -> hosts.Host:
-        """Waits for what must be known of the Node, and works out the node.
+        """Waits for the fields of the Node that are needed, and determines the node's settings.
 
         Raises:
-            NodeError: the configuration cannot work here, or local traffic is told by podCIDRs and there are none.
+            NodeError: the configuration cannot work here, or podCIDRs identify local traffic and there are
+                none.
         """
         await self._hub.answered.wait()
         await self._wait("addresses", ADDRESS_SECONDS, lambda row: bool(row.addresses))
@@ -73,7 +75,7 @@ class NodeWatch:
             await self._wait("podCIDRs", POD_CIDR_SECONDS, lambda row: bool(row.pod_cidrs))
         self._row = row = self._hub.node
         if self._by_node and not (row and row.pod_cidrs):
-            what = "has no podCIDRs" if row else f"does not exist, {_CURE}"
+            what = "has no podCIDRs" if row else f"does not exist, {_REMEDY}"
             raise hosts.NodeError(f"Node {self._name} {what}, but detectLocalMode is NodeCIDR")
         self._supported = hosts.supported_families(self._machine)
         self._found = hosts.own_addresses(self._machine) if self._files else ()
@@ -91,11 +93,11 @@ class NodeWatch:
         return made
 
     def follow(self, loops: Sequence[Reconciler], end: Callable[[str], None]) -> None:
-        """From now on the loops are told when the node is another.
+        """Applies changes of the node to the control loops from now on.
 
         Args:
             loops: the loops.
-            end: called with the reason when the program must be started anew.
+            end: called with the reason if the program must be restarted.
         """
         self._loops, self._end = loops, end
         self._hub.on_node = self._changed
@@ -103,12 +105,12 @@ class NodeWatch:
             self._changed(self._hub.node)
 
     async def follow_addresses(self) -> None:
-        """Follows the addresses of this host, if anything depends on them; Services' addresses are not its own."""
+        """Watches the addresses of this host if anything depends on them; those of Services are ignored."""
         if not any(loop.node.follows_addresses for loop in self._loops):
             return
         changed = asyncio.Event()
         with self._machine.watch_addresses(changed.set, but=VIRTUAL_INTERFACE):
-            self._look_at_addresses()  # since the loops were made nobody has
+            self._look_at_addresses()  # they may have changed since the loops were made
             while True:
                 await changed.wait()
                 changed.clear()
@@ -120,14 +122,15 @@ class NodeWatch:
                 loop.set_node(loop.node.with_addresses(local_addresses(self._machine, loop.family)))
         except OSError as e:
             log.warning(
-                "Node ports stay on the addresses known, the host's cannot be listed: %(err)s", {"err": e}
+                "Node ports stay on the known addresses, because the host's cannot be listed: %(err)s",
+                {"err": e},
             )
 
     async def _wait(self, what: str, seconds: float, there: Callable[[NodeRow], bool]) -> None:
-        """Waits until the Node has something, but not for ever, and of files only until they are read."""
+        """Waits, with a timeout, for a condition of the Node; with manifests only until they are read."""
         news = asyncio.Event()
         self._hub.on_node = lambda _: news.set()
-        said = False
+        reported = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not ((row := self._hub.node) and there(row)):
@@ -139,17 +142,17 @@ class NodeWatch:
                                 "Node %(node)s has no %(field)s yet, waiting %(seconds)g s at most",
                                 {"node": ObjectRef("", self._name), "field": what, "seconds": seconds},
                             )
-                        elif not said:
-                            said = True
+                        elif not reported:
+                            reported = True
                             log.error(
                                 "Node %(node)s does not exist: %(remedy)s; waiting for it, %(seconds)g s at most",
-                                {"node": ObjectRef("", self._name), "remedy": _CURE, "seconds": seconds},
+                                {"node": ObjectRef("", self._name), "remedy": _REMEDY, "seconds": seconds},
                             )
                     news.clear()
                     await news.wait()
 
     def _changed(self, row: NodeRow | None) -> None:
-        """The Node is another now."""
+        """Handles a change of the Node."""
         before = self._row
         if not self._files:
             if reason := self._reason_to_end(before, row):
@@ -157,7 +160,7 @@ class NodeWatch:
                 return
             if before and row and before.addresses and not row.addresses:
                 log.warning(
-                    "Node %(node)s has no addresses any more, the last known stay",
+                    "Node %(node)s has no addresses any more, the last known ones stay in use",
                     {"node": ObjectRef("", self._name)},
                 )
                 row = replace(row, addresses=before.addresses)
@@ -165,7 +168,7 @@ class NodeWatch:
             nodes = {node.family: node for node in self._host(row).nodes}
         except hosts.NodeError as e:
             log.error(  # noqa: TRY400 the message says it all
-                "Node %(node)s: the change is not followed: %(err)s",
+                "Node %(node)s: the change is ignored: %(err)s",
                 {"node": ObjectRef("", self._name), "err": e},
             )
             return
@@ -175,14 +178,14 @@ class NodeWatch:
             loop.set_node(node.with_service_cidrs(self._hub.service_cidrs))
 
     def _reason_to_end(self, before: NodeRow | None, row: NodeRow | None) -> str:
-        """What changed that cannot be followed, or ""."""
+        """The change that cannot be applied without a restart, or ""."""
         if row is None:
             return "was deleted" if before else ""
         known = before or NodeRow(self._name)
         if self._by_node and row.pod_cidrs != known.pod_cidrs:
-            return f"had podCIDRs {_told(known.pod_cidrs)}, it has {_told(row.pod_cidrs)} now"
+            return f"had podCIDRs {_listed(known.pod_cidrs)}, it has {_listed(row.pod_cidrs)} now"
         if row.addresses and row.addresses != known.addresses:
-            return f"had addresses {_told(known.addresses)}, it has {_told(row.addresses)} now"
+            return f"had addresses {_listed(known.addresses)}, it has {_listed(row.addresses)} now"
         return ""
 
     def _host(self, row: NodeRow | None) -> hosts.Host:
@@ -190,13 +193,13 @@ class NodeWatch:
 
 
 def local_addresses(machine: Machine, family: Family) -> list[str]:
-    """A host's addresses of a family; those of Services, in ipvs mode, are not its own.
+    """A host's addresses of a family, without those of Services, which ipvs mode assigns to an interface.
 
     Raises:
-        OSError: the kernel does not tell.
+        OSError: the kernel cannot list them.
     """
     return [unpack(a) for a in own_addresses.packed(machine, family, but=VIRTUAL_INTERFACE)]
 
 
-def _told(texts: Sequence[str]) -> str:
+def _listed(texts: Sequence[str]) -> str:
     return ", ".join(texts) or "none"

@@ -1,6 +1,7 @@
-"""Tells a service manager how we are: sd_notify(3), for units of Type=notify.
+"""Notifies a service manager of the state of the program: sd_notify(3), for units of Type=notify.
 
-A manager listens on the datagram socket it names in NOTIFY_SOCKET; without one, and on Windows, nothing is sent.
+The manager listens on the datagram socket that NOTIFY_SOCKET names; without it, and on Windows, nothing is
+sent.
 """
 
 import os
@@ -9,7 +10,7 @@ import sys
 
 
 def notify(message: str) -> None:
-    """Sends a message such as "READY=1". Failing to is no reason to fail."""
+    """Sends a message such as "READY=1". An error is ignored."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if sys.platform == "win32" or not address:
         return

@@ -1,7 +1,7 @@
-"""Reports how far a long start is, every few seconds; a start that is fast says nothing.
+"""Logs the progress of a long start every few seconds; of a short start it logs nothing.
 
-A first list of tens of thousands of Services and its first sync can take many seconds, in which an operator should see that
-something happens, and what.
+A first list of tens of thousands of Services and its first sync can take many seconds, in which an operator
+should see what the program is doing.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from kubeproxy.reconcile.reconciler import Reconciler
 log = logging.getLogger(__name__)
 
 SECONDS: Final = 5.0
-"""Between two reports."""
+"""Seconds between two reports."""
 
 
 async def report(hub: Hub, loops: Callable[[], Sequence[Reconciler]], *, seconds: float = SECONDS) -> None:
@@ -32,7 +32,7 @@ async def report(hub: Hub, loops: Callable[[], Sequence[Reconciler]], *, seconds
         if there and all(loop.synced.is_set() for loop in there):
             return
         if not hub.answered.is_set():
-            continue  # what keeps the source from answering is logged where it happens
+            continue  # the source logs why it gets no answer
         for text in _steps(hub, there):
             log.info("Starting: %(step)s", {"step": text})
 
@@ -42,7 +42,7 @@ def _steps(hub: Hub, loops: Sequence[Reconciler]) -> list[str]:
     if not hub.lists_complete.is_set():
         return [
             f"reading Services and endpoints, {len(hub.state.services)} Services and"
-            f" {hub.heard['EndpointSlice']} EndpointSlices so far"
+            f" {hub.received['EndpointSlice']} EndpointSlices so far"
         ]
     found = []
     for loop in loops:

@@ -1,13 +1,15 @@
-"""Reports what is probably wrong with Services: in the log, as metrics and, where it helps, as Events.
+"""Reports what is probably wrong with Services: in the log, as metrics and, for some findings, as Events.
 
-In a large cluster thousands of Services have no endpoints because nobody needs them now, and endpoints come and go all
-the time. So what is found at the start is reported as one line for each kind of finding. After that a finding is reported when it
-has lasted for `SETTLE_SECONDS`, and its end likewise; findings of one kind that are due together share a line. A bucket
-limits the lines: what does not fit is reported later, as it stands then, and what ended meanwhile not at all.
+In a large cluster thousands of Services have no endpoints because they are scaled to zero, and endpoints
+change all the time. So the findings at the start are logged in one line for each kind. After that a finding
+is reported when it has lasted for `SETTLE_SECONDS`, and so is its end; findings of one kind that are due
+together share a line. A token bucket limits the lines: what exceeds it is reported later, in its state at
+that time, or not at all if it ended meanwhile.
 
-Every node of a cluster finds the same, so an Event from each would flood the API server. Events are written only of
-port names that do not match, which is a mistake in the objects themselves, and only by the node of the Service's first endpoint by
-address. That endpoints are missing or not ready is normal and to be seen in the EndpointSlices.
+Every node of a cluster has the same findings, so an Event from each would flood the API server. Events are
+written only of port names that do not match, which is a mistake in the objects themselves, and only by the
+node of the Service's first endpoint, by address. That endpoints are missing or not ready is normal and can be
+seen in the EndpointSlices.
 """
 
 import asyncio
@@ -28,22 +30,22 @@ from kubeproxy.model.state import State
 log = logging.getLogger(__name__)
 
 SETTLE_SECONDS: Final = 5.0
-"""So long a finding must last before it is reported."""
+"""How long a finding must last before it is reported, in seconds."""
 
 LOOK_SECONDS: Final = 1.0
-"""Changes are judged together so often."""
+"""Seconds between two checks of the Services that changed."""
 
 BURST: Final = 20
-"""So many lines may be written at once ..."""
+"""How many lines may be written at once ..."""
 
 EVERY_SECONDS: Final = 30.0
-"""... and one more each time so many seconds have passed."""
+"""... and after how many seconds one more."""
 
 FEW: Final = 3
-"""So many Services get a line each, which says more than one for all of them."""
+"""Up to so many Services have a line each, with details; more share one line."""
 
 MOST_NAMES: Final = 10
-"""So many Services are named in a line."""
+"""How many Services are named in a line."""
 
 _AT_ONCE = 500
 
@@ -56,10 +58,10 @@ class _Words(Struct, frozen=True, gc=False):
 
     Attributes:
         level: the level of its lines.
-        many: of several Services: what they have in common.
-        one: of a single Service; what a `Finding` says is filled in.
-        over: what a Service has when it ended; "" if that is not reported.
-        event: an Event is written, too.
+        many: the text for several Services.
+        one: the text for a single Service, with fields of the `Finding`.
+        over: what a Service has when the finding has ended; "" if the end is not reported.
+        event: whether an Event is written, too.
     """
 
     level: int
@@ -127,7 +129,7 @@ class Reporter:
     def __init__(
         self, state: State, node: str, event: Event, *, files: bool, clock: Clock | None = None
     ) -> None:
-        """Nothing is judged before `run`.
+        """Nothing is checked before `run`.
 
         Args:
             state: the Services.
@@ -148,7 +150,7 @@ class Reporter:
         self._free_at = 0.0
 
     def figures(self) -> Iterable[Figure]:
-        """How many Services have each kind of finding; judges what changed since the last look."""
+        """How many Services have each kind of finding; checks what changed since the last check."""
         self._judge(_AT_ONCE)
         text = "Services with which something is probably wrong."
         for reason in REASONS:
@@ -156,7 +158,7 @@ class Reporter:
             yield Figure("kubeproxy_service_findings", "gauge", text, count, {"reason": reason})
 
     async def run(self) -> None:
-        """Judges everything there is and follows the changes, for ever."""
+        """Checks all Services, then those that change; ends only by cancellation."""
         self._findings.touch_all()
         self._state.on_change = self._touched
         while self._findings.pending:
@@ -179,10 +181,10 @@ class Reporter:
         self._wake.set()
 
     def _judge(self, most: int) -> None:
-        """Judges Services that changed, and notes when what is new is to be reported."""
+        """Checks Services that changed, and records when new findings are due to be reported."""
         now = self._clock.now()
         for key in self._findings.update(most):
-            self._due.pop(key, None)  # so that the dict stays in the order of time
+            self._due.pop(key, None)  # keeps the dict in order of time
             if self._findings.known.get(key, ()) != self._reported.get(key, ()):
                 self._due[key] = now + SETTLE_SECONDS
 
@@ -200,7 +202,7 @@ class Reporter:
         self._report(keys)
 
     def _report(self, keys: Sequence[Key], *, first: bool = False) -> None:
-        """Reports what is true of some Services now and was not when they were last reported."""
+        """Reports how the findings of some Services differ from those reported last."""
         found: dict[Reason, list[tuple[Key, Finding]]] = {}
         over: dict[Reason, list[Key]] = {}
         for key in keys:
@@ -214,20 +216,20 @@ class Reporter:
                 over.setdefault(reason, []).append(key)
         lines = 0
         for reason in REASONS:
-            lines += self._say_found(reason, found.get(reason, ()), summary=first)
-            lines += self._say_over(reason, over.get(reason, ()))
+            lines += self._log_found(reason, found.get(reason, ()), summary=first)
+            lines += self._log_ended(reason, over.get(reason, ()))
         if not first:
             earliest = self._clock.now() - (BURST - 1) * EVERY_SECONDS
             self._free_at = max(self._free_at, earliest) + lines * EVERY_SECONDS
 
     def _over(self, key: Key, before: Iterable[Finding], after: Iterable[Finding]) -> Iterable[Reason]:
-        """The reasons that ended; of a Service that is gone, or that still has no usable endpoint, nothing is well."""
+        """The findings that ended; none of a Service that was deleted or still has no usable endpoint."""
         now = {finding.reason for finding in after}
         if key not in self._state.services or now & {"NoEndpoints", "NoReadyEndpoints"}:
             return ()
         return {finding.reason for finding in before} - now
 
-    def _say_found(self, reason: Reason, found: Sequence[tuple[Key, Finding]], *, summary: bool) -> int:
+    def _log_found(self, reason: Reason, found: Sequence[tuple[Key, Finding]], *, summary: bool) -> int:
         """Writes the lines of one kind of finding; returns how many."""
         words = _WORDS[reason]
         level = max(words.level, logging.INFO) if summary else words.level
@@ -252,7 +254,7 @@ class Reporter:
         )
         return 1
 
-    def _say_over(self, reason: Reason, keys: Sequence[Key]) -> int:
+    def _log_ended(self, reason: Reason, keys: Sequence[Key]) -> int:
         words = _WORDS[reason]
         level = min(words.level, logging.INFO)
         if not keys or not words.over or not log.isEnabledFor(level):
@@ -280,7 +282,7 @@ class Reporter:
 
 
 def _filled(text: str, finding: Finding) -> str:
-    """What is said of a single Service."""
+    """The text for a single Service."""
     ports, detail = finding.ports, finding.detail
     if finding.reason == "NoReadyEndpoints" or finding.reason.startswith("NoLocal"):
         ports = f" for port {ports}" if ports else ""

@@ -1,10 +1,12 @@
 """Kernel settings for connection tracking: how many connections, and how long each is remembered.
 
-They are set once, before the first rule, in the network namespace the program runs in. What has its value already is not
-written, so a program without the right to write does no harm where somebody else, `--init-only` say, has set them.
+They are set once, before the first rule, in the network namespace of the program. A setting that has its
+value already is not written, so a program without the permission to write works if another one, for example
+`--init-only`, has set them.
 
-All are below /proc/sys, the hash table's size included: the reference writes that one to /sys, which containers seldom may.
-A setting that cannot be written keeps nobody from being served, so it is told and no more.
+All are below /proc/sys, the hash table's size included: the reference writes that one to /sys, which is
+read-only in most containers. Services work without these settings, so one that cannot be written is only
+logged.
 
 Source: Documentation/networking/nf_conntrack-sysctl.rst.
 """
@@ -23,16 +25,16 @@ log = logging.getLogger(__name__)
 
 FOLDER: Final = "net/netfilter"
 MOST_BY_CORES: Final = 1 << 20
-"""However many cores there are, maxPerCore asks for no more connections."""
+"""The limit of what maxPerCore sets, whatever the number of cores."""
 
 _MAX: Final = "nf_conntrack_max"
 _BUCKETS: Final = "nf_conntrack_buckets"
 _ONLY_RAISED: Final = frozenset({_MAX, _BUCKETS})
-"""What is higher than we ask for stays: whoever set it had a reason (kubernetes/kubernetes#142035)."""
+"""Settings that are not lowered: a higher value was set on purpose (kubernetes/kubernetes#142035)."""
 
 
 def wanted(settings: Conntrack, cores: int) -> Mapping[str, int]:
-    """The values to set, by the setting's name below `FOLDER`; what the configuration leaves to the kernel is not there.
+    """The values to set, by the setting's name below `FOLDER`; none for settings left to the kernel.
 
     Args:
         settings: the configuration.
@@ -58,10 +60,10 @@ def wanted(settings: Conntrack, cores: int) -> Mapping[str, int]:
 
 
 def apply(machine: Machine, settings: Conntrack) -> list[str]:
-    """Sets the values; returns what could not be set and why, one text a setting. It was logged, too."""
+    """Sets the values; returns and logs what could not be set and why, one text for each setting."""
     values = wanted(settings, machine.processors)
     if values:
-        # The first word with connection tracking loads its modules, and there are no settings before.
+        # The first request to connection tracking loads its modules; the settings do not exist before.
         with contextlib.suppress(OSError):
             conntrack.usage(machine)
     troubles = [trouble for name, value in values.items() if (trouble := _set(machine, name, value))]
@@ -75,13 +77,13 @@ def apply(machine: Machine, settings: Conntrack) -> list[str]:
 
 
 def figures(machine: Machine) -> Iterable[Figure]:
-    """How full the connection table of this network namespace is; nothing where the kernel has none."""
+    """The entries and the limit of this network namespace's connection table, if there is one."""
     for name, setting, text in (
         ("kubeproxy_conntrack_entries", "nf_conntrack_count", "Connections that are tracked."),
         (
             "kubeproxy_conntrack_entries_limit",
             _MAX,
-            "So many connections can be tracked; new ones beyond are dropped.",
+            "How many connections can be tracked; packets of further new ones are dropped.",
         ),
     ):
         with contextlib.suppress(OSError, ValueError):
@@ -89,7 +91,7 @@ def figures(machine: Machine) -> Iterable[Figure]:
 
 
 def _set(machine: Machine, name: str, value: int) -> str:
-    """Sets one value; returns what prevents that."""
+    """Sets one value; returns why that is not possible, or ""."""
     path = f"{FOLDER}/{name}"
     present = ""
     try:

@@ -198,7 +198,7 @@ async def test_what_is_refused_is_not_tried_again(rig: Rig, caplog: pytest.LogCa
     await rig.clock.advance(3000)
     assert rig.asked() == ["POST", "POST"]
     assert caplog.messages == [
-        "Events cannot be written at the moment, which harms nothing else: not yours (403 Forbidden)"
+        "Events cannot be written at the moment, which affects nothing else: not yours (403 Forbidden)"
     ]
 
 

@@ -107,13 +107,13 @@ class TestServices:
         hub.set(own())
         hub.set(types.EndpointSlice(types.ObjectMeta("names"), "FQDN"))
         hub.set(types.EndpointSlice(types.ObjectMeta("of-nobody"), "IPv4"))
-        assert hub.heard == {"Service": 3, "EndpointSlice": 3}
+        assert hub.received == {"Service": 3, "EndpointSlice": 3}
         hub.gone("EndpointSlice", "default", "web-x")
         hub.gone("EndpointSlice", "default", "web-x")
         hub.gone("EndpointSlice", "default", "names")
         hub.gone("Service", *WEB)
         hub.gone("Service", "default", "x")
-        assert hub.heard == {"Service": 5, "EndpointSlice": 4}
+        assert hub.received == {"Service": 5, "EndpointSlice": 4}
 
     @pytest.mark.parametrize(
         ("text", "seconds"),

@@ -249,7 +249,7 @@ class TestChanges:
         begun.put(zone="b")
         await begun.until(lambda: begun.kernel.nodes[-1].zone == "b")
         assert begun.kernel.nodes[-1].address == ADDRESS
-        assert "Node here has no addresses any more, the last known stay" in caplog.messages
+        assert "Node here has no addresses any more, the last known ones stay in use" in caplog.messages
         begun.put(ADDRESS, zone="c")
         await begun.until(lambda: begun.kernel.nodes[-1].zone == "c")
         begun.put("192.0.2.9")

@@ -1,1 +1,1 @@
-"""What the cluster says: the few fields of its objects that a node's Services depend on."""
+"""The objects of the Kubernetes API: the few fields that a node's Services depend on."""

@@ -1,8 +1,9 @@
 """Addresses and ranges as Kubernetes writes them, in one canonical spelling.
 
-Rows and plans hold addresses as canonical text: it is what rules print, it compares and hashes fast, and packing
-it for netlink is one call. Reading is "sloppy" as in Kubernetes: `172.30.0.041` is decimal (old clusters hold such
-objects), and an IPv4-mapped IPv6 address is IPv4. A canonical address costs one `inet_pton` to recognise.
+Rows and plans hold addresses as canonical text: it is what rules print, it compares and hashes fast, and
+packing it for netlink is one call. Reading is "sloppy" as in Kubernetes: `172.30.0.041` is decimal (old
+clusters hold such objects), and an IPv4-mapped IPv6 address is IPv4. A canonical address costs one
+`inet_pton` to recognise.
 """
 
 import re
@@ -18,7 +19,7 @@ BITS: Final[dict[Family, int]] = {IPV4: 32, IPV6: 128}
 _DIGITS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}", re.ASCII)
 _MAPPED = bytes(10) + b"\xff\xff"
 _NOWHERE = ("0.", *(f"{net}." for net in range(224, 240)), "255.255.255.255", "ff")
-"""How canonical addresses of nobody or of many begin (RFC 6890, RFC 4291)."""
+"""Prefixes of canonical addresses that are not the address of one host (RFC 6890, RFC 4291)."""
 
 
 def family_of(address: str) -> Family:
@@ -94,7 +95,7 @@ def contains(cidr: str, address: str) -> bool:
 
 
 def is_host(address: str) -> bool:
-    """Whether a canonical address can be one host's: not 0.0.0.0/8, ::, multicast, or the broadcast address."""
+    """Whether a canonical address can be that of one host: not 0.0.0.0/8, ::, multicast or broadcast."""
     return address[0] in "13456789" or not (address.startswith(_NOWHERE) or address == "::")
 
 

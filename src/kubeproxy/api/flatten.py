@@ -1,9 +1,9 @@
 """Wire object -> row: where values are checked, once.
 
-An API server validates objects and sets defaults; a directory of manifests does neither, and rules are written from
-these values. So each is checked here: what is wrong is left out and reported by field, the rest of the object stands.
-A field that is absent or "" means what an API server would set it to. Names go into rule text and therefore must be
-DNS names; an object with an unusable name raises `ValueError`.
+An API server validates objects and sets defaults; a directory of manifests does neither, and rules are
+written from these values. So each is checked here: an invalid value is left out and reported with its field,
+and the rest of the object is used. A field that is absent or "" has the value that an API server would set.
+Names are part of rules and therefore must be DNS names; an object with an unusable name raises `ValueError`.
 """
 
 import re
@@ -32,7 +32,7 @@ from kubeproxy.api.rows import (
 )
 
 Complain = Callable[[str, str], None]
-"""Told of each part left out: its field path, and what is wrong with it."""
+"""Called for each part that is left out, with its field path and what is wrong with it."""
 
 DEFAULT_NAMESPACE = "default"
 DEFAULT_PROTOCOL: Protocol = "TCP"
@@ -47,9 +47,9 @@ _FAMILIES: dict[str, Family] = {"IPv4": "IPv4", "IPv6": "IPv6"}
 
 
 def service(wire: types.Service, complain: Complain) -> ServiceRow | None:
-    """Flattens a Service; None when it is not ours to proxy.
+    """Flattens a Service; None if this proxy does not serve it.
 
-    Not ours are: ExternalName, headless, and those labelled for another proxy (KEP-2447).
+    Not served are: type ExternalName, headless Services, and those labelled for another proxy (KEP-2447).
 
     Raises:
         ValueError: the name cannot be used.
@@ -101,7 +101,7 @@ def service(wire: types.Service, complain: Complain) -> ServiceRow | None:
 
 
 def endpoint_slice(wire: types.EndpointSlice, complain: Complain) -> SliceRow | None:
-    """Flattens an EndpointSlice; None when no Service of ours can use it (no Service, headless, FQDN).
+    """Flattens an EndpointSlice; None if no Service that is served can use it (no Service, headless, FQDN).
 
     Raises:
         ValueError: the name cannot be used, or the address type is unknown.
@@ -114,7 +114,7 @@ def endpoint_slice(wire: types.EndpointSlice, complain: Complain) -> SliceRow | 
         raise ValueError(f"addressType: {wire.address_type!r:.40} is neither IPv4, IPv6 nor FQDN")
     separator = ":" if family == IPV6 else "."
     endpoints = []
-    # The longest loop of a start: 100,000 rounds are not rare, so nothing is called that need not be.
+    # The longest loop at a start, often over 100,000 endpoints, so it makes as few calls as possible.
     for i, ep in enumerate(wire.endpoints or ()):
         try:
             address = parse_address(ep.addresses[0] if ep.addresses else "")
@@ -202,16 +202,17 @@ def node(wire: types.Node, complain: Complain) -> NodeRow:
 def service_cidr(wire: types.ServiceCIDR, complain: Complain) -> tuple[str, ...]:
     """Flattens a ServiceCIDR to its canonical ranges.
 
-    The whole of the addresses is none: what is in these ranges and belongs to no Service may be dropped.
+    A range that holds every address is left out: packets to a ServiceCIDR that are for no Service may be
+    dropped.
     """
     ranges = _ranges(_each("spec.cidrs", wire.spec.cidrs), complain)
     for cidr in filter(is_everything, ranges):
-        complain("spec.cidrs", f"{cidr} is every address there is; it is left out")
+        complain("spec.cidrs", f"{cidr} holds every address; it is ignored")
     return tuple(cidr for cidr in ranges if not is_everything(cidr))
 
 
 def _names(meta: types.ObjectMeta, longest: int = 253) -> tuple[str, str]:
-    """Namespace and name of a namespaced object, fit to stand in a rule."""
+    """Namespace and name of a namespaced object, valid as part of a rule."""
     namespace = meta.namespace or DEFAULT_NAMESPACE
     if len(namespace) > 63 or not _NAME.fullmatch(namespace):
         raise ValueError(f"metadata.namespace: {namespace!r:.80} is not a DNS label")
@@ -250,8 +251,8 @@ def _ports(given: Iterable[types.ServicePort], complain: Complain) -> tuple[Port
 def _load_balancer(wire: types.Service, complain: Complain) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Load balancer IPs and their source ranges.
 
-    No ranges of a family open its addresses to all. So if ranges are wrong, a family that is left without any has no
-    addresses either: whoever wrote a limit wants one.
+    A family without ranges is open to all clients. So if ranges are invalid and a family is left without any,
+    its addresses are not served either, because the Service was meant to be limited.
     """
     addresses = _ingress(wire.status, complain)
     refused: list[str] = []

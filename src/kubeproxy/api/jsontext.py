@@ -1,7 +1,8 @@
-"""JSON of files and answers, which may be broken or nested without end.
+"""JSON of files and responses, which may be broken or nested without a limit.
 
-Typed values are decoded by msgspec, which stops at Python's limit of recursion: `BROKEN` is all that it raises. `tree`
-makes a value of any shape, for files; its depth is checked, so that whoever walks through it may use recursion.
+Typed values are decoded by msgspec, which stops at Python's limit of recursion: `BROKEN` is all that it
+raises. `tree` makes a value of any shape, for files; its depth is checked, so that code that walks through it
+may use recursion.
 """
 
 import re
@@ -36,7 +37,7 @@ def reason(error: Exception) -> str:
 
 
 def placed(data: bytes, error: Exception) -> str:
-    """What is wrong with a text, of one of `BROKEN`, with the line and column where msgspec gives the byte."""
+    """What is wrong with a text, of one of `BROKEN`, with line and column if msgspec has the position."""
     words = reason(error)
     found = _BYTE.search(words)
     return place(data, int(found[1]), words[: found.start()].strip()) if found else words

@@ -1,30 +1,30 @@
 """The limits of everything that is parsed, and what is common to reading YAML and JSON.
 
-Files and answers may be broken, endless or made to harm. What is larger, deeper or longer than these limits is an
-error like any other. The limits are far above what Kubernetes itself allows for the same data.
+Files and responses may be broken, endless or malicious. What is larger, deeper or longer than these limits is
+an error like any other. The limits are far above what Kubernetes itself allows for the same data.
 """
 
 import os
 from typing import Final
 
 DEEPEST: Final = 200
-"""How many lists and mappings may be inside each other. The deepest field of the Kubernetes API has about 20 levels."""
+"""How deep lists and mappings may be nested. The Kubernetes API has at most about 20 levels."""
 
 TOO_DEEP: Final = f"nested more than {DEEPEST} levels deep"
 
 MOST_REPEATED: Final = 100_000
-"""How many values the aliases of a YAML file may repeat, or `REPEATED_RATIO` times as many as the file has itself."""
+"""How many values the aliases of a YAML file may repeat, or `REPEATED_RATIO` times the file's own."""
 
 REPEATED_RATIO: Final = 10
 
 LARGEST_SETTINGS: Final = 16 * 2**20
-"""Bytes in a configuration file, a kubeconfig, a token, a certificate, or in what a credential plugin prints."""
+"""Bytes in a configuration file, kubeconfig, token, certificate, or the output of a credential plugin."""
 
 LARGEST_MANIFEST: Final = 512 * 2**20
 """Bytes in a manifest: one file may hold the Services of a whole cluster."""
 
 LARGEST_ANSWER: Final = 1024 * 2**20
-"""Bytes in an answer of the API server after decompression: a first list comes whole, whatever its size."""
+"""Bytes in a response of the API server after decompression: a first list is one response."""
 
 LONGEST_LINE: Final = 64 * 2**20
 """Bytes in one event of a watch. An API server holds no object of more than a few megabytes."""

@@ -1,7 +1,7 @@
 """The compact rows that stay in memory: what an object means, without its wire form.
 
-Equal rows mean that nothing changed for us, whatever else changed in the object. All are immutable, none is tracked
-by the garbage collector; recurring strings and tuples are shared. An endpoint costs about 150 bytes.
+Equal rows mean that nothing changed for us, whatever else changed in the object. All are immutable, none is
+tracked by the garbage collector; recurring strings and tuples are shared. An endpoint costs about 150 bytes.
 """
 
 from enum import IntFlag
@@ -24,12 +24,12 @@ class PortRow(Struct, frozen=True, gc=False):
 
 
 class ServiceRow(Struct, frozen=True, gc=False):
-    """A Service to be made real.
+    """A Service that is to be served.
 
     Attributes:
         cluster_ips: its ClusterIPs, at most one a family.
         external_ips: externalIPs, of both families.
-        load_balancer_ips: the status' ingress IPs that are for us (ipMode VIP or unset).
+        load_balancer_ips: the status' ingress IPs that the node serves (ipMode VIP or unset).
         source_ranges: loadBalancerSourceRanges, canonical, of both families.
         affinity: seconds a client stays with its endpoint; 0 without ClientIP affinity.
         health_check_port: healthCheckNodePort where it is to be served, else 0.
@@ -96,7 +96,7 @@ class SliceRow(Struct, frozen=True, gc=False):
 
 
 class NodeRow(Struct, frozen=True, gc=False):
-    """The node we run on.
+    """The own node.
 
     Attributes:
         addresses: its IPs, InternalIPs first, then ExternalIPs, at most one a family.

@@ -1,8 +1,8 @@
-"""All fields of the kinds we read, also those that mean nothing to us: what is not here is misspelt, or in the wrong place.
+"""All fields of the kinds that are read: a field that is not here is misspelt, or in the wrong place.
 
-The names are those of the API reference of Kubernetes v1.36 (core/v1, discovery.k8s.io/v1, networking.k8s.io/v1,
-meta/v1). A field whose value is None here may hold anything: a plain value, a map with keys of one's own, or what is
-written by machines only.
+The names are those of the API reference of Kubernetes v1.36 (core/v1, discovery.k8s.io/v1,
+networking.k8s.io/v1, meta/v1). A field whose value is None here may hold anything: a plain value, a map with
+free keys, or what only programs write.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
-"""The Kubernetes objects we read, as they come over the wire: only the fields a service proxy needs.
+"""The Kubernetes objects that are read, as they come over the wire: only the fields a service proxy needs.
 
 Decoding skips everything else at memory speed, so a 20 KB object costs no more than its dozen useful fields.
-Labels and annotations are Structs with the keys we look at, not dicts: smaller, and a typo is a type error.
-A field that Go writes as `null` when empty (every list) accepts None. Wire objects live for one event: they
-are flattened into rows (`flatten`) and dropped.
+Labels and annotations are Structs with the keys that are used, not dicts: smaller, and a typo is a type
+error. A field that Go writes as `null` when empty (every list) accepts None. Wire objects live for one event:
+they are flattened into rows (`flatten`) and dropped.
 
 Field names and meanings: Kubernetes API reference v1.36 (core/v1, discovery.k8s.io/v1, networking.k8s.io/v1).
 """
@@ -19,7 +19,7 @@ from kubeproxy.api import jsontext
 from kubeproxy.api.jsontext import BROKEN
 
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
-"""Kubernetes' numbers; a number of a million digits can neither be kept nor told."""
+"""The range of Kubernetes' numbers; a number of a million digits could be neither stored nor printed."""
 
 
 class Labels(Struct, gc=False, frozen=True):
@@ -32,7 +32,7 @@ class Labels(Struct, gc=False, frozen=True):
 
 
 class Annotations(Struct, gc=False, frozen=True):
-    """The annotations we look at.
+    """The annotations that are used.
 
     Attributes:
         triggered: of an EndpointSlice: when the change behind it happened (RFC 3339).
@@ -44,7 +44,7 @@ class Annotations(Struct, gc=False, frozen=True):
 
 
 class ObjectMeta(Struct, gc=False, frozen=True, rename="camel"):
-    """Who an object is."""
+    """The metadata that identifies and selects an object."""
 
     name: str = ""
     namespace: str = ""
@@ -77,7 +77,7 @@ class SessionAffinityConfig(Struct, gc=False, frozen=True):
 
 
 class ServiceSpec(Struct, gc=False, frozen=True, rename="camel"):
-    """What a Service wants."""
+    """The spec of a Service."""
 
     ports: tuple[ServicePort, ...] | None = None
     type: str = "ClusterIP"
@@ -94,20 +94,20 @@ class ServiceSpec(Struct, gc=False, frozen=True, rename="camel"):
 
 
 class LoadBalancerIngress(Struct, gc=False, frozen=True):
-    """One address a load balancer gave a Service; `ip_mode` as KEP-1860 has it."""
+    """One address of a load balancer; `ip_mode` is defined by KEP-1860."""
 
     ip: str = ""
     ip_mode: str | None = field(default=None, name="ipMode")
 
 
 class LoadBalancerStatus(Struct, gc=False, frozen=True):
-    """What a load balancer gave a Service."""
+    """The addresses of a load balancer."""
 
     ingress: tuple[LoadBalancerIngress, ...] | None = None
 
 
 class ServiceStatus(Struct, gc=False, frozen=True, rename="camel"):
-    """What others did for a Service."""
+    """The status of a Service."""
 
     load_balancer: LoadBalancerStatus | None = None
 
@@ -135,7 +135,7 @@ class Hint(Struct, gc=False, frozen=True):
 
 
 class EndpointHints(Struct, gc=False, frozen=True, rename="camel"):
-    """Who should use an endpoint (KEP-2433, KEP-3015)."""
+    """The zones and nodes that should use an endpoint (KEP-2433, KEP-3015)."""
 
     for_zones: tuple[Hint, ...] | None = None
     for_nodes: tuple[Hint, ...] | None = None
@@ -204,7 +204,7 @@ class NodeAddress(Struct, gc=False, frozen=True):
 
 
 class NodeSpec(Struct, gc=False, frozen=True, rename="camel"):
-    """What was given to a Node."""
+    """The spec of a Node."""
 
     pod_cidr: str = field(default="", name="podCIDR")
     pod_cidrs: tuple[str, ...] | None = field(default=None, name="podCIDRs")
@@ -212,7 +212,7 @@ class NodeSpec(Struct, gc=False, frozen=True, rename="camel"):
 
 
 class NodeStatus(Struct, gc=False, frozen=True):
-    """What a Node says of itself."""
+    """The status of a Node."""
 
     addresses: tuple[NodeAddress, ...] | None = None
 
@@ -281,8 +281,8 @@ def decode(kind: str, data: bytes | msgspec.Raw) -> Object:
     """Decodes one object of a kind from JSON.
 
     Raises:
-        UndecodableError: the JSON is broken, a field has the wrong type or there is no name. The name is told when
-            it can be read.
+        UndecodableError: the JSON is broken, a field has the wrong type or there is no name. The error has
+            the object's name if that can be read.
     """
     try:
         return _with_name(kind, _decoders[kind].decode(data))
@@ -308,16 +308,16 @@ def convert(kind: str, data: object) -> Object:
 
 
 def _with_name(kind: str, obj: Object) -> Object:
-    """Refuses an object without a name, which no source could keep track of."""
+    """Refuses an object without a name, because sources identify objects by name."""
     if not obj.metadata.name:
         raise UndecodableError(kind, "(unnamed)", "metadata.name: is not set")
     return obj
 
 
 def _without_nulls(value: object, seen: dict[int, object]) -> object:
-    """A field that is null is one that is not there, as it is to Kubernetes; people write `namespace:` and no more.
+    """Removes fields that are null (`namespace:` without a value), which Kubernetes reads as absent.
 
-    What YAML's aliases make one in many places stays one (`seen`).
+    A value that YAML aliases put in several places stays one value (`seen`).
     """
     if isinstance(value, dict) and id(value) not in seen:
         fields: dict[object, object] = {}
@@ -333,7 +333,7 @@ def _without_nulls(value: object, seen: dict[int, object]) -> object:
 
 
 def _reason(error: Exception) -> str:
-    """Turns msgspec's "Expected `int`, got `str` - at `$.spec.port`" to "spec.port: Expected `int`, got `str`"."""
+    """Converts msgspec's "Expected `int`, got `str` - at `$.a.b`" to "a.b: Expected `int`, got `str`"."""
     what, _, where = jsontext.reason(error).partition(" - at `")
     path = where.rpartition("$")[2].rstrip("`").removeprefix(".")
     return f"{path}: {what}" if path else what
@@ -354,12 +354,12 @@ def _join(metadata: object) -> str:
 
 
 def printable(name: str) -> str:
-    """A name of whatever length and content, fit to stand in a message."""
+    """A name of any length and content, shortened and escaped for a message."""
     short = name[:253]
     return short if short.isprintable() else ascii(short)
 
 
 def listed(names: Collection[str], most: int) -> str:
-    """Some names in a row, and how many more there are, fit to stand in a message."""
+    """The first names of a list, and how many more there are, as the text of a message."""
     more = len(names) - most
     return ", ".join(islice(names, most)) + (f" and {more} more" if more > 0 else "")

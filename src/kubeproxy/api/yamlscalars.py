@@ -1,8 +1,9 @@
 """What the scalars of YAML mean to Kubernetes: text, number, boolean or null.
 
-Kubernetes reads YAML 1.1 by the rules of Go's YAML library and turns it into JSON, so these rules count, not PyYAML's.
-`on`, `y` and `no` are booleans. `0o17`, `017` and `1e3` are numbers, `08` too. Dates, and numbers to the base of 60 such
-as `1:20`, are text. A tag nobody knows is ignored. JSON has no infinite number, so that is an error.
+Kubernetes reads YAML 1.1 by the rules of Go's YAML library and turns it into JSON, so those rules apply here,
+not PyYAML's. `on`, `y` and `no` are booleans. `0o17`, `017` and `1e3` are numbers, `08` too. Dates, and
+numbers to the base of 60 such as `1:20`, are text. An unknown tag is ignored. JSON has no infinite number, so
+that is an error.
 
 Source: https://yaml.org/type/, sigs.k8s.io/yaml (resolution of scalars, conversion of keys).
 """
@@ -16,7 +17,7 @@ Scalar = str | int | float | bool | None
 
 _TAG: Final = "tag:yaml.org,2002:"
 _NOT_TEXT: Final = frozenset("0123456789+-.~yYnNtTfFoO")
-"""With one of these everything begins that may be something other than text."""
+"""The first characters of every scalar that may be something other than text."""
 
 _WORDS: Final[dict[str, bool | None]] = {
     **dict.fromkeys(("y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"), True),
@@ -57,7 +58,7 @@ def tagged(tag: str, text: str) -> Scalar:
     """Returns what text with a tag means, with or without quotes.
 
     Raises:
-        ValueError: it is none of what the tag says.
+        ValueError: the text is not of the type that the tag names.
     """
     kind = tag.removeprefix(_TAG)
     if kind == "binary":
@@ -84,7 +85,7 @@ def key(value: object) -> str:
     """Returns the text that a value becomes as the key of a mapping.
 
     Raises:
-        ValueError: it cannot become any; the message says what it is.
+        ValueError: it cannot be a key; the message names its type.
     """
     if isinstance(value, str):
         return value
@@ -127,7 +128,7 @@ def _integer(found: re.Match[str]) -> int:
 
 
 def _short(value: float) -> str:
-    """The shortest text of a number in single precision, with an exponent from 1e+06 up and below 1e-04, as Go's `g` format."""
+    """The shortest text of a single-precision number, like Go's `g`: an exponent from 1e+06, below 1e-04."""
     try:
         (single,) = struct.unpack("<f", struct.pack("<f", value))
     except OverflowError:

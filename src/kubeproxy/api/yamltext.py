@@ -1,12 +1,14 @@
 """YAML as Kubernetes reads it: one reader for the configuration, kubeconfig files and manifests.
 
-Kubernetes turns YAML into JSON, so the keys of a mapping are text: a number or a boolean becomes text, and null, a list
-or a mapping as key is an error. `{{ .NodeName }}`, a template nobody rendered, is a mapping with a mapping as key.
-What scalars mean is in `yamlscalars`. A mapping that is merged by `<<` counts where it stands: of equal keys, the last counts.
+Kubernetes turns YAML into JSON, so the keys of a mapping are text: a number or a boolean becomes text, and
+null, a list or a mapping as key is an error. `{{ .NodeName }}`, a template that was not rendered, is a
+mapping with a mapping as key. What scalars mean is in `yamlscalars`. A mapping that is merged by `<<` is used
+where it stands: of equal keys, the last one is used.
 
-PyYAML's parser gives the events, and the values are made here without recursion. So the depth is checked before
-anything is made of it, and the values that aliases repeat are counted: ten lines of aliases to aliases would otherwise
-mean a billion values to everything that walks through the result. An alias gives the same value, not a copy.
+PyYAML's parser gives the events, and the values are made here without recursion. So the depth is checked
+before anything is made of it, and the values that aliases repeat are counted: ten lines of aliases to aliases
+would otherwise mean a billion values to everything that walks through the result. An alias gives the same
+value, not a copy.
 
 Every error is one line with line, column and field. Source: https://yaml.org/spec/1.1/, sigs.k8s.io/yaml.
 """
@@ -28,11 +30,11 @@ from kubeproxy.api.limits import (
 )
 
 Repeated = Callable[[str, int], None]
-"""Is given the path of each key that is twice in a mapping by itself, and the line, 0 if that is not known."""
+"""Called for each key that is in a mapping twice, with its path and line (0: unknown)."""
 
 
 def ignore(path: str, line: int) -> None:
-    """For those who do not ask which keys are given twice."""
+    """Ignores keys that are given twice."""
 
 
 _NO_KEY: Final = object()
@@ -67,7 +69,7 @@ def documents(data: bytes, repeated: Repeated = ignore) -> Iterator[Any]:
         repeated: is given each key that is twice in a mapping; the last one counts.
 
     Raises:
-        TextError: the text is not YAML; the documents before the mistake were given.
+        TextError: the text is not YAML; the documents before the error have been returned.
     """
     reader = _Reader(data, repeated)
     try:
@@ -134,7 +136,7 @@ class _Reader:
         self._parser.dispose()
 
     def begins_document(self) -> None:
-        """Looks at what comes next, which is a document or the end."""
+        """Parses up to the next document or the end, to find errors."""
         try:
             self._parser.peek_event()
         except self._yaml.YAMLError as e:
@@ -281,7 +283,7 @@ class _Reader:
             self._repeated(self._path(), event.start_mark.line + 1)
 
     def _path(self) -> str:
-        """The path of the value that comes next."""
+        """The path of the next value."""
         parts: list[str | int] = []
         for part in self._open:
             if isinstance(part.value, list):

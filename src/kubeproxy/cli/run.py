@@ -1,7 +1,7 @@
-"""The daemon's command line: reads flags and configuration, reports what is wrong with them, and hands over to `app`.
+"""The daemon's command line: reads flags and configuration, reports what is invalid, and runs `app`.
 
-Everything that can be answered without the program proper (-h, --version, --write-config-to, a bad flag or field) is
-answered here, without importing it. Exit status: 0 well, 1 an error, 130 interrupted by Ctrl-C.
+What does not need the daemon (-h, --version, --write-config-to, an invalid flag or field) is done here,
+without importing it. Exit status: 0 success, 1 an error, 130 interrupted by Ctrl-C.
 """
 
 import logging
@@ -87,7 +87,7 @@ def _print(text: str) -> int:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:  # as with `kube-proxy -h | head`: the reader has seen enough
+    except BrokenPipeError:  # as with `kube-proxy -h | head`: the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

@@ -1,13 +1,14 @@
-"""What kube-proxy is told to do: flags and the configuration file become one frozen value.
+"""The configuration: flags and the configuration file become one frozen value.
 
-`types` is the shape (kubeproxy.config.k8s.io/v1alpha1), `flags` the one table of flags, `load` joins the two,
-`validate` judges the result and `write` prints it. Nothing here changes the node or knows the rest of the program.
+`types` has the fields (kubeproxy.config.k8s.io/v1alpha1), `flags` is the one table of flags, `load` joins the
+two, `validate` checks the result and `write` prints it. Nothing here changes the node or knows the rest of
+the program.
 """
 
 from typing import Final
 
 KUBERNETES: Final = "1.36"
-"""The minor version of Kubernetes whose kube-proxy this program stands in for."""
+"""The minor version of Kubernetes whose kube-proxy this program replaces."""
 
 PREVIOUS: Final = "1.35"
 """The minor version before it: the only one --show-hidden-metrics-for-version may name."""

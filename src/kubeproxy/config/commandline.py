@@ -1,8 +1,8 @@
 """Reads a command line by the table of flags, with the syntax of pflag, which Kubernetes programs share.
 
-`--name=value`, `--name value`, `--bool`, `--bool=false`, `-v2`, `-v 2`, `-v=2`, underscores for dashes, lists that are
-repeated or comma separated, `--` to end the flags. A flag that can stand alone never takes the next argument. argparse
-differs in most of these, so this is a parser of its own.
+`--name=value`, `--name value`, `--bool`, `--bool=false`, `-v2`, `-v 2`, `-v=2`, underscores for dashes, lists
+that are repeated or comma separated, `--` to end the flags. A flag that can stand alone never takes the next
+argument. argparse differs in most of these, so it is not used.
 """
 
 from collections.abc import Mapping, Sequence
@@ -80,7 +80,7 @@ def _letters(
 
 
 def _store(values: dict[str, Any], flag: Flag, text: str | None, rest: list[str]) -> None:
-    """Takes the value of a flag, from the next argument if need be."""
+    """Takes the value of a flag, from the next argument if it is not in the same one."""
     kind = KINDS[flag.kind]
     if text is None:
         if not kind.bare and not rest:

@@ -1,10 +1,11 @@
 """The text of a configuration file becomes a KubeProxyConfiguration.
 
-As in the reference, the file is judged strictly first: fields nobody knows and keys given twice are found. Because old
-files must go on working, they do not end the program, but every one of them is named; the last of equal keys counts.
-What has the wrong type is an error. A null is the same as not being there.
+As in the reference, the file is decoded strictly first, which finds unknown fields and keys that are given
+twice. Because old files must continue to work, these do not end the program, but each is reported; of equal
+keys the last one is used. A value of the wrong type is an error. A null is the same as an absent field.
 
-The file is read by `api.reader`; only the first document of YAML counts. A whole number may be written `1e5` or `1.0`.
+The file is read by `api.reader`; only the first document of YAML is used. An integer may be written `1e5` or
+`1.0`.
 """
 
 from functools import cache
@@ -21,7 +22,7 @@ from kubeproxy.config.types import API_VERSION, KIND, KubeProxyConfiguration, Na
 from kubeproxy.fields import Schema, unknown
 
 UNKNOWN_FIELD: Final = "unknown field"
-"""How a doubt about a field that nobody knows begins."""
+"""The beginning of a warning about an unknown field."""
 
 
 def decode(data: bytes, name: str) -> tuple[KubeProxyConfiguration, tuple[str, ...]]:
@@ -100,7 +101,7 @@ def _convert(type_: type, value: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Turns msgspec's "Expected `int`, got `str` - at `$.conntrack.min`" to "conntrack.min: expected int, got str"."""
+    """Converts msgspec's "Expected `int`, got `str` - at `$.a.b`" to "a.b: expected int, got str"."""
     what, _, where = str(error).partition(" - at `")
     what = what.replace("`", "").replace("Expected", "expected").replace("Object missing", "missing")
     path = where.rstrip("`").removeprefix("$").removeprefix(".")

@@ -1,9 +1,10 @@
-"""What a configuration holds where nobody said anything.
+"""The defaults of a configuration.
 
-Plain defaults stand at the fields (`types`). Here are the ones that depend on other fields or on the platform, and the
-rule that an empty value in the file means "not set": Go cannot tell them apart, and files written by kubeadm or by
---write-config-to are full of empty strings and zeros that must become defaults. That leaves a file no way to turn a
-listener off, as --healthz-port=0 does; port 0 in its address says that here.
+Plain defaults are given at the fields (`types`). Here are the ones that depend on other fields or on the
+platform, and the rule that an empty value in the file means "not set": Go cannot distinguish the two, and
+files written by kubeadm or by --write-config-to have many empty strings and zeros that must become defaults.
+So a file has no way to turn a listener off as --healthz-port=0 does; here an address with port 0 turns it
+off.
 """
 
 from typing import Any, Final
@@ -50,7 +51,7 @@ def with_defaults(config: KubeProxyConfiguration) -> KubeProxyConfiguration:
 
 
 def without_zeros(config: KubeProxyConfiguration) -> KubeProxyConfiguration:
-    """Fills in the fields whose zero means the default wherever it was said, in a file or by a flag."""
+    """Fills in the fields whose zero means the default, in a file as well as by a flag."""
     return replace(
         config,
         client_connection=_filled(
@@ -63,7 +64,7 @@ def without_zeros(config: KubeProxyConfiguration) -> KubeProxyConfiguration:
 
 
 def with_platform_defaults(config: KubeProxyConfiguration, platform: str) -> KubeProxyConfiguration:
-    """Chooses the mode, the way to detect local traffic and the NodePort addresses where the operator did not.
+    """Sets the mode, the way to detect local traffic and the NodePort addresses if they are not set.
 
     Args:
         config: the configuration after flags.
@@ -93,7 +94,7 @@ def with_port(address: str, port: int) -> str:
 
 
 def _listener(address: str, port: int) -> str:
-    """The address of a listener in a file: an address with port 0 is none, since an empty text means the default."""
+    """The address of a listener in a file: port 0 turns it off, since an empty text means the default."""
     parts = split_host_port(address)
     return "" if parts and parts[1] == "0" else with_port(address, port)
 
@@ -105,4 +106,4 @@ def _filled(section: Any, standard: Any, *names: str) -> Any:
 
 
 DEFAULTS: Final = with_defaults(KubeProxyConfiguration())
-"""The configuration of a kube-proxy that is told nothing, before the platform's defaults."""
+"""The configuration without any flag or file, before the platform's defaults."""

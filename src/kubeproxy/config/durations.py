@@ -1,10 +1,11 @@
 """Durations and sizes as Kubernetes writes them: `1h2m3s`, `250ms`, `64Ki`.
 
-A `Duration` is a float of seconds, so it can be handed to a timer as it is, and prints as Go's time.Duration does.
-Nanoseconds are kept up to 48 days and whole seconds for ever, which is far beyond any timeout. A `Quantity` is its own
-text with a number of bytes behind it.
+A `Duration` is a float of seconds, so it can be passed to a timer, and prints as Go's time.Duration does. It
+is exact to the nanosecond up to 48 days and to the second beyond, far longer than any timeout. A `Quantity`
+is its own text together with the number of bytes.
 
-Syntax: https://pkg.go.dev/time#ParseDuration and the resource.Quantity serialization format of the Kubernetes API.
+Syntax: https://pkg.go.dev/time#ParseDuration and the resource.Quantity serialization format of the Kubernetes
+API.
 """
 
 import re
@@ -51,7 +52,8 @@ def parse_duration(text: str) -> Duration:
     """Reads a Go duration.
 
     Raises:
-        ValueError: the text is no duration, has no unit or an unknown one, or does not fit 64 bits of nanoseconds.
+        ValueError: the text is no duration, has no unit or an unknown one, or does not fit 64 bits of
+            nanoseconds.
     """
     invalid = f'"{text}" is not a duration like 30s, 1h2m3s or 250ms'
     rest = text[1:] if text[:1] in {"-", "+"} else text

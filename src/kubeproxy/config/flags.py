@@ -1,8 +1,8 @@
-"""The table of flags. It drives parsing, -h, the way into the configuration, and the table in docs/configuration.md.
+"""The table of flags: for parsing, the configuration, -h, and the table in docs/configuration.md.
 
-One row is one flag. `config` says which field of the configuration it sets, as a path of attributes; the few flags
-whose field depends on the mode have one path for each section of periods (`backends.mode.Mode.section`). Defaults
-are read from the configuration, so that they are said once.
+One row is one flag. `config` is the field of the configuration that it sets, as a path of attributes; the few
+flags whose field depends on the mode have one path for each section of periods
+(`backends.mode.Mode.section`). Defaults are read from the configuration, so that they are defined once.
 """
 
 from functools import reduce
@@ -22,7 +22,7 @@ class Flag(Struct, gc=False, frozen=True):
     Attributes:
         name: its name, without dashes in front.
         kind: the name of its type in `KINDS`.
-        group: the heading it stands under in the help.
+        group: its heading in the help.
         help: what it does.
         config: the attribute path of the field it sets, or one for each section.
         default: the default shown, for a flag without field.

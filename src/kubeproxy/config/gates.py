@@ -1,10 +1,10 @@
 """Feature gates: which switches exist, what they are set to, and which settings are refused.
 
-The gates that concern kube-proxy are in a table, v1.36's and the ones v1.37 added. The reference binary also knows the
-gates of every other component, and files shared by a whole node name them, so those names are accepted and have no
-effect. A name that is in neither list but looks like a gate's is most likely another component's, of a release or a
-distribution we do not know, or it is misspelt: a warning says so, because a node must not go without its proxy for it.
-Anything else is an error.
+The gates that concern kube-proxy are in a table, v1.36's and the ones v1.37 added. The reference binary also
+knows the gates of every other component, and files shared by a whole node name them, so those names are
+accepted and have no effect. A name that is in neither list but looks like a gate's is most likely another
+component's, of a release or a distribution that is unknown here, or it is misspelt: that is a warning,
+because a node must not be without a proxy for that reason. Anything else is an error.
 
 Source: the feature gates page of the Kubernetes documentation, v1.36 and v1.37.
 """
@@ -17,7 +17,7 @@ from msgspec import Struct
 
 
 class Gate(Struct, gc=False, frozen=True):
-    """One switch: its stage (Alpha, Beta, GA, Deprecated), its default, and whether the default is the only value."""
+    """One gate: its stage (Alpha, Beta, GA, Deprecated), its default, and whether it is locked to that."""
 
     stage: str
     default: bool
@@ -43,7 +43,7 @@ GATES: Final[Mapping[str, Gate]] = {
     "WinDSR": Gate("GA", True, True),
     "WinOverlay": Gate("GA", True, True),
 }
-"""The gates kube-proxy looks at."""
+"""The gates of kube-proxy."""
 
 ELSEWHERE: Final = """
 APIResponseCompression APIServerIdentity APIServerTracing APIServerWebhookAuthenticationToken APIServingWithRoutine
@@ -124,10 +124,10 @@ _LIKE_A_GATE: Final = re.compile(r"[A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*")
 
 
 def resolve(settings: Mapping[str, bool]) -> dict[str, bool]:
-    """Tells what every gate of kube-proxy is, given what the operator set.
+    """Returns the value of every gate of kube-proxy, given what the operator set.
 
     `AllAlpha` and `AllBeta` set every gate of their stage that is not set by itself. Settings that `problems`
-    would refuse are passed over.
+    would refuse are ignored.
     """
     values = {name: gate.default for name, gate in GATES.items()}
     for group, stage in (("AllAlpha", "Alpha"), ("AllBeta", "Beta")):

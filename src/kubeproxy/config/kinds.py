@@ -1,7 +1,7 @@
 """The types of flags: how the text of a value is read, and how a value is shown.
 
-The accepted texts are Go's: booleans are 1, t, T, true, True, TRUE and their opposites, integers may be hexadecimal or
-octal, and a number that does not fit its type is an error rather than something else.
+The accepted texts are Go's: booleans are 1, t, T, true, True, TRUE and their opposites, integers may be
+hexadecimal or octal, and a number that does not fit its type is an error rather than something else.
 """
 
 import re
@@ -33,7 +33,7 @@ class FlagKind(Struct, gc=False, frozen=True):
 
     Attributes:
         parse: turns text to a value or raises ValueError with the reason.
-        label: what stands for the value in the help; empty for booleans.
+        label: the placeholder of the value in the help; empty for booleans.
         bare: the text meant when the flag stands alone; such a flag never takes the next argument.
         adds: whether a repeated flag adds to what it had.
     """
@@ -86,9 +86,9 @@ def parse_float(text: str) -> float:
 
 
 def parse_list(text: str) -> tuple[str, ...]:
-    """Reads a list as pflag does, as a line of comma separated values (RFC 4180); empty text is an empty list.
+    """Reads a list as pflag does: a line of comma separated values (RFC 4180), or empty for no items.
 
-    An item with commas or quotes stands in double quotes, with the quotes in it doubled.
+    An item with commas or quotes is enclosed in double quotes, with the quotes in it doubled.
     """
     items: list[str] = []
     position, more = 0, bool(text)
@@ -155,9 +155,10 @@ def parse_listen(text: str) -> str:
 
 
 def parse_version(text: str) -> str:
-    """Reads the value of --version: how to print it, or "" for not at all, or the version to go by.
+    """Reads the value of --version: how to print the version, or "" for not at all, or the version to report.
 
-    `v1.36.2-name` prints nothing: it is the version under which this program shows itself, and must be of our minor.
+    `v1.36.2-name` prints nothing: it is the version that this program reports, and must have the same minor
+    version.
     """
     if text == "raw":
         return text

@@ -1,7 +1,8 @@
 """Flags and the configuration file become the Options the program runs with.
 
-Without --config every flag sets its field. With it the file says everything, and of the flags only those count that
-are marked `always`: what to do, logging, --hostname-override, --master, and where our own additions read from.
+Without --config every flag sets its field. With it the file sets everything, and only the flags marked
+`always` are used: what to do, logging, --hostname-override, --master, and the flags of features that the
+reference does not have.
 """
 
 from collections.abc import Mapping
@@ -44,10 +45,10 @@ class RunOptions(Struct, gc=False, frozen=True):
         master: the API server's address, before the kubeconfig's.
         manifests: files and folders to read instead of asking an API server.
         userspace_listen: userspace mode listens on the Services' own addresses.
-        version: the Kubernetes version to show as, if --version named one.
+        version: the Kubernetes version to report, if --version named one.
         flags: every flag's name and value as text, as /flagz shows them.
-        warnings: what the operator should know; logged once logging works.
-        unknown_fields: the fields of the file that nobody knows, each as a message; logged as errors.
+        warnings: messages for the operator, logged as soon as logging is set up.
+        unknown_fields: the unknown fields of the file, each as a message; logged as errors.
     """
 
     config: KubeProxyConfiguration
@@ -70,14 +71,15 @@ class RunOptions(Struct, gc=False, frozen=True):
 def load(values: Mapping[str, Any], platform: str) -> RunOptions:
     """Makes the options of a command line, reading the configuration file if it names one.
 
-    The result is complete but not yet judged; see `validate`.
+    The result is complete but not yet validated; see `validate`.
 
     Args:
         values: the flags that were given, as `commandline.parse` returns them.
         platform: `sys.platform`.
 
     Raises:
-        ConfigError: the file cannot be read or decoded, the host name is blank, or --cleanup-variant is wrong.
+        ConfigError: the file cannot be read or decoded, the host name is blank, or --cleanup-variant is
+            wrong.
     """
     flags = known(platform)
     warnings = [
@@ -165,7 +167,7 @@ def _from_flags(values: Mapping[str, Any], platform: str) -> KubeProxyConfigurat
 def _with_logging(
     config: KubeProxyConfiguration, values: Mapping[str, Any], platform: str
 ) -> KubeProxyConfiguration:
-    """Lets logging flags win over the file. Patterns of --vmodule come before the file's."""
+    """Applies the logging flags, which override the file. Patterns of --vmodule come before the file's."""
     for name, flag in known(platform).items():
         if name in values and isinstance(flag.config, str) and flag.config.startswith("logging."):
             value = values[name] + config.logging.vmodule if name == "vmodule" else values[name]
@@ -180,7 +182,7 @@ def _set(value: Any, path: str, new: Any) -> Any:
 
 
 def _useless_ports(config: KubeProxyConfiguration, values: Mapping[str, Any]) -> list[str]:
-    """Names the deprecated port flags that lose against an address that has a port."""
+    """Returns a warning for each deprecated port flag that has no effect because the address has a port."""
     found = []
     for server in ("healthz", "metrics"):
         port, address = values.get(f"{server}-port"), getattr(config, f"{server}_bind_address")

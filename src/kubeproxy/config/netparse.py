@@ -1,6 +1,6 @@
 """Addresses in the configuration: like those of objects read sloppily and made canonical (`api.addresses`).
 
-Here a bad one is None, for each place has words of its own for it, those of the reference.
+An invalid one is None, because each field has a message of its own for it, that of the reference.
 """
 
 from kubeproxy.api.addresses import parse_address, parse_range

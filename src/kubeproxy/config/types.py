@@ -1,10 +1,11 @@
 """KubeProxyConfiguration in its v1alpha1 shape: the only form of the configuration in memory.
 
-The reference has a second, internal form in which flags and sections are regrouped. Here the file's shape is kept and
-what the program asks ("the sync period of my mode") is a property, so a field has one name from the file to the code.
-Field defaults are those of Kubernetes v1.36; the ones that depend on other fields are filled in by `load`.
+The reference has a second, internal form in which flags and sections are regrouped. Here the file's form is
+kept and derived values ("the sync period of this mode") are properties, so a field has one name in the file
+and in the code. Field defaults are those of Kubernetes v1.36; the ones that depend on other fields are filled
+in by `load`.
 
-A sync period that nobody set stays None, because the sync loop adapts itself where the operator said nothing.
+A sync period that is not set stays None: the control loop then adapts the period to the load.
 
 Source: kubeproxy.config.k8s.io/v1alpha1 API reference, https://kubernetes.io/docs/reference/config-api/.
 """
@@ -27,7 +28,7 @@ LONGEST_INTERFACE: Final = 15
 
 LOCAL_MODES: Final = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 PRIMARY: Final = "primary"
-"""The word in nodePortAddresses that stands for the node's own addresses as its Node object names them."""
+"""The value in nodePortAddresses that means the addresses in the Node object."""
 
 SYNC_PERIOD: Final = Duration(30)
 
@@ -59,7 +60,7 @@ class VModule(Struct, gc=False, frozen=True, rename="camel"):
 
 
 class LogRouting(Struct, gc=False, frozen=True, rename="camel"):
-    """Where one format writes: all to stderr, or info messages to stdout through a buffer of this many bytes."""
+    """Where one format writes: all to stderr, or information to stdout with a buffer of this size."""
 
     split_stream: bool = False
     info_buffer_size: Quantity = Quantity("0")
@@ -130,7 +131,7 @@ class Winkernel(Struct, gc=False, frozen=True, rename="camel"):
 
 
 class DetectLocal(Struct, gc=False, frozen=True, rename="camel"):
-    """What the BridgeInterface and InterfaceNamePrefix ways of detecting local traffic look for."""
+    """The interface or prefix for detectLocalMode BridgeInterface or InterfaceNamePrefix."""
 
     bridge_interface: str = ""
     interface_name_prefix: str = ""
@@ -149,7 +150,7 @@ class Conntrack(Struct, gc=False, frozen=True, rename="camel"):
 
 
 class KubeProxyConfiguration(Struct, gc=False, frozen=True, rename="camel"):
-    """Everything a configuration file can say."""
+    """All fields of a configuration file."""
 
     feature_gates: dict[str, bool] = {}
     client_connection: ClientConnection = ClientConnection()
@@ -188,7 +189,7 @@ class KubeProxyConfiguration(Struct, gc=False, frozen=True, rename="camel"):
 
     @property
     def node_port_cidrs(self) -> tuple[str, ...]:
-        """The ranges, in canonical form, whose local addresses serve NodePorts; none given means all addresses."""
+        """The ranges, in canonical form, whose local addresses serve NodePorts; if empty, all addresses."""
         return _cidrs(self.node_port_addresses or ())
 
     @property

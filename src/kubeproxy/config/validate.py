@@ -1,8 +1,8 @@
-"""Every rule a configuration must keep. All that are broken are reported, each in a line that names its field.
+"""Every rule a configuration must meet. All violations are reported, each in a line that names its field.
 
-The field paths and the manner of the messages are the reference's, so that what operators know and search for stays
-true: `KubeProxyConfiguration.BindAddress: Invalid value: "x": ...`. Its paths name the sections of its internal form
-(`KubeProxyLinuxConfiguration.OOMScoreAdj`), which the last word still makes plain.
+The field paths and the form of the messages are the reference's, because operators know them and search for
+them: `KubeProxyConfiguration.BindAddress: Invalid value: "x": ...`. Its paths name the sections of its
+internal form (`KubeProxyLinuxConfiguration.OOMScoreAdj`); the last part is the field's name in the file.
 """
 
 import re
@@ -35,10 +35,10 @@ _PAIR = "must be either a single CIDR or a dual-stack pair of CIDRs (e.g. 10.100
 
 
 def validate(config: KubeProxyConfiguration, platform: str) -> list[str]:
-    """Judges a configuration that has its defaults; the result is empty if it is sound.
+    """Validates a configuration that has its defaults; the result is empty if it is valid.
 
     Args:
-        config: what to judge.
+        config: the configuration.
         platform: `sys.platform`, which decides the modes there are.
     """
     found = _Findings()
@@ -181,7 +181,7 @@ def _detect_local(config: KubeProxyConfiguration, platform: str, found: _Finding
 
 
 def _interface(path: str, name: str, platform: str, found: _Findings) -> None:
-    """The name of an interface or its beginning: what Linux accepts, and what can stand in a rule without quotes.
+    """The name of an interface or its prefix: valid in Linux, and in a rule without quotes.
 
     The reference accepts any; iptables and nft then refuse all its rules.
     """

@@ -1,8 +1,8 @@
 """Waits for the content of the configuration file to change, which is a reason to exit and be started again.
 
-What counts is the content: neither a `touch` nor the same text again, as a ConfigMap volume brings it with each swap
-of its links, is worth a restart. Nor is a file that cannot be used, or none at all: whoever restarts us would find
-nothing to start with, so what was read at the start stays in force, and that is said.
+Only the content is compared: neither a `touch` nor the same text again, as a ConfigMap volume has after each
+swap of its links, is a reason for a restart. Nor is a file that is invalid or missing: a restarted program
+could not start with it, so the configuration read at the start stays in force, and that is logged.
 """
 
 import asyncio
@@ -22,10 +22,10 @@ from kubeproxy.linux import inotify
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 10.0
-"""How often we look although nothing was notified: some file systems tell nothing."""
+"""How often the file is read without a notification, in seconds: some file systems send none."""
 
 SETTLE_SECONDS: Final = 1.0
-"""A file that changes may be about to change again: it is removed and written, or written in pieces."""
+"""How long to wait after a change, in seconds: a file may be removed and written, or written in pieces."""
 
 _MOST_LINKS = 40
 
@@ -33,16 +33,16 @@ _MOST_LINKS = 40
 async def changed(
     path: str, before: bytes, *, look: float = LOOK_SECONDS, settle: float = SETTLE_SECONDS
 ) -> None:
-    """Returns when a configuration file holds something else that can be used.
+    """Returns when a configuration file holds another valid configuration.
 
     Args:
         path: the file.
         before: what it held.
-        look: seconds between two looks without a notification.
-        settle: seconds between a change and the look that counts.
+        look: seconds between two reads without a notification.
+        settle: seconds to wait after a change before the file is read.
     """
     news = asyncio.Event()
-    said = ""
+    reported = ""
     with contextlib.ExitStack() as stack:
         try:
             watch_again = stack.enter_context(inotify.changes(_folders(path), news.set))
@@ -59,13 +59,13 @@ async def changed(
                 trouble = _judge(path, before)
             if trouble == "":
                 return
-            if trouble and trouble != said:
+            if trouble and trouble != reported:
                 log.error(
                     "%(reason)s; the configuration read at the start stays in force", {"reason": trouble}
                 )
-            elif said and not trouble:
+            elif reported and not trouble:
                 log.info("%(file)s is again as it was at the start", {"file": path})
-            said = trouble or ""
+            reported = trouble or ""
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(look):
                     await news.wait()
@@ -86,7 +86,7 @@ def _judge(path: str, before: bytes) -> str | None:
 
 
 def _folders(path: str) -> set[Path]:
-    """The folders in which something happens when the file becomes another: its own, and those of links on the way."""
+    """The folders to watch for a change of the file: its own, and those of symbolic links to it."""
     file = Path(path).absolute()
     folders = {file.parent}
     for _ in range(_MOST_LINKS):

@@ -1,9 +1,9 @@
 """Writes a configuration as YAML, the way the reference's --write-config-to does.
 
-Keys are sorted, an absent list is null, durations are Go's, strings that would be read as something else stand in
-double quotes. A sync period that nobody set is 0s, which means the same to both programs: their own default, where ours
-adapts the least time between two syncs. A listener that is off has port 0, since an empty address means the default.
-Read back, the file gives the same configuration.
+Keys are sorted, an absent list is null, durations are Go's, strings that would be read as something else
+stand in double quotes. A sync period that is not set is written as 0s, which means the default to both
+programs; the default here adapts the least time between two syncs. A listener that is off has port 0, since
+an empty address means the default. Read back, the file gives the same configuration.
 """
 
 from typing import Any, Final
@@ -58,7 +58,7 @@ def dump(config: KubeProxyConfiguration) -> str:
 
 
 def plain(config: KubeProxyConfiguration) -> dict[str, Any]:
-    """Gives the configuration as plain mappings, lists, strings and numbers, under the names the file uses."""
+    """Returns the configuration as plain mappings, lists, strings and numbers, with the file's names."""
     found: dict[str, Any] = {"apiVersion": API_VERSION, "kind": KIND, **_plain(config)}
     used = backends.mode(config.mode).section
     for section in ("iptables", "ipvs", "nftables"):

@@ -1,1 +1,1 @@
-"""What others ask us over HTTP: health, metrics, and how we are set up."""
+"""The HTTP servers of the daemon: health, metrics, and pages with its configuration and state."""

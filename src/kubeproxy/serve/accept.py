@@ -1,4 +1,4 @@
-"""What a client would like: the headers Accept and Accept-Encoding, in the client's order of preference.
+"""Content negotiation: the headers Accept and Accept-Encoding, in the client's order of preference.
 
 Source: RFC 9110, section 12.5.
 """
@@ -9,7 +9,7 @@ from msgspec import Struct
 
 
 class Wish(Struct, frozen=True, gc=False):
-    """One entry: a value in lower case, e.g. "text/plain" or "gzip", its parameters, and its quality from 0 to 1."""
+    """One entry: a value in lower case ("text/plain", "gzip"), its parameters, its quality from 0 to 1."""
 
     value: str
     parameters: Mapping[str, str] = {}
@@ -17,13 +17,13 @@ class Wish(Struct, frozen=True, gc=False):
 
 
 def wishes(header: str) -> list[Wish]:
-    """Reads a header; the best come first, equals in their order, and what is refused (quality 0) last."""
+    """Reads a header; sorted by quality, equals in their order, refused entries (quality 0) last."""
     found = [_wish(entry) for entry in header.split(",") if entry.strip()]
     return sorted(found, key=lambda wish: -wish.quality)
 
 
 def takes_gzip(header: str) -> bool:
-    """Whether an Accept-Encoding prefers gzip to the plain content, or has it as good."""
+    """Whether an Accept-Encoding prefers gzip to the plain content, or has both with the same quality."""
     qualities = {wish.value: wish.quality for wish in wishes(header)}
     gzip = qualities.get("gzip", qualities.get("*", 0.0))
     return gzip > 0 and gzip >= qualities.get("identity", 0.0)
@@ -43,6 +43,6 @@ def _wish(entry: str) -> Wish:
 
 
 def _quality(text: str) -> float:
-    """What is no number counts as 1, as if nothing had been said."""
+    """Reads a quality; what is no number is 1, the default."""
     number = text.replace(".", "", 1)
     return min(float(text), 1.0) if number.isascii() and number.isdigit() else 1.0

@@ -1,8 +1,8 @@
 """/metrics: figures in Prometheus' text format.
 
-prometheus_client is imported with the first scrape, in a thread: it brings 5 MB, among them an HTTP server and a client.
-Scrapes are answered one a turn of the event loop, so that a flood of them does not hold up syncs. Who takes gzip gets
-gzip, a tenth of the bytes, compressed in a thread.
+prometheus_client is imported with the first scrape, in a thread: it brings 5 MB, among them an HTTP server
+and a client. One scrape is answered in each iteration of the event loop, so that a flood of them does not
+delay syncs. A client that accepts gzip gets gzip, a tenth of the bytes, compressed in a thread.
 """
 
 import asyncio
@@ -37,21 +37,21 @@ class Exposition:
     """Answers scrapes.
 
     Attributes:
-        providers: who is asked.
+        providers: return the figures, called for each scrape.
     """
 
     def __init__(self, *, process: bool = True) -> None:
-        """Nobody is asked yet.
+        """Starts without providers.
 
         Args:
-            process: tell of the process itself, too.
+            process: whether to include figures of the process itself.
         """
         self.providers: list[Provider] = []
         self._process = process
         self._turn = asyncio.Lock()
 
     async def handle(self, request: HTTPRequest) -> HTTPResponse:
-        """Answers one."""
+        """Answers one scrape."""
         if "prometheus_client" not in sys.modules:
             await asyncio.to_thread(import_module, "prometheus_client")
         async with self._turn:
@@ -67,7 +67,7 @@ class Exposition:
         """The text."""
         from prometheus_client import generate_latest
 
-        return generate_latest(self)  # of a registry it uses `collect` alone
+        return generate_latest(self)  # it only calls `collect` of a registry
 
     def collect(self) -> Iterable["Metric"]:
         """All figures, by name: what prometheus_client calls a collector."""
@@ -101,16 +101,16 @@ def _add(family: "Metric", figure: Figure) -> None:
 
 
 def _bound(value: float) -> str:
-    """A bound as Go programs write it: queries name them."""
+    """A bound as Go programs write it, because queries contain bounds."""
     return f"{value:g}"
 
 
 def of_build(config: KubeProxyConfiguration, version: str = "") -> Iterable[Figure]:
-    """What this program is, and which of its gates are open.
+    """The version of this program, and its feature gates.
 
     Args:
         config: the configuration.
-        version: the Kubernetes version it was told to show as.
+        version: the Kubernetes version to report, or empty.
     """
     major, minor = KUBERNETES.split(".")
     labels = {
@@ -125,7 +125,7 @@ def of_build(config: KubeProxyConfiguration, version: str = "") -> Iterable[Figu
         "platform": f"{sys.platform}/{platform.machine()}",
         "proxy_version": f"v{__version__}",
     }
-    text = "The Kubernetes release this program stands in for, and its own version."
+    text = "The Kubernetes release whose kube-proxy this program replaces, and its own version."
     yield Figure("kubernetes_build_info", "gauge", text, 1, labels)
     for name, on in resolve(config.feature_gates).items():
         stage = "" if GATES[name].stage == "GA" else GATES[name].stage.upper()

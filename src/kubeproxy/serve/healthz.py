@@ -1,10 +1,10 @@
 """/healthz, /livez and /readyz: whether this proxy works, and whether this node should get traffic.
 
-/livez and /healthz are the reference's, for those who restart us and for load balancers: a family is unhealthy when a
-change has waited for twice the sync period; /healthz also answers no while the node is being removed (KEP-3836). Both
-answer yes before anything was ever programmed, and to both an API server that went away is nothing.
+/livez and /healthz are the reference's, for liveness probes and load balancers: a family is unhealthy when a
+change has waited for twice the sync period; /healthz also fails while the node is being removed (KEP-3836).
+Both succeed before the first sync, and both ignore that the API server cannot be reached.
 
-/readyz is ours and honest: it answers yes only if the rules are in the kernel and follow the cluster.
+/readyz is not in the reference: it succeeds only if the rules are in the kernel and follow the cluster.
 """
 
 import time
@@ -21,16 +21,16 @@ from kubeproxy.serve.message import Handler, HTTPRequest, HTTPResponse
 from kubeproxy.sources.base import Status
 
 STALE_SECONDS: Final = 300.0
-"""A source that has not heard anything for so long may be wrong; API servers say something each minute."""
+"""Seconds without an event after which a watch may be stale; API servers send a bookmark each minute."""
 
 FAILURES: Final = 3
-"""So many failed syncs in a row are not chance."""
+"""How many failed syncs in a row make the proxy not ready."""
 
 _NEVER: Final = "0001-01-01T00:00:00Z"
 
 
 class Health:
-    """Judges how we are."""
+    """Determines whether the proxy is healthy and ready."""
 
     def __init__(
         self,
@@ -42,12 +42,12 @@ class Health:
         clock: Clock | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """Prepares; until `attach` there is nothing to judge.
+        """Prepares the pages; there are no control loops until `attach`.
 
         Args:
             timeout: how long a change may wait for its sync, in seconds.
-            eligible: whether the node stays.
-            statuses: what the source knows of its connections.
+            eligible: whether the node is not being removed.
+            statuses: the states of the source's watches.
             missing: what the source cannot read and has never read, with the reasons.
             clock: the loops' clock.
             wall: the time of day, in seconds since 1970.
@@ -59,25 +59,25 @@ class Health:
         self._clock = clock or SystemClock()
         self._wall = wall
         self._loops: Sequence[Reconciler] = ()
-        self._mended: dict[str, int] = {}
+        self._repairs: dict[str, int] = {}
         self._answers: Counter[tuple[str, int]] = Counter()
 
     def attach(self, loops: Sequence[Reconciler]) -> None:
-        """These are the loops, about to run."""
+        """Sets the control loops, before they run."""
         self._loops = loops
         for loop in loops:
             loop.on_sync(self._follower(loop))
 
     def routes(self) -> Mapping[str, Handler]:
-        """What is served."""
+        """The handlers by method and path."""
         return {"GET /healthz": self._healthz, "GET /livez": self._livez, "GET /readyz": self._readyz}
 
     def healthy(self) -> bool:
-        """Whether no change waits too long."""
+        """Whether no change has waited too long."""
         return all(map(self._in_time, self._loops))
 
     def troubles(self) -> list[str]:
-        """Why we are not ready; nothing if we are."""
+        """Why the proxy is not ready; empty if it is."""
         found = [] if self._loops else ["not all Services and endpoints are known yet"]
         found += self._missing()
         for loop in self._loops:
@@ -87,33 +87,33 @@ class Health:
                 found.append(f"{loop.family}: {loop.failures_in_row} syncs in a row failed")
             if not self._in_time(loop):
                 found.append(f"{loop.family}: changes have waited for more than {self._timeout:g} s")
-            if loop.repairs != self._mended.get(loop.family, 0):
-                found.append(f"{loop.family}: somebody changed the rules in the kernel")
+            if loop.repairs != self._repairs.get(loop.family, 0):
+                found.append(f"{loop.family}: another program changed the rules in the kernel")
         if self._loops:
             now = self._clock.now()
             found += [
-                f"{status.kind}: no word for {now - status.heard:.0f} s: {status.trouble or 'silence'}"
+                f"{status.kind}: no event for {now - status.received:.0f} s: {status.trouble or 'no data on the watch'}"
                 for status in self._statuses()
-                if now - status.heard > STALE_SECONDS
+                if now - status.received > STALE_SECONDS
             ]
         return found
 
     def figures(self) -> Iterable[Figure]:
-        """How often which answer was given."""
+        """The number of responses by page and status."""
         for (page, status), count in sorted(self._answers.items()):
             yield Figure(
                 f"kubeproxy_proxy_{page}_total",
                 "counter",
-                f"Answers of /{page}.",
+                f"Responses of /{page}.",
                 count,
                 {"code": str(status)},
             )
-        yield Figure("kubeproxy_ready", "gauge", "Whether /readyz says yes.", not self.troubles())
+        yield Figure("kubeproxy_ready", "gauge", "Whether /readyz succeeds.", not self.troubles())
 
     def _follower(self, loop: Reconciler) -> Callable[[Synced], None]:
         def synced(done: Synced) -> None:
             if done.full:
-                self._mended[loop.family] = loop.repairs
+                self._repairs[loop.family] = loop.repairs
 
         return synced
 
@@ -132,7 +132,7 @@ class Health:
         return self._json("readyz", not troubles, {"ready": not troubles, "reasons": troubles})
 
     def _answer(self, page: str, good: bool, more: Mapping[str, bool]) -> HTTPResponse:  # noqa: FBT001
-        """The reference's answer. A good one was updated just now, since there is nothing to do."""
+        """The reference's response. lastUpdated of a healthy one is now, since no change is waiting."""
         now, wall = self._clock.now(), self._wall()
         updates = [loop.last_success for loop in self._loops if loop.last_success is not None]
         last = wall if good else wall - now + max(updates) if updates else None

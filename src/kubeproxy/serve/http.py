@@ -1,9 +1,9 @@
-"""An HTTP/1.1 server of the few things a daemon's status pages need, small enough to have thousands of ports.
+"""An HTTP/1.1 server with the features that status pages need, small enough for thousands of ports.
 
-Keep-alive, pipelining; no TLS. Everything a stranger can do is bounded: the size of
-a request, the time it may take to come and its answer to go, and the number of connections. A flood cannot shut out
-others: whoever has waited longest without asking makes room for the next. A connection is answered once a turn of the
-event loop, so however much one client asks, the loop goes on.
+Keep-alive, pipelining; no TLS. What a client can use is limited: the size of a request, the time to receive
+it and to send the response, and the number of connections. A flood cannot exclude other clients: the
+connection that has been idle longest is closed for the next one. One request of a connection is answered in
+each iteration of the event loop, so a client with many requests does not block it.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ from kubeproxy.serve.message import (
 log = logging.getLogger(__name__)
 
 CONNECTIONS: Final = 128
-"""So many connections one `Door` lets in."""
+"""How many connections one `Door` accepts."""
 
 REQUEST_SECONDS: Final = 10.0
-"""So long a request may take to come."""
+"""Seconds in which a request must be complete."""
 
 IDLE_SECONDS: Final = 90.0
-"""So long a connection may stay without a request, and a client may take to read its answer."""
+"""Seconds a connection may be idle, and a client may take to read a response."""
 
 _SWEEP_SECONDS = 1.0
 _BACKLOG = 128
@@ -41,7 +41,7 @@ _FAILED = "%(method)s %(path).80r cannot be answered"
 
 
 class Door:
-    """Lets connections in, of one or many listeners, as many as it may and as long as they behave."""
+    """Accepts the connections of one or many listeners, within the limits of number and time."""
 
     def __init__(self, limit: int = CONNECTIONS) -> None:
         self._limit = limit
@@ -55,7 +55,7 @@ class Door:
         """Listens on a bound socket, which is the listener's from now on.
 
         Raises:
-            OSError: somebody else listens there.
+            OSError: another socket listens on this address.
         """
         listener = OpenPort(self)
         try:
@@ -68,7 +68,7 @@ class Door:
         return listener
 
     def leave(self, listener: "OpenPort") -> None:
-        """Ends the connections of a listener, those whose answer is being sent after that."""
+        """Closes the connections of a listener; one with a response in progress is closed after it."""
         for connection in [c for c in self._connections if c.listener is listener]:
             connection.end()
 
@@ -85,20 +85,20 @@ class Door:
             self._schedule()
 
     def answered(self, connection: "_Connection") -> None:
-        """A connection was answered: it has waited least."""
+        """A connection was answered: it is the last to be closed as idle."""
         if connection in self._connections:
             del self._connections[connection]
             self._connections[connection] = None
 
     def left(self, connection: "_Connection") -> None:
-        """A connection is no more."""
+        """A connection was closed."""
         self._connections.pop(connection, None)
 
     def _schedule(self) -> None:
         self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
 
     def _sweep(self) -> None:
-        """Ends the connections whose time is over. One timer for all, and none when nobody is here."""
+        """Closes connections whose deadline has passed. One timer for all, none without connections."""
         self._sweeper = None
         now = asyncio.get_running_loop().time()
         for connection in [c for c in self._connections if c.deadline <= now]:
@@ -108,7 +108,7 @@ class Door:
 
 
 class OpenPort:
-    """A port that is open."""
+    """An open port."""
 
     server: asyncio.Server
 
@@ -125,9 +125,9 @@ class _Connection(asyncio.Protocol):
     """One connection.
 
     Attributes:
-        listener: where it came in.
-        deadline: when it is to end if nothing happens, by the event loop's clock.
-        working: its answer is being made.
+        listener: where it was accepted.
+        deadline: when it is closed if nothing happens, by the event loop's clock.
+        working: whether a response is in progress.
     """
 
     __slots__ = (
@@ -179,7 +179,7 @@ class _Connection(asyncio.Protocol):
         self._go_on()
 
     def eof_received(self) -> bool:
-        # The request that came is answered, then it ends.
+        # The request that was received is answered, then the connection is closed.
         self._ending = True
         return self.working or self._scheduled
 
@@ -191,20 +191,20 @@ class _Connection(asyncio.Protocol):
         self._go_on()
 
     def end(self) -> None:
-        """Ends it, after the answer it waits for."""
+        """Closes it, after a response in progress."""
         self._ending = True
         if not self.working:
             self._transport.close()
 
     def abort(self) -> None:
-        """Ends it at once."""
+        """Closes it immediately."""
         self._transport.abort()
 
     def _patience(self, seconds: float) -> None:
         self.deadline = asyncio.get_running_loop().time() + seconds
 
     def _go_on(self) -> None:
-        """Looks for the next request, at the next turn of the loop."""
+        """Handles the next request, in the next iteration of the event loop."""
         if not self._scheduled and not self.working and self._writable and self._buffer:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._next)

@@ -1,6 +1,7 @@
-"""Ports: opens them, and goes on trying where somebody else has them.
+"""Opens ports, and retries while another program uses them.
 
-An unspecified address, 0.0.0.0 as well as ::, means every address of both families, as it does to Go programs.
+An unspecified address, 0.0.0.0 as well as ::, means every address of both families, as it does to Go
+programs.
 """
 
 import asyncio
@@ -31,10 +32,10 @@ def bind(machine: Machine, address: str, port: int, *, single: bool = False) -> 
         machine: the host.
         address: an IP address.
         port: a port.
-        single: an unspecified address is that of its own family alone.
+        single: an unspecified address stands for its own family only.
 
     Raises:
-        OSError: the address is not here, or the port is taken.
+        OSError: the address is not on this host, or the port is in use.
     """
     if address in _UNSPECIFIED and not single:
         try:
@@ -51,7 +52,7 @@ def _bind(machine: Machine, address: str, port: int, *, both: bool) -> socket.so
     made = machine.socket(socket.AF_INET6 if family == IPV6 else socket.AF_INET, socket.SOCK_STREAM)
     try:
         made.setblocking(False)
-        if sys.platform == "win32":  # there SO_REUSEADDR lets another process take the port away from us
+        if sys.platform == "win32":  # there SO_REUSEADDR lets another process bind to the same port
             made.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         else:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -78,18 +79,18 @@ async def hold(
 
     Args:
         machine: the host.
-        what: what is served there, for messages.
-        handler: answers.
-        address: where.
-        hard_fail: do not try again.
-        failed: told once if the port cannot be opened.
-        retry_seconds: when to try again.
+        what: what is served, for messages.
+        handler: answers requests.
+        address: the address and port.
+        hard_fail: whether to raise instead of retrying.
+        failed: called once with a message if the port cannot be opened.
+        retry_seconds: seconds between two attempts.
 
     Raises:
-        OSError: the port cannot be opened, and that is fatal.
+        OSError: the port cannot be opened, with `hard_fail`.
     """
     where = join(*address)
-    said = ""
+    reported = ""
     while True:
         try:
             listener = await Door().open(handler, bind(machine, *address))
@@ -97,8 +98,8 @@ async def hold(
             message = f"{what} cannot be served on {where}: {e.strerror or e}"
             if hard_fail:
                 raise OSError(e.errno, message) from e
-            if message != said:
-                said = message
+            if message != reported:
+                reported = message
                 log.error(  # noqa: TRY400 the message says it all
                     "%(reason)s; trying again every %(seconds)g s",
                     {"reason": message, "seconds": retry_seconds},

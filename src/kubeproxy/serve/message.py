@@ -1,7 +1,8 @@
 """Requests and responses of HTTP/1.1, in memory and as bytes.
 
-Only what status pages need: no chunked requests, bodies of at most a kilobyte. What health checks in use send is accepted
-as Go's server accepts it: any method, lines that end in LF alone, an absolute URL, `OPTIONS *`. Source: RFC 9110, RFC 9112.
+Only what status pages need: no chunked requests, bodies of at most a kilobyte. What health checks in use send
+is accepted as Go's server accepts it: any method, lines that end in LF alone, an absolute URL, `OPTIONS *`.
+Source: RFC 9110, RFC 9112.
 """
 
 import re
@@ -14,7 +15,7 @@ from msgspec import Struct
 LONGEST_HEAD: Final = 8192
 LONGEST_BODY: Final = 1024
 LONGEST: Final = LONGEST_HEAD + 4 + LONGEST_BODY
-"""In so many bytes there is a whole request, or none."""
+"""The most bytes of a request."""
 
 ANY: Final = "*"
 """The path of a request that is for the server, not for one of its pages: `OPTIONS *`."""
@@ -39,7 +40,7 @@ _REASONS = {
 
 
 class HTTPRequest(Struct, frozen=True, gc=False):
-    """What a client asks. Header names are in lower case; `last`: the connection is to end with the answer."""
+    """A request. Header names are in lower case; `last`: the connection is closed after the response."""
 
     method: str
     path: str
@@ -50,7 +51,7 @@ class HTTPRequest(Struct, frozen=True, gc=False):
 
 
 class HTTPResponse(Struct, frozen=True, gc=False):
-    """What it is answered."""
+    """A response."""
 
     body: bytes
     status: int = 200
@@ -62,15 +63,15 @@ Handler = Callable[[HTTPRequest], HTTPResponse | Awaitable[HTTPResponse]]
 
 
 def text(message: str, status: int = 200) -> HTTPResponse:
-    """A plain answer."""
+    """A response of plain text."""
     return HTTPResponse(message.encode(), status)
 
 
 def router(routes: Mapping[str, Handler]) -> Handler:
     """Chooses a handler by method and path, e.g. "GET /healthz".
 
-    The handler for GET answers all methods that have none of their own, as in the reference: load balancers check with OPTIONS
-    and HEAD, too.
+    The handler for GET answers all methods that have none of their own, as in the reference: load balancers
+    check with OPTIONS and HEAD, too.
     """
 
     def handle(request: HTTPRequest) -> HTTPResponse | Awaitable[HTTPResponse]:
@@ -88,14 +89,14 @@ def router(routes: Mapping[str, Handler]) -> Handler:
 
 
 class BadRequestError(Exception):
-    """What came is no request we take; the connection ends with this answer."""
+    """What was received is not an acceptable request; the connection is closed after this response."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
 
     def response(self) -> HTTPResponse:
-        """That answer."""
+        """The response to send."""
         return text(f"{self.status} {_REASONS[self.status]}: {self}\n", self.status)
 
 
@@ -104,8 +105,8 @@ def render(response: HTTPResponse, method: str, *, last: bool) -> bytes:
 
     Args:
         response: the response.
-        method: of its request; the answer to HEAD has no body.
-        last: the connection ends with it.
+        method: of its request; the response to HEAD has no body.
+        last: whether the connection is closed after it.
     """
     head = [
         f"HTTP/1.1 {response.status} {_REASONS[response.status]}",
@@ -124,7 +125,7 @@ def parse(buffer: bytearray) -> HTTPRequest | None:
     """Takes a request from a buffer; None if it has not all come.
 
     Raises:
-        BadRequestError: it is none, or too much.
+        BadRequestError: it is not a request, or exceeds a limit.
     """
     end = _END.search(buffer)
     if (end.start() if end else len(buffer)) > LONGEST_HEAD:
@@ -160,7 +161,7 @@ def _request_line(line: str) -> tuple[str, str, str]:
         raise BadRequestError(400, "this is not HTTP")
     method, target, version = parts
     if version not in {"HTTP/1.1", "HTTP/1.0"}:
-        raise BadRequestError(505 if version.startswith("HTTP/") else 400, "only HTTP/1.1 is spoken here")
+        raise BadRequestError(505 if version.startswith("HTTP/") else 400, "only HTTP/1.1 is supported")
     if absolute := _ABSOLUTE.match(target):
         target = f"/{target[absolute.end() :].removeprefix('/')}"
     if not target.startswith("/") and (method, target) != ("OPTIONS", ANY):
@@ -177,6 +178,6 @@ def _headers(lines: list[str]) -> dict[str, str]:
         name = name.lower()
         value = value.strip(" \t")
         if name in headers and name in {"content-length", "host"} and headers[name] != value:
-            raise BadRequestError(400, f"{name} stands there twice")
+            raise BadRequestError(400, f"{name} is given twice")
         headers[name] = value
     return headers

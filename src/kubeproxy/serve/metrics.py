@@ -1,7 +1,8 @@
-"""What the loops tell in figures: the reference's metrics under its names, and ours beside them.
+"""The metrics of the control loops: the reference's under its names, and further ones.
 
-Only what cannot be read off later is counted as it happens, after each sync: durations, and how many ports in the kernel have
-no endpoint here. The rest is read at the scrape from the parts that know it, so metrics cost nothing between scrapes.
+Only what cannot be read later is counted after each sync: durations, and how many ports in the kernel have no
+endpoint on this node. The rest is read at the scrape from the parts that have it, so metrics cost nothing
+between scrapes.
 """
 
 import time
@@ -36,7 +37,7 @@ class LoopMetrics:
         clock: Clock | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """Listens to a loop.
+        """Counts the syncs of a control loop.
 
         Args:
             loop: the loop.
@@ -59,7 +60,7 @@ class LoopMetrics:
         loop.ledger.subscribe(self._recorded)
 
     def figures(self) -> Iterable[Figure]:
-        """What there is to tell now."""
+        """The current figures."""
         loop = self._loop
         family = {"ip_family": loop.family}
 
@@ -82,20 +83,20 @@ class LoopMetrics:
         yield figure(
             "kubeproxy_kernel_commit_duration_seconds",
             "histogram",
-            "How much of a sync was spent in bringing it to the kernel.",
+            "How much of a sync was spent in programming the kernel.",
             self._kernel,
         )
         yield figure(
             "kubeproxy_network_programming_duration_seconds",
             "histogram",
-            "From the change of a Service or Pod to its being in the kernel of this node.",
+            "From the change of a Service or Pod until the kernel of this node is programmed.",
             self._latency,
         )
         yield figure(
             f"{_SYNC}last_timestamp_seconds", "gauge", "When a sync last succeeded.", self._synced_at
         )
         if loop.last_queued is not None:
-            text = "When a sync was last asked for."
+            text = "When a sync was last requested."
             queued = self._wall_of(loop.last_queued)
             yield figure(f"{_SYNC}last_queued_timestamp_seconds", "gauge", text, queued)
         far = f"{_SYNC}no_local_endpoints_total"
@@ -106,7 +107,7 @@ class LoopMetrics:
         yield figure(
             "kubeproxy_drift_repairs_total",
             "counter",
-            "How often the kernel had lost what was put there.",
+            "How often rules in the kernel were missing or changed, and were restored.",
             loop.repairs,
         )
         yield figure("kubeproxy_services", "gauge", "Services in the kernel.", len(loop.ledger.plans))
@@ -120,7 +121,7 @@ class LoopMetrics:
 
     def _failures(self, figure: Callable[..., Figure]) -> Iterable[Figure]:
         full, partial = self._loop.failed[True], self._loop.failed[False]
-        text = "Syncs that failed and were done again."
+        text = "Syncs that failed and were retried."
         name = "kubeproxy_sync_failures_total"
         yield figure(name, "counter", text, full, scope="full")
         yield figure(name, "counter", text, partial, scope="partial")
@@ -143,14 +144,14 @@ class LoopMetrics:
                 self._far[column] += after - before
 
     def _wall_of(self, queued: float) -> float:
-        """A moment in Unix time: the same number as long as it is the same moment."""
+        """Converts a time of the loop's clock to Unix time; the same time always gives the same number."""
         if queued != self._queued[0]:
             self._queued = queued, self._wall() - self._clock.now() + queued
         return self._queued[1]
 
 
 def _far(plan: ServicePlan | None) -> tuple[int, int]:
-    """How many ports drop internal and external traffic, for want of an endpoint here."""
+    """How many ports drop internal and external traffic because they have no endpoint on this node."""
     if plan is None or not any(port.internal_local or port.external_local for port in plan.ports):
         return 0, 0
     return (
@@ -168,7 +169,7 @@ class FlowMetrics:
         cleaner.on_clean(lambda done: self._seconds.observe(done.seconds))
 
     def figures(self) -> Iterable[Figure]:
-        """What there is to tell now."""
+        """The current figures."""
         family = {"ip_family": self._cleaner.family}
         name = "kubeproxy_conntrack_reconciler_"
         text = "How long looking for stale flows took."
@@ -178,25 +179,26 @@ class FlowMetrics:
 
 
 def of_changes(hub: Hub) -> Iterable[Figure]:
-    """What came in, and what of it waits. A Service and its endpoints are planned together, so they wait together.
+    """Changes that were received, and those that wait.
 
-    As in the reference, a Service counts once for each IP family, which each look at it, and a slice once.
+    A Service and its endpoints are planned, and wait, together. As in the reference, a Service counts once
+    for each IP family, because each handles it, and a slice once.
     """
     pending = max((loop.pending for loop in hub.loops), default=0)
     families = max(1, len(hub.loops))
     for name, total in (
-        ("service", hub.heard["Service"] * families),
-        ("endpoint", hub.heard["EndpointSlice"]),
+        ("service", hub.received["Service"] * families),
+        ("endpoint", hub.received["EndpointSlice"]),
     ):
         yield Figure(
             f"{_SYNC}{name}_changes_pending", "gauge", "Services with changes that wait for a sync.", pending
         )
-        text = f"How often the source told of {name}s, whether that changed anything or not."
+        text = f"How often the source reported a {name}, changed or not."
         yield Figure(f"{_SYNC}{name}_changes_total", "counter", text, total)
 
 
 def of_options(options: RunOptions) -> Iterable[Figure]:
-    """What is wrong with the options though the program runs with them."""
+    """Errors in the configuration with which the program runs nevertheless."""
     text = "Fields of the configuration file that are unknown and therefore ignored."
     yield Figure("kubeproxy_config_unknown_fields", "gauge", text, len(options.unknown_fields))
 
@@ -205,15 +207,15 @@ def of_sources(statuses: Sequence[Status], now: float) -> Iterable[Figure]:
     """What is known of the watches, with monotonic time."""
     for status in statuses:
         kind = {"kind": status.kind}
-        if status.heard:
-            text = "How long the API server has said nothing on a watch."
-            yield Figure("kubeproxy_watch_age_seconds", "gauge", text, now - status.heard, kind)
+        if status.received:
+            text = "Time since the API server last sent anything on a watch."
+            yield Figure("kubeproxy_watch_age_seconds", "gauge", text, now - status.received, kind)
         for name, of, text, value in _WATCHES:
             yield Figure(f"kubeproxy_watch_{name}", of, text, value(status), kind)
 
 
 _WATCHES: Final[tuple[tuple[str, Kind, str, Callable[[Status], float]], ...]] = (
-    ("connected", "gauge", "Whether a watch stands.", lambda status: status.connected),
+    ("connected", "gauge", "Whether a watch is open.", lambda status: status.connected),
     ("lists_total", "counter", "Complete lists; all but the first are relists.", lambda status: status.lists),
     ("errors_total", "counter", "Lists and watches that failed.", lambda status: status.errors),
     ("objects", "gauge", "Objects known.", lambda status: status.objects),

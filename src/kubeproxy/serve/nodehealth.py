@@ -1,12 +1,12 @@
-"""Health-check node ports: how a load balancer learns which nodes have endpoints of a Service.
+"""Health-check node ports: how a load balancer finds the nodes that have endpoints of a Service.
 
-A Service of type LoadBalancer with external policy Local has a port, `spec.healthCheckNodePort`, on every node. It
-answers yes where ready endpoints are, and the load balancer sends its traffic to those nodes alone. An endpoint that
-is about to go counts no more, so the traffic ends before it does.
+A Service of type LoadBalancer with external policy Local has a port, `spec.healthCheckNodePort`, on every
+node. It is healthy on nodes with ready endpoints, and the load balancer sends traffic to those nodes only. A
+terminating endpoint is not counted, so the traffic ends before the endpoint does.
 
-Ports follow the ledger: what counts is the plan that is in the kernel, so the port of a Service that the kernel refuses stays as
-it was. There may be thousands, so they are opened in small steps beside everything else. One that cannot be opened is
-reported once and retried.
+Ports follow the ledger, which has the plans that are in the kernel, so the port of a Service that the kernel
+refuses stays as it was. There may be thousands, so they are opened in small steps, between which other tasks
+run. A port that cannot be opened is reported once and retried.
 """
 
 import asyncio
@@ -44,15 +44,15 @@ class NodeHealth:
         *,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        """Listens to a loop; `run` opens the ports.
+        """Follows the syncs of a control loop; `run` opens the ports.
 
         Args:
             machine: the host.
             loop: the loop.
-            door: who lets connections in.
+            door: accepts the connections.
             healthy: whether the proxy works.
-            failed: told once of a Service whose port cannot be opened, and why.
-            retry_seconds: when to try again.
+            failed: called once with a Service whose port cannot be opened, and why.
+            retry_seconds: seconds between two attempts.
         """
         self._machine = machine
         self._loop = loop
@@ -62,18 +62,18 @@ class NodeHealth:
         self._retry_seconds = retry_seconds
         self._keys: dict[Key, None] = {}  # of the Services in the kernel that have a port
         self._open: dict[At, tuple[Key, OpenPort]] = {}
-        self._said: dict[tuple[At, Key], str] = {}
+        self._reported: dict[tuple[At, Key], str] = {}
         self._changed = asyncio.Event()
         loop.ledger.subscribe(self._recorded)
 
     async def run(self) -> None:
-        """Opens and closes ports as the Services come and go; all are closed when it is cancelled."""
+        """Opens and closes ports as Services are added and deleted; all are closed when it is cancelled."""
         try:
             while True:
                 self._changed.clear()
                 await self._follow()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._retry_seconds if self._said else None):
+                    async with asyncio.timeout(self._retry_seconds if self._reported else None):
                         await self._changed.wait()
         finally:
             for at in list(self._open):
@@ -84,11 +84,11 @@ class NodeHealth:
         family = {"ip_family": self._loop.family}
         name, text = "kubeproxy_health_check_node_ports", "Health-check node ports, by whether they are open."
         yield Figure(name, "gauge", text, len(self._open), {**family, "state": "open"})
-        yield Figure(name, "gauge", text, len(self._said), {**family, "state": "failed"})
+        yield Figure(name, "gauge", text, len(self._reported), {**family, "state": "failed"})
 
     def _recorded(self, done: Recorded) -> None:
-        """The kernel has other rules now."""
-        moved = done.full  # the node's addresses may be others
+        """Takes the plans that are in the kernel after a sync."""
+        moved = done.full  # the node's addresses may have changed
         for change in done.changes:
             before, after = (plan.health_check_port if plan else 0 for plan in (change.before, change.after))
             moved |= before != after
@@ -100,7 +100,7 @@ class NodeHealth:
             self._changed.set()
 
     async def _follow(self) -> None:
-        """Closes what is not wanted, then opens what is."""
+        """Closes the ports that are not wanted, then opens the others."""
         node = self._loop.node
         anywhere = "0.0.0.0" if node.family == IPV4 else "::"
         addresses = node.node_port_addresses if node.node_port_ranges else (anywhere,)
@@ -109,7 +109,7 @@ class NodeHealth:
         for at, (key, _) in list(self._open.items()):
             if (at, key) not in wanted:
                 self._close(at)
-        self._said = {about: why for about, why in self._said.items() if about in wanted}
+        self._reported = {about: why for about, why in self._reported.items() if about in wanted}
         for at, key in wanted:
             if at not in self._open:
                 await self._try(at, key)
@@ -121,7 +121,7 @@ class NodeHealth:
             self._report(at, key, e.strerror or str(e))
             return
         self._open[at] = key, listener
-        if self._said.pop((at, key), None):
+        if self._reported.pop((at, key), None):
             log.info(
                 "Service %(service)s: health check node port %(port)d is open on %(address)s now",
                 {"service": ObjectRef(*key), "port": at[1], "address": at[0]},
@@ -132,10 +132,10 @@ class NodeHealth:
         listener.close()
 
     def _report(self, at: At, key: Key, why: str) -> None:
-        """Says, once, that a port cannot be opened."""
-        if self._said.get((at, key)) == why:
+        """Reports once that a port cannot be opened."""
+        if self._reported.get((at, key)) == why:
             return
-        self._said[at, key] = why
+        self._reported[at, key] = why
         message = f"health check node port {at[1]} cannot be opened on {at[0]}: {why}"
         log.error(
             "Service %(service)s: %(reason)s; trying again every %(seconds)g s",
@@ -144,7 +144,7 @@ class NodeHealth:
         self._failed(key, message)
 
     def _handler(self, key: Key) -> Handler:
-        """What a Service's port answers, whatever path is asked for."""
+        """The handler of a Service's port, the same for every path."""
 
         def handle(_: HTTPRequest) -> HTTPResponse:
             namespace, name = key

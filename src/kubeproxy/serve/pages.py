@@ -1,8 +1,8 @@
-"""The pages beside /metrics on the metrics address: how this proxy is set up and how it fares, for people and scripts.
+"""The pages beside /metrics on the metrics address: the configuration and the state of this proxy.
 
-/proxyMode, /configz, /healthz and /metrics/slis are as the reference has them; /flagz and /statusz, too (KEP-4828,
-KEP-4827): as text, or as an object in JSON or YAML for who asks for its kind and version in Accept, e.g.
-`application/json;v=v1beta1;g=config.k8s.io;as=Flagz`. Who takes none of these is refused (406).
+/proxyMode, /configz, /healthz and /metrics/slis are those of the reference; so are /flagz and /statusz
+(KEP-4828, KEP-4827): as text, or as an object in JSON or YAML if Accept names its kind and version, e.g.
+`application/json;v=v1beta1;g=config.k8s.io;as=Flagz`. If Accept allows none of these, the response is 406.
 """
 
 import os
@@ -34,7 +34,7 @@ class Pages:
         """Takes what there is to show.
 
         Args:
-            options: what this run was told.
+            options: the options of this run.
             wall: the time of day, in seconds since 1970.
         """
         self._options = options
@@ -44,7 +44,7 @@ class Pages:
         self._paths: tuple[str, ...] = ()
 
     def routes(self) -> dict[str, Handler]:
-        """What is served."""
+        """The handlers by method and path."""
         gates = resolve(self._options.config.feature_gates)
         routes: dict[str, Handler] = {
             "GET /healthz": self._healthz,
@@ -116,7 +116,7 @@ class Pages:
 def _negotiated(
     request: HTTPRequest, kind: str, lines: Iterable[str], content: Mapping[str, object]
 ) -> HTTPResponse:
-    """The form of a page that the client likes best, as the API server's negotiation chooses it."""
+    """The form of a page that the client prefers, as the API server's negotiation chooses it."""
     for wish in wishes(request.headers.get("accept", "").strip() or "text/plain"):
         if not wish.quality:
             continue
@@ -139,12 +139,12 @@ def _negotiated(
 
 
 def _page(name: str, lines: Iterable[str]) -> HTTPResponse:
-    head = f"\n{_NAME} {name}\nFor people; programs should not rely on its form.\n\n"
+    head = f"\n{_NAME} {name}\nFor operators; programs should not rely on its form.\n\n"
     return text(head + "".join(f"{line}\n" for line in lines))
 
 
 def _refused(kind: str) -> HTTPResponse:
-    """The Status object (meta/v1) that says what may be asked for."""
+    """The Status object (meta/v1) with the media types that are available."""
     forms = [f"{{}};v={version};g={_API_GROUP};as={kind}" for version in _API_VERSIONS]
     types = [
         "text/plain",

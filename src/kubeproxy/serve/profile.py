@@ -1,10 +1,10 @@
-"""/debug: what the program does with its time, where profiling is enabled, and nowhere else.
+"""/debug: profiles of the program and the verbosity of its log, served only if profiling is enabled.
 
-A profile looks at the stacks of all threads each time the process has used another hundredth of a second of processor
-time, which costs about a percent; threads that wait are shown where they wait. Windows has no timer of processor time: there
-a thread looks every hundredth of a second. It comes as folded stacks, one a line with
-the count of looks that found it: the form flame graph tools read (flamegraph.pl, speedscope, inferno). The level of
-logging can be changed without a restart.
+A profile samples the stacks of all threads each time the process has used another hundredth of a second of
+processor time, which costs about a percent; a waiting thread appears where it waits. Windows has no timer of
+processor time: there a thread takes a sample every hundredth of a second. The result is folded stacks, one in
+a line with the number of its samples: the format of flame graph tools (flamegraph.pl, speedscope, inferno).
+The verbosity can be changed without a restart.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class Profiles:
         self._busy = False
 
     def routes(self) -> Mapping[str, Handler]:
-        """What is served."""
+        """The handlers by method and path."""
         return {
             "GET /debug/pprof": lambda _: text(_INDEX),
             "GET /debug/pprof/": lambda _: text(_INDEX),
@@ -73,7 +73,7 @@ class Profiles:
 
 
 async def sample(seconds: float) -> str:
-    """Looks at all threads for so long; returns their stacks folded. To be called in the main thread."""
+    """Samples all threads for so many seconds; returns folded stacks. To be called in the main thread."""
     if sys.platform == "win32":
         return await asyncio.to_thread(sample_by_thread, seconds)
     found: Counter[str] = Counter()
@@ -89,12 +89,12 @@ async def sample(seconds: float) -> str:
         await asyncio.sleep(seconds)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, signal.SIG_IGN)  # one that is still on its way would end the program
+        signal.signal(signal.SIGPROF, signal.SIG_IGN)  # a signal that is still pending would end the program
     return _lines(found)
 
 
 def sample_by_thread(seconds: float) -> str:
-    """Does what `sample` does, from the calling thread, which is left out, and by the time that passes."""
+    """Like `sample`, but in the calling thread, which is left out, and by elapsed time."""
     found: Counter[str] = Counter()
     me = threading.get_ident()
     end = time.monotonic() + seconds
@@ -111,14 +111,14 @@ def _lines(found: Counter[str]) -> str:
 
 
 def stacks() -> str:
-    """What every thread and every task of the event loop does now, the innermost call last."""
+    """The current stacks of every thread and every task of the event loop, the innermost call last."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     out = [
         f"thread {names.get(thread, thread)}: {_folded(frame)}"
         for thread, frame in sys._current_frames().items()  # noqa: SLF001
     ]
     for task in asyncio.all_tasks():
-        frames = ";".join(map(_told, task.get_stack()))
+        frames = ";".join(map(_name, task.get_stack()))
         out.append(f"task {task.get_name()} {getattr(task.get_coro(), '__qualname__', '')}: {frames}")
     return "\n".join(sorted(out)) + "\n"
 
@@ -126,12 +126,12 @@ def stacks() -> str:
 def _folded(frame: FrameType | None) -> str:
     parts = []
     while frame is not None:
-        parts.append(_told(frame))
+        parts.append(_name(frame))
         frame = frame.f_back
     return ";".join(reversed(parts))
 
 
-def _told(frame: FrameType) -> str:
+def _name(frame: FrameType) -> str:
     code = frame.f_code
     module = frame.f_globals.get("__name__", code.co_filename)
     return f"{module}.{getattr(code, 'co_qualname', code.co_name)}:{frame.f_lineno}"

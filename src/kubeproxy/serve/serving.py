@@ -1,4 +1,4 @@
-"""Everything that is served, wired together: two addresses of our own, and the health-check ports of Services."""
+"""All HTTP servers: the health and metrics addresses, and the health-check node ports of Services."""
 
 import asyncio
 import time
@@ -24,17 +24,17 @@ from kubeproxy.serve.pages import Pages
 from kubeproxy.sources.base import Status
 
 LATE: Final = 2.0
-"""A change that waits for so many sync periods is late."""
+"""After how many sync periods a waiting change makes the proxy unhealthy."""
 
 PROBES: Final = 4096
-"""So many connections the health-check ports of all Services let in together."""
+"""How many connections the health-check node ports of all Services accept together."""
 
 
 class Serving:
     """The servers of one run.
 
     Attributes:
-        health: the judgement of how we are.
+        health: determines whether the proxy is healthy and ready.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Serving:
         statuses: Mapping[str, Status] | None = None,
         missing: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        """Nothing is served before `run`, and nothing is told of loops before `attach`.
+        """Nothing is served before `run`, and nothing of control loops before `attach`.
 
         Args:
             machine: the host.
-            options: what this run was told.
-            hub: what is known of the cluster.
+            options: the options of this run.
+            hub: the objects of the cluster.
             events: where to report ports that cannot be opened.
-            statuses: what the source knows of its connections, by kind.
+            statuses: the states of the source's watches, by kind.
             missing: what the source cannot read and has never read, with the reasons.
         """
         self._machine = machine
@@ -70,7 +70,7 @@ class Serving:
             missing=missing,
         )
         self._exposition = Exposition()
-        self.tell(
+        self.publish(
             lambda: metrics.of_changes(hub),
             lambda: metrics.of_sources(list(self._statuses.values()), time.monotonic()),
             self.health.figures,
@@ -80,27 +80,27 @@ class Serving:
         self._ports: list[NodeHealth] = []
         self._attached = asyncio.Event()
 
-    def tell(self, *providers: Provider) -> None:
-        """What these parts tell is served under /metrics."""
+    def publish(self, *providers: Provider) -> None:
+        """Adds the figures of these parts to /metrics."""
         self._exposition.providers += providers
 
     def attach(self, loops: Sequence[Reconciler], cleaners: Sequence[FlowCleaner]) -> None:
-        """These are the loops, about to run, and what follows each: none where the kernel has no flows of ours."""
+        """Sets the control loops, before they run, and their flow cleaners if the mode has any."""
         self.health.attach(loops)
         door = Door(PROBES)
         for cleaner in cleaners:
-            self.tell(metrics.FlowMetrics(cleaner).figures)
+            self.publish(metrics.FlowMetrics(cleaner).figures)
         for loop in loops:
             ports = NodeHealth(self._machine, loop, door, self.health.healthy, self._service_failed)
             self._ports.append(ports)
-            self.tell(metrics.LoopMetrics(loop, self._mode).figures, ports.figures)
+            self.publish(metrics.LoopMetrics(loop, self._mode).figures, ports.figures)
         self._attached.set()
 
     async def run(self) -> None:
         """Serves until it is cancelled.
 
         Raises:
-            OSError: an address cannot be listened on, and the configuration says that this is fatal.
+            OSError: an address cannot be listened on, with bindAddressHardFail.
         """
         allow_many_files()
         tasks = [asyncio.ensure_future(work) for work in (self._healthz(), self._metrics(), self._services())]
@@ -154,7 +154,7 @@ class Serving:
         await asyncio.gather(*(ports.run() for ports in self._ports))
 
     def _eligible(self) -> bool:
-        """Whether the node stays (KEP-3836). Without an API server a Node object is not needed."""
+        """Whether the node is not being removed (KEP-3836). With manifests it needs no Node object."""
         node = self._hub.node
         return bool(self._options.manifests) if node is None else not node.leaving
 

@@ -1,6 +1,7 @@
-"""How stable the reference's metrics are: their HELP texts begin with it, and some tools sort by it.
+"""The stability levels of the reference's metrics, with which their HELP texts begin.
 
-Ours have no level: nobody promised anything about them. Source: the metrics reference of the Kubernetes documentation.
+Metrics that only this program has are without a level. Source: the metrics reference of the Kubernetes
+documentation.
 """
 
 from typing import Final

@@ -1,1 +1,1 @@
-"""How we hear the cluster: an API server, or a folder of manifests. Both tell the same things to a `Sink`."""
+"""The sources of objects: an API server, or a folder of manifests. Both make the same calls of a `Sink`."""

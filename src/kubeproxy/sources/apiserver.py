@@ -1,15 +1,18 @@
-"""The cluster as its API server tells it: list+watch of the objects the reference watches, with its selectors.
+"""Objects from an API server: list+watch of the objects the reference watches, with its selectors.
 
-Services (but not those that ask for another proxy, nor headless ones), EndpointSlices (but not those of headless
-Services), the own Node and ServiceCIDRs. The server filters; an object that leaves a selector comes as deleted.
+Services (except those labelled for another proxy and headless ones), EndpointSlices (except those of headless
+Services), the own Node and ServiceCIDRs. The server filters; an object that leaves a selector is reported as
+deleted.
 
-What a server may lack: ServiceCIDRs (before v1.33, or by access rules) count as none and are looked for again every
-ten minutes. Where discovery.k8s.io/v1 is not served at all (before v1.21), core/v1 Endpoints are watched instead.
-Their objects are reported with kind "Endpoints"; their first list completes "Endpoints" and also "EndpointSlice",
-for which everybody waits. If slices are served later, they are listed first and the Endpoints reported gone after.
+What a server may lack: without ServiceCIDRs (before v1.33, or by access rules) there are none, and they are
+requested again every ten minutes. If discovery.k8s.io/v1 is not served at all (before v1.21), core/v1
+Endpoints are watched instead. Their objects are reported with kind "Endpoints"; their first list completes
+"Endpoints" and also "EndpointSlice", which the start waits for. If slices are served later, they are listed
+first and the Endpoints are reported as deleted afterwards.
 
-The reference's clientConnection settings that are not here: qps and burst (four watches need no rate limit, the
-back-off is one), and the content types (JSON always: msgspec reads it faster than anything reads protobuf).
+The reference's clientConnection settings that are not here: qps and burst (four watches need no rate limit,
+the back-off is one), and the content types (JSON always: msgspec decodes it faster than a Python library
+decodes protobuf).
 """
 
 import asyncio
@@ -33,7 +36,7 @@ SERVICES: Final = Resource(
     "/api/v1/services",
     labels="!service.kubernetes.io/service-proxy-name",
     fields="spec.clusterIP!=None",
-    fields_optional=True,  # servers know it since v1.31; headless Services are ignored in any case
+    fields_optional=True,  # supported since v1.31; headless Services are ignored in any case
 )
 SLICES: Final = Resource(
     "EndpointSlice",
@@ -54,9 +57,9 @@ class ApiServer:
     """A source of objects (`base.Source`): the API server.
 
     Attributes:
-        description: the server and where its settings are from, as they are at the start.
+        description: the server and the origin of its settings, at the start.
         client: for other requests to the same server, e.g. `client.request("POST", path, event)`.
-        statuses: facts about each kind that is watched, by kind; "Endpoints" only while they are.
+        statuses: the state of each watch, by kind; "Endpoints" only while they are watched.
     """
 
     def __init__(
@@ -74,13 +77,14 @@ class ApiServer:
         """Reads the connection settings; nothing is sent before `run`.
 
         Args:
-            sink: whom to tell.
+            sink: receives the objects.
             node: name of the own Node.
             kubeconfig: path of a kubeconfig file, or empty.
-            master: URL that overrides the kubeconfig's server, or empty. Both empty: the pod's service account.
+            master: URL that overrides the kubeconfig's server, or empty. Both empty: the pod's service
+                account.
             root: the folder under which the files of these settings are; "" for the file system as we see it.
             environment: the environment of the pod.
-            timing: time and chance.
+            timing: clock, timeouts and random numbers.
             make_socket: makes the sockets of connections, in the network namespace they are to belong to.
 
         Raises:
@@ -105,7 +109,7 @@ class ApiServer:
         self._cidrs = self._reflector(SERVICE_CIDRS, "ServiceCIDR")
 
     async def run(self) -> None:
-        """Reports for ever; ends only by cancellation, and closes the connections then."""
+        """Reports objects; ends only by cancellation, and closes the connections then."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._services.run())
@@ -139,7 +143,7 @@ class ApiServer:
             await self._cidrs.run()
             if "ServiceCIDR" not in self._completed:
                 log.info(
-                    "%(server)s: ServiceCIDRs are not served, or we may not list them: none are assumed, and they are listed"
+                    "%(server)s: ServiceCIDRs are not served, or may not be listed: none are assumed, and they are listed"
                     " again later",
                     {"server": self.client.server},
                 )
@@ -166,7 +170,7 @@ class ApiServer:
                 await self._slices.run()
 
     async def _serves_slices(self) -> bool:
-        """Is the API group there? Only a clear no counts: a 404 may also come from something in between."""
+        """Whether the API group is served. A 404 is not a no: it may come from a proxy in between."""
         try:
             await self.client.request("GET", SLICES.path.rpartition("/")[0])
         except ApiError as e:
@@ -176,7 +180,7 @@ class ApiServer:
         return True
 
     async def _watch_old_endpoints(self) -> None:
-        """Watches Endpoints until there are slices to take their place."""
+        """Watches Endpoints until slices replace them."""
         endpoints = self._reflector(ENDPOINTS, "Endpoints", "EndpointSlice")
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(endpoints.run())
@@ -190,5 +194,5 @@ class ApiServer:
         del self.statuses[ENDPOINTS.kind]
 
     async def _wait(self, seconds: float) -> None:
-        """Waits so long or up to twice as long, that the nodes of a cluster do not ask all at once."""
+        """Waits for a random time, once to twice as long, so that nodes do not send requests together."""
         await self._timing.sleep(seconds * (1 + self._timing.random()))

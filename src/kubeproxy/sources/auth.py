@@ -1,13 +1,13 @@
-"""Credentials that rotate while we run.
+"""Credentials that rotate while the program runs.
 
-Before each request, `grant` says what to send: four requests every few minutes, so that looking at the files each
-time costs nothing and is always up to date. A token file is read each time. When the kubeconfig, the CA or the
-client certificate's files change, all are read anew and a new TLS context is made; requests with another context
-never share a connection, so the old connections end with their watches. What cannot be read at that moment (a file
-being replaced, a certificate whose key is not there yet) is tried again at the next request; until then the last
-good ones are used.
+Before each request, `grant` returns what to send. There are four requests every few minutes, so checking the
+files each time costs nothing and is always up to date. A token file is read each time. When the kubeconfig,
+the CA or the client certificate's files change, all are read again and a new TLS context is made; requests
+with different contexts never share a connection, so the old connections end with their watches. A file that
+cannot be used at that moment (it is being replaced, or the certificate has no key yet) is read again at the
+next request; until then the last good settings are used.
 
-An exec plugin runs when there is no credential of it yet, when that expires, and after a 401.
+An exec plugin runs when it has given no credential yet, when that expires, and after a 401.
 """
 
 import asyncio
@@ -48,11 +48,11 @@ class Grant(NamedTuple):
 
     Attributes:
         server: URL to which paths are appended.
-        headers: who we are.
+        headers: authenticate the client.
         context: for TLS, or None if the server's URL is plain http.
-        server_name: name the server's certificate must bear, or None for the URL's.
+        server_name: name the server's certificate must have, or None for the URL's.
         proxy: URL of an HTTP proxy, or None.
-        compress: whether lists may come compressed.
+        compress: whether lists may be compressed.
     """
 
     server: str
@@ -64,7 +64,7 @@ class Grant(NamedTuple):
 
 
 class _Settings(NamedTuple):
-    """All that was read from files at one time."""
+    """The settings that were read from files together."""
 
     connection: ClusterAccess
     authority: bytes
@@ -74,7 +74,7 @@ class _Settings(NamedTuple):
 
 
 class Credentials:
-    """The connection settings of one API server, always as the files are now."""
+    """The connection settings of one API server, read again when the files change."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Credentials:
         return self._settings.connection
 
     async def grant(self) -> Grant:
-        """Says how to make a request now.
+        """Returns how to make a request now.
 
         Raises:
             execplugin.PluginError: the exec plugin gave nothing usable.
@@ -123,7 +123,7 @@ class Credentials:
             return await self._grant()
 
     async def renew(self, refused: Grant) -> bool:
-        """Looks for other credentials after the server answered 401 to a grant, and says whether there are.
+        """Looks for other credentials after a 401; returns whether there are any.
 
         Raises:
             execplugin.PluginError: the exec plugin gave nothing usable.
@@ -160,7 +160,7 @@ class Credentials:
         )
 
     def _reread(self) -> None:
-        """Reads all files anew if one of them changed; if that fails, the last good ones stay."""
+        """Reads all files again if one of them changed; if that fails, the last good settings stay in use."""
         if self._stamps == _stamps(tuple(self._stamps)):
             return
         try:
@@ -227,7 +227,7 @@ class Credentials:
         return self._issued
 
     def _complain(self, about: str, complaint: str) -> None:
-        """Says it once, until it is over or something else is wrong."""
+        """Logs a problem once, until it ends or changes."""
         if self._complaints.get(about) != complaint:
             self._complaints[about] = complaint
             log.warning("%s", complaint)
@@ -257,7 +257,7 @@ def _user_headers(user: User) -> tuple[tuple[str, str], ...]:
 
 
 def _stamps(paths: tuple[str, ...]) -> dict[str, object]:
-    """What shows that a file was replaced or written to, symbolic links followed."""
+    """A signature that changes when a file is replaced or written to; symbolic links are followed."""
     return {path: _stamp(path) for path in paths}
 
 

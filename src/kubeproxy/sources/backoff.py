@@ -1,4 +1,4 @@
-"""How long to wait before the next try: jittered exponential back-off with client-go's figures for watches."""
+"""Exponential back-off with jitter, with client-go's values for watches."""
 
 from collections.abc import Callable
 from typing import Final
@@ -8,9 +8,10 @@ CAP_SECONDS: Final = 30.0
 
 
 class Backoff:
-    """Delays that double from 0.8 s to 30 s, each stretched by up to as much again.
+    """Delays that double from 0.8 s to 30 s, each multiplied by a random factor from 1 to 2.
 
-    The jitter keeps the nodes of a cluster apart, which all lose an API server at the same moment.
+    Because of the jitter the nodes of a cluster, which all lose an API server together, do not retry
+    together.
     """
 
     def __init__(self, random: Callable[[], float]) -> None:
@@ -23,11 +24,11 @@ class Backoff:
         self._step = BASE_SECONDS
 
     def next(self) -> float:
-        """The delay before the next try, in seconds; the one after it is longer."""
+        """The delay before the next attempt, in seconds; the following one is longer."""
         delay = self._step * (1 + self._random())
         self._step = min(CAP_SECONDS, self._step * 2)
         return delay
 
     def reset(self) -> None:
-        """All went well for a while: the next failure is news again."""
+        """Returns to the shortest delay, after the connection worked for a while."""
         self._step = BASE_SECONDS

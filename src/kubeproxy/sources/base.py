@@ -1,7 +1,7 @@
-"""What every source of objects says, and to whom.
+"""The interface between a source of objects and its sink.
 
-A source owns the question "what exists now": it remembers the names it reported, so that after a new list (a lost
-watch, a rewritten file) it can say itself what is gone. The sink only ever hears of single objects.
+A source knows which objects exist: it remembers the names it reported, so that after a new list (a lost
+watch, a rewritten file) it reports which objects were deleted. The sink receives single objects only.
 """
 
 from typing import Protocol
@@ -12,16 +12,16 @@ from kubeproxy.api.types import Object
 
 
 class Sink(Protocol):
-    """Whoever wants to know. Calls come one at a time, in the event loop's thread, and must not block."""
+    """Receives the objects. Calls are made one at a time, in the event loop's thread, and must not block."""
 
     def set(self, obj: Object) -> None:
-        """An object exists and looks like this. Called again when nothing changed, too."""
+        """An object exists with this content. Also called again if it has not changed."""
 
     def gone(self, kind: str, namespace: str, name: str) -> None:
-        """An object that was set before exists no more."""
+        """An object that was set before was deleted."""
 
     def complete(self, kind: str) -> None:
-        """The first list of a kind has been told whole. Said once for each kind."""
+        """The first list of a kind is complete. Called once for each kind."""
 
     def refused(self, kind: str, name: str, reason: str, *, kept: bool, file: str = "") -> None:
         """An object was left out because it does not decode.
@@ -36,30 +36,30 @@ class Sink(Protocol):
 
 
 class Source(Protocol):
-    """Where objects come from."""
+    """A source of objects."""
 
     async def run(self) -> None:
-        """Reports for ever; ends only by cancellation."""
+        """Reports objects; ends only by cancellation."""
 
 
 class Status(Struct):
-    """Facts about what is known of one kind, for health checks and metrics. Times are monotonic, in seconds.
+    """The state of the watch of one kind, for health checks and metrics. Times are monotonic, in seconds.
 
     Attributes:
         kind: the Kubernetes kind.
-        connected: a watch stands now.
-        heard: when the server last said anything on a watch, bookmarks included; 0 for never.
+        connected: whether a watch is open.
+        received: when the server last sent anything on a watch, bookmarks included; 0 for never.
         event: when the last object was set or deleted; 0 for never.
         lists: complete lists so far; all but the first are relists.
         errors: failed rounds so far.
-        objects: how many the sink was told of.
+        objects: how many objects are known.
         version: the last resourceVersion seen.
-        trouble: why it does not work now, or empty.
+        trouble: the present error, or empty.
     """
 
     kind: str
     connected: bool = False
-    heard: float = 0.0
+    received: float = 0.0
     event: float = 0.0
     lists: int = 0
     errors: int = 0

@@ -1,12 +1,13 @@
 """The HTTP client for one API server: single requests, and watches as streams of lines.
 
-One aiohttp session serves both. Credentials are asked before every request, and a 401 is tried once more if there
-are new ones. This module imports aiohttp (some 12 MB): import it only where an API server is used. All that can go wrong comes out as one of two
-errors: the server answered no (`ApiError`), or there was no whole answer (`UnreachableError`).
+One aiohttp session serves both. Credentials are read before every request, and after a 401 the request is
+repeated once if there are new ones. This module imports aiohttp (some 12 MB): import it only where an API
+server is used. Every failure is one of two errors: the server refused (`ApiError`), or there was no complete
+response (`UnreachableError`).
 
-HTTP/1.1 has no ping, so the kernel looks after idle connections: keep-alive probes and TCP_USER_TIMEOUT find a dead
-peer after about 45 seconds. Lines are split here: an object may be megabytes long, and aiohttp's own limit is a line of
-128 KB.
+HTTP/1.1 has no ping, so the kernel checks idle connections: keep-alive probes and TCP_USER_TIMEOUT detect a
+dead peer after about 45 seconds. Lines are split here: an object may be megabytes long, and aiohttp's own
+limit is a line of 128 KB.
 """
 
 import asyncio
@@ -38,10 +39,10 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 70.0
-"""How long the server may keep silent over a request: it gives up itself after 60 s."""
+"""Seconds without data after which a request fails: the server's own limit is 60 s."""
 
 ANSWER_BOUNDS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)
-"""The bounds, in seconds, Kubernetes' clients measure answers by."""
+"""The bounds, in seconds, of the histogram of Kubernetes' clients for responses."""
 
 _IDLE_SECONDS, _PROBE_SECONDS, _DEAD_MILLISECONDS = 30, 5, 45_000
 
@@ -54,7 +55,7 @@ class WatchStream:
     """The body of a watch.
 
     Attributes:
-        silence: seconds the server may say nothing; may be changed at any time.
+        silence: seconds without data after which the watch fails; may be changed at any time.
     """
 
     def __init__(self, response: aiohttp.ClientResponse, silence: float) -> None:
@@ -67,7 +68,7 @@ class WatchStream:
         """The next lines, at least one; none at the end.
 
         Raises:
-            SilentError: nothing came in time.
+            SilentError: no data was received in time.
             UnreachableError: the connection broke, the body ended within a line, or a line has no end.
         """
         while True:
@@ -76,7 +77,7 @@ class WatchStream:
                     with _translated():
                         chunk = await self._content.readany()
             except TimeoutError:
-                raise SilentError(f"the server said nothing for {self.silence:.0f} s") from None
+                raise SilentError(f"the server sent nothing for {self.silence:.0f} s") from None
             if not chunk:
                 if self._begun:
                     raise UnreachableError("the server ended the watch within a line")
@@ -96,10 +97,10 @@ class WatchStream:
 
 
 class Client:
-    """Speaks to one API server. Not to be shared between event loops.
+    """Sends requests to one API server. Not to be shared between event loops.
 
     Attributes:
-        server: the URL the last request went to, for messages; empty before the first one.
+        server: the URL of the last request, for messages; empty before the first one.
     """
 
     def __init__(self, credentials: Credentials, *, make_socket: MakeSocket = socket.socket) -> None:
@@ -117,12 +118,12 @@ class Client:
         self._seconds: dict[tuple[str, str], Histogram] = {}
 
     def figures(self) -> Iterable[Figure]:
-        """How many requests were made and how long their answers took to begin, as Kubernetes' clients tell it."""
-        text = "Requests to the API server, by its answer."
+        """The number of requests and the time until their responses, under the names of client-go."""
+        text = "Requests to the API server, by status code."
         for (method, host, code), count in self._requests.items():
             labels = {"method": method, "host": host, "code": code}
             yield Figure("rest_client_requests_total", "counter", text, count, labels)
-        text = "How long the API server took until it answered."
+        text = "How long the API server took to respond."
         for (method, host), seconds in self._seconds.items():
             labels = {"verb": method, "host": host}
             yield Figure("rest_client_request_duration_seconds", "histogram", text, seconds, labels)
@@ -136,7 +137,7 @@ class Client:
     async def request(
         self, method: str, path: str, body: object = None, *, query: Mapping[str, str] | None = None
     ) -> bytes:
-        """Makes one request and returns the answer's body.
+        """Makes one request and returns the response's body.
 
         Args:
             method: HTTP method.
@@ -146,7 +147,7 @@ class Client:
 
         Raises:
             ApiError: the server refused.
-            UnreachableError: no whole answer came, or one that is larger than `LARGEST_ANSWER`.
+            UnreachableError: no complete response was received, or one that is larger than `LARGEST_ANSWER`.
         """
         async with self._send(method, path, query, body, seconds=ANSWER_SECONDS) as response:
             return await _body(response)
@@ -158,11 +159,11 @@ class Client:
         Args:
             path: absolute path below the server's URL.
             query: parameters.
-            silence: seconds the server may say nothing once it accepted the watch.
+            silence: seconds without data after which the watch fails, once the server accepted it.
 
         Raises:
             ApiError: the server refused.
-            UnreachableError: no answer came.
+            UnreachableError: no response was received.
         """
         async with self._send("GET", path, query, None, seconds=None) as response:
             yield WatchStream(response, silence)
@@ -171,7 +172,7 @@ class Client:
     async def _send(
         self, method: str, path: str, query: Mapping[str, str] | None, body: object, seconds: float | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Sends a request and yields the answer; `seconds` bounds each silence in it, None bounds only the first."""
+        """Yields the response to a request; `seconds` limits each wait for data, None only the first."""
         target = f"{path}?{urlencode(query)}" if query else path
         data = None if body is None else msgspec.json.encode(body)
         with _translated():
@@ -197,7 +198,7 @@ class Client:
                 yield response
 
     async def _renewed(self, response: aiohttp.ClientResponse, grant: Grant) -> bool:
-        """Looks for new credentials; if there are any, the refusal is done with."""
+        """Looks for new credentials; if there are any, the response that refused is closed."""
         try:
             renewed = await self._credentials.renew(grant)
         except BaseException:
@@ -210,7 +211,7 @@ class Client:
     async def _answer(
         self, grant: Grant, method: str, target: str, data: bytes | None, seconds: float | None
     ) -> aiohttp.ClientResponse:
-        """Gets an answer, of another server too if ours sends a GET there (see `redirects`)."""
+        """Gets a response; follows a GET that is redirected to another server (see `redirects`)."""
         first = url = _url(grant.server + target)
         response = await self._ask(grant, method, url, data, seconds)
         for _ in range(redirects.REQUESTS - 1):
@@ -286,7 +287,7 @@ class Client:
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """Reads an answer. Its size after decompression is limited: a few kilobytes may become any number of gigabytes."""
+    """Reads a response. Its size after decompression is limited: a few kilobytes may expand to gigabytes."""
     parts: list[bytes] = []
     size = 0
     while part := await response.content.readany():
@@ -300,7 +301,7 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Turns what aiohttp, the socket or a plugin raises into one error with a plain message."""
+    """Converts errors of aiohttp, the socket or a plugin to one error with a plain message."""
     try:
         yield
     except aiohttp.ClientConnectorCertificateError as e:
@@ -324,7 +325,7 @@ def _translated() -> Iterator[None]:
 
 
 def _why(error: OSError) -> str:
-    """Why a connection failed. asyncio puts `Connect call failed (ADDRESS)` in the place of the system's words."""
+    """Why a connection failed. asyncio replaces the system's message by `Connect call failed (ADDRESS)`."""
     text = str(error)
     if "Connect call failed" not in text:
         return error.strerror or text
@@ -345,14 +346,15 @@ def _url(text: str) -> URL:
 def _without_zone(url: URL) -> str | None:
     """A URL's host without its zone; None if it has none.
 
-    A zone is needed to connect. The server does not know it, and no certificate has it.
+    A zone is needed to connect, but it belongs to this host: it is not part of a certificate or of the Host
+    header.
     """
     host, zone, _ = (url.raw_host or "").partition("%")
     return host if zone else None
 
 
 def _watched(made: socket.socket) -> socket.socket:
-    """Has a dead peer noticed on a socket, idle or not (tcp(7))."""
+    """Makes the kernel detect a dead peer of a socket, idle or not (tcp(7))."""
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (
         ("TCP_KEEPIDLE", _IDLE_SECONDS),

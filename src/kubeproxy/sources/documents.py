@@ -1,7 +1,8 @@
 """The objects in a manifest: documents of YAML or JSON, and the items of their Lists.
 
-YAML is read by `api.yamltext`, within the limits of `api.limits`. JSON is not turned into Python objects but cut into pieces, each decoded straight to its
-Struct: a List of 10,000 objects costs little more than reading the file.
+YAML is read by `api.yamltext`, within the limits of `api.limits`. JSON is not converted to Python objects but
+cut into pieces, each decoded directly to its Struct: a List of 10,000 objects costs little more than reading
+the file.
 """
 
 import logging
@@ -21,7 +22,7 @@ from kubeproxy.fields import Unknown, strict_decoder, unknown
 log = logging.getLogger(__name__)
 
 MOST_NAMED: Final = 10
-"""So many mistakes of one sort are named of a file."""
+"""How many mistakes of one sort are named for a file."""
 
 _MOST_MISTAKES = 100
 _LONGEST_KIND = 63
@@ -34,14 +35,14 @@ _VERSIONS = {
     "EndpointSlice": ("discovery.k8s.io/v1",),
     "ServiceCIDR": ("networking.k8s.io/v1", "networking.k8s.io/v1beta1"),
 }
-"""The API versions of our kinds: other groups have kinds of these names, too."""
+"""The API versions of the kinds that are read: other groups have kinds with the same names."""
 
 
 _GROUPS = {version.rpartition("/")[0] for versions in _VERSIONS.values() for version in versions}
 
 
 class Decode(msgspec.Struct, frozen=True, gc=False):
-    """An object of a kind that is still to be decoded: pieces of JSON, or a tree of YAML."""
+    """An object of a known kind that is not decoded yet: a piece of JSON, or a tree of YAML."""
 
     kind: str
     data: bytes | msgspec.Raw | dict[str, Any]
@@ -85,13 +86,13 @@ class _Piece(msgspec.Struct, gc=False, rename="camel"):
     items: tuple[msgspec.Raw, ...] | None = None
 
     def of_items(self) -> "_Piece":
-        """What the items of this list are where they do not say it themselves."""
+        """The kind and version of the items of this list that do not have their own."""
         kind = self.kind.removesuffix("List")
         return _Piece(kind, self.api_version if kind else "")
 
 
 def documents(path: Path) -> Iterator[tuple[str, Decode]]:
-    """The objects of a file that are of a kind we know: their kind, and how to get them.
+    """The objects of a file that are of a known kind: their kind, and a function that decodes them.
 
     Raises:
         OSError: the file cannot be read.
@@ -168,7 +169,7 @@ def _tree(
 
 
 def _is_ours(piece: _Piece, passed: dict[str, None]) -> bool:
-    """Whether an object is of a kind we read; adds to `passed` what was probably meant to be one."""
+    """Whether an object is of a known kind; adds to `passed` what was probably meant to be one."""
     versions = _VERSIONS.get(piece.kind, ())
     ours = piece.api_version in versions or (not piece.api_version and bool(versions))
     if not ours and (reason := _mistake(piece.kind, piece.api_version)) and len(passed) < _MOST_MISTAKES:
@@ -178,7 +179,7 @@ def _is_ours(piece: _Piece, passed: dict[str, None]) -> bool:
 
 @lru_cache(1000)
 def _mistake(kind: str, version: str) -> str:
-    """What is wrong with a kind or version that is nearly one of ours; "" if another kind is meant."""
+    """What is wrong with a kind or version that is similar to a known one; "" if another kind is meant."""
     if version.rpartition("/")[0] not in _GROUPS:
         return ""
     if kind in _VERSIONS:

@@ -1,8 +1,8 @@
-"""Manifests that say something nobody understands, as `kubectl --validate=warn` would report it.
+"""Warnings about manifests with unknown fields, as `kubectl --validate=warn` reports them.
 
-A field that its kind does not have is ignored by Kubernetes' decoders and by ours, so a misspelt one silently has no
-effect. Each is logged once: with the file, the object, the path of the field, and the field that was probably meant.
-Likewise an EndpointSlice without the label that names its Service.
+A field that its kind does not have is ignored by the decoders, as by Kubernetes', so a misspelt one silently
+has no effect. Each is logged once: with the file, the object, the path of the field, and the field that was
+probably meant. Likewise an EndpointSlice without the label that names its Service.
 """
 
 import logging
@@ -19,26 +19,26 @@ from kubeproxy.sources.documents import Decode
 log = logging.getLogger(__name__)
 
 MOST_FIELDS: Final = 20
-"""So many fields of one object are logged."""
+"""How many fields of one object are logged."""
 
 MOST_OBJECTS: Final = 20
-"""So many objects of one file are logged each time it is read; a program may have written thousands alike."""
+"""How many objects of one file are logged each time it is read; it may have thousands alike."""
 
 Name = tuple[str, str, str]
 
 
 class Doubts:
-    """What is not understood, by file."""
+    """The warnings, by file."""
 
     def __init__(self) -> None:
         self._files: dict[Path, Mapping[Name, Sequence[str]]] = {}
 
     def report(self, path: Path, found: Mapping[Name, Sequence[str]]) -> None:
-        """A file was read; logs what is new of it.
+        """Logs the new warnings about a file that was read.
 
         Args:
             path: the file.
-            found: what is not understood of its objects, as `of` finds it; empty where all is well.
+            found: the warnings about its objects, from `of`.
         """
         before = self._files.get(path, {})
         new = [
@@ -63,7 +63,7 @@ class Doubts:
             self._files.pop(path, None)
 
     def forget(self, path: Path) -> None:
-        """A file is gone."""
+        """A file was deleted."""
         self._files.pop(path, None)
 
     def figures(self) -> Iterable[Figure]:
@@ -77,7 +77,7 @@ class Doubts:
 
 
 def of(decode: Decode, obj: types.Object) -> Sequence[str]:
-    """What is not understood of an object.
+    """The warnings about an object.
 
     Args:
         decode: the object as it is written.

@@ -78,16 +78,16 @@ def api_error(
         more: what to add to the message.
     """
     try:
-        told = msgspec.json.decode(body, type=_ApiStatus)
+        status_object = msgspec.json.decode(body, type=_ApiStatus)
     except BROKEN:
-        told = _ApiStatus(bytes(body)[:200].decode(errors="replace").strip())
-    details = told.details or _Details()
+        status_object = _ApiStatus(bytes(body)[:200].decode(errors="replace").strip())
+    details = status_object.details or _Details()
     too_large = any(cause.reason == "ResourceVersionTooLarge" for cause in details.causes or ())
     return ApiError(
-        status or told.code or 500,
-        (told.message or "no message") + more,
-        told.reason,
+        status or status_object.code or 500,
+        (status_object.message or "no message") + more,
+        status_object.reason,
         retry_after=retry_after or details.retry_after_seconds,
-        too_large=too_large or "Too large resource version" in told.message,
-        bad_version="resourceVersion: Invalid value" in told.message,
+        too_large=too_large or "Too large resource version" in status_object.message,
+        bad_version="resourceVersion: Invalid value" in status_object.message,
     )

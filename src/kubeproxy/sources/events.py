@@ -1,7 +1,7 @@
-"""What a list or a watch of the Kubernetes API is made of, around the objects.
+"""The parts of a list or watch of the Kubernetes API, around the objects.
 
-Objects stay raw here, so that one that does not decode harms only itself. Metadata is read without a look at its
-types: an object may be broken in any field and must still be named.
+Objects are not decoded here, so that one that cannot be decoded affects no other. Metadata is read without
+checking its types: an object may be invalid in any field and must still be named.
 """
 
 import msgspec
@@ -29,18 +29,18 @@ class Head(Struct, frozen=True, gc=False):
 
     @property
     def key(self) -> str:
-        """`namespace/name`; the namespace is empty for what has none."""
+        """`namespace/name`; the namespace is empty if the kind has none."""
         return f"{self.metadata.namespace}/{self.metadata.name}"
 
     @property
     def version(self) -> str:
-        """The resourceVersion, empty if it is none."""
+        """The resourceVersion, empty if it is invalid."""
         version = self.metadata.resource_version
         return version if isinstance(version, str) else ""
 
     @property
     def ends_list(self) -> bool:
-        """Is it the bookmark at the end of a streaming list (KEP-3157)?"""
+        """Whether it is the bookmark at the end of a streaming list (KEP-3157)."""
         annotations = self.metadata.annotations
         return isinstance(annotations, dict) and annotations.get("k8s.io/initial-events-end") == "true"
 

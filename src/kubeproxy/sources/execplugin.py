@@ -1,7 +1,9 @@
-"""Exec credential plugins: a program that prints who we are (KEP-541, client.authentication.k8s.io v1 and v1beta1).
+"""Exec credential plugins: programs that print a credential.
 
-The plugin gets the request in KUBERNETES_EXEC_INFO and answers with an ExecCredential on its standard output. It
-never gets a terminal: nobody sits at a daemon's. It may take a minute, then it is ended with all its children.
+The plugin gets the request in KUBERNETES_EXEC_INFO and prints an ExecCredential on its standard output. It
+never gets a terminal, because a daemon has none. After a minute it is killed with all its children.
+
+Source: KEP-541, client.authentication.k8s.io v1 and v1beta1.
 """
 
 import asyncio
@@ -21,14 +23,14 @@ from kubeproxy.sources.kubeconfig import UNSENDABLE, Cluster, ExecPlugin, is_sen
 
 _EXTENSION = "client.authentication.k8s.io/exec"
 _CHUNK = 65536
-_MOST_SAID = 4096
+_LARGEST_STDERR = 4096
 _ENDING_SECONDS = 5.0
 _SHOWN = 500
-"""Characters of its standard error that are shown of a plugin that failed."""
+"""Characters of the standard error of a failed plugin that are shown."""
 
 
 class PluginError(Exception):
-    """The plugin gave no usable credential; the message says which plugin and why."""
+    """The plugin gave no usable credential; the message has the plugin and the reason."""
 
 
 class _TooMuchError(Exception):
@@ -69,7 +71,7 @@ async def run(plugin: ExecPlugin, cluster: Cluster, authority: bytes, seconds: f
 
     Args:
         plugin: what to run.
-        cluster: the server the credential is for, told to plugins that ask with provideClusterInfo.
+        cluster: the server the credential is for, passed to plugins with provideClusterInfo.
         authority: PEM bundle of the cluster's CA, or empty.
         seconds: how long it may take.
 
@@ -111,13 +113,13 @@ async def run(plugin: ExecPlugin, cluster: Cluster, authority: bytes, seconds: f
                     os.killpg(process.pid, signal.SIGKILL)
             await _ended(process)
     if process.returncode:
-        said = err.decode(errors="replace").strip()[-_SHOWN:]
-        raise PluginError(f"{name}: exit status {process.returncode}{': ' if said else ''}{said}")
+        stderr = err.decode(errors="replace").strip()[-_SHOWN:]
+        raise PluginError(f"{name}: exit status {process.returncode}{': ' if stderr else ''}{stderr}")
     return _parse(out, plugin.api_version, name)
 
 
 async def _output(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
-    """What a program prints until it ends, and the end of what it says on its standard error.
+    """The standard output of a program, and the end of its standard error.
 
     Raises:
         _TooMuchError: it prints more than a credential can have.
@@ -137,7 +139,7 @@ async def _output(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
 async def _ended(process: asyncio.subprocess.Process) -> None:
     """Waits for a program that was killed.
 
-    asyncio reports the end only after the pipes were read to theirs, which processes that it left behind may hold open.
+    asyncio reports the end only after the pipes were closed, which remaining child processes may hold open.
     """
     assert process.stdout is not None
     assert process.stderr is not None
@@ -156,17 +158,17 @@ async def _printed(stream: asyncio.StreamReader) -> bytes:
 
 
 async def _end(stream: asyncio.StreamReader) -> bytes:
-    said = b""
+    stderr = b""
     while chunk := await stream.read(_CHUNK):
-        said = (said + chunk)[-_MOST_SAID:]
-    return said
+        stderr = (stderr + chunk)[-_LARGEST_STDERR:]
+    return stderr
 
 
 def _request(plugin: ExecPlugin, cluster: Cluster, authority: bytes) -> dict[str, Any]:
     """The ExecCredential a plugin gets; absent fields are left out as Go does."""
     spec: dict[str, Any] = {"interactive": False}
     if plugin.provide_cluster_info:
-        told = {
+        cluster_fields = {
             "server": cluster.server,
             "tls-server-name": cluster.tls_server_name,
             "insecure-skip-tls-verify": cluster.insecure_skip_tls_verify,
@@ -175,7 +177,7 @@ def _request(plugin: ExecPlugin, cluster: Cluster, authority: bytes) -> dict[str
             "disable-compression": cluster.disable_compression,
             "config": next((e.extension for e in cluster.extensions if e.name == _EXTENSION), None),
         }
-        spec["cluster"] = {key: value for key, value in told.items() if value}
+        spec["cluster"] = {key: value for key, value in cluster_fields.items() if value}
     return {"apiVersion": plugin.api_version, "kind": "ExecCredential", "spec": spec}
 
 

@@ -1,8 +1,8 @@
-"""What the sink was told of one kind: names, and the list each was last seen in.
+"""The names of the objects of one kind that were reported to the sink, and the list each was last in.
 
-This is all a reflector remembers, and what lets it say after a new list which objects are gone. Until a list ends
-nothing is reported gone but what the server says was deleted. An object that does not decode is reported once for
-each of its versions; if it was known before, what was known stands.
+This is all that a reflector remembers; with it, it can report after a new list which objects were deleted.
+Before a list is complete only deletions that the server sent are reported. An object that cannot be decoded
+is reported once for each of its versions; if it was known before, its last good state stays.
 """
 
 from msgspec import Raw
@@ -14,7 +14,7 @@ from kubeproxy.sources.events import Head, decode_head
 
 
 class KnownObjects:
-    """Tells a sink of objects of one kind, and remembers of which."""
+    """Reports objects of one kind to a sink, and remembers their names."""
 
     def __init__(self, kind: str, sink: Sink) -> None:
         self._kind = kind
@@ -27,11 +27,11 @@ class KnownObjects:
         return len(self._known)
 
     def begin_list(self) -> None:
-        """A list begins, or begins again."""
+        """A list starts, or starts again."""
         self._list += 1
 
     def end_list(self) -> None:
-        """The list was told whole: what it did not mention is gone."""
+        """The list is complete: objects that were not in it are reported as deleted."""
         for key in [key for key, seen in self._known.items() if seen != self._list]:
             self._gone(key)
         self._refused = {key: entry for key, entry in self._refused.items() if entry[1] == self._list}
@@ -48,13 +48,13 @@ class KnownObjects:
         return obj.metadata.resource_version
 
     def delete(self, head: Head) -> None:
-        """Reports an object as gone, if it was ever set."""
+        """Reports an object as deleted, if it was ever set."""
         self._refused.pop(head.key, None)
         if head.key in self._known:
             self._gone(head.key)
 
     def clear(self) -> None:
-        """Reports everything as gone."""
+        """Reports all objects as deleted."""
         for key in list(self._known):
             self._gone(key)
 

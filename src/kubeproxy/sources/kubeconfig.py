@@ -1,9 +1,9 @@
-"""Where the API server is and who we are to it: a kubeconfig file, `--master`, or the pod's service account.
+"""The API server's address and the credentials: a kubeconfig file, `--master`, or the pod's service account.
 
-A file is read into two small values, the cluster and the user of its current context; other entries are not looked
-at, so a mistake in them harms nobody. What contradicts itself is refused here, by the rules of client-go's
-clientcmd, with the file, the context, the user and the field in the message. Files named in the kubeconfig are only
-resolved to absolute paths: `auth` reads them, for they rotate.
+A file is read into two small values, the cluster and the user of its current context; other entries are not
+validated, so a mistake in them has no effect. Contradictory settings are refused here, by the rules of
+client-go's clientcmd, with the file, the context, the user and the field in the message. Files named in the
+kubeconfig are only resolved to absolute paths: `auth` reads them, because they rotate.
 
 Format: kubeconfig v1 (YAML or JSON), ExecConfig of client.authentication.k8s.io.
 """
@@ -25,7 +25,7 @@ SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where the kubelet puts a pod's token and the cluster's CA."""
 
 EXEC_VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
-"""The versions of the exec credential plugin protocol we speak."""
+"""The supported versions of the exec credential plugin protocol."""
 
 
 UNSENDABLE: Final = "has a line break or another control character"
@@ -47,14 +47,14 @@ def is_sendable(text: str) -> bool:
 
 
 class Extension(Struct, frozen=True, gc=False):
-    """Free data beside a cluster; the one named like the exec API is handed to plugins."""
+    """Additional data of a cluster; the one named like the exec API is passed to plugins."""
 
     name: str = ""
     extension: Any = None
 
 
 class Cluster(Struct, frozen=True, gc=False, rename="kebab"):
-    """An API server and how to know that it is the right one."""
+    """An API server and how to authenticate it."""
 
     server: str = ""
     certificate_authority: str = ""
@@ -86,7 +86,7 @@ class ExecPlugin(Struct, frozen=True, gc=False, rename="camel"):
 
 
 class User(Struct, frozen=True, gc=False, rename="kebab"):
-    """Who we are. Printing it shows no secret."""
+    """The credentials of the client. Its repr shows no secret."""
 
     token: str = ""
     token_file: str = field(default="", name="tokenFile")
@@ -114,7 +114,7 @@ class ClusterAccess(Struct, frozen=True, gc=False):
         cluster: the server; its `server` is a URL with scheme and without a trailing slash.
         user: the credentials; paths are absolute.
         path: the kubeconfig file this was read from, or empty.
-        name: how messages call these settings, e.g. `FILE, context "x", user "y"`.
+        name: the name of these settings in messages, e.g. `FILE, context "x", user "y"`.
     """
 
     cluster: Cluster
@@ -124,7 +124,7 @@ class ClusterAccess(Struct, frozen=True, gc=False):
 
 
 class _Entry(Struct, frozen=True, gc=False):
-    """A named cluster, user or context, not looked into yet."""
+    """A named cluster, user or context, not decoded yet."""
 
     name: str
     cluster: dict[str, Any] | None = None
@@ -221,7 +221,7 @@ def load(path: str, master: str = "", *, root: str = "") -> ClusterAccess:
 
 
 def in_cluster(env: Mapping[str, str] = os.environ, folder: Path = SERVICE_ACCOUNT) -> ClusterAccess:
-    """What the kubelet gives every pod: the API server's address in the environment, a token and a CA in files.
+    """The settings of a pod: the API server's address in the environment, a token and a CA in files.
 
     Raises:
         KubeconfigError: this is not a pod, or its service account token is not mounted.
@@ -261,7 +261,7 @@ def _convert(type_: type[_T], raw: object, where: str) -> _T:
 
 
 def _clean(raw: object) -> object:
-    """Takes out nulls, which Go reads as absent, and the line breaks that it allows within base64."""
+    """Removes nulls, which Go reads as absent, and the line breaks that it allows within base64."""
     if isinstance(raw, dict):
         return {
             key: "".join(value.split())
@@ -285,7 +285,7 @@ def _find(entries: Sequence[_Entry], name: str, where: str, section: str) -> _En
 
 
 def _with_paths(value: _S, root: str, folder: Path, *fields: str) -> _S:
-    """Makes the paths in these fields absolute: they are relative to the kubeconfig's own folder, below a root."""
+    """Makes the paths in these fields absolute: relative to the kubeconfig's folder, below a root."""
     paths = {name: getattr(value, name) for name in fields}
     return msgspec.structs.replace(
         value, **{name: f"{root}{folder / path}" for name, path in paths.items() if path}
@@ -363,7 +363,7 @@ def _exec_problems(plugin: ExecPlugin) -> list[str]:
 
 
 def _server(server: str, *, tls: bool, where: str) -> str:
-    """Completes a server's URL as client-go does: without a scheme it is https if there is anything to do with TLS."""
+    """Completes a server's URL as client-go does: without a scheme, https if any TLS setting is given."""
     url = server if "://" in server else f"{'https' if tls else 'http'}://{server}"
     try:
         parts = urlsplit(url)

@@ -1,15 +1,17 @@
 """Objects from files: Services without a Kubernetes API server.
 
-Each path is a file, or a folder whose *.yaml, *.yml and *.json files are read (not hidden ones, nor those of its
-sub-folders). A file may hold many documents and List kinds. Folders are watched; what changed is found by comparing
-inode, time of change and size, so nothing unchanged is read twice. A file that cannot be read or parsed keeps its last
-good state; so does an empty one, which is about to be written, and a folder that is suddenly not there. Of an object
-that stands in several files the first that told it counts. An object is gone only when all that changed was read and no
-file holds it: a file may be renamed, and an object moved to another file, without a moment in between.
+Each path is a file, or a folder whose *.yaml, *.yml and *.json files are read (not hidden ones, nor those of
+its sub-folders). A file may hold many documents and List kinds. Folders are watched; what changed is found by
+comparing inode, time of change and size, so nothing unchanged is read twice. A file that cannot be read or
+parsed keeps its last good state; so does an empty one, which is about to be written, and a folder that has
+disappeared. If an object is in several files, the file that was read first with it is used. An object is
+deleted only when everything that changed was read and no file has it: so a file can be renamed, and an object
+moved to another file, without an interruption.
 
-At the start there is no last good state in memory, but the kernel may have one: the rules of an earlier run. So the
-first list is not complete while a file or object cannot be used, and nothing is written. If the kernel serves nothing,
-as after a boot, nothing can be lost: the list is then complete without what cannot be used.
+At the start there is no last good state in memory, but the kernel may have one: the rules of an earlier run.
+So the first list is not complete while a file or object cannot be used, and nothing is written. If the kernel
+serves nothing, as after a boot, nothing can be lost: the list is then complete without the unusable files and
+objects.
 """
 
 import asyncio
@@ -46,7 +48,7 @@ Name = tuple[str, str, str]
 Signature = tuple[int, int, int]
 
 _UNSEEN: Final[Signature] = (0, 0, -1)
-"""The signature of a file that cannot be looked at."""
+"""The signature of a file whose status cannot be read."""
 
 _WITHOUT_NAMESPACE: Final = {"Node", "ServiceCIDR"}
 
@@ -55,7 +57,7 @@ class Manifests:
     """The objects in files. See `sources.base.Source`.
 
     Attributes:
-        look_seconds: how often we look although nothing was notified.
+        look_seconds: seconds between two checks without a notification.
         unusable: the files and objects that cannot be used now.
     """
 
@@ -67,14 +69,15 @@ class Manifests:
         look_seconds: float = LOOK_SECONDS,
         serves: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Names the files.
+        """Reads nothing before `run`.
 
         Args:
             paths: files and folders.
-            sink: whom to tell.
-            look_seconds: see the attribute; linked files and some file systems tell nothing.
-            serves: whether the kernel serves Services of an earlier run, which must not be removed because their
-                manifests cannot be read. Called in a thread, and only if something cannot be used at the start.
+            sink: receives the objects.
+            look_seconds: see the attribute; links to files and some file systems cause no notifications.
+            serves: whether the kernel serves Services of an earlier run, which must not be removed because
+                their manifests cannot be read. Called in a thread, and only if something cannot be used at
+                the start.
 
         Raises:
             FileNotFoundError: a path does not exist.
@@ -111,7 +114,7 @@ class Manifests:
                 watch_again = stack.enter_context(inotify.changes(folders, changed.set))
             except OSError as e:
                 log.warning(
-                    "No notifications of changed files, looking every %(seconds)g s: %(err)s",
+                    "There are no notifications of changed files, they are checked every %(seconds)g s: %(err)s",
                     {"seconds": self.look_seconds, "err": e},
                 )
                 watch_again = _nothing
@@ -134,7 +137,7 @@ class Manifests:
         yield from self._doubts.figures()
 
     async def _may_complete(self) -> bool:
-        """Whether the first list is complete, or may pass for complete because nothing can be lost."""
+        """Whether the first list is complete, or is treated as complete because nothing can be lost."""
         unknown = self.unusable.unknown()
         if not unknown:
             if self._waits:
@@ -155,7 +158,7 @@ class Manifests:
         return not self._waits
 
     async def _look(self) -> None:
-        """Reads what changed, until nothing does, and settles then whose the objects are that changed places."""
+        """Reads files until none has changed, and then assigns the objects that were moved between files."""
         before = {(path, name) for path, names in self._left_out.items() for name in names}
         for path in self._again & self._signatures.keys():
             self._signatures[path] = _UNSEEN
@@ -186,7 +189,7 @@ class Manifests:
                 )
 
     def _files(self) -> Iterator[Path]:
-        """The files of all paths; those we know of a folder that cannot be listed."""
+        """The files of all paths; the known ones of a folder that cannot be listed."""
         for path in self._paths:
             try:
                 inside = sorted(path.iterdir())
@@ -205,7 +208,7 @@ class Manifests:
                 yield from (f for f in inside if f.suffix in SUFFIXES and not f.name.startswith("."))
 
     def _signature(self, file: Path) -> Signature | None:
-        """How a file looks now, be it usable or not; None if there is none, which only its folder can say."""
+        """The signature of a file, usable or not; None if its folder exists and the file does not."""
         try:
             try:
                 status = file.stat()
@@ -219,7 +222,7 @@ class Manifests:
         return status.st_ino, status.st_ctime_ns, status.st_size
 
     async def _documents(self, path: Path) -> list[tuple[str, Decode]] | None:
-        """What stands in a file; None if that cannot be used."""
+        """The content of a file; None if it cannot be used."""
         had_objects = bool(self._objects.get(path)) or not self._complete
         try:
             given = await asyncio.to_thread(_given, path, may_be_empty=not had_objects)
@@ -234,7 +237,7 @@ class Manifests:
         return given
 
     async def _read(self, path: Path) -> None:
-        """Tells what a file holds now."""
+        """Reports the objects that a file has now."""
         given = await self._documents(path)
         if given is None:
             return
@@ -270,13 +273,13 @@ class Manifests:
         log.info("%(file)s: %(count)d object(s)", {"file": path, "count": len(mine)})
 
     def _release(self, names: set[Name]) -> None:
-        """A file holds these objects no more; whether another does is seen when all is read."""
+        """Records that a file has these objects no longer; another file may have them, see `_look`."""
         for name in sorted(names):
             del self._owner[name]
             self._released[name] = None
 
     def _pass_on(self, name: Name) -> None:
-        """An object is now that of another file that holds it, or gone."""
+        """Assigns an object to another file that has it, or reports it as deleted."""
         for path, left_out in self._left_out.items():
             if name in left_out:
                 self._owner[name] = path
@@ -287,16 +290,16 @@ class Manifests:
 
 
 def _was_removed(path: Path) -> bool:
-    """Whether a file is not there any more, which is no trouble; a link that leads nowhere is."""
+    """Whether a file was deleted, which is not an error; a broken symbolic link is one."""
     return path.parent.is_dir() and not os.path.lexists(path)
 
 
 def _given(path: Path, *, may_be_empty: bool) -> list[tuple[str, Decode]]:
-    """What stands in a file. A pipe, which would make us wait, is not opened.
+    """The content of a file. A pipe is not opened, because that would block.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it cannot be understood.
+        ValueError: it is not a manifest.
     """
     status = path.stat()
     if not S_ISREG(status.st_mode):
@@ -312,7 +315,7 @@ def _decode(
     refused: list[types.UndecodableError],
     doubted: dict[Name, Sequence[str]],
 ) -> list[tuple[Name, types.Object]]:
-    """Decodes objects; adds those that do not decode to `refused`, and what is not understood of others to `doubted`."""
+    """Decodes objects; adds the errors of undecodable ones to `refused`, and warnings to `doubted`."""
     found = []
     for kind, decode in given:
         try:

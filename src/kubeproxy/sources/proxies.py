@@ -1,9 +1,10 @@
 """Which HTTP proxy leads to the API server, by the rules of Go's net/http and client-go.
 
-The cluster's own `proxy-url` wins; else HTTPS_PROXY or HTTP_PROXY (upper case first) unless NO_PROXY excepts the
-server. Loopback is never proxied by the environment. Python's own reading of these variables knows no networks,
-therefore this one. A proxy in the kubeconfig that cannot be used is an error, for somebody chose it; one in the
-environment, which is often the whole machine's, is left out with a warning.
+The cluster's `proxy-url` takes precedence; else HTTPS_PROXY or HTTP_PROXY (upper case first) unless NO_PROXY
+excepts the server. The environment's proxy is never used for loopback. Python's own support of these
+variables lacks networks, so it is not used. A proxy in the kubeconfig that cannot be used is an error,
+because it was configured for this cluster; one in the environment, which is often that of the whole machine,
+is ignored with a warning.
 
 Source: golang.org/x/net/http/httpproxy, whose documentation gives the rules of NO_PROXY.
 """
@@ -25,10 +26,10 @@ def proxy_for(
         server: the API server's URL.
         proxy_url: proxy-url of the kubeconfig's cluster, or empty.
         env: the process's environment.
-        complain: told of a proxy in the environment that cannot be used.
+        complain: called with a message if a proxy in the environment cannot be used.
 
     Raises:
-        ValueError: proxy-url is not a proxy we can speak to.
+        ValueError: proxy-url is not a supported proxy.
     """
     if proxy_url:
         return _checked(proxy_url, "proxy-url")
@@ -81,7 +82,7 @@ def _is_excepted(host: str, port: str, exceptions: str) -> bool:
 
 
 def _matches(item: str, host: str, port: str, address: "IPv4Address | IPv6Address | None") -> bool:
-    """Whether one entry means a host: a network, or an address or a domain with or without a port."""
+    """Whether one entry matches a host: a network, or an address or a domain with or without a port."""
     from ipaddress import ip_network
 
     if "/" in item:

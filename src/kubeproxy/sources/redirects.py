@@ -1,8 +1,8 @@
-"""Where an answer of the API server, or of a load balancer before it, sends a request on, by the rules of Go's net/http.
+"""Redirects of the API server, or of a load balancer in front of it, by the rules of Go's net/http.
 
-A GET is sent on, for at most ten requests in all. Credentials go along to the host they were meant for and to hosts
-below it; once left out they stay out, whatever comes after. Unlike Go they never leave TLS either: a server that sends
-us from https to http would have a token go over the network in the clear.
+A GET follows redirects, for at most ten requests in all. Credentials are sent to the first host and its
+subdomains; once left out they are not sent again. Unlike Go, they are never sent from https to http, where a
+token would cross the network unencrypted.
 
 Source: https://pkg.go.dev/net/http#Client.
 """
@@ -13,13 +13,13 @@ from typing import Final
 from yarl import URL
 
 REQUESTS: Final = 10
-"""So many requests are made for one GET."""
+"""How many requests are made for one GET."""
 
 STATUSES: Final = frozenset({301, 302, 303, 307, 308})
 
 
 def destination(method: str, url: URL, status: int, headers: Mapping[str, str]) -> URL | None:
-    """Where an answer sends a request; None if it is not to be sent on."""
+    """The URL to which a response redirects a request; None if it is not to be followed."""
     location = headers.get("Location", "")
     if method != "GET" or status not in STATUSES or not location:
         return None
@@ -43,6 +43,6 @@ def keeps_credentials(first: URL, to: URL) -> bool:
 
 
 def shown(headers: Mapping[str, str]) -> str:
-    """What a message says about where an answer points; empty if nowhere."""
+    """The text of a message about the target of a response; empty if it has none."""
     location = headers.get("Location", "")
     return f"; it redirects to {location[:200]!r}" if location else ""

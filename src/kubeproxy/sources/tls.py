@@ -1,9 +1,10 @@
 """TLS contexts for the API server, made from bytes alone.
 
-Certificates come from files, from the kubeconfig itself or from an exec plugin; whoever has them passes them here as
-PEM. Only the cluster's own CA is trusted when there is one: the system's bundle would trust more and cost megabytes.
-The rules are those of Go's crypto/tls where Python's defaults differ: clusters live whose CA lacks extensions that
-RFC 5280 asks for (Python 3.13 refuses them by default), and any certificate in the bundle is an anchor.
+Certificates are in files, in the kubeconfig itself or from an exec plugin, and are passed here as PEM. If
+there is a CA of the cluster, only that is trusted: the system's bundle would trust more and cost megabytes.
+The rules are those of Go's crypto/tls where Python's defaults differ: the CA of some clusters lacks
+extensions that RFC 5280 requires (Python 3.13 refuses them by default), and any certificate in the bundle is
+a trust anchor.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ def context(authority: bytes, certificate: bytes, key: bytes, *, verify: bool) -
         authority: PEM bundle of the CAs to trust; empty means the system's bundle.
         certificate: PEM chain to show to the server, or empty.
         key: PEM private key of the certificate.
-        verify: False to take any certificate of the server.
+        verify: False to accept any certificate of the server.
 
     Raises:
         ValueError: something is not PEM, the key is encrypted or belongs to another certificate.
@@ -49,7 +50,8 @@ def context(authority: bytes, certificate: bytes, key: bytes, *, verify: bool) -
     if certificate:
         try:
             with _as_file(certificate.rstrip() + b"\n" + key) as path:
-                # The empty password makes an encrypted key an error; without it OpenSSL asks at the terminal.
+                # The empty password makes an encrypted key an error; without it OpenSSL prompts at the
+                # terminal.
                 made.load_cert_chain(path, password="")
         except (ssl.SSLError, ValueError) as e:
             raise ValueError(f"client-certificate and client-key: not a pair in PEM ({_text(e)})") from None

@@ -1,7 +1,7 @@
 """Manifests that cannot be used now: which, why, and whether their last good state is known.
 
-A file may be unreadable, malformed or empty, a folder may not be listable, and an object of a file may not decode. Each
-trouble is logged when it begins or becomes another, and its end is logged once.
+A file may be unreadable, malformed or empty, a folder may not be listable, and an object of a file may not be
+decodable. Each problem is logged when it begins or changes, and its end is logged once.
 """
 
 import logging
@@ -16,7 +16,7 @@ from kubeproxy.figures import Figure
 log = logging.getLogger(__name__)
 
 MOST_REASONS: Final = 20
-"""So many troubles are listed one by one; the others are counted."""
+"""How many problems are listed; the others are counted."""
 
 
 class _Trouble(Struct, frozen=True, gc=False):
@@ -25,7 +25,7 @@ class _Trouble(Struct, frozen=True, gc=False):
 
 
 class Unusable:
-    """The troubles with manifests, by path."""
+    """The problems with manifests, by path."""
 
     def __init__(self) -> None:
         self._paths: dict[Path, _Trouble] = {}
@@ -50,7 +50,7 @@ class Unusable:
         )
 
     def objects(self, path: Path, reasons: Sequence[str]) -> None:
-        """These objects of a file do not decode, and no good state of them is known. Their source logs them."""
+        """Records undecodable objects of a file without a known good state. Their source logs them."""
         if reasons:
             self._objects[path] = reasons
         else:
@@ -62,12 +62,12 @@ class Unusable:
             log.info("%(file)s can be used again", {"file": path})
 
     def forget(self, path: Path) -> None:
-        """A file is gone."""
+        """A file was deleted."""
         self._paths.pop(path, None)
         self._objects.pop(path, None)
 
     def unknown(self) -> list[str]:
-        """What is missing because no good state of it is known: one text for each file, folder or object."""
+        """What is missing because it has no known good state: one text for each file, folder or object."""
         found = list(self._unknown())
         more = len(found) - MOST_REASONS
         return [*found[:MOST_REASONS], f"and {more} more"] if more > 0 else found
@@ -83,7 +83,7 @@ class Unusable:
         yield Figure(
             "kubeproxy_manifest_objects_undecodable",
             "gauge",
-            "Objects in manifests that do not decode and of which no good state is known.",
+            "Objects in manifests that cannot be decoded and have no known good state.",
             sum(map(len, self._objects.values())),
         )
 

@@ -1,16 +1,16 @@
-"""Keeping up with one kind of object: list it, watch it, and never let go (the Kubernetes API's list+watch).
+"""Follows one kind of object by list and watch of the Kubernetes API.
 
-A round is one watch. The first is a streaming list (KEP-3157): the server sends what exists, a bookmark that says
-"that was all", and goes on with the changes. A server that refuses it gets plain lists instead. After a broken or
-ended watch the next round resumes at the last resourceVersion seen; only when the server cannot do that (410, an
-ERROR event, a history that is not the one we know) there is a new list.
+A round is one watch. The first is a streaming list (KEP-3157): the server sends the existing objects, a
+bookmark that ends the list, and then the changes. If the server refuses that, a plain list is requested.
+After a watch that failed or ended, the next round resumes at the last resourceVersion seen; only if the
+server cannot do that (410, an ERROR event, a history other than the known one) there is a new list.
 
-During a new list everything stands; only its end says what is gone. No periodic resync is needed: the sink hears
-states, not steps, and compares them itself.
+During a new list all objects stay; those that were deleted are known at its end. No periodic resync is
+needed: the sink receives states, not changes, and compares them itself.
 
-The server's bookmarks, about one a minute, are also its heartbeat. A watch that falls silent is begun again; if the
-next is silent as well, the server may be one restored from a backup, which never says anything to clients that ask
-for a version it has yet to reach (kubernetes#107457): then there is a new list that asks for no version.
+The server's bookmarks, about one a minute, also serve as heartbeat. A watch without data is restarted; if the
+next has none either, the server may have been restored from a backup: it never answers a watch from a version
+that it has not reached (kubernetes#107457). Then a new list without a version is requested.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ _GOOD_SPELL: Final = 30.0
 _LONGEST_RETRY_AFTER: Final = 300.0
 _REPEAT_MESSAGE: Final = 300.0
 _TRANSIENT: Final = frozenset({401, 403, 408, 429, 502, 503, 504})
-"""Answers that say nothing against resuming at the same version."""
+"""Statuses after which the watch can resume at the same version."""
 
 
 class Resource(Struct, frozen=True, gc=False):
@@ -49,8 +49,9 @@ class Resource(Struct, frozen=True, gc=False):
         path: of its collection, over all namespaces.
         labels: label selector, or empty.
         fields: field selector, or empty.
-        fields_optional: the field selector only saves traffic, servers that do not know it get none.
-        absent: statuses that say the server does not have this resource at all.
+        fields_optional: the field selector only saves traffic, and is omitted if the server does not support
+            it.
+        absent: statuses that mean that the server does not have this resource at all.
     """
 
     kind: str
@@ -62,27 +63,28 @@ class Resource(Struct, frozen=True, gc=False):
 
 
 class Timing(Struct, frozen=True, gc=False):
-    """Time and chance, so that tests can have their own.
+    """Clock, timeouts and random numbers, so that tests can replace them.
 
     Attributes:
         now: monotonic clock, in seconds.
         sleep: waits for seconds.
         random: gives numbers from 0 up to 1.
         watch: shortest life of a watch in seconds; the longest is twice that.
-        first_word: seconds until the first word of a streaming list, and between its words.
-        heartbeat: seconds of silence allowed on a watch of a server that sends bookmarks (one a minute).
+        first_event: seconds until the first event of a streaming list, and between its events.
+        heartbeat: seconds without data after which a watch of a server that sends bookmarks (one a minute)
+            fails.
     """
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     random: Callable[[], float] = random.random
     watch: float = 300.0
-    first_word: float = 30.0
+    first_event: float = 30.0
     heartbeat: float = 150.0
 
 
 class Reflector:
-    """Tells a sink what exists of one kind, for ever."""
+    """Reports the objects of one kind to a sink."""
 
     def __init__(
         self,
@@ -97,9 +99,9 @@ class Reflector:
         Args:
             resource: what to watch.
             client: the API server.
-            sink: whom to tell.
-            complete: called once, after the first list was told whole.
-            timing: time and chance.
+            sink: receives the objects.
+            complete: called once, after the first list was reported completely.
+            timing: clock, timeouts and random numbers.
         """
         self.status = Status(resource.kind)
         self._resource = resource
@@ -114,11 +116,11 @@ class Reflector:
         self._bookmarks = False
         self._silent = 0
         self._connected_at: float | None = None
-        self._said = ("", 0.0)
+        self._reported = ("", 0.0)
         self._recovered = ""
 
     async def run(self) -> None:
-        """Reports until it is cancelled; returns only if the server never had the resource (`Resource.absent`)."""
+        """Reports until cancelled; returns only if the server never had the resource (`Resource.absent`)."""
         while True:
             pause = 0.0
             self._connected_at = None
@@ -151,7 +153,7 @@ class Reflector:
         self.status.objects = 0
 
     async def _round(self) -> None:
-        """One watch, with a list before it if one is due. Returns when the watch ended as it should."""
+        """One watch, with a list before it if one is due. Returns when the watch ended normally."""
         if self._resumable:
             await self._watch(listing=False)
             return
@@ -166,7 +168,7 @@ class Reflector:
                 raise
             log.log(
                 V5,
-                "%(resource)s: no streaming list (%(err)s), taking a plain one",
+                "%(resource)s: no streaming list (%(err)s), requesting a plain one",
                 {"resource": self._where, "err": e},
             )
             await self._list_pages()
@@ -185,7 +187,7 @@ class Reflector:
         if listing:
             query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
         began, silent = timing.now(), True
-        async with self._client.stream(self._resource.path, query, timing.first_word) as stream:
+        async with self._client.stream(self._resource.path, query, timing.first_event) as stream:
             self._connected()
             if listing:
                 self._objects.begin_list()
@@ -196,9 +198,9 @@ class Reflector:
                     if not lines:
                         break
                     self._silent, silent = 0, False
-                    self.status.heard = timing.now()
+                    self.status.received = timing.now()
                     for line in lines:
-                        listing = self._hear(line, listing=listing)
+                        listing = self._handle(line, listing=listing)
                     await asyncio.sleep(0)
             except SilentError:
                 self._fell_silent(listing=listing)
@@ -211,10 +213,10 @@ class Reflector:
             self._fell_silent(listing=False)
 
     def _patience(self, seconds: float, *, listing: bool) -> float:
-        """How long the server may say nothing, in seconds."""
+        """Seconds without data after which the watch fails."""
         if listing:
-            return self._timing.first_word
-        return self._timing.heartbeat if self._bookmarks else seconds + self._timing.first_word
+            return self._timing.first_event
+        return self._timing.heartbeat if self._bookmarks else seconds + self._timing.first_event
 
     def _fell_silent(self, *, listing: bool) -> None:
         if listing:
@@ -222,13 +224,14 @@ class Reflector:
         self._silent += 1
         if self._silent >= 2:
             self._silent = 0
-            self._list_anew(any_version=True)
+            self._relist(any_version=True)
 
     async def _list_pages(self) -> None:
-        """Lists as clients did before streaming lists, from the server's cache where it has one.
+        """Lists in pages, from the server's cache if it has one.
 
-        A first list takes whatever the cache holds (resourceVersion 0), a later one nothing older than what we know;
-        the server ignores the limit then, as it does for client-go, which spares etcd the reads of all nodes.
+        A first list accepts any version in the cache (resourceVersion 0), a later one nothing older than the
+        last known version. The server ignores the limit in both cases, as for client-go, which spares etcd
+        the reads of all nodes.
         """
         query = self._query()
         if self._version:
@@ -242,7 +245,8 @@ class Reflector:
             except ApiError as e:
                 if not e.expired or "continue" not in query:
                     raise
-                # The first pages are too old to be continued: all at once then, at one version.
+                # The first pages are too old to be continued: request everything in one response, of one
+                # version.
                 page = await self._page(self._query())
             for number, item in enumerate(page.items or ()):
                 self._objects.set(item)
@@ -261,15 +265,15 @@ class Reflector:
             raise UnreachableError(f"the server's list cannot be read: {reason(e)}") from None
         if page.kind != (kind := f"{self._resource.kind}List"):
             raise UnreachableError(f"the server sent kind {page.kind!r:.80} in place of {kind}")
-        self.status.heard = self._timing.now()
+        self.status.received = self._timing.now()
         return page
 
     def _query(self) -> dict[str, str]:
         query = {"labelSelector": self._resource.labels, "fieldSelector": self._fields}
         return {key: value for key, value in query.items() if value}
 
-    def _hear(self, line: bytes, *, listing: bool) -> bool:
-        """Takes one line of a watch. Returns whether a list is still going on."""
+    def _handle(self, line: bytes, *, listing: bool) -> bool:
+        """Handles one line of a watch. Returns whether the list is still incomplete."""
         if log.isEnabledFor(V6):
             log.log(
                 V6,
@@ -301,7 +305,7 @@ class Reflector:
                     )
                     return listing
         except BROKEN as e:
-            self._list_anew()
+            self._relist()
             raise UnreachableError(f"the server sent a line that is no watch event: {reason(e)}") from None
         if event.type != "BOOKMARK":
             self.status.event = self._timing.now()
@@ -325,35 +329,35 @@ class Reflector:
         if self.status.lists == 1:
             self._complete()
 
-    def _list_anew(self, *, any_version: bool = False) -> None:
-        """The next round begins with a list: not older than what we know, or of any version."""
+    def _relist(self, *, any_version: bool = False) -> None:
+        """Makes the next round start with a list: not older than the known version, or of any version."""
         self._resumable = False
         if any_version:
             self._version = self.status.version = ""
 
     def _advance(self, version: str) -> None:
-        """Remembers where to resume. Versions only grow (KEP-5504), unless the server's history was replaced."""
+        """Records where to resume. Versions only increase (KEP-5504), unless the history was replaced."""
         if older(version, self._version):
             before = self._version
-            self._list_anew(any_version=True)
+            self._relist(any_version=True)
             raise UnreachableError(f"the server went back from resourceVersion {before} to {version}")
         if version:
             self._version = self.status.version = version
 
     def _judge(self, error: ApiError) -> None:
-        """Decides what a refusal means for the next round."""
+        """Decides how the next round starts after a refusal."""
         if error.too_large:
-            self._list_anew(any_version=True)
+            self._relist(any_version=True)
         elif error.expired:
-            self._list_anew(any_version=not self._resumable)
+            self._relist(any_version=not self._resumable)
         elif error.status == 400 and not self._resumable and self._fields and self._resource.fields_optional:
             log.info(
-                "%(resource)s: the server does not know the field selector %(fieldSelector)s",
+                "%(resource)s: the server does not support the field selector %(fieldSelector)s, it is omitted",
                 {"resource": self._where, "fieldSelector": self._fields},
             )
             self._fields = ""
         elif error.status not in _TRANSIENT:
-            self._list_anew(any_version=error.bad_version)
+            self._relist(any_version=error.bad_version)
 
     def _connected(self) -> None:
         self._connected_at = self._timing.now()
@@ -364,7 +368,7 @@ class Reflector:
             self._recovered = ""
 
     def _consequence(self) -> str:
-        """What the next round does, and what holds meanwhile."""
+        """What the next round does, and what is used meanwhile."""
         if not self.status.lists:
             return "nothing is known of it yet, retrying"
         if not self._resumable:
@@ -372,16 +376,16 @@ class Reflector:
         return "what is known stays in force, resuming the watch"
 
     async def _pause(self, trouble: str, retry_after: float, recovered: str) -> None:
-        """Waits before the next round, and says why: once, and every five minutes while it stays so."""
+        """Waits before the next round, and logs why, every five minutes while the reason is the same."""
         now = self._timing.now()
         if self._connected_at is not None and now - self._connected_at >= _GOOD_SPELL:
             self._backoff.reset()
         delay = max(self._backoff.next(), min(retry_after, _LONGEST_RETRY_AFTER))
         self.status.errors += 1
         self.status.trouble = trouble
-        before, when = self._said
+        before, when = self._reported
         if trouble != before or now - when >= _REPEAT_MESSAGE:
-            self._said = trouble, now
+            self._reported = trouble, now
             self._recovered = recovered
             log.warning(
                 "%(resource)s: %(reason)s; %(consequence)s",

@@ -48,7 +48,7 @@ async def served(machine: FakeMachine) -> dict[str, str]:
         *sysctls.figures(machine),
         *Forwarding(machine, [Stage().loop], lambda *_, **__: None).figures(),
         *Doubts().figures(),
-        *metrics.of_sources([Status("Service", heard=1)], 2),
+        *metrics.of_sources([Status("Service", received=1)], 2),
         *FlowMetrics(FlowCleaner(machine, Stage().loop)).figures(),
         *Localhost(IPTablesDriver(FakeTables(), counters=False, drop_invalid=True), FakeRelay()).figures(),
         *NodeHealth(machine, Stage().loop, Door(), lambda: True, lambda *_: None).figures(),

@@ -157,7 +157,7 @@ async def test_rules_that_others_changed_are_not_ready_until_they_are_mended(rig
     rig.begin()
     rig.v4.loop._watchdog.repairs += 1
     rig.v4.loop.resync()
-    assert await rig.troubles() == ["IPv4: somebody changed the rules in the kernel"]
+    assert await rig.troubles() == ["IPv4: another program changed the rules in the kernel"]
     rig.v4.synced()
     assert await rig.troubles() != [], "a sync of changes mends nothing"
     rig.v4.synced(full=True)
@@ -165,18 +165,18 @@ async def test_rules_that_others_changed_are_not_ready_until_they_are_mended(rig
 
 
 async def test_a_silent_api_server_is_told(rig: Rig) -> None:
-    heard = Status("Service", connected=True, heard=START)
-    rig.statuses = [heard, Status("EndpointSlice", connected=True, heard=START + 200)]
+    heard = Status("Service", connected=True, received=START)
+    rig.statuses = [heard, Status("EndpointSlice", connected=True, received=START + 200)]
     assert await rig.troubles() == ["not all Services and endpoints are known yet"]
     rig.begin()
     rig.clock.time = START + STALE_SECONDS
     assert await rig.troubles() == []
     rig.clock.time += 1
-    assert await rig.troubles() == ["Service: no word for 301 s: silence"]
+    assert await rig.troubles() == ["Service: no event for 301 s: no data on the watch"]
     heard.trouble = "cannot connect to 192.0.2.1:6443: refused"
-    assert await rig.troubles() == ["Service: no word for 301 s: cannot connect to 192.0.2.1:6443: refused"]
+    assert await rig.troubles() == ["Service: no event for 301 s: cannot connect to 192.0.2.1:6443: refused"]
     assert (await rig.get("healthz"))[0] == (await rig.get("livez"))[0] == 200
-    heard.heard = rig.clock.time
+    heard.received = rig.clock.time
     assert await rig.troubles() == []
 
 

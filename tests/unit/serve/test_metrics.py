@@ -233,7 +233,7 @@ def test_changes_and_what_of_them_waits_are_told() -> None:
 
 def test_watches_are_told() -> None:
     exposition = Exposition(process=False)
-    known = Status("Service", connected=True, heard=90.0, lists=2, errors=3, objects=10)
+    known = Status("Service", connected=True, received=90.0, lists=2, errors=3, objects=10)
     exposition.providers.append(lambda: metrics.of_sources([known, Status("Node")], 100.0))
     values = Scrape(exposition).values
     service, node = (("kind", "Service"),), (("kind", "Node"),)

@@ -142,7 +142,7 @@ async def test_all_that_is_there_is_served(taken: socket.socket, tmp_path: Path)
     port = port_of(taken)
     taken.close()
     address: dict[str, Any] = {"metrics-bind-address": f"127.0.0.1:{port}", "metrics-port": 10249}
-    statuses = {"Service": Status("Service", heard=1.0)}
+    statuses = {"Service": Status("Service", received=1.0)}
     async with running(serving(statuses=statuses, **address).run()):
         await opened(port)
         for path in ("/healthz", "/metrics", "/metrics/slis", "/proxyMode", "/configz", "/flagz", "/statusz"):

@@ -456,7 +456,7 @@ class TestStream:
 
     async def test_silence(self) -> None:
         async with FakeApiServer() as server, client(server) as c, c.stream(SERVICES, WATCH, 0.01) as stream:
-            with pytest.raises(SilentError, match="said nothing"):
+            with pytest.raises(SilentError, match="sent nothing"):
                 await stream.lines()
             # The limit may change while the watch stands.
             stream.silence = 20

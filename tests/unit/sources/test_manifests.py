@@ -218,7 +218,7 @@ class TestChanges:
             await ear.names_are("a", "b")
             file.unlink()
             await ear.names_are()
-        assert caplog.text.count("No notifications of changed files") == 1
+        assert caplog.text.count("There are no notifications of changed files") == 1
 
 
 async def test_it_ends_even_when_something_changes_at_that_moment(tmp_path, monkeypatch):

@@ -123,7 +123,7 @@ class TestStreamingList:
                 assert it.status == Status(
                     "Service",
                     connected=True,
-                    heard=1000,
+                    received=1000,
                     event=1000,
                     lists=1,
                     objects=2,
@@ -493,13 +493,13 @@ class TestPages:
             put(server, "a")
             async with watching(server) as it:
                 await it.asked("stream", "list", "watch")
-                assert it.status.heard == 1000
+                assert it.status.received == 1000
 
     async def test_a_server_too_old_to_refuse(self) -> None:
         async with FakeApiServer() as server:
             server.streaming = None
             put(server, "a")
-            async with watching(server, first_word=0.05) as it:
+            async with watching(server, first_event=0.05) as it:
                 await it.asked("stream", "list", "watch")
                 assert len(it.sink.said("complete")) == 1
 

@@ -63,7 +63,7 @@ class World:
         server.bookmark_seconds = 0.02
         connection = ClusterAccess(Cluster(server=server.url), User(), name="test")
         self.client = Client(Credentials(lambda: connection, env={}))
-        timing = Timing(sleep=lambda _: asyncio.sleep(0.001), watch=0.3, first_word=0.2, heartbeat=0.2)
+        timing = Timing(sleep=lambda _: asyncio.sleep(0.001), watch=0.3, first_event=0.2, heartbeat=0.2)
         self.reflector = Reflector(
             SERVICES, self.client, self.sink, lambda: self.sink.complete("Service"), timing
         )
