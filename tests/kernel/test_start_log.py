@@ -1,5 +1,6 @@
 """What the log of a start says, and that it says more when it is asked to."""
 
+import json
 import os
 import re
 import signal
@@ -68,3 +69,31 @@ def test_verbosity_is_raised_and_restored_by_signals(lab: Lab, tmp_path: Path, m
         station.folder.put(endpoints("web", EP11))
         daemon.says("web-1.json: 1 object")
         assert not any("is set" in text for text in messages(daemon.log())[before:])
+
+
+def test_json_lines_have_objects_as_fields(lab: Lab, tmp_path: Path) -> None:
+    """The message is a constant text; the Node, the Services and the front are fields."""
+    station = Station(lab, tmp_path, mode="nftables", logging={"format": "json", "verbosity": 5})
+    station.folder.put(
+        service("web", WEB), service("web-2", "10.96.0.11", external_ips=(WEB,)), endpoints("web", EP11)
+    )
+    with station.running() as daemon:
+        daemon.says("Synced: {count} Services in place")
+        station.folder.put(endpoints("web", EP12))
+        daemon.says("{meaning}")
+        lines = [json.loads(line) for line in daemon.log().splitlines()]
+    by_message = {line["msg"]: line for line in lines}
+    assert by_message["This is node {node}, with addresses {addresses} ({origin})"]["node"] == {
+        "name": NODE_NAME
+    }
+    lost = by_message["Service {service}: {front} {reason}"]
+    assert lost["service"] == {"namespace": "default", "name": "web-2"}
+    assert lost["front"] == f"external IP {WEB}:80 TCP"
+    synced = by_message["Synced: {count} Services in place{families}, {refused} refused"]
+    assert (synced["count"], synced["refused"]) == (2, 0)
+    change = by_message["Service {service}: {ipFamily}: {meaning}"]
+    assert (change["service"], change["ipFamily"], change["v"]) == (
+        {"namespace": "default", "name": "web"},
+        "IPv4",
+        5,
+    )
