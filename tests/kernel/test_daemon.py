@@ -171,6 +171,27 @@ def test_a_service_the_kernel_refuses_is_named_and_holds_up_nobody(
         daemon.says("Service default/bad: IPv4 rules are in place now")
 
 
+@both
+def test_a_repair_restores_the_rules_that_a_refused_service_had(
+    lab: Lab, tmp_path: Path, variant: Variant
+) -> None:
+    """It gets a node port, whose rule counts into a counter that was deleted."""
+    station = Station(lab, tmp_path, variant, iptables={"syncPeriod": "1s"})
+    address = "10.96.0.66"
+    station.folder.put(service("web", WEB), web(EP11), service("bad", address), endpoints("bad", EP12))
+    with station.running() as daemon:
+        assert ask(lab, "client", address, 80) == EP12
+        kernel.flush_nfacct(lab.name("node"))
+        ports = [types.ServicePort(80, node_port=30066)]
+        station.folder.put(service("bad", address, ports=ports))
+        daemon.says("Service default/bad: IPv4 rules refused")
+        assert ask(lab, "client", address, 80) == EP12
+        lab.run("node", station.tables.base, "-t", "nat", "-F")
+        daemon.says("are compared and restored")
+        until(lambda: answers(lab, "client", WEB, EP11))
+        until(lambda: answers(lab, "client", address, EP12))
+
+
 def test_a_table_that_cannot_be_read(lab: Lab, tmp_path: Path) -> None:
     """Somebody put a native rule of nf_tables into it."""
     native = "tcp dport { 9, 10 } dnat to 192.0.2.9"

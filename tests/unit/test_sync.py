@@ -926,6 +926,28 @@ async def test_a_repair_restores_what_a_refused_service_had() -> None:
     assert rig.kernel.plans == rig.wanted() == rig.loop.ledger.plans
 
 
+async def test_a_retry_after_drift_that_was_not_yet_detected_restores_first() -> None:
+    """Where the kernel sends no notifications the retry of a refused Service may come before the next look."""
+    rig = Rig()
+    for key in (A, B):
+        rig.set(key)
+    async with rig.running():
+        await rig.clock.settle()
+        had = dict(rig.kernel.plans)
+        rig.kernel.refused = {B: "no"}
+        rig.set(B, 81)
+        await rig.clock.advance(10)
+        rig.kernel.plans.clear()
+        rig.kernel.whole = False
+        rig.set(B, 82)
+        await rig.clock.settle()
+        assert rig.kernel.plans == rig.loop.ledger.plans == had
+        assert rig.loop.repairs == 1
+        rig.kernel.refused = {}
+        await rig.clock.advance(100)
+    assert rig.kernel.plans == rig.wanted() == rig.loop.ledger.plans
+
+
 async def test_a_service_that_is_refused_in_a_repair_gets_back_what_it_had() -> None:
     rig = Rig(min_sync_period=10.0)
     for key in (A, B):

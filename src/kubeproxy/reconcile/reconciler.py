@@ -258,6 +258,9 @@ class Reconciler:
         started = self._clock.now()
         self._pacer.began(kind, started)
         full = kind != "partial"
+        if full and self.ledger.refused:
+            # Drift that is detected too late would leave these with less than they had.
+            await self._watchdog.look(started)
         touched, self._pending = self._pending, {}
         if full:
             self._full = False

@@ -79,9 +79,13 @@ class Watchdog:
         if now >= self._next_comparison:
             self._compare()
         elif now >= self._next_look:
-            self._next_look = now + self._look_seconds
-            if not await self._driver.intact():
-                self._report("somebody changed the rules in the kernel")
+            await self.look(now)
+
+    async def look(self, now: float) -> None:
+        """Asks the driver whether the kernel still holds the rules. Not to be called while a sync runs."""
+        self._next_look = now + self._look_seconds
+        if not await self._driver.intact():
+            self._report("somebody changed the rules in the kernel")
 
     def began(self) -> None:
         """A full sync begins: it repairs what was detected so far."""
