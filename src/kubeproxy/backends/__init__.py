@@ -81,7 +81,7 @@ def other_variants(machine: "Machine", chosen: Mode, opened: Iterable[Driver]) -
 def serves(machine: "Machine", chosen: Mode) -> bool:
     """Whether the kernel serves Services by what an earlier run left, of this mode or of those it replaces.
 
-    If the kernel does not tell, it does.
+    If this cannot be determined, the result is True.
     """
     if not chosen.lasting:
         return False

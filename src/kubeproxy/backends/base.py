@@ -1,9 +1,9 @@
 """What every mode does for the control loop, and the values that pass between them.
 
-A driver programs plans: all of them by `load`, which reads what the kernel has and adopts, changes or removes what an
-earlier run or another program left there, without a moment in which packets are misrouted; and afterwards by `apply`
-the difference for the Services that change, which costs what changed. A driver knows nothing of Kubernetes, and the
-plans are the loop's: it says what a Service's plan was, and what it is to be.
+A driver programs plans: all of them by `load`, which reads what the kernel has and adopts, changes or removes
+what an earlier run or another program left there, without a moment in which packets are misrouted; and
+afterwards by `apply` the difference for the Services that change, which costs what changed. A driver knows
+nothing of Kubernetes, and the plans are the loop's: it says what a Service's plan was, and what it is to be.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -66,71 +66,73 @@ class Driver(Protocol):
     """One proxy mode for one IP family."""
 
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
-        """Programs the full state: compares with what the kernel has, whoever put it there, and corrects every difference.
+        """Programs the full state: compares it with the kernel and corrects every difference.
 
         Args:
             node: the node as it is now.
             plans: the plans of all Services.
 
         Returns:
-            The Services the kernel refused; all others are programmed.
+            The Services that the kernel refused; all others are programmed.
 
         Raises:
-            SyncError: it did not happen, and must be done again.
+            SyncError: the state was not programmed, and must be retried.
         """
 
     async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
         """Programs the difference for some Services, after a `load`; the cost is that of the change.
 
         Args:
-            node: the node as it is now: the one of the last `load`, but for its ServiceCIDRs.
+            node: the node as it is now; only its ServiceCIDRs may differ from those of the last `load`.
             changes: the Services that change.
 
         Returns:
-            Nothing: a driver that is refused something raises StaleError, and `load` finds the Service.
+            Always empty: if the kernel refuses something, the driver raises StaleError, and `load` identifies
+            the Service.
 
         Raises:
-            StaleError: this needs a `load`, now.
-            SyncError: it did not happen; a `load` must come next.
+            StaleError: a `load` is needed at once.
+            SyncError: the changes were not programmed; the next call must be `load`.
         """
 
     async def intact(self) -> bool:
-        """Whether the kernel still holds what the last sync left there, as far as a cheap look can tell."""
+        """Whether the kernel's state is still that of the last sync, as far as a cheap check can detect."""
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:
-        """From now on looks out, in the running event loop, for others that change what we put into the kernel.
+        """Starts to detect drift, in the running event loop.
 
-        Called once, after the first `load` of all families: a great load takes the kernel twice the time when somebody
-        listens.
+        Called once, after the first `load` of all families, because a large `load` takes the kernel twice as
+        long while a process receives notifications.
 
         Args:
-            disturbed: told what was done and by whom, as soon as the kernel tells; where it does not, `intact` must do.
+            disturbed: called with a description of the change and of the program that made it, when the
+                kernel reports one. Changes that the kernel does not report are detected by `intact`.
 
         Returns:
-            Whether somebody may have changed something since the last `load`.
+            Whether another program may have changed something since the last `load`.
 
         Raises:
             OSError: the kernel refuses.
         """
 
     async def close(self) -> None:
-        """Lets go of the kernel; what is in it stays. Processes of its own have ended when it returns."""
+        """Closes sockets and ends its processes; the rules stay in the kernel."""
 
 
 @runtime_checkable
 class Measured(Protocol):
-    """A driver that has something to tell beside what every loop knows."""
+    """A driver with metrics of its own."""
 
     def figures(self) -> Iterable[Figure]:
-        """What it counted; asked at each scrape, so it must be cheap."""
+        """Its metrics; called at each scrape, so it must be cheap."""
 
 
 @runtime_checkable
 class Leading(Protocol):
-    """A driver that leads traffic to somebody in between."""
+    """A driver whose rules send traffic to a relay."""
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
-        """A plan that was synced as the kernel knows it, with those in between as its endpoints."""
+        """A plan as it is in the kernel, with the relay's listeners as its endpoints."""
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
-"""Notices what others do to the rules of a mode that writes them by the iptables programs, where these are of nf_tables.
+"""Detects drift in modes that write rules by the iptables programs, if these are the nf_tables variant.
 
-Our own changes come from programs, too: they are told by their process numbers, by which the kernel's notifications name
-who sent a change.
+Our own changes are made by programs as well. They are recognised by the process IDs of these programs, which
+are in the kernel's notifications.
 """
 
 from collections.abc import Callable
@@ -18,25 +18,27 @@ def notice(
     concerns: Callable[[TableEvent], bool],
     disturbed: Callable[[str], None],
 ) -> Lookout:
-    """Starts a look-out over the rules of one family, in the running event loop. It hears nothing before `join`.
+    """Starts a look-out for the rules of one family, in the running event loop.
+
+    It receives nothing before `join`.
 
     Args:
         tables: the tables of the family.
-        concerns: whether a change is one of ours, of whatever family.
-        disturbed: told what was done, in the event loop.
+        concerns: returns whether a change concerns our rules, in any family.
+        disturbed: called in the event loop with a description of the change.
 
     Raises:
         OSError: the kernel refuses.
     """
     number = IP if tables.family == IPV4 else IP6
 
-    def heard(events: list[TableEvent], program: str) -> bool:
+    def changed(events: list[TableEvent], program: str) -> bool:
         found = [e for e in events if e.family == number and concerns(e) and not tables.wrote(e.port)]
         if found:
             where = ", ".join(sorted({event.table for event in found}))
-            disturbed(f"{program or 'somebody'} changed our rules in table {where}: {words(found)}")
+            disturbed(f"{program or 'another program'} changed our rules in table {where}: {words(found)}")
         return bool(found)
 
-    lookout = Lookout(tables.machine, heard, lambda: disturbed(LOST))
+    lookout = Lookout(tables.machine, changed, lambda: disturbed(LOST))
     spare(tables.machine, lookout)
     return lookout

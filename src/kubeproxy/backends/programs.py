@@ -1,8 +1,9 @@
 """The iptables programs: which to use, what they can do, and the two calls we make of them.
 
-There are two kinds of programs for two mechanisms of the kernel, `legacy` (ip_tables) and `nf_tables`. Rules must go
-where the kubelet and the network plugin have theirs; when both kinds are installed, the chains that every kubelet
-makes (KEP-3178) tell which that is. `fake_tables.FakeTables` stands in for them in tests and dry runs.
+There are two kinds of programs for two mechanisms of the kernel, `legacy` (ip_tables) and `nf_tables`. Rules
+must go where the kubelet and the network plugin have theirs; when both kinds are installed, the chains that
+every kubelet makes (KEP-3178) show which that is. `fake_tables.FakeTables` stands in for them in tests and
+dry runs.
 """
 
 import itertools
@@ -78,16 +79,19 @@ class Tables(Protocol):
     variant: Variant
 
     def wrote(self, process: int) -> bool:
-        """Whether a process was run by us to change tables, not long ago."""
+        """Whether a process is one that we ran recently to change tables."""
 
     def fingerprint(self) -> object:
-        """What changes whenever somebody else changes the tables, as far as the kernel can tell without reading them.
+        """A value that changes with the tables, as far as changes can be detected without reading them.
 
-        Our own changes may change it, too. None if the kernel does not tell.
+        Our own changes may change it as well. None if the kernel does not provide it.
         """
 
     def entries(self) -> Mapping[str, int]:
-        """How many rules each table has, a chain counted for two; nothing where the kernel does not tell."""
+        """The number of rules of each table, where a chain counts as two.
+
+        Empty if the kernel does not report it.
+        """
 
     def save(self) -> Iterator[str]:
         """The lines `iptables-save` prints: all tables (to read one, the nf_tables variant reads them all).
@@ -123,7 +127,8 @@ class Writer:
         lock: the kernel takes one writer at a time: the legacy programs wait for each other, the others fail.
         transactions: how many times we changed the rules of nf_tables.
         processes: the numbers of the last programs we ran to do so.
-        lookouts: those who must not hear of what these programs do: a table that is written whole is more than they can take.
+        lookouts: those who must not hear of what these programs do: a table that is written whole is more
+            than they can take.
     """
 
     def __init__(self) -> None:
@@ -156,11 +161,12 @@ class Programs:
         if self.variant == "legacy":
             return self._sizes()
         try:
-            # All families and tables have one generation; what we ourselves did to it is no news.
+            # All families and tables have one generation. Our own transactions are subtracted, since they are
+            # no drift.
             with self._we.lock:
                 return generation(self.machine) - self._we.transactions
         except OSError as e:
-            log.debug("Cannot tell whether the tables changed: %(err)s", {"err": e})
+            log.debug("Cannot detect whether the tables changed: %(err)s", {"err": e})
             return None
 
     def entries(self) -> Mapping[str, int]:
@@ -169,12 +175,12 @@ class Programs:
         return {table: entries for table, (entries, _) in sizes.items()} if sizes else {}
 
     def _sizes(self) -> dict[str, tuple[int, int]] | None:
-        """Entries and bytes of each table, if the kernel tells."""
+        """Entries and bytes of each table; None if the kernel does not report them."""
         domain = socket.AF_INET if self.family == IPV4 else socket.AF_INET6
         try:
             return {table: xtables.table_size(self.machine, domain, table) for table in TABLES}
         except OSError as e:
-            log.debug("Cannot tell whether the tables changed: %(err)s", {"err": e})
+            log.debug("Cannot detect whether the tables changed: %(err)s", {"err": e})
             return None
 
     def wrote(self, process: int) -> bool:
@@ -209,7 +215,8 @@ class Programs:
                 self._we.transactions += self._generation() != before
         except run.ProgramError as e:
             found = _LINE.search(e.said)
-            # The nf_tables programs call what the kernel refuses a resource problem, too, but they name the line.
+            # The nf_tables programs call what the kernel refuses a resource problem, too, but they name the
+            # line.
             if e.code < 0 or (e.code == _RESOURCE_PROBLEM and not found):
                 raise SyncError(str(e)) from e
             number = int(found[1]) if found else 0
@@ -291,7 +298,7 @@ def find(machine: Machine, family: Family) -> Programs:
 
     Raises:
         UnsupportedError: they are missing, too old, or the kernel does not support them.
-        SyncError: they cannot be tried: we lack the right, or somebody holds their lock for long.
+        SyncError: they cannot be tried: we lack the right, or another process holds their lock for too long.
     """
     base = "iptables" if family == IPV4 else "ip6tables"
     name = base
@@ -330,7 +337,8 @@ def _try(programs: Programs, family: Family) -> None:
 
 def _kubelet_uses(machine: Machine, name: str) -> bool:
     """Whether the kubelet's chains are in this variant's mangle table."""
-    # Asked for a table by its name the legacy program would make it, and leave a trace of legacy tables on the node.
+    # Asked for a table by its name the legacy program would make it, and leave a trace of legacy tables on
+    # the node.
     argv = [f"{name}-save", *([] if name.endswith("-legacy") else ["-t", "mangle"])]
     try:
         return are_of_kubelet(by_table(machine.lines(argv)))

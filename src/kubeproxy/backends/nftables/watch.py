@@ -1,4 +1,4 @@
-"""Notices what others do to our table, whatever program they use."""
+"""Detects drift: changes of our table by other programs."""
 
 from collections.abc import Callable
 
@@ -9,21 +9,21 @@ from kubeproxy.netlink.nft.monitor import TableEvent
 
 
 def watch(namespace: Namespace, table: TableName, disturbed: Callable[[str], None]) -> Lookout:
-    """Starts a look-out over one table, in the running event loop. It hears nothing before `join`.
+    """Starts a look-out for one table, in the running event loop. It receives nothing before `join`.
 
     Args:
-        namespace: the network namespace it is in.
+        namespace: the network namespace of the table.
         table: the table.
-        disturbed: told what was done, in the event loop.
+        disturbed: called in the event loop with a description of the change.
 
     Raises:
         OSError: the kernel refuses.
     """
 
-    def heard(events: list[TableEvent], program: str) -> bool:
+    def changed(events: list[TableEvent], program: str) -> bool:
         found = [event for event in events if (event.family, event.table) == table]
         if found:
-            disturbed(f"{program or 'somebody'} changed table {table}: {words(found)}")
+            disturbed(f"{program or 'another program'} changed table {table}: {words(found)}")
         return bool(found)
 
-    return Lookout(namespace, heard, lambda: disturbed(LOST))
+    return Lookout(namespace, changed, lambda: disturbed(LOST))
