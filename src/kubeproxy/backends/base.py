@@ -161,6 +161,21 @@ class LoadSteps(Protocol):
         """The steps in their order, in the syntax of the system's own tools."""
 
 
+class KernelComparison(Struct, frozen=True, gc=False):
+    """What the kernel holds compared with some plans, each line in the syntax of the system's own tools.
+
+    Attributes:
+        lacking: what it does not hold, and should.
+        foreign: what it holds, and should not.
+    """
+
+    lacking: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.lacking or self.foreign)
+
+
 @runtime_checkable
 class Readable(Protocol):
     """A driver whose part of the kernel can be read, compared and described, without changing anything."""
@@ -186,3 +201,45 @@ class Readable(Protocol):
 
     def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
         """What the kernel must contain for a Service, in the syntax of the system's own tools."""
+
+
+class HeldPart(HeldState, Protocol):
+    """What the kernel holds of some Services, or of all."""
+
+    def commands(self) -> list[str]:
+        """It as commands of the system's own tools, each complete in itself."""
+
+
+@runtime_checkable
+class Comparable(Readable, Protocol):
+    """A readable driver that can be asked about some Services only, at their cost."""
+
+    async def close(self) -> None:
+        """See `Driver`."""
+
+    async def read_part(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> HeldPart:
+        """Reads only what concerns some Services and what is common to all; the cost is that of these Services.
+
+        The value is to be compared with the plans of the same Services.
+
+        Args:
+            node: the node.
+            plans: the plans of these Services.
+
+        Raises:
+            SyncError: it could not be read.
+        """
+
+    def compare(
+        self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]
+    ) -> KernelComparison:
+        """What the kernel lacks and what it holds instead, if it held this: by `difference`.
+
+        Args:
+            held: what `read` or `read_part` returned.
+            node: the node.
+            plans: the plans of all Services, or of those that `read_part` was asked for.
+
+        Raises:
+            SyncError: `load` would fail.
+        """

@@ -78,6 +78,11 @@ class FakeTables:
                     yield f"-A {chain} {rule}".rstrip()
             yield "COMMIT"
 
+    def chain(self, table: str, chain: str) -> list[str] | None:
+        """See `Tables`."""
+        rules = self.tables[table].get(chain)
+        return None if rules is None else list(rules)
+
     def has(self, table: str, chain: str, rule: str) -> bool:
         """See `Tables`."""
         return rule in self.tables[table].get(chain, ())

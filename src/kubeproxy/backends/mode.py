@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from msgspec import Struct
 
 from kubeproxy.api.addresses import FAMILIES, Family
-from kubeproxy.backends.base import Driver, UnsupportedError
+from kubeproxy.backends.base import Comparable, Driver, UnsupportedError
 from kubeproxy.config.checks import Problem
 from kubeproxy.config.durations import Duration
 from kubeproxy.config.types import IPVS, SYNC_PERIOD, IPTables, KubeProxyConfiguration, NFTables
@@ -49,6 +49,10 @@ def _same(node: NodeConfig, _: KubeProxyConfiguration) -> NodeConfig:
     return node
 
 
+def _unknown(_: "Machine", __: Family) -> str:
+    return "it is not known whether packets of this mode can be traced"
+
+
 class Mode(Struct, frozen=True, kw_only=True):
     """One way of programming Services.
 
@@ -71,6 +75,10 @@ class Mode(Struct, frozen=True, kw_only=True):
         doubts: what is probably not meant, on a host that has one IP family only.
         open: makes the driver of a family on a machine and prepares the kernel for it. It raises UnsupportedError if the mode cannot
             run here, and SyncError if it cannot run now.
+        reader: makes a driver of a family that can only read and compare; unlike `open` it changes nothing. It raises OSError,
+            UnsupportedError or SyncError if the kernel cannot be read. None: what the mode has in the kernel depends on the
+            process that programs it.
+        untraceable: why nf_tables cannot trace packets of the mode of a family on a machine, "" if it can.
         cleanup: removes what the mode, or the reference in it, left in the kernel of a machine. It raises OSError or SyncError if
             something was refused; all else is removed. None: it leaves nothing but what other modes remove.
         serves: whether what was left in the kernel has the address of a Service. It raises OSError or SyncError if the
@@ -96,6 +104,8 @@ class Mode(Struct, frozen=True, kw_only=True):
     problems: Callable[[KubeProxyConfiguration], Iterable[Problem]] = _no_problems
     doubts: Callable[[KubeProxyConfiguration, Family], Iterable[str]] = _no_doubts
     open: "Callable[[Machine, NodeConfig], Driver]"
+    reader: "Callable[[Machine, NodeConfig], Comparable] | None" = None
+    untraceable: "Callable[[Machine, Family], str]" = _unknown
     cleanup: "Callable[[Machine], None] | None" = None
     serves: "Callable[[Machine], bool] | None" = None
     clean_tables: "Callable[[Tables], int] | None" = None

@@ -22,8 +22,10 @@ from kubeproxy.backends.shared import saved
 from kubeproxy.linux import run, xtables
 from kubeproxy.log import V6
 from kubeproxy.machine.base import Machine
-from kubeproxy.netlink.nft.kernel import generation
+from kubeproxy.netlink.nft import objects
+from kubeproxy.netlink.nft.kernel import NftKernel, generation
 from kubeproxy.netlink.nft.lookout import Lookout
+from kubeproxy.netlink.nft.messages import IP, IP6, TableName
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +100,13 @@ class Tables(Protocol):
 
         Raises:
             SyncError: the tables could not be read.
+        """
+
+    def chain(self, table: str, chain: str) -> list[str] | None:
+        """The rules of one chain without their "-A CHAIN"; None if there is no such chain. Nothing is made to find out.
+
+        Raises:
+            SyncError: it could not be read.
         """
 
     def has(self, table: str, chain: str, rule: str) -> bool:
@@ -193,6 +202,25 @@ class Programs:
             yield from self.machine.lines([self._save])
         except (run.ProgramError, OSError) as e:
             raise SyncError(f"cannot read the tables: {e}") from e
+
+    def chain(self, table: str, chain: str) -> list[str] | None:
+        """See `Tables`."""
+        if (
+            self.variant == "legacy"
+        ):  # the kernel gives the whole table in any case, and only `save` makes none
+            tables = by_table(self.save())
+            chains, rules = tables.get(table, ([], []))
+            return [rule for where, rule in rules if where == chain] if chain in chains else None
+        argv = [self._save.removesuffix("-save"), "-w", str(_LOCK_SECONDS), "-t", table, "-S", chain]
+        begin = f"-A {chain} "
+        try:
+            # Asked for a chain that is not there, the program makes the table.
+            with NftKernel(self.machine) as kernel:
+                if not objects.has_chain(kernel, TableName(IP if self.family == IPV4 else IP6, table), chain):
+                    return None
+            return [line.removeprefix(begin) for line in self.machine.lines(argv) if line.startswith(begin)]
+        except (run.ProgramError, OSError) as e:
+            raise SyncError(f"cannot read chain {chain} of table {table}: {e}") from e
 
     def has(self, table: str, chain: str, rule: str) -> bool:
         """See `Tables`."""
@@ -293,8 +321,13 @@ def are_of_ipvs(tables: Held) -> bool:
     return any(chain == "KUBE-SERVICES" and target(rule) == "KUBE-NODE-PORT" for chain, rule in rules)
 
 
-def find(machine: Machine, family: Family) -> Programs:
+def find(machine: Machine, family: Family, *, attempt: bool = True) -> Programs:
     """The programs to use for a family.
+
+    Args:
+        machine: the host.
+        family: the family.
+        attempt: try whether they can write; otherwise nothing is done to the kernel.
 
     Raises:
         UnsupportedError: they are missing, too old, or the kernel does not support them.
@@ -322,7 +355,8 @@ def find(machine: Machine, family: Family) -> Programs:
         raise UnsupportedError(f"{name} is {said}; at least v{'.'.join(map(str, OLDEST))} is needed")
     variant: Variant = "nf_tables" if version[4] == "nf_tables" else "legacy"
     programs = Programs(machine, family, f"{name}-save", f"{name}-restore", variant)
-    _try(programs, family)
+    if attempt:
+        _try(programs, family)
     return programs
 
 

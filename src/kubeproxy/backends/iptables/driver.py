@@ -16,8 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from kubeproxy.api.addresses import IPV4
-from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
-from kubeproxy.backends.iptables import batches, describe, names
+from kubeproxy.backends.base import Change, Failures, HeldState, KernelComparison, StaleError, SyncError
+from kubeproxy.backends.fake_tables import FakeTables
+from kubeproxy.backends.iptables import batches, describe, names, part
 from kubeproxy.backends.iptables.affinity import AffinityWarning
 from kubeproxy.backends.iptables.batches import RuleWriter
 from kubeproxy.backends.iptables.compile import (
@@ -62,7 +63,11 @@ _COUNTERS = (
 
 
 class IPTablesDriver:
-    """The iptables driver of one IP family. See `backends.base.Driver`."""
+    """The iptables driver of one IP family. See `backends.base.Driver`.
+
+    Attributes:
+        elsewhere: the number of endpoints of Services that it is not given.
+    """
 
     def __init__(self, tables: Tables, *, counters: bool, drop_invalid: bool) -> None:
         """Makes a driver.
@@ -76,6 +81,7 @@ class IPTablesDriver:
         self._affinity = AffinityWarning(tables)
         self._counters = counters
         self._drop_invalid = drop_invalid
+        self.elsewhere = 0
         self._endpoints = 0
         self._fingerprint: object = None
         self._before: object = None
@@ -109,15 +115,34 @@ class IPTablesDriver:
 
     def difference(self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> RuleSteps:
         """See `Readable`."""
-        tables = held_rules.as_rules(held).in_memory()
-        IPTablesDriver(tables, counters=self._counters, drop_invalid=self._drop_invalid).load_blocking(
-            node, plans
-        )
-        return held_rules.steps(tables)
+        return held_rules.steps(self._loaded(held_rules.as_rules(held), node, plans))
 
     def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
         """See `Readable`."""
         return describe.service(plan, self._dialect(node))
+
+    async def read_part(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> HeldRules:
+        """See `Comparable`."""
+        wanted = frame(node, drop_invalid=self._drop_invalid, counters=self._counters)
+        return await asyncio.to_thread(
+            part.read, self._tables, wanted, list(plans.values()), self._dialect(node)
+        )
+
+    def compare(
+        self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]
+    ) -> KernelComparison:
+        """See `Comparable`."""
+        rules = held_rules.as_rules(held)
+        return held_rules.compare(rules, self._loaded(rules, node, plans))
+
+    def _loaded(self, held: HeldRules, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> FakeTables:
+        """Tables in memory that held this, after a `load`."""
+        tables = held.in_memory()
+        driver = IPTablesDriver(tables, counters=self._counters, drop_invalid=self._drop_invalid)
+        if held.part and not part.has_comments(held):
+            driver.elsewhere = LARGE_CLUSTER_ENDPOINTS
+        driver.load_blocking(node, plans)
+        return tables
 
     async def intact(self) -> bool:
         """See `Driver`."""
@@ -239,7 +264,7 @@ class IPTablesDriver:
         self._rules = rules
 
     def _full(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
-        self._endpoints = sum(map(batches.endpoints, plans.values()))
+        self._endpoints = self.elsewhere + sum(map(batches.endpoints, plans.values()))
         wanted = frame(node, drop_invalid=self._drop_invalid, counters=self._counters)
         load = RulesLoad(self._writer, wanted, self._dialect(node))
         failures = load.run(plans)

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from kubeproxy.api.addresses import IPV4
-from kubeproxy.backends.base import Driver
+from kubeproxy.api.addresses import IPV4, Family
+from kubeproxy.backends.base import Comparable, Driver
 from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.model.manners import Manners
@@ -20,6 +20,20 @@ def _open(machine: "Machine", node: NodeConfig) -> Driver:
     from kubeproxy.backends.iptables import prepare
 
     return prepare.open_driver(machine, node)
+
+
+def _reader(machine: "Machine", node: NodeConfig) -> Comparable:
+    from kubeproxy.backends.iptables import prepare
+
+    return prepare.open_reader(machine, node)
+
+
+def _untraceable(machine: "Machine", family: Family) -> str:
+    from kubeproxy.backends import programs
+
+    if programs.find(machine, family, attempt=False).variant == "nf_tables":
+        return ""
+    return "the rules are in legacy tables, whose packets nf_tables does not trace"
 
 
 def _cleanup(machine: "Machine") -> None:
@@ -62,6 +76,8 @@ MODE: Final = Mode(
     ),
     node=_node,
     open=_open,
+    reader=_reader,
+    untraceable=_untraceable,
     cleanup=_cleanup,
     serves=_serves,
     clean_tables=_clean_tables,

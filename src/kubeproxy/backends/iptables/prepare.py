@@ -7,7 +7,7 @@ from kubeproxy.backends import programs
 from kubeproxy.backends.base import Driver
 from kubeproxy.backends.iptables import names
 from kubeproxy.backends.iptables.driver import IPTablesDriver
-from kubeproxy.backends.programs import MANGLE, InputRefusedError, Tables
+from kubeproxy.backends.programs import FILTER, MANGLE, InputRefusedError, Tables
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink import nfacct
@@ -33,6 +33,17 @@ def open_driver(machine: Machine, node: NodeConfig) -> Driver:
     if node.family == IPV4 and node.localhost_node_ports:
         _route_localnet(machine)
     return IPTablesDriver(tables, counters=_counters(machine, tables), drop_invalid=_drops_invalid(machine))
+
+
+def open_reader(machine: Machine, node: NodeConfig) -> IPTablesDriver:
+    """Makes a driver that is only to read.
+
+    Raises:
+        UnsupportedError: the programs are missing.
+        SyncError: the tables cannot be read.
+    """
+    tables = programs.find(machine, node.family, attempt=False)
+    return IPTablesDriver(tables, counters=_counts(machine, tables), drop_invalid=_drops_invalid(machine))
 
 
 def _route_localnet(machine: Machine) -> None:
@@ -72,6 +83,18 @@ def _counters(machine: Machine, tables: Tables) -> bool:
         log.info(
             "Dropped and localhost packets are not counted, the kernel has no nfacct: %(err)s", {"err": e}
         )
+        return False
+    return True
+
+
+def _counts(machine: Machine, tables: Tables) -> bool:
+    """Whether rules count into the nfacct counters: those that are there, or the next ones."""
+    rules = tables.chain(FILTER, names.FORWARD)
+    if rules:
+        return any("--nfacct-name" in rule for rule in rules)
+    try:
+        nfacct.packets(machine, names.INVALID_COUNTER)
+    except OSError:
         return False
     return True
 

@@ -16,8 +16,8 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
-from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
-from kubeproxy.backends.ipvs import describe, names
+from kubeproxy.backends.base import Change, Failures, HeldState, KernelComparison, StaleError, SyncError
+from kubeproxy.backends.ipvs import describe, names, part
 from kubeproxy.backends.ipvs.compile import ServerContext, ServiceServers, Target, compile_service
 from kubeproxy.backends.ipvs.desired import Delta, Desired
 from kubeproxy.backends.ipvs.drain import Draining
@@ -111,15 +111,35 @@ class IPVSDriver:
 
     def difference(self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> ServerSteps:
         """See `Readable`."""
-        there = as_servers(held)
-        steps: list[ServerStep] = []
-        kernel, tables = RecordingKernel(there, steps), RecordingTables(there.rules, steps)
-        IPVSDriver(kernel, tables, node).load_blocking(node, plans)
-        return ServerSteps(tuple(steps))
+        return self._rehearsed(as_servers(held), node, plans)[2]
 
     def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
         """See `Readable`."""
         return describe.service(plan, ServerContext(node), node.family)
+
+    async def read_part(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> HeldServers:
+        """See `Comparable`."""
+        async with self._lock:
+            try:
+                return await asyncio.to_thread(part.read, self._kernel, self._tables, node, plans.values())
+            except OSError as e:
+                raise SyncError(str(e)) from e
+
+    def compare(
+        self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]
+    ) -> KernelComparison:
+        """See `Comparable`."""
+        there = as_servers(held)
+        return part.compare(there, *self._rehearsed(there, node, plans))
+
+    def _rehearsed(
+        self, held: HeldServers, node: NodeConfig, plans: Mapping[Key, ServicePlan]
+    ) -> tuple[RecordingKernel, RecordingTables, ServerSteps]:
+        """A kernel and tables in memory that held this, after a `load`, and what that did."""
+        steps: list[ServerStep] = []
+        kernel, tables = RecordingKernel(held, steps), RecordingTables(held.rules, steps)
+        IPVSDriver(kernel, tables, node).load_blocking(node, plans)
+        return kernel, tables, ServerSteps(tuple(steps))
 
     async def intact(self) -> bool:
         """See `Driver`."""

@@ -7,6 +7,7 @@ from kubeproxy.backends.ipvs import describe, names
 from kubeproxy.backends.ipvs.kernel import IPVSKernel
 from kubeproxy.backends.programs import Tables
 from kubeproxy.backends.shared import held_rules
+from kubeproxy.backends.shared.compared import flat
 from kubeproxy.backends.shared.held_rules import HeldRules
 from kubeproxy.netlink.ipset import Element, Header
 from kubeproxy.netlink.ipvs import Load, Real, Settings, Virtual
@@ -37,6 +38,10 @@ class HeldServers(Struct, frozen=True, gc=False):
             found += [f"add {name} {describe.element(element)}" for element in elements]
         found += [describe.address("add", address) for address in self.addresses]
         return found + self.rules.lines()
+
+    def commands(self) -> list[str]:
+        """See `HeldPart`."""
+        return list(flat(self.lines()))
 
 
 def read(kernel: IPVSKernel, tables: Tables) -> HeldServers:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from kubeproxy.api.addresses import IPV4, IPV6, Family, family_of
-from kubeproxy.backends.base import Driver
+from kubeproxy.backends.base import Comparable, Driver
 from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config import checks
 from kubeproxy.config.checks import Problem
@@ -25,6 +25,12 @@ def _open(machine: "Machine", node: NodeConfig) -> Driver:
     from kubeproxy.backends.ipvs import prepare
 
     return prepare.open_driver(machine, node)
+
+
+def _reader(machine: "Machine", node: NodeConfig) -> Comparable:
+    from kubeproxy.backends.ipvs import prepare
+
+    return prepare.open_reader(machine, node)
 
 
 def _cleanup(machine: "Machine") -> None:
@@ -76,6 +82,8 @@ MODE: Final = Mode(
     problems=_problems,
     doubts=_doubts,
     open=_open,
+    reader=_reader,
+    untraceable=lambda _, __: "IPVS chooses the endpoint itself, between the hooks in which nf_tables traces",
     cleanup=_cleanup,
     serves=_serves,
     clean_tables=_clean_tables,

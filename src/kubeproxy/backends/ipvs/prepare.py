@@ -67,6 +67,17 @@ def open_driver(machine: Machine, node: NodeConfig) -> Driver:
     return IPVSDriver(kernel, tables, node)
 
 
+def open_reader(machine: Machine, node: NodeConfig) -> IPVSDriver:
+    """Makes a driver that is only to read.
+
+    Raises:
+        OSError: the kernel has no IPVS or no sets, or we may not ask it.
+        UnsupportedError: the iptables programs are missing.
+    """
+    tables = programs.find(machine, node.family, attempt=False)
+    return IPVSDriver(LinuxIPVSKernel(machine, node.family), tables, node)
+
+
 def _settings(settings: IPVSSettings, release: str) -> dict[str, int]:
     """The sysctls, for a kernel release."""
     wanted = dict(_SYSCTLS)

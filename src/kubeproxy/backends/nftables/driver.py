@@ -12,8 +12,8 @@ from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kubeproxy.api.addresses import IPV4
-from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
-from kubeproxy.backends.nftables import describe, frame, layout
+from kubeproxy.backends.base import Change, Failures, HeldState, KernelComparison, StaleError, SyncError
+from kubeproxy.backends.nftables import describe, frame, layout, part
 from kubeproxy.backends.nftables.content import NOTHING, Content, own_objects
 from kubeproxy.backends.nftables.held import FoundTable, HeldTable, as_table, read
 from kubeproxy.backends.nftables.load import TableLoad
@@ -24,6 +24,7 @@ from kubeproxy.backends.shared.threads import in_thread
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.netlink.nft import messages, objects
+from kubeproxy.netlink.nft.fake import FakeNftKernel
 from kubeproxy.netlink.nft.kernel import NftKernel, TransactionRefusedError
 from kubeproxy.netlink.nft.lookout import Lookout
 from kubeproxy.netlink.nft.messages import IP, IP6, NftMessage, TableName
@@ -77,13 +78,31 @@ class NFTablesDriver:
     def difference(self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> TableSteps:
         """See `Readable`."""
         table = as_table(held)
-        kernel = table.in_memory()
-        NFTablesDriver(kernel, node).load_blocking(node, plans)
-        return steps(table, kernel)
+        return steps(table, self._loaded(table, node, plans))
 
     def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
         """See `Readable`."""
         return describe.service(plan, node, self._table)
+
+    async def read_part(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> HeldTable:
+        """See `Comparable`."""
+        try:
+            return await asyncio.to_thread(part.read, self._kernel, self._table, node, plans.values())
+        except OSError as e:
+            raise SyncError(str(e)) from e
+
+    def compare(
+        self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]
+    ) -> KernelComparison:
+        """See `Comparable`."""
+        table = as_table(held)
+        return part.compare(table, self._loaded(table, node, plans))
+
+    def _loaded(self, table: HeldTable, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> FakeNftKernel:
+        """A kernel in memory that held this, after a `load`."""
+        kernel = table.in_memory()
+        NFTablesDriver(kernel, node).load_blocking(node, plans)
+        return kernel
 
     async def intact(self) -> bool:
         """See `Driver`. The watch tells what happens when it happens."""

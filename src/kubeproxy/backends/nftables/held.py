@@ -37,13 +37,19 @@ class HeldTable(Struct, frozen=True, gc=False):
 
     Attributes:
         made: the messages that would make it: the table, its sets, chains, rules and elements; none if there is no table.
+        part: it is only what concerns some Services.
     """
 
     made: tuple[NftMessage, ...]
+    part: bool = False
 
     def lines(self) -> list[str]:
         """See `HeldState`."""
         return text.render(self.made).splitlines()
+
+    def commands(self) -> list[str]:
+        """See `HeldPart`: those that make what is in the table."""
+        return list(text.commands(m for m in self.made if m.kind != messages.NEWTABLE))
 
     def in_memory(self) -> FakeNftKernel:
         """A kernel in memory that holds the same."""
@@ -180,21 +186,37 @@ def _listed(kernel: NftKernel, table: TableName) -> Iterator[NftMessage]:
     for body in list(kernel.dump(messages.GETSET, family, only)):
         a = wire.attributes(body)
         names.append(wire.string(a[2]))
-        made = _only(a, _SET) + wire.be32(10, 0)
-        yield NftMessage(messages.NEWSET, 0, family, made, f"add set {table} {names[-1]}")
+        yield set_message(table, a)
     for body in kernel.dump_all(messages.GETCHAIN, family):
         a = wire.attributes(body)
         if wire.string(a[1]) == table.name:
-            name = wire.string(a[3])
-            yield NftMessage(messages.NEWCHAIN, 0, family, _only(a, _CHAIN), f"add chain {table} {name}")
+            yield chain_message(table, a)
     for body in kernel.dump(messages.GETRULE, family, only):
         a = wire.attributes(body)
         if wire.string(a[1]) == table.name:
-            yield NftMessage(
-                messages.NEWRULE, 0, family, _only(a, _RULE), f"add rule {table} {wire.string(a[2])}"
-            )
+            yield rule_message(table, a)
     for name in names:
         yield from messages.add_elements(table, name, sorted(objects.elements(kernel, table, name)))
+
+
+def set_message(table: TableName, a: wire.Attributes) -> NftMessage:
+    """The message that would make a listed set."""
+    made = _only(a, _SET) + wire.be32(10, 0)
+    return NftMessage(messages.NEWSET, 0, table.family, made, f"add set {table} {wire.string(a[2])}")
+
+
+def chain_message(table: TableName, a: wire.Attributes) -> NftMessage:
+    """The message that would make a listed chain."""
+    return NftMessage(
+        messages.NEWCHAIN, 0, table.family, _only(a, _CHAIN), f"add chain {table} {wire.string(a[3])}"
+    )
+
+
+def rule_message(table: TableName, a: wire.Attributes) -> NftMessage:
+    """The message that would make a listed rule."""
+    return NftMessage(
+        messages.NEWRULE, 0, table.family, _only(a, _RULE), f"add rule {table} {wire.string(a[2])}"
+    )
 
 
 def _only(a: wire.Attributes, kinds: tuple[int, ...]) -> bytes:

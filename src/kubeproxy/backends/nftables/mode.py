@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from kubeproxy.backends.base import Driver
+from kubeproxy.backends.base import Comparable, Driver
 from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config import checks
 from kubeproxy.config.checks import Problem
@@ -21,6 +21,12 @@ def _open(machine: "Machine", node: NodeConfig) -> Driver:
     from kubeproxy.backends.nftables import prepare
 
     return prepare.open_driver(machine, node)
+
+
+def _reader(machine: "Machine", node: NodeConfig) -> Comparable:
+    from kubeproxy.backends.nftables import prepare
+
+    return prepare.open_reader(machine, node)
 
 
 def _cleanup(machine: "Machine") -> None:
@@ -55,6 +61,8 @@ MODE: Final = Mode(
     node=_node,
     problems=_problems,
     open=_open,
+    reader=_reader,
+    untraceable=lambda _, __: "",
     cleanup=_cleanup,
     serves=_serves,
 )

@@ -56,6 +56,17 @@ def open_driver(machine: Machine, node: NodeConfig, *, forwards: bool = True) ->
     )
 
 
+def open_reader(machine: Machine, node: NodeConfig) -> NFTablesDriver:
+    """Makes a driver that is only to read.
+
+    Raises:
+        OSError: the kernel has no nf_tables, or we may not ask it.
+    """
+    kernel = NftKernel(machine)
+    kernel.generation()
+    return NFTablesDriver(kernel, node)
+
+
 def _warn_of_drops(machine: Machine, kernel: NftKernel, node: NodeConfig) -> None:
     try:
         found = list(forwarding.dropping(machine, kernel, node.family))

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator
 from msgspec import Struct
 
 from kubeproxy.api.addresses import Family
-from kubeproxy.backends.base import HeldState, SyncError
-from kubeproxy.backends.fake_tables import FakeTables
+from kubeproxy.backends.base import HeldState, KernelComparison, SyncError
+from kubeproxy.backends.fake_tables import BUILTIN, FakeTables
 from kubeproxy.backends.programs import Tables, Variant, by_table
+from kubeproxy.backends.shared.compared import compared, flat
 
 _UNREADABLE = "# Table "
 
@@ -19,15 +20,23 @@ class HeldRules(Struct, frozen=True, gc=False):
         family: the family.
         variant: the variant of iptables.
         saved: the lines of `iptables-save`, without packet counters and comments.
+        part: it is only what concerns some Services.
+        numbers: of a part, the numbers of rules in their chains, counted from 1; each rule as "-t TABLE -A CHAIN RULE".
     """
 
     family: Family
     variant: Variant
     saved: tuple[str, ...]
+    part: bool = False
+    numbers: tuple[tuple[str, int], ...] = ()
 
     def lines(self) -> list[str]:
         """See `HeldState`."""
         return list(self.saved)
+
+    def commands(self) -> list[str]:
+        """See `HeldPart`."""
+        return list(flat(self.saved))
 
     def in_memory(self) -> FakeTables:
         """Tables in memory that hold the same.
@@ -93,6 +102,16 @@ def as_rules(held: HeldState) -> HeldRules:
 def steps(tables: FakeTables) -> RuleSteps:
     """What was sent to tables in memory; inputs that change nothing are none."""
     return RuleSteps(tuple([(table, text) for table, text in tables.inputs if changes(text)]))
+
+
+def compare(held: HeldRules, tables: FakeTables) -> KernelComparison:
+    """What tables in memory held, compared with what a `load` left there."""
+    return compared(held.lines, lambda: _kept(tables.save()), steps(tables))
+
+
+def declaration(chain: str) -> str:
+    """The line of `iptables-save` for a chain."""
+    return f":{chain} {'ACCEPT' if any(chain in chains for chains in BUILTIN.values()) else '-'}"
 
 
 def changes(text: str) -> list[str]:

@@ -34,4 +34,5 @@ MODE: Final = Mode(
     manners=nftables.MODE.manners,  # its rules are those of nftables mode
     node=_node,
     open=_open,
+    untraceable=lambda _, __: "this mode connects to endpoints itself: packets of clients end at its sockets",
 )

@@ -12,7 +12,7 @@ from typing import Final
 
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages as m
-from kubeproxy.netlink.nft import objects
+from kubeproxy.netlink.nft import objects, references
 from kubeproxy.netlink.nft.kernel import NftKernel, TransactionRefusedError
 from kubeproxy.netlink.nft.messages import NftMessage
 
@@ -44,7 +44,8 @@ class _FakeTable:
                 yield from m.add_elements(m.TableName(family, name), each, self.elements[each].values())
             return
         if kind == m.NEWRULE:
-            numbered = ((handle, rule) for rules in self.rules.values() for handle, rule in rules.items())
+            found = self.rules.values() if only is None else [self.rules.get(only, {})]
+            numbered = ((handle, rule) for rules in found for handle, rule in rules.items())
             bodies = [rule + wire.be64(3, handle) for handle, rule in numbered]
         else:
             bodies = {
@@ -104,6 +105,23 @@ class FakeNftKernel(NftKernel):
         """See `NftKernel`. There are none."""
         return 0
 
+    def ask(self, kind: int, family: int, body: bytes) -> list[memoryview]:
+        """See `NftKernel`: a chain, a set, or an element of a set by its key."""
+        a = wire.attributes(body)
+        table = self._tables.get((family, wire.string(a[1])))
+        _found(table)
+        assert table is not None
+        if kind == m.GETSETELEM:
+            (key,) = objects.split(bytes(a[3]))
+            element = table.elements.get(wire.string(a[2]), {}).get(objects.key_of(key))
+            found = None if element is None else wire.nested(3, element)
+        else:
+            bodies, attribute = {m.GETCHAIN: (table.chains, 3), m.GETSET: (table.sets, 2)}[kind]
+            found = bodies.get(wire.string(a[attribute]))
+        _found(found)
+        assert found is not None
+        return [memoryview(found)]
+
     def dump(self, kind: int, family: int, body: bytes = b"") -> Iterable[memoryview]:
         """See `NftKernel`."""
         asked = wire.attributes(body)
@@ -143,7 +161,10 @@ class FakeNftKernel(NftKernel):
                 _delete_chain(table, wire.string(a[3]))
             case m.NEWRULE:
                 self._handle += 1
-                _found(_chains(a[4]) <= table.chains.keys() and _sets(a[4]) <= table.sets.keys())
+                _found(
+                    references.chains(a[4]) <= table.chains.keys()
+                    and references.sets(a[4]) <= table.sets.keys()
+                )
                 _found(table.chains.get(wire.string(a[2])))
                 table.rules[wire.string(a[2])][self._handle] = message.body
             case m.DELRULE:
@@ -170,9 +191,13 @@ def _found(thing: object) -> None:
 def _delete_chain(table: _FakeTable, name: str) -> None:
     _found(table.chains.get(name))
     used = any(
-        name in _chains(wire.attributes(r)[4]) for rules in table.rules.values() for r in rules.values()
+        name in references.chains(wire.attributes(r)[4])
+        for rules in table.rules.values()
+        for r in rules.values()
     )
-    led_to = any(name == _target(e) for elements in table.elements.values() for e in elements.values())
+    led_to = any(
+        name == references.target(e) for elements in table.elements.values() for e in elements.values()
+    )
     _refuse_if(used or led_to or table.rules[name], errno.EBUSY)
     del table.chains[name], table.rules[name]
 
@@ -191,7 +216,11 @@ def _without_timeout(body: bytes) -> dict[int, bytes]:
 
 def _delete_set(table: _FakeTable, name: str) -> None:
     _found(table.sets.get(name))
-    used = any(name in _sets(wire.attributes(r)[4]) for rules in table.rules.values() for r in rules.values())
+    used = any(
+        name in references.sets(wire.attributes(r)[4])
+        for rules in table.rules.values()
+        for r in rules.values()
+    )
     _refuse_if(used, errno.EBUSY)
     del table.sets[name], table.elements[name]
 
@@ -203,37 +232,9 @@ def _elements(table: _FakeTable, held: dict[bytes, bytes], a: wire.Attributes, *
     for element in objects.split(bytes(a[3])):
         key = objects.key_of(element)
         if add:
-            target = _target(element)
+            target = references.target(element)
             _found(not target or target in table.chains)
             _refuse_if(held.setdefault(key, element) != element, errno.EEXIST)
         else:
             _found(key in held)
             del held[key]
-
-
-def _target(element: bytes) -> str:
-    """The chain to which an element of a verdict map jumps; "" for none."""
-    data = wire.attributes(wire.attributes(element[4:]).get(2, b""))
-    return _chain(data[2]) if 2 in data else ""
-
-
-def _chain(verdict: memoryview) -> str:
-    found = wire.attributes(verdict)
-    return wire.string(found[2]) if 2 in found else ""
-
-
-def _steps(expressions: memoryview) -> Iterator[tuple[str, wire.Attributes]]:
-    for _, expression in wire.attribute_list(expressions):
-        parts = wire.attributes(expression)
-        yield wire.string(parts[1]), wire.attributes(parts[2])
-
-
-def _chains(expressions: memoryview) -> set[str]:
-    """The chains to which a rule jumps."""
-    verdicts = (wire.attributes(a[2]).get(2) for name, a in _steps(expressions) if name == "immediate")
-    return {_chain(verdict) for verdict in verdicts if verdict is not None} - {""}
-
-
-def _sets(expressions: memoryview) -> set[str]:
-    """The sets and maps to which a rule refers."""
-    return {wire.string(a[1]) for name, a in _steps(expressions) if name in {"lookup", "dynset"}}

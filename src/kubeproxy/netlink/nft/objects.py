@@ -129,6 +129,33 @@ def elements(kernel: NftKernel, table: TableName, name: str) -> Iterator[bytes]:
             yield from split(bytes(listed))
 
 
+def element(kernel: NftKernel, table: TableName, name: str, key: bytes) -> bytes | None:
+    """One element of a set or map, found by its key; of an interval set the element that holds the key.
+
+    Args:
+        kernel: the kernel.
+        table: the table.
+        name: the set.
+        key: an element with this key, as the attribute it would be added by.
+
+    Returns:
+        The element as `elements` has it; None if there is none, or no such set.
+
+    Raises:
+        NetlinkError: the kernel refused.
+    """
+    body = wire.text(1, table.name) + wire.text(2, name) + wire.nested(3, key)
+    try:
+        for reply in kernel.ask(GETSETELEM, table.family, body):
+            listed = wire.attributes(reply).get(3)
+            if listed is not None:
+                return split(bytes(listed))[0]
+    except wire.NetlinkError as e:
+        if e.errno != errno.ENOENT:
+            raise
+    return None
+
+
 def split(listed: bytes) -> list[bytes]:
     """Splits a list attribute into its elements."""
     end = len(listed)

@@ -1,0 +1,45 @@
+"""What the kernel holds before and after a `load` over a copy of it, compared line by line."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from kubeproxy.backends.base import KernelComparison, LoadSteps
+
+
+def flat(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of the system's tools, each complete in itself.
+
+    Lines of `iptables-save` say their table: "-A CHAIN RULE" below "*nat" becomes "-t nat -A CHAIN RULE", and the declaration
+    of a chain becomes the command that makes it; the kernel's own chains are left out.
+    """
+    table = ""
+    for line in lines:
+        if line.startswith("*"):
+            table = line[1:]
+        elif table and line.startswith(":"):
+            chain, _, policy = line[1:].partition(" ")
+            if policy.startswith("-"):
+                yield f"-t {table} -N {chain}"
+        elif table and line != "COMMIT":
+            yield f"-t {table} {line}"
+        elif not table:
+            yield line
+
+
+def compared(
+    before: Callable[[], Iterable[str]], after: Callable[[], Iterable[str]], steps: LoadSteps
+) -> KernelComparison:
+    """The difference that a `load` makes.
+
+    Args:
+        before: the lines of what is held.
+        after: the lines of what a `load` leaves there.
+        steps: what it does.
+    """
+    if not steps:
+        return KernelComparison()
+    held, wanted = dict.fromkeys(flat(before())), dict.fromkeys(flat(after()))
+    lacking = tuple(line for line in wanted if line not in held)
+    foreign = tuple(line for line in held if line not in wanted)
+    if not lacking and not foreign:  # only the order of rules differs
+        lacking = tuple(flat(steps.lines()))
+    return KernelComparison(lacking, foreign)
