@@ -29,7 +29,23 @@ _GET, _DELETE, _GET_STATS = _SUBSYSTEM | 1, _SUBSYSTEM | 2, _SUBSYSTEM | 5
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
 _STATUS, _PROTOCOL_INFO, _STATUS_MASK = 3, 4, 26
 _TCP_INFO, _TCP_STATE = 1, 1
-_SEEN_REPLY, _SYN_SENT = 2, 1
+_SEEN_REPLY, _ASSURED, _SYN_SENT = 2, 4, 1
+_TCP_STATES = (
+    *(
+        "NONE",
+        "SYN_SENT",
+        "SYN_RECV",
+        "ESTABLISHED",
+        "FIN_WAIT",
+        "CLOSE_WAIT",
+        "LAST_ACK",
+        "TIME_WAIT",
+        "CLOSE",
+    ),
+    "SYN_SENT2",
+)
+"""Source: enum tcp_conntrack."""
+
 _TUPLE_IP, _TUPLE_PROTO, _TUPLE_ZONE = 1, 2, 3
 _PROTO_NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
 _V4_SOURCE, _V4_DESTINATION, _V6_SOURCE, _V6_DESTINATION = 1, 2, 3, 4
@@ -89,6 +105,23 @@ class ConntrackFlow(NamedTuple):
         found = wire.attributes(self.message[4:])
         value = found.get(_ZONE) or wire.attributes(found[_TUPLE_ORIG]).get(_TUPLE_ZONE)
         return 0 if value is None else int.from_bytes(value)
+
+    @property
+    def client(self) -> bytes:
+        """The place the client spoke from."""
+        found = _tuple(wire.attributes(self.message[4:])[_TUPLE_ORIG])
+        return b"" if found is None else found[1]
+
+    @property
+    def state(self) -> str:
+        """The state of a TCP connection as conntrack names it; of others ASSURED, REPLIED or UNREPLIED."""
+        found = wire.attributes(self.message[4:])
+        info = wire.attributes(wire.attributes(found.get(_PROTOCOL_INFO, b"")).get(_TCP_INFO, b""))
+        if _TCP_STATE in info:
+            number = info[_TCP_STATE][0]
+            return _TCP_STATES[number] if number < len(_TCP_STATES) else str(number)
+        status = int.from_bytes(found.get(_STATUS, b""))
+        return "ASSURED" if status & _ASSURED else "REPLIED" if status & _SEEN_REPLY else "UNREPLIED"
 
     @property
     def unanswered(self) -> bool:

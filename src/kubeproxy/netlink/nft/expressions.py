@@ -8,7 +8,7 @@ also uses the following ones.
 import struct
 from typing import Final
 
-from kubeproxy.netlink.wire import attribute, be32, nested, text
+from kubeproxy.netlink.wire import attribute, be32, be64, nested, text
 
 _FIRST_REGISTER = 8  # NFT_REG32_00
 _VERDICT_REGISTER = 0
@@ -16,6 +16,7 @@ _VERDICT_REGISTER = 0
 # enum nft_meta_keys
 META_MARK: Final = 3
 META_INPUT_NAME: Final = 6
+META_TRACE: Final = 12
 META_L4PROTO: Final = 16
 
 # enum nft_ct_keys
@@ -97,6 +98,11 @@ def bitwise(register: int, mask: bytes, xor: bytes) -> bytes:
         nested(5, attribute(1, xor)),
         be32(6, 0),
     )
+
+
+def limit(per_second: int) -> bytes:
+    """Goes on only for so many packets a second."""
+    return _expression("limit", be64(1, per_second), be64(2, 1), be32(3, per_second))
 
 
 def number(register: int, modulus: int) -> bytes:

@@ -1,0 +1,204 @@
+"""Traces packets: which rules they met, and with which verdict, as the kernel reports it.
+
+A table of our own, which the kernel deletes with the socket that made it, has one rule in each of the hooks where packets
+come from: it marks those of one flow, so many a second. The kernel then sends an event for each rule that such a packet
+matches, in whichever table.
+
+Source: linux/netfilter/nf_tables.h (enum nft_trace_attributes), net/netfilter/nf_tables_trace.c.
+"""
+
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+from msgspec import Struct
+
+from kubeproxy.netlink import wire
+from kubeproxy.netlink.namespace import Namespace
+from kubeproxy.netlink.nft import expressions as x
+from kubeproxy.netlink.nft import messages
+from kubeproxy.netlink.nft.kernel import NftKernel
+from kubeproxy.netlink.nft.messages import IP, OUTPUT, OWNER, PREROUTING, Hook, NftMessage, TableName
+
+PER_SECOND: Final = 50
+"""So many packets a second are traced at most: each makes about twenty events."""
+
+_GROUP: Final = 9  # NFNLGRP_NFTRACE
+_TRACE: Final = 10 << 8 | 17
+_TABLE, _CHAIN, _RULE_HANDLE, _TYPE, _VERDICT, _ID = 1, 2, 3, 4, 5, 6
+_NETWORK_HEADER, _TRANSPORT_HEADER, _POLICY = 8, 9, 16
+_POLICY_EVENT: Final = 1
+_BEFORE_ALL: Final = -350
+_BUFFER_BYTES: Final = 8 << 20
+_SYN, _SYN_ACK = b"\x02", b"\x12"
+_FLAGS_AT: Final = 13
+_TCP: Final = 6
+_SLASH: Final = {IP: (12, 16, 4), messages.IP6: (8, 24, 16)}
+"""Where source and destination address are in a header, and their size."""
+
+FAMILIES: Final = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+
+
+class TracedFlow(Struct, frozen=True, gc=False):
+    """The packets to trace.
+
+    Attributes:
+        family: IP or IP6.
+        protocol: the number of the protocol.
+        source: the source address; b"" for any.
+        destination: the destination address.
+        port: the destination port.
+        own: they are sent by processes of this host; otherwise they are received.
+    """
+
+    family: int
+    protocol: int
+    source: bytes
+    destination: bytes
+    port: int
+    own: bool
+
+
+class TraceEvent(Struct, frozen=True, gc=False):
+    """What a packet met.
+
+    Attributes:
+        packet: a number that all events of a packet have in common.
+        family: the family of the table.
+        table: its name.
+        chain: the chain.
+        handle: the handle of the rule; 0 for a policy.
+        verdict: the verdict: messages.ACCEPT, DROP, JUMP and so on.
+        target: the chain that it leads to.
+        source: the source address and port of the packet; empty if the event does not have them.
+        destination: the destination address and port.
+    """
+
+    packet: int
+    family: int
+    table: str
+    chain: str
+    handle: int
+    verdict: int
+    target: str = ""
+    source: bytes = b""
+    destination: bytes = b""
+
+
+class Tracer(wire.Closing):
+    """Traces one flow until it is closed.
+
+    Attributes:
+        table: the table it made.
+        losses: how often the kernel had more events than could be received.
+    """
+
+    def __init__(self, namespace: Namespace, flow: TracedFlow) -> None:
+        """Starts it.
+
+        Args:
+            namespace: the network namespace.
+            flow: the packets.
+
+        Raises:
+            OSError: the kernel refused: CAP_NET_ADMIN is missing, or it is older than 5.12.
+        """
+        self.table = TableName(flow.family, f"kube-proxy-explain-{os.getpid()}")
+        self.losses = 0
+        self._flow = flow
+        self._socket: wire.Socket = wire.Socket(namespace, wire.NETFILTER, receive_buffer=_BUFFER_BYTES)
+        self._kernel = NftKernel(namespace)
+        try:
+            self._socket.join(_GROUP)
+            self._kernel.commit(list(_rules(self.table, flow)))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends it; the table goes with its socket."""
+        self._kernel.close()
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """The descriptor, for an event loop to wait on."""
+        return self._socket.fileno()
+
+    def read(self) -> list[TraceEvent]:
+        """The events since the last call."""
+        found: list[TraceEvent] = []
+        while True:
+            count = len(found)
+            try:
+                found += [
+                    _event(message) for message in self._socket.receive(wait=False) if message.type == _TRACE
+                ]
+            except OSError as e:
+                if e.errno != errno.ENOBUFS:
+                    raise
+                self.losses += 1
+                continue
+            if len(found) == count:
+                return [event for event in found if event.table != self.table.name]
+
+
+def _rules(table: TableName, flow: TracedFlow) -> Iterator[NftMessage]:
+    source_at, destination_at, size = _SLASH[flow.family]
+    yield messages.add_table(table, "traces packets for kube-proxy explain", flags=OWNER)
+    hook = OUTPUT if flow.own else PREROUTING
+    yield messages.add_chain(table, "trace", Hook("filter", hook, _BEFORE_ALL))
+    match = [
+        x.payload(0, x.NETWORK_HEADER, destination_at, size),
+        x.compare(0, flow.destination),
+        x.meta(0, x.META_L4PROTO),
+        x.compare(0, bytes([flow.protocol])),
+        x.payload(0, x.TRANSPORT_HEADER, 2, 2),
+        x.compare(0, flow.port.to_bytes(2)),
+    ]
+    if flow.source:
+        match += [x.payload(0, x.NETWORK_HEADER, source_at, size), x.compare(0, flow.source)]
+    if flow.protocol == _TCP:  # the first packets of connections
+        match += [
+            x.payload(0, x.TRANSPORT_HEADER, _FLAGS_AT, 1),
+            x.bitwise(0, _SYN_ACK, bytes(1)),
+            x.compare(0, _SYN),
+        ]
+    yield messages.add_rule(
+        table, "trace", *match, x.limit(PER_SECOND), x.immediate(0, b"\1"), x.set_meta(0, x.META_TRACE)
+    )
+
+
+def _event(message: wire.Message) -> TraceEvent:
+    a = wire.attributes(message.body[4:])
+    verdict, target = messages.ACCEPT, ""
+    if int.from_bytes(a[_TYPE]) == _POLICY_EVENT:
+        verdict = int.from_bytes(a.get(_POLICY, b"\0\0\0\1"))
+    elif _VERDICT in a:
+        said = wire.attributes(a[_VERDICT])
+        (verdict,) = struct.unpack(">i", said[1])
+        target = wire.string(said[2]) if 2 in said else ""
+    source, destination = _places(a.get(_NETWORK_HEADER, b""), a.get(_TRANSPORT_HEADER, b""))
+    return TraceEvent(
+        int.from_bytes(a[_ID]),
+        message.body[0],
+        wire.string(a[_TABLE]),
+        wire.string(a[_CHAIN]),
+        int.from_bytes(a.get(_RULE_HANDLE, b"")),
+        verdict,
+        target,
+        source,
+        destination,
+    )
+
+
+def _places(network: memoryview | bytes, transport: memoryview | bytes) -> tuple[bytes, bytes]:
+    """Source and destination address with ports; empty if the headers are not there."""
+    if len(network) < 20 or len(transport) < 4:
+        return b"", b""
+    source_at, destination_at, size = _SLASH[IP if network[0] >> 4 == 4 else messages.IP6]
+    return (
+        bytes(network[source_at : source_at + size]) + bytes(transport[:2]),
+        bytes(network[destination_at : destination_at + size]) + bytes(transport[2:4]),
+    )
