@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kubeproxy import __version__, backends, nodewatch, progress, sysctls
 from kubeproxy import host as hosts
@@ -35,9 +35,13 @@ from kubeproxy.notify import notify
 from kubeproxy.reconcile.ledger import Recorded
 from kubeproxy.reconcile.reconciler import Reconciler
 from kubeproxy.reporter import Reporter
+from kubeproxy.serve import explaining
 from kubeproxy.serve.exposition import Provider
 from kubeproxy.serve.serving import Serving
 from kubeproxy.sources.base import Source, Status
+
+if TYPE_CHECKING:
+    from kubeproxy.answers.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -371,8 +375,19 @@ class App:
             for cleaner in cleaners:
                 group.create_task(cleaner.run())
             group.create_task(watch.follow_addresses())
+            group.create_task(explaining.serve(self._machine, lambda: self._snapshot(loops)))
             group.create_task(self._report(loops, reporter, forwarding))
             await self._all_synced(loops, [driver for _, driver in opened])
+
+    def _snapshot(self, loops: Sequence[Reconciler]) -> "Snapshot":
+        """What is known of the cluster now, for questions."""
+        from kubeproxy.answers.snapshot import Snapshot
+
+        nodes = tuple(loop.node for loop in loops)
+        addresses = {
+            node.family: tuple(nodewatch.local_addresses(self._machine, node.family)) for node in nodes
+        }
+        return Snapshot(self._hub.state, self._mode, nodes, addresses, own=True)
 
     async def _report(self, loops: Sequence[Reconciler], reporter: Reporter, forwarding: Forwarding) -> None:
         """Reports what is wrong around the rules, once they are in place; not much later if they never are."""

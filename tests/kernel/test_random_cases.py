@@ -24,7 +24,12 @@ def expected(world: World, manners: Manners, fronts: random_case.Fronts) -> Outc
     """What each client should get at each front."""
     wanted: Outcomes = {client: {} for client in fronts}
     for client, front, sent, verdict in world.verdicts(manners, fronts):
-        told = outcome(client, sent, verdict, owned=manners.owns_addresses)
+        explained = world.explain(manners, sent)
+        assert explained.verdict == verdict, (client, front)
+        assert {(each.address, each.port) for each in explained.endpoints} == {
+            (each.address, each.port) for each in verdict.endpoints
+        }
+        told = outcome(client, sent, explained.verdict, owned=manners.owns_addresses)
         # Who stays with a backend may stay with one that answers past the node: chance decides for all tries.
         if not (verdict.port and verdict.port.affinity and SOME_LOST in told):
             wanted[client][front] = told

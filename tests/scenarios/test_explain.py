@@ -1,24 +1,29 @@
 """`explain` says of every packet the oracle saw what the reference did with it, and accounts for every endpoint."""
 
 import asyncio
+import copy
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
 
 from kubeproxy import backends
+from kubeproxy.answers.asking import answer
+from kubeproxy.answers.packets import packet as parse_packet
+from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api.addresses import FAMILIES, family_of
 from kubeproxy.config.load import load
-from kubeproxy.insight.answer import answer
 from kubeproxy.insight.origin import Origin
-from kubeproxy.insight.packets import packet as parse_packet
-from kubeproxy.insight.snapshot import Snapshot, take
+from kubeproxy.insight.snapshot import take
 from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.model.explain import explain
 from kubeproxy.model.plan import FORWARD
-from tests.lab import cases, probe
+from tests.lab import cases, probe, random_case
 from tests.lab.probe import Outcomes
-from tests.scenarios.world import CLIENTS, LOCAL_ADDRESSES, outcome, packet, parse_front
+from tests.scenarios.carried import forgive
+from tests.scenarios.world import CLIENTS, LOCAL_ADDRESSES, World, outcome, packet, parse_front
 
 ADDRESSES = [address for family in FAMILIES for address in LOCAL_ADDRESSES[family]]
 
@@ -31,22 +36,25 @@ def taken(name: str, mode: str, folder: Path) -> Snapshot:
     return asyncio.run(take(Origin(options), FakeMachine(ADDRESSES)))
 
 
-@pytest.mark.parametrize("name", cases.NAMES)
-@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [(mode, name) for mode in ("iptables", "nftables") for name in cases.NAMES]
+    + [("ipvs", name) for name in cases.recorded("ipvs")],
+)
 def test_explanations_are_the_recorded_outcomes(mode: str, name: str, tmp_path: Path) -> None:
-    expected = cases.expected(mode, name)
+    expected = copy.deepcopy(cases.expected(mode, name))
     snapshot = taken(name, mode, tmp_path)
+    manners = backends.mode(mode).manners
+    assert manners is not None
     judged: Outcomes = {client: {} for client in expected}
     for client, fronts in expected.items():
         for front in fronts:
-            sent = packet(client, front)
+            sent = packet(client, front, owned=manners.owns_addresses)
             family = family_of(sent.destination)
             node = snapshot.node(family)
-            manners = backends.mode(mode).manners
             assert node is not None
-            assert manners is not None
             explained = explain(snapshot.state, node, snapshot.local_addresses[family], manners, sent)
-            judged[client][front] = outcome(client, sent, explained.verdict)
+            judged[client][front] = outcome(client, sent, explained.verdict, owned=manners.owns_addresses)
             found = answer(snapshot, explained)
             assert found.verdict == explained.verdict.action
             reached = {(each.address, each.port) for each in found.endpoints}
@@ -56,6 +64,7 @@ def test_explanations_are_the_recorded_outcomes(mode: str, name: str, tmp_path: 
                 assert all(each.slice for each in found.endpoints)
             if found.service:
                 _accounts_for_all(snapshot, found.service, reached, {each.address for each in found.excluded})
+    forgive(judged, expected)
     assert judged == expected, probe.differences(expected, judged)
 
 
@@ -84,3 +93,28 @@ def test_a_packet_as_people_name_it(name: str, tmp_path: Path) -> None:
             at = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
             given = parse_packet(snapshot, machine, source, f"{at}/{protocol.lower()}", interface)
             assert given == packet(client, front)
+
+
+@pytest.mark.parametrize("mode", ["iptables", "nftables", "ipvs"])
+@settings(max_examples=30)
+@given(config=random_case.configurations(), objects=random_case.objects())
+def test_explanations_of_random_clusters_are_the_verdicts(
+    mode: str, config: random_case.Document, objects: list[random_case.Document]
+) -> None:
+    manners = backends.mode(mode).manners
+    assert manners is not None
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(*cases.lay_out(config, objects, mode, Path(folder)))
+    fronts = random_case.fronts([each for each in objects if each["kind"] == "Service"])
+    for client, front, sent, verdict in world.verdicts(manners, fronts):
+        explained = world.explain(manners, sent)
+        assert explained.verdict == verdict, (client, front)
+        reached = {(each.address, each.port, each.masquerade) for each in explained.endpoints}
+        assert reached == {
+            (each.address, each.port, verdict.masquerades(sent, each)) for each in verdict.endpoints
+        }
+        if explained.service:
+            slices = (piece for _, piece in world.hub.state.named_slices(explained.service))
+            known = {row.address for piece in slices for row in piece.endpoints}
+            excluded = {each.address for each in explained.excluded}
+            assert known == {address for address, _, _ in reached} | excluded

@@ -9,6 +9,7 @@ from kubeproxy import host
 from kubeproxy.api.addresses import FAMILIES, IPV4, IPV6, Family, family_of
 from kubeproxy.config.load import load
 from kubeproxy.hub import Hub
+from kubeproxy.model.explain import Explanation, explain
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import FORWARD, ServicePlan
@@ -81,6 +82,12 @@ class World:
             for front in asked:
                 sent = packet(client, front, owned=manners.owns_addresses)
                 yield client, front, sent, books[family_of(sent.destination)].verdict(sent)
+
+    def explain(self, manners: Manners, sent: Packet) -> Explanation:
+        """The explanation of what becomes of a packet."""
+        family = family_of(sent.destination)
+        node = self.nodes[family].with_service_cidrs(self.hub.service_cidrs)
+        return explain(self.hub.state, node, LOCAL_ADDRESSES[family], manners, sent)
 
 
 def parse_front(front: str) -> tuple[str, int, Any]:

@@ -5,13 +5,15 @@ import asyncio
 import os
 from typing import Final
 
-from kubeproxy.api.addresses import family_of, join
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from kubeproxy.answers.answer import Answer
+from kubeproxy.answers.seen import Followed, Live
+from kubeproxy.api.addresses import FAMILIES, join
 from kubeproxy.cli.command import Asked, Command, CommandError
 from kubeproxy.cli.output import Output
-from kubeproxy.insight import origin, packets, snapshot
-from kubeproxy.insight.answer import Answer, answer
 from kubeproxy.machine.base import Machine
-from kubeproxy.model.explain import explain
 
 STATUSES: Final = {"forward": 0, "pass": 0, "drop": 3, "reject": 4}
 DIFFERS: Final = 5
@@ -32,26 +34,58 @@ def _options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the interface the packet comes in by; looked up if not given",
     )
+    parser.add_argument(
+        "--live", type=int, nargs="?", const=LIVE_PACKETS, default=0, metavar="N",
+        help=f"trace N real packets of the flow, {LIVE_PACKETS} if no number is given, and compare them with the prediction",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeout", type=float, default=LIVE_SECONDS, metavar="SECONDS",
+        help=f"how long --live waits for packets; {LIVE_SECONDS:g} if not given",
+    )  # fmt: skip
+    parser.add_argument("--follow", action="store_true", help="list the open connections of the flow")
 
 
 def _run(asked: Asked) -> int:
     from kubeproxy.machine.linux import LinuxMachine
 
+    arguments = asked.arguments
+    if not 0 <= arguments.live <= MOST_LIVE:
+        raise CommandError(f"--live {arguments.live}: a number from 1 to {MOST_LIVE}")
+    if not 0 < arguments.timeout <= MOST_SECONDS:
+        raise CommandError(f"--timeout {arguments.timeout:g}: seconds, above 0 and at most {MOST_SECONDS:g}")
     machine = LinuxMachine()
-    found = asyncio.run(ask(asked, machine))
+    found = _of_daemon(asked, machine) or asyncio.run(ask(asked, machine))
+    if not asked.arguments.json:
+        show(found, asked.out)
+    found = _see(found, asked, machine)
     if asked.arguments.json:
         asked.out.json(found)
-    else:
-        show(found, asked.out)
-    return DIFFERS if found.kernel == "differs" else STATUSES[found.verdict]
+    differs = found.kernel == "differs" or (found.live is not UNSET and found.live.differs)
+    return DIFFERS if differs else STATUSES[found.verdict]
+
+
+def _of_daemon(asked: Asked, machine: Machine) -> Answer | None:
+    """The answer of the kube-proxy that runs here; None if there is none, or another configuration is asked about."""
+    arguments = asked.arguments
+    if asked.flags or arguments.node or arguments.source.startswith("pod/"):
+        return None
+    from kubeproxy.insight import daemon
+
+    try:
+        return daemon.ask(machine, arguments.source, arguments.destination, arguments.interface)
+    except daemon.RefusedQuestionError as e:
+        raise CommandError(str(e)) from e
 
 
 async def ask(asked: Asked, machine: Machine) -> Answer:
-    """Answers the question.
+    """Answers the question from a reading of the cluster.
 
     Raises:
         CommandError: it cannot be answered.
     """
+    from kubeproxy.answers import asking, packets
+    from kubeproxy.insight import origin, snapshot
+
     arguments = asked.arguments
     try:
         path = packets.pod_path(arguments.source)
@@ -62,16 +96,45 @@ async def ask(asked: Asked, machine: Machine) -> Answer:
                 node=arguments.node,
                 paths=[path] if path else [],
             )
-        packet = packets.packet(taken, machine, arguments.source, arguments.destination, arguments.interface)
-    except (origin.OriginError, snapshot.SnapshotError, packets.PacketError) as e:
+        found = await asking.ask(taken, machine, arguments.source, arguments.destination, arguments.interface)
+    except (
+        origin.OriginError,
+        snapshot.SnapshotError,
+        packets.PacketError,
+        asking.QuestionError,
+    ) as e:
         raise CommandError(str(e)) from e
     for trouble in taken.troubles:
         asked.out.note(trouble)
-    family = family_of(packet.destination)
-    node, manners = taken.node(family), taken.mode.manners
-    if node is None or manners is None:
-        raise CommandError(f"{taken.mode.name} mode cannot be explained")
-    return answer(taken, explain(taken.state, node, taken.local_addresses[family], manners, packet))
+    return found
+
+
+def _see(found: Answer, asked: Asked, machine: Machine) -> Answer:
+    """Adds what is seen of real packets and connections, and shows it."""
+    arguments, out = asked.arguments, asked.out
+    elsewhere = f"node {found.node} is not this host" if arguments.node and found.kernel == "unread" else ""
+    if arguments.follow:
+        from kubeproxy.answers import followed
+        from kubeproxy.nodewatch import local_addresses
+
+        local = [each for family in FAMILIES for each in local_addresses(machine, family)]
+        flows = Followed(cannot=elsewhere) if elsewhere else followed.follow(machine, found, local)
+        found = replace(found, flows=flows)
+        if not arguments.json:
+            show_flows(flows, out)
+    if arguments.live:
+        from kubeproxy.answers import live
+
+        with out.progress(f"waiting for {arguments.live} packets, {arguments.timeout:g} s at most"):
+            seen = (
+                Live(cannot=elsewhere)
+                if elsewhere
+                else asyncio.run(live.watch(machine, found, arguments.live, arguments.timeout))
+            )
+        found = replace(found, live=seen)
+        if not arguments.json:
+            show_live(seen, arguments.live, out)
+    return found
 
 
 def show(found: Answer, out: Output) -> None:
@@ -97,16 +160,71 @@ def show(found: Answer, out: Output) -> None:
         detail = f": {other.detail}" if other.detail else ""
         out.line(f"  {label:<14}{at:<24} {other.reason}{detail} (EndpointSlice {other.slice})")
         label = ""
-    out.line(f"  {'kernel':<14}{KERNEL[found.kernel]}", "red" if found.kernel == "differs" else "")
-    for difference in found.differences:
+    why = f": {found.unread}" if found.unread else ""
+    out.line(f"  {'kernel':<14}{KERNEL[found.kernel]}{why}", "red" if found.kernel == "differs" else "")
+    for rule in found.rules[:MOST_RULES]:
+        out.line(f"  {'':<14}{rule.text}{f'   (rule {rule.number})' if rule.number else ''}", "dim")
+    if len(found.rules) > MOST_RULES:
+        out.line(f"  {'':<14}and {len(found.rules) - MOST_RULES} more; --json has all", "dim")
+    for difference in found.differences[:MOST_RULES]:
         out.line(f"  {'':<14}{difference}", "red")
+    if len(found.differences) > MOST_RULES:
+        out.line(f"  {'':<14}and {len(found.differences) - MOST_RULES} more; --json has all", "red")
 
+
+MOST_RULES: Final = 12
+"""So many of the things the kernel holds, and of the differences, are shown."""
+
+LIVE_PACKETS: Final = 5
+MOST_LIVE: Final = 1000
+LIVE_SECONDS: Final = 30.0
+MOST_SECONDS: Final = 86_400.0
 
 KERNEL: Final = {
     "agrees": "holds what the plan of the Service asks for",
     "differs": "differs from the plan of the Service:",
     "unread": "was not compared",
 }
+
+
+def show_flows(found: Followed, out: Output) -> None:
+    """Writes open connections for people."""
+    if found.cannot:
+        out.line(f"  {'connections':<14}were not listed: {found.cannot}")
+        return
+    total = sum(found.endpoints.values())
+    out.line(f"  {'connections':<14}{total} open")
+    for endpoint, count in found.endpoints.items():
+        out.line(f"  {'':<14}{endpoint:<24} {count}")
+    for flow in found.flows[:MOST_RULES]:
+        note = "" if flow.expected else "   new connections do not go there"
+        out.line(
+            f"  {'':<14}{flow.client} -> {flow.endpoint} {flow.state}{note}",
+            "" if flow.expected else "yellow",
+        )
+    if total > MOST_RULES:
+        out.line(f"  {'':<14}and {total - MOST_RULES} more; --json lists them")
+
+
+def show_live(found: Live, wanted: int, out: Output) -> None:
+    """Writes what became of traced packets for people."""
+    from kubeproxy.answers.live import shown
+
+    if found.cannot:
+        out.line(f"  {'live':<14}packets cannot be traced: {found.cannot}")
+        return
+    text = (
+        f"{len(found.packets)} packets in {found.seconds:g} s: {found.matches} MATCH, {found.differs} DIFFERS"
+    )
+    if found.losses:
+        text += f"; {found.losses} times the kernel had more to report than could be received"
+    if len(found.packets) < wanted:
+        text += f"; no more than {len(found.packets)} of {wanted} came"
+    out.line(f"  {'live':<14}{text}", "red" if found.differs else "")
+    for packet in found.packets:
+        label = "MATCH" if packet.match else "DIFFERS"
+        out.line(f"  {'':<14}{label:<8}{shown(packet)}", "" if packet.match else "red")
+
 
 COMMAND: Final = Command(
     name="explain",

@@ -11,18 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from msgspec import Struct
-
 from kubeproxy import backends, nodewatch
 from kubeproxy import host as hosts
+from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api.addresses import FAMILIES, Family, family_of
-from kubeproxy.backends.mode import Mode
 from kubeproxy.hub import Hub
 from kubeproxy.insight.origin import Origin
 from kubeproxy.machine.base import Machine
-from kubeproxy.model.node import LOOPBACK, NodeConfig
-from kubeproxy.model.plan import Key, ServicePlan
-from kubeproxy.model.state import State
+from kubeproxy.model.node import LOOPBACK
 from kubeproxy.sources.base import Source, Status
 from kubeproxy.sources.client import Client
 from kubeproxy.sources.errors import ApiError, UnreachableError
@@ -36,47 +32,6 @@ _EXTRAS_SECONDS: Final = 2.0
 
 class SnapshotError(Exception):
     """The cluster cannot be read; the message says why."""
-
-
-class Snapshot(Struct, frozen=True):
-    """The cluster at one moment.
-
-    Attributes:
-        state: Services and their endpoints.
-        mode: the mode that is answered for.
-        nodes: the node under each of its families, the primary one first.
-        local_addresses: the addresses of the node, of each family.
-        own: it is the node this command runs on, so its kernel can be read.
-        origin: the configuration.
-        troubles: what could not be read, and what that means for answers.
-        objects: other objects that were asked for, by path, as the API server returned them; None where it refused.
-    """
-
-    state: State
-    mode: Mode
-    nodes: tuple[NodeConfig, ...]
-    local_addresses: Mapping[Family, tuple[str, ...]]
-    own: bool
-    origin: Origin
-    troubles: tuple[str, ...] = ()
-    objects: Mapping[str, bytes | None] = {}
-
-    @property
-    def name(self) -> str:
-        """The name of the node."""
-        return self.nodes[0].name
-
-    def node(self, family: Family) -> NodeConfig | None:
-        """The node under a family; None if it does not have it."""
-        return next((node for node in self.nodes if node.family == family), None)
-
-    def plans(self, family: Family) -> dict[Key, ServicePlan]:
-        """The plans of all Services under a family."""
-        node = self.node(family)
-        if node is None:
-            return {}
-        planned = ((key, self.state.plan(key, node)) for key in self.state.services)
-        return {key: plan for key, plan in planned if plan is not None}
 
 
 class _Sink(Hub):
@@ -241,4 +196,4 @@ def _snapshot(
         node.with_addresses(addresses[node.family]).with_service_cidrs(hub.service_cidrs)
         for node in host.nodes
     )
-    return Snapshot(hub.state, mode, nodes, addresses, own, origin, tuple(troubles), objects)
+    return Snapshot(hub.state, mode, nodes, addresses, own, tuple(troubles), objects)

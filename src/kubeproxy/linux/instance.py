@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 NAME: Final = "\0kube-proxy/instance"
 
+ANSWERS: Final = "\0kube-proxy/answers"
+"""The name of the socket on which that instance answers questions of commands."""
+
 UNKNOWN: Final = -1
 """The user of a process whose queue of connections is full, because it accepts none; a kube-proxy does."""
 
@@ -157,7 +160,58 @@ def holder(make: Make) -> Holder | None:
             return None
         except BlockingIOError:
             return Holder(0, UNKNOWN)
-        process, user, _ = _CREDENTIALS.unpack(
-            probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
-        return Holder(process, user)
+        return peer(probe)
+
+
+def listen_for_questions(make: Make) -> socket.socket:
+    """Makes the socket on which questions are answered.
+
+    Raises:
+        OSError: another process has it.
+    """
+    made = make(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        made.bind(ANSWERS)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def connect_to_ask(make: Make, seconds: float) -> socket.socket:
+    """Connects to the instance of this network namespace, to ask it.
+
+    Args:
+        make: makes a socket in the network namespace.
+        seconds: how long to wait for the connection, and for each part of an answer.
+
+    Raises:
+        OSError: nobody listens, or a user who is neither root nor our own.
+    """
+    made = make(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.settimeout(seconds)
+        made.connect(ANSWERS)
+        if not is_trusted(made):
+            raise PermissionError(errno.EPERM, "the socket is another user's")
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def is_trusted(connection: socket.socket) -> bool:
+    """Whether the process at the other end of a Unix socket runs as root or as our own user."""
+    return peer(connection).user in {0, os.geteuid()}
+
+
+def peer(connection: socket.socket) -> Holder:
+    """The process at the other end of a connected Unix socket.
+
+    Raises:
+        OSError: the kernel does not say.
+    """
+    process, user, _ = _CREDENTIALS.unpack(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return Holder(process, user)

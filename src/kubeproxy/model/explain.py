@@ -106,12 +106,14 @@ class Explanation(Struct, frozen=True):
         stages: how that was decided.
         endpoints: where it can go.
         excluded: the other endpoints of the Service port.
+        plans: the plans of the Services that can own the destination, or have its address.
     """
 
     packet: Packet
     verdict: Verdict
     service: Key | None
     stages: tuple[Stage, ...]
+    plans: tuple[ServicePlan, ...] = ()
     endpoints: tuple[Reached, ...] = ()
     excluded: tuple[Excluded, ...] = ()
 
@@ -145,7 +147,11 @@ def explain(
     verdict = book.verdict(packet)
     if verdict.port is None:
         return Explanation(
-            packet, verdict, None, tuple(_no_service(state, node, local_addresses, packet, verdict))
+            packet,
+            verdict,
+            None,
+            tuple(_no_service(state, node, local_addresses, packet, verdict)),
+            tuple(plans),
         )
     plan = next(plan for plan in plans if verdict.port in plan.ports)
     rivals = state.rivals(node_port if verdict.front == "node port" else front, node)
@@ -162,6 +168,7 @@ def explain(
         verdict,
         plan.key,
         stages,
+        tuple(plans),
         tuple(_reached(verdict, packet, rows, verdict.port)),
         tuple(_excluded(verdict, rows, verdict.port, node)),
     )

@@ -9,7 +9,7 @@ each iteration of the event loop, so a client with many requests does not block 
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from kubeproxy.serve.message import (
@@ -51,13 +51,20 @@ class Door:
     def __len__(self) -> int:
         return len(self._connections)
 
-    async def open(self, handler: Handler, sock: socket.socket) -> "OpenPort":
+    async def open(
+        self, handler: Handler, sock: socket.socket, *, admits: Callable[[socket.socket], bool] | None = None
+    ) -> "OpenPort":
         """Listens on a bound socket, which is the listener's from now on.
+
+        Args:
+            handler: answers.
+            sock: the socket.
+            admits: whether a connection is accepted; others are closed. None: all are.
 
         Raises:
             OSError: another socket listens on this address.
         """
-        listener = OpenPort(self)
+        listener = OpenPort(self, admits)
         try:
             listener.server = await asyncio.get_running_loop().create_server(
                 lambda: _Connection(self, listener, handler), sock=sock, backlog=_BACKLOG
@@ -108,12 +115,17 @@ class Door:
 
 
 class OpenPort:
-    """An open port."""
+    """An open port.
+
+    Attributes:
+        admits: whether a connection is accepted; None: all are.
+    """
 
     server: asyncio.Server
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, admits: Callable[[socket.socket], bool] | None = None) -> None:
         self._door = door
+        self.admits = admits
 
     def close(self) -> None:
         """Closes the port and its connections."""
@@ -161,6 +173,10 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        admits = self.listener.admits
+        if admits is not None and not admits(transport.get_extra_info("socket")):
+            transport.abort()
+            return
         self._patience(REQUEST_SECONDS)
         self._door.entered(self)
 

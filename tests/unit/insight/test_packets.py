@@ -7,10 +7,10 @@ import msgspec
 import pytest
 import yaml
 
+from kubeproxy.answers.packets import PacketError, packet, pod_path
 from kubeproxy.config.commandline import parse
 from kubeproxy.config.load import load
 from kubeproxy.insight.origin import Origin
-from kubeproxy.insight.packets import PacketError, packet, pod_path
 from kubeproxy.insight.snapshot import take
 from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.model.verdict import Packet

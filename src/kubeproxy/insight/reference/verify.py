@@ -2,9 +2,9 @@
 
 from msgspec import Struct
 
+from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.insight.reference import read
 from kubeproxy.insight.reference.compare import Comparison, compare
-from kubeproxy.insight.snapshot import Snapshot
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.verdict import Book
 

@@ -12,9 +12,9 @@ from typing import Final
 
 from msgspec import Struct
 
+from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api.addresses import FAMILIES, Family, family_of, is_loopback, parse_address
 from kubeproxy.api.rows import PortRow, Protocol, ServiceRow
-from kubeproxy.insight.snapshot import Snapshot
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.explain import UNKNOWN_INTERFACE
 from kubeproxy.model.verdict import Packet
@@ -221,7 +221,7 @@ def _family(
 
 def _own_source(snapshot: Snapshot, machine: Machine, destination: str, local: tuple[str, ...]) -> str:
     """The source of what a process of the node sends to an address."""
-    if destination in local:
+    if destination in local or _is_owned(snapshot, destination):
         return destination
     family = family_of(destination)
     if snapshot.own:
@@ -231,6 +231,19 @@ def _own_source(snapshot: Snapshot, machine: Machine, destination: str, local: t
     node = snapshot.node(family)
     assert node is not None
     return node.address
+
+
+def _is_owned(snapshot: Snapshot, address: str) -> bool:
+    """Whether the mode gives an address of a Service to the node."""
+    manners = snapshot.mode.manners
+    return (
+        manners is not None
+        and manners.owns_addresses
+        and any(
+            address in row.cluster_ips or address in row.external_ips or address in row.load_balancer_ips
+            for row in snapshot.state.services.values()
+        )
+    )
 
 
 def _interface(snapshot: Snapshot, machine: Machine, source: str) -> str:

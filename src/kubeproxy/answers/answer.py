@@ -4,14 +4,26 @@
 (unread), for example because the answer is for another node.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
 
-from kubeproxy.insight.snapshot import Snapshot
-from kubeproxy.model.explain import Excluded, Explanation, Stage
+from kubeproxy.answers.seen import Followed, Live
+from kubeproxy.model.explain import Excluded, Stage
 
-Kernel = Literal["agrees", "differs", "unread"]
+State = Literal["agrees", "differs", "unread"]
+
+
+class HeldRule(Struct, frozen=True, gc=False):
+    """Something the kernel holds.
+
+    Attributes:
+        text: it, in the syntax of the system's own tools.
+        number: its number in its chain, counted from 1; 0 where there is none.
+    """
+
+    text: str
+    number: int = 0
 
 
 class EndpointAnswer(Struct, frozen=True):
@@ -49,7 +61,10 @@ class Answer(Struct, frozen=True, kw_only=True, rename="camel"):
         stages: how it was decided, step by step.
         kernel: whether the kernel holds the plan of the Service.
         differences: how it differs.
+        rules: what it holds for this packet.
+        unread: why it was not compared.
         live: what was seen of real packets; not there if none were traced.
+        flows: its open connections; not there if they were not asked for.
     """
 
     source: str = field(name="from")
@@ -68,47 +83,9 @@ class Answer(Struct, frozen=True, kw_only=True, rename="camel"):
     endpoints: tuple[EndpointAnswer, ...]
     excluded: tuple[Excluded, ...]
     stages: tuple[Stage, ...]
-    kernel: Kernel = "unread"
+    kernel: State = "unread"
     differences: tuple[str, ...] = ()
-    live: dict[str, Any] | UnsetType = UNSET
-
-
-def answer(snapshot: Snapshot, explained: Explanation) -> Answer:
-    """The answer without what the kernel holds.
-
-    Args:
-        snapshot: the cluster.
-        explained: the explanation.
-    """
-    packet, verdict = explained.packet, explained.verdict
-    carried = not snapshot.mode.forwards and verdict.action == "forward"  # connections are made by this node
-    return Answer(
-        source=packet.source,
-        destination=packet.destination,
-        port=packet.port,
-        protocol=packet.protocol,
-        interface=packet.interface,
-        mode=snapshot.mode.name,
-        node=snapshot.name,
-        verdict=verdict.action,
-        reason=verdict.reason,
-        service="/".join(explained.service) if explained.service else "",
-        port_name=verdict.port.name.partition(":")[2] if verdict.port else "",
-        front=verdict.front,
-        masquerade=verdict.masquerade or carried,
-        endpoints=tuple(
-            EndpointAnswer(
-                each.address,
-                each.port,
-                round(each.share, 4),
-                each.local,
-                each.node,
-                each.zone,
-                each.masquerade or carried,
-                each.slice,
-            )
-            for each in explained.endpoints
-        ),
-        excluded=explained.excluded,
-        stages=explained.stages,
-    )
+    rules: tuple[HeldRule, ...] = ()
+    unread: str = ""
+    live: Live | UnsetType = UNSET
+    flows: Followed | UnsetType = UNSET

@@ -1,0 +1,89 @@
+"""A question as it is asked, answered: what a packet is, what becomes of it and why, and whether the kernel agrees."""
+
+from typing import Final
+
+from kubeproxy.answers import kernel, packets
+from kubeproxy.answers.answer import Answer, EndpointAnswer
+from kubeproxy.answers.kernel import KernelState
+from kubeproxy.answers.packets import PacketError
+from kubeproxy.answers.snapshot import Snapshot
+from kubeproxy.api.addresses import family_of
+from kubeproxy.machine.base import Machine
+from kubeproxy.model.explain import Explanation, explain
+
+_UNREAD: Final = KernelState()
+
+
+class QuestionError(Exception):
+    """The question cannot be answered; the message says what is wrong with it."""
+
+
+async def ask(snapshot: Snapshot, machine: Machine, source: str, destination: str, interface: str) -> Answer:
+    """Answers what becomes of a packet.
+
+    Args:
+        snapshot: the cluster.
+        machine: this host.
+        source: who sends it, as `packets` reads it.
+        destination: where to.
+        interface: the interface it comes in by; "" to look it up.
+
+    Raises:
+        QuestionError: it cannot be answered.
+    """
+    try:
+        packet = packets.packet(snapshot, machine, source, destination, interface)
+    except PacketError as e:
+        raise QuestionError(str(e)) from e
+    family = family_of(packet.destination)
+    node, manners = snapshot.node(family), snapshot.mode.manners
+    if node is None or manners is None:
+        raise QuestionError(f"{snapshot.mode.name} mode cannot be explained")
+    explained = explain(snapshot.state, node, snapshot.local_addresses[family], manners, packet)
+    return answer(snapshot, explained, await kernel.look(snapshot, machine, explained))
+
+
+def answer(snapshot: Snapshot, explained: Explanation, kernel: KernelState = _UNREAD) -> Answer:
+    """The answer.
+
+    Args:
+        snapshot: the cluster.
+        explained: the explanation.
+        kernel: what the kernel holds.
+    """
+    packet, verdict = explained.packet, explained.verdict
+    carried = not snapshot.mode.forwards and verdict.action == "forward"  # connections are made by this node
+    return Answer(
+        source=packet.source,
+        destination=packet.destination,
+        port=packet.port,
+        protocol=packet.protocol,
+        interface=packet.interface,
+        mode=snapshot.mode.name,
+        node=snapshot.name,
+        verdict=verdict.action,
+        reason=verdict.reason,
+        service="/".join(explained.service) if explained.service else "",
+        port_name=verdict.port.name.partition(":")[2] if verdict.port else "",
+        front=verdict.front,
+        masquerade=verdict.masquerade or carried,
+        endpoints=tuple(
+            EndpointAnswer(
+                each.address,
+                each.port,
+                round(each.share, 4),
+                each.local,
+                each.node,
+                each.zone,
+                each.masquerade or carried,
+                each.slice,
+            )
+            for each in explained.endpoints
+        ),
+        excluded=explained.excluded,
+        stages=explained.stages,
+        kernel=kernel.state,
+        differences=kernel.differences,
+        rules=kernel.rules,
+        unread=kernel.unread,
+    )

@@ -1,0 +1,160 @@
+"""Whether the kernel holds what a packet needs: it is read by the mode's own driver, and compared by it.
+
+Only what concerns the packet's Service port is read. A difference counts only if it is still there a moment later: the
+daemon may be programming a change.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from kubeproxy.answers.answer import HeldRule, State
+from kubeproxy.answers.snapshot import Snapshot
+from kubeproxy.api.addresses import family_of
+from kubeproxy.backends.base import Comparable, HeldPart, SyncError, UnsupportedError
+from kubeproxy.backends.shared.compared import flat
+from kubeproxy.backends.shared.held_rules import HeldRules
+from kubeproxy.machine.base import Machine
+from kubeproxy.model.explain import Explanation
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import Key, PortPlan, ServicePlan
+from kubeproxy.model.verdict import Packet
+
+SETTLE_SECONDS: Final = 0.5
+"""After so long a difference is looked at again."""
+
+_COMMENT: Final = re.compile(r' -m comment --comment (?:"[^"]*"|\S+)| comment "[^"]*"')
+_NOBODY: Final = ("", "")
+
+
+class KernelState(Struct, frozen=True, gc=False):
+    """What the kernel holds for a packet.
+
+    Attributes:
+        state: whether it is what the plan asks for.
+        rules: what it holds of it.
+        differences: how it differs.
+        unread: why it was not read, "" if it was.
+    """
+
+    state: State = "unread"
+    rules: tuple[HeldRule, ...] = ()
+    differences: tuple[str, ...] = ()
+    unread: str = ""
+
+
+async def look(snapshot: Snapshot, machine: Machine, explained: Explanation) -> KernelState:
+    """Compares the kernel with what a packet needs.
+
+    Args:
+        snapshot: the cluster.
+        machine: this host.
+        explained: the explanation of the packet.
+    """
+    if not snapshot.own:
+        return KernelState(unread=f"node {snapshot.name} is not this host")
+    if snapshot.mode.reader is None:
+        return KernelState(
+            unread=f"what {snapshot.mode.name} mode has in the kernel is known only to the process that programs it"
+        )
+    node = snapshot.node(family_of(explained.packet.destination))
+    assert node is not None
+    try:
+        driver = await asyncio.to_thread(snapshot.mode.reader, machine, node)
+    except (OSError, SyncError, UnsupportedError) as e:
+        return KernelState(unread=_why(machine, e))
+    try:
+        found = await compare(driver, node, explained, snapshot.local_addresses[node.family])
+    except (OSError, SyncError) as e:
+        return KernelState(unread=_why(machine, e))
+    finally:
+        await driver.close()
+    if found is None and machine.holder() is None:
+        return KernelState(
+            unread=f"no kube-proxy runs here, and the kernel has nothing of {snapshot.mode.name} mode"
+        )
+    return found or KernelState(
+        "differs", differences=(f"the kernel has nothing of {snapshot.mode.name} mode",)
+    )
+
+
+def _why(machine: Machine, error: Exception) -> str:
+    lacking = machine.lacks(("CAP_NET_ADMIN",))
+    return f"the kernel cannot be read: {error}" + (f"; this process has no {lacking[0]}" if lacking else "")
+
+
+async def compare(
+    driver: Comparable, node: NodeConfig, explained: Explanation, local_addresses: Iterable[str]
+) -> KernelState | None:
+    """Compares by a driver; None if the kernel has nothing of the mode.
+
+    Raises:
+        SyncError: the kernel cannot be read.
+    """
+    packet = explained.packet
+    wanted = _wanted(explained)
+    read = wanted if explained.service else {**wanted, _NOBODY: _anybody(packet, local_addresses)}
+    for last in (False, True):
+        held = await driver.read_part(node, read)
+        if not held.commands():
+            return None
+        found = driver.compare(held, node, wanted)
+        if last or not found:
+            break
+        await asyncio.sleep(SETTLE_SECONDS)
+    differences = (
+        *(f"the kernel lacks: {line}" for line in found.lacking),
+        *(f"the kernel has, and should not: {line}" for line in found.foreign),
+    )
+    rules = tuple(_rules(driver, held, node, explained)) if explained.service else ()
+    return KernelState("differs" if found else "agrees", rules, differences)
+
+
+def _wanted(explained: Explanation) -> dict[Key, ServicePlan]:
+    """The Service port that the packet is for; without one the Services that have its address."""
+    port = explained.verdict.port
+    if port is None:
+        return {plan.key: plan for plan in explained.plans}
+    plan = next(plan for plan in explained.plans if plan.key == explained.service)
+    return {plan.key: replace(plan, ports=(port,), health_check_port=0)}
+
+
+def _anybody(packet: Packet, local_addresses: Iterable[str]) -> ServicePlan:
+    """The plan of a Service that would have the packet's destination: nothing should be there."""
+    node_port = packet.port if packet.destination in local_addresses else 0
+    port = PortPlan("", packet.protocol, packet.port, packet.destination, node_port)
+    return ServicePlan(*_NOBODY, (port,))
+
+
+def _rules(
+    driver: Comparable, held: HeldPart, node: NodeConfig, explained: Explanation
+) -> Iterable[HeldRule]:
+    """What the kernel holds that this packet meets: without what is for other fronts of the Service port."""
+    (plan,) = _wanted(explained).values()
+    only = replace(plan, ports=(_only(plan.ports[0], explained.verdict.front, explained.packet),))
+    of_port, of_front = ({_bare(line) for line in flat(driver.describe(node, each))} for each in (plan, only))
+    numbers = dict(held.numbers) if isinstance(held, HeldRules) else {}
+    for line in held.commands():
+        if _bare(line) in of_port & of_front:
+            yield HeldRule(line, numbers.get(line, 0))
+
+
+def _only(port: PortPlan, front: str, packet: Packet) -> PortPlan:
+    """A Service port with one of its fronts."""
+    at = (packet.destination,)
+    return replace(
+        port,
+        cluster_ip=port.cluster_ip if front == "ClusterIP" else "",
+        external_ips=at if front == "external IP" else (),
+        load_balancer_ips=at if front == "load balancer IP" else (),
+        node_port=port.node_port if front == "node port" else 0,
+    )
+
+
+def _bare(line: str) -> str:
+    """A line without its comment: rules of endpoints have none in large clusters."""
+    return _COMMENT.sub("", line)

@@ -1,0 +1,65 @@
+"""Answers questions of `kube-proxy explain` from what the daemon knows: no list is read for it.
+
+The server listens on a Unix socket with an abstract name, which belongs to the network namespace as the rules do. It answers
+processes that run as root or as the user of the daemon, and no other.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qs
+
+import msgspec
+
+from kubeproxy.linux.instance import ANSWERS, is_trusted, listen_for_questions
+from kubeproxy.machine.base import Machine
+from kubeproxy.serve.http import Door
+from kubeproxy.serve.message import HTTPRequest, HTTPResponse, router, text
+
+if TYPE_CHECKING:
+    from kubeproxy.answers.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+MOST_ASKING: Final = 16
+"""So many commands may ask at a time."""
+
+
+async def serve(machine: Machine, snapshot: Callable[[], "Snapshot"]) -> None:
+    """Serves until it is cancelled.
+
+    Args:
+        machine: the host.
+        snapshot: what is known of the cluster now.
+    """
+    try:
+        listening = listen_for_questions(machine.socket)
+    except OSError as e:
+        log.info(
+            "Commands read the cluster themselves: cannot listen on @%(socket)s: %(err)s",
+            {"socket": ANSWERS[1:], "err": e},
+        )
+        return
+
+    async def explain(request: HTTPRequest) -> HTTPResponse:
+        return await _explain(request, snapshot(), machine)
+
+    listener = await Door(MOST_ASKING).open(router({"GET /explain": explain}), listening, admits=is_trusted)
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        listener.close()
+
+
+async def _explain(request: HTTPRequest, snapshot: "Snapshot", machine: Machine) -> HTTPResponse:
+    from kubeproxy.answers.asking import QuestionError, ask
+
+    asked = {name: values[0] for name, values in parse_qs(request.query).items()}
+    try:
+        found = await ask(
+            snapshot, machine, asked.get("from", ""), asked.get("to", ""), asked.get("interface", "")
+        )
+    except QuestionError as e:
+        return text(str(e), 400)
+    return HTTPResponse(msgspec.json.encode(found), content_type="application/json")

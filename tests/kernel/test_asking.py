@@ -1,0 +1,151 @@
+"""A running daemon answers `explain` from what it knows, and lists connections; only root and its own user may ask."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubeproxy.insight import daemon as asked
+from kubeproxy.machine.linux import LinuxMachine
+from tests.fakes.cluster import endpoints, service
+from tests.kernel.daemons import Station, until
+from tests.lab import netns
+from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
+
+WEB = "10.96.0.10"
+POD = "10.244.1.100"
+
+
+@pytest.fixture
+def station(lab: Lab, tmp_path: Path) -> Iterator[Station]:
+    made = Station(lab, tmp_path, mode="nftables")
+    made.folder.put(
+        service("web", WEB),
+        endpoints("web", EP11, EP12, local=(EP11, EP12), node=NODE_NAME),
+        service("gone", "10.96.0.12"),
+    )
+    with made.running():
+        yield made
+
+
+def question(station: Station, source: str, destination: str) -> Any:
+    with station.lab.inside("node"):
+        return asked.ask(LinuxMachine(), source, destination, "")
+
+
+def explain(station: Station, *arguments: str) -> tuple[int, dict[str, Any], str]:
+    with station.lab.inside("node"):
+        done = subprocess.run(
+            [sys.executable, "-m", "kubeproxy", "explain", "--json", *arguments],
+            check=False, capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+    return done.returncode, json.loads(done.stdout or "{}"), done.stderr
+
+
+def test_the_daemon_says_what_the_command_says(station: Station) -> None:
+    for destination in (f"{WEB}:80", "web.default", "gone.default:80", f"{WEB}:81", "10.96.0.99:80/udp"):
+        told = question(station, POD, destination)
+        assert told is not None
+        assert told.kernel == "agrees", told.differences
+        flags = (
+            "--config",
+            str(station.config),
+            "--manifests",
+            str(station.folder.path),
+            "--hostname-override",
+            NODE_NAME,
+        )
+        _, read, said = explain(station, "--from", POD, "--to", destination, *flags)
+        _, found, _ = explain(station, "--from", POD, "--to", destination)
+        assert found == read, said
+        assert (told.verdict, told.service) == (read["verdict"], read["service"])
+
+
+def test_it_knows_of_changes(station: Station) -> None:
+    station.folder.put(endpoints("web", EP11, local=(EP11,), node=NODE_NAME))
+    until(lambda: [each.address for each in question(station, POD, f"{WEB}:80").endpoints] == [EP11])
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "message"),
+    [
+        (POD, "wep.default", "did you mean web.default?"),
+        ("nobody", f"{WEB}:80", "a source is an address"),
+        (POD, f"{WEB}:80/tpc", "'tpc' is not a protocol"),
+        (POD, "", "a node port is written as :PORT"),
+    ],
+)
+def test_a_wrong_question_is_refused(station: Station, source: str, destination: str, message: str) -> None:
+    code, _, said = explain(station, "--from", source, "--to", destination)
+    assert code == 1
+    assert message in said
+    assert len(said.splitlines()) == 1
+
+
+def test_other_users_get_no_answer(station: Station) -> None:
+    code = (
+        "import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0kube-proxy/answers');"
+        f"s.sendall(b'GET /explain?from={POD}&to={WEB}:80 HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n');"
+        "print(s.makefile('rb').read()[:15])"
+    )
+    said = []
+    for user in ("0", "65534"):
+        with station.lab.inside("node"):
+            done = subprocess.run(
+                ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", sys.executable, "-I", "-c", code],
+                check=False, capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+        said.append((done.stdout.strip(), (done.stderr.splitlines() or [""])[-1]))
+    assert said[0][0] == "b'HTTP/1.1 200 OK'", said
+    assert said[1][0] == "b''" or "Error" in said[1][1], said
+
+
+def test_a_socket_of_another_user_is_not_believed(lab: Lab) -> None:
+    code = "import socket; s = socket.socket(socket.AF_UNIX); s.bind('\\0kube-proxy/answers'); s.listen(); print('up', flush=True); s.accept()[0].recv(9)"
+    with lab.inside("node"):
+        other = subprocess.Popen(
+            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"up\n"
+            assert asked.ask(LinuxMachine(), POD, f"{WEB}:80", "") is None
+        finally:
+            other.kill()
+            other.communicate()
+
+
+def test_open_connections_and_where_they_go(station: Station) -> None:
+    with netns.inside(station.lab.name("client")):
+        connections = [socket.socket() for _ in range(4)]
+    try:
+        for connection in connections:
+            connection.settimeout(30)
+            connection.connect((WEB, 80))
+        clients = {f"{POD}:{connection.getsockname()[1]}" for connection in connections}
+        _, found, _ = explain(station, "--from", POD, "--to", f"{WEB}:80", "--follow")
+        flows = {flow["client"]: flow for flow in found["flows"]["flows"]}
+        assert clients & flows.keys()
+        for flow in flows.values():
+            assert flow["endpoint"] in {f"{EP11}:8080", f"{EP12}:8080"}
+            assert flow["expected"]
+        assert sum(found["flows"]["endpoints"].values()) == len(flows)
+        _, other, _ = explain(station, "--from", EP11, "--to", f"{WEB}:80", "--follow")
+        assert other["flows"]["flows"] == []
+        busy = next(iter(flows.values()))["endpoint"].partition(":")[0]
+        left = EP12 if busy == EP11 else EP11
+        station.folder.put(endpoints("web", left, local=(left,), node=NODE_NAME))
+        until(lambda: [each.address for each in question(station, POD, f"{WEB}:80").endpoints] == [left])
+        _, found, _ = explain(station, "--from", POD, "--to", f"{WEB}:80", "--follow")
+        assert {flow["endpoint"]: flow["expected"] for flow in found["flows"]["flows"]}.get(
+            f"{busy}:8080", False
+        ) is False
+    finally:
+        for connection in connections:
+            connection.close()
