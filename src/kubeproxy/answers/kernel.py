@@ -28,7 +28,7 @@ SETTLE_SECONDS: Final = 0.5
 """After so long a difference is looked at again."""
 
 _COMMENT: Final = re.compile(r' -m comment --comment (?:"[^"]*"|\S+)| comment "[^"]*"')
-_NOBODY: Final = ("", "")
+_NO_SERVICE: Final = ("", "")
 
 
 class KernelState(Struct, frozen=True, gc=False):
@@ -97,7 +97,7 @@ async def compare(
     """
     packet = explained.packet
     wanted = _wanted(explained)
-    read = wanted if explained.service else {**wanted, _NOBODY: _anybody(packet, local_addresses)}
+    read = wanted if explained.service else {**wanted, _NO_SERVICE: _phantom(packet, local_addresses)}
     for last in (False, True):
         held = await driver.read_part(node, read)
         if not held.commands():
@@ -123,11 +123,11 @@ def _wanted(explained: Explanation) -> dict[Key, ServicePlan]:
     return {plan.key: replace(plan, ports=(port,), health_check_port=0)}
 
 
-def _anybody(packet: Packet, local_addresses: Iterable[str]) -> ServicePlan:
+def _phantom(packet: Packet, local_addresses: Iterable[str]) -> ServicePlan:
     """The plan of a Service that would have the packet's destination: nothing should be there."""
     node_port = packet.port if packet.destination in local_addresses else 0
     port = PortPlan("", packet.protocol, packet.port, packet.destination, node_port)
-    return ServicePlan(*_NOBODY, (port,))
+    return ServicePlan(*_NO_SERVICE, (port,))
 
 
 def _rules(

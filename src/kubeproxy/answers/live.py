@@ -200,7 +200,7 @@ def _place(place: bytes) -> tuple[str, int]:
 
 
 def shown(packet: TracedPacket) -> str:
-    """What became of a packet, for people."""
+    """What became of a packet, as a line of text."""
     text = f"{packet.source} {_WORDS[packet.verdict]}"
     if packet.verdict in {"forward", "pass"}:
         text += f" {packet.destination}{', masqueraded' if packet.masquerade else ''}"

@@ -1,6 +1,7 @@
 """Answers questions of `kube-proxy explain` from what the daemon knows: no list is read for it.
 
-The server listens on a Unix socket with an abstract name, which belongs to the network namespace as the rules do. It answers
+The server listens on a Unix socket with an abstract name, which belongs to the network namespace as the
+rules do. It answers
 processes that run as root or as the user of the daemon, and no other.
 """
 

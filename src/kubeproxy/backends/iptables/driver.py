@@ -124,9 +124,7 @@ class IPTablesDriver:
     async def read_part(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> HeldRules:
         """See `Comparable`."""
         wanted = frame(node, drop_invalid=self._drop_invalid, counters=self._counters)
-        return await asyncio.to_thread(
-            part.read, self._tables, wanted, list(plans.values()), self._dialect(node)
-        )
+        return await in_thread(part.read, self._tables, wanted, list(plans.values()), self._dialect(node))
 
     def compare(
         self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]

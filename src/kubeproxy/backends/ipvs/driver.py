@@ -121,7 +121,7 @@ class IPVSDriver:
         """See `Comparable`."""
         async with self._lock:
             try:
-                return await asyncio.to_thread(part.read, self._kernel, self._tables, node, plans.values())
+                return await in_thread(part.read, self._kernel, self._tables, node, plans.values())
             except OSError as e:
                 raise SyncError(str(e)) from e
 

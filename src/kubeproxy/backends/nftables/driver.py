@@ -87,7 +87,7 @@ class NFTablesDriver:
     async def read_part(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> HeldTable:
         """See `Comparable`."""
         try:
-            return await asyncio.to_thread(part.read, self._kernel, self._table, node, plans.values())
+            return await in_thread(part.read, self._kernel, self._table, node, plans.values())
         except OSError as e:
             raise SyncError(str(e)) from e
 
