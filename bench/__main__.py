@@ -19,6 +19,7 @@ BENCHES = (
     "nodes",
     "pace",
     "ranges",
+    "start",
     "userspace",
 )
 

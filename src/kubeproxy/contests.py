@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from kubeproxy.api.addresses import Family
+from kubeproxy.backends.base import Change
 from kubeproxy.figures import Figure
 from kubeproxy.log import ObjectRef
 from kubeproxy.model.plan import Front, Key, LostFront, ServicePlan
@@ -51,9 +52,23 @@ class Contests:
         self._ledgers: dict[Family, Ledger] = {}
 
     def follow(self, ledger: Ledger) -> None:
-        """Reports the changes of each sync of a family."""
+        """Reports what changes by each sync of a family, from what an earlier ledger of the family had."""
+        earlier = self._ledgers.get(ledger.family)
+        self.use(ledger)
+
+        def recorded(done: Recorded) -> None:
+            nonlocal earlier
+            changes = done.changes
+            if earlier is not None:
+                changes = [Change(c.key, earlier.plans.get(c.key), c.after) for c in changes]
+                earlier = None
+            self._recorded(ledger.family, changes)
+
+        ledger.subscribe(recorded)
+
+    def use(self, ledger: Ledger) -> None:
+        """This is the ledger of its family now, which was followed before."""
         self._ledgers[ledger.family] = ledger
-        ledger.subscribe(lambda done: self._recorded(ledger.family, done))
 
     def figures(self) -> Iterable[Figure]:
         """How many fronts are contested."""
@@ -62,8 +77,8 @@ class Contests:
             count = len({lost.front for plan in ledger.plans.values() if plan.lost for lost in plan.lost})
             yield Figure("kubeproxy_contested_fronts", "gauge", text, count, {"ip_family": family})
 
-    def _recorded(self, family: Family, done: Recorded) -> None:
-        changes = [c for c in done.changes if _lost(c.before) != _lost(c.after)]
+    def _recorded(self, family: Family, recorded: Iterable[Change]) -> None:
+        changes = [c for c in recorded if _lost(c.before) != _lost(c.after)]
         if not changes:
             return
         same = [(c.key, lost) for c in changes for lost in self._elsewhere(c.key, family)]

@@ -116,6 +116,10 @@ class Events:
         self._earliest = 0.0
         self._complained = False
 
+    def write_to(self, api: Api | None) -> None:
+        """From now on Events are written there; None: nowhere."""
+        self._api = api
+
     def node(self, reason: str, action: str, note: str = "", *, warning: bool = False) -> None:
         """Records an Event of this node's Node object.
 
@@ -169,12 +173,14 @@ class Events:
             await self._write_series(subject, self._noted[subject])
 
     async def _write_series(self, subject: _Subject, series: _Series) -> None:
-        """Writes one Event; if that fails, it is tried again a few times."""
-        assert self._api is not None
-        count = series.count
+        """Writes one; if that fails, perhaps later."""
+        count, api = series.count, self._api
+        if api is None:
+            series.written = count
+            return
         try:
-            await self._write(self._api, subject, series)
-        except Exception as e:  # no error of an Event may end the proxy
+            await self._write(api, subject, series)
+        except Exception as e:  # whatever it is, it must not end the proxy
             series.tries += 1
             status: int = getattr(e, "status", 0)
             refused = 400 <= status < 500 and status not in {401, 408, 429}

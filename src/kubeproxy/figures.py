@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Final, Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -34,6 +34,13 @@ class Histogram:
         self._counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    def plus(self, other: "Histogram") -> "Histogram":
+        """The distribution of the values of both, which have the same bounds."""
+        total = Histogram(self.bounds)
+        total.sum = self.sum + other.sum
+        total._counts = [a + b for a, b in zip(self._counts, other._counts, strict=True)]  # noqa: SLF001 its own class
+        return total
+
     def cumulative(self) -> list[int]:
         """How many values were at most each bound; the last number is how many there were."""
         return list(accumulate(self._counts))
@@ -47,6 +54,16 @@ class Figure(Struct, frozen=True, gc=False):
     help: str
     value: float | Histogram
     labels: Mapping[str, str] = {}
+
+
+def added(figure: Figure, before: Figure) -> Figure:
+    """A counter or histogram that continues an earlier one of the same name and labels."""
+    a, b = figure.value, before.value
+    if isinstance(a, Histogram) and isinstance(b, Histogram):
+        return structs.replace(figure, value=a.plus(b) if a.bounds == b.bounds else a)
+    assert not isinstance(a, Histogram)
+    assert not isinstance(b, Histogram)
+    return structs.replace(figure, value=a + b)
 
 
 DURATIONS: Final = tuple(0.001 * 2**i for i in range(15))

@@ -26,11 +26,9 @@ class Hub:
         state: Services and their endpoints.
         loops: the control loops, which are woken by changes.
         node: the own Node, None as long as it is not known or after it was deleted.
-        on_node: called after each change of the own Node, and, if there is none, when the first list is
-            complete.
+        on_node: called with the own Node at each change, and with None when the first list is complete without it.
         answered: set when the source has completed the first list of some kind, so it is reachable.
-        lists_complete: set when the first lists of Services and endpoints are complete; nothing is written
-            before.
+        lists_complete: set when Services and endpoints are known whole; before that nothing may be written.
         node_complete: it is known whether there is a Node.
         received: how many times the source reported a Service, and endpoints of a Service, changed or not.
     """
@@ -43,7 +41,7 @@ class Hub:
         self.state = State()
         self.loops: list[Reconciler] = []
         self.node: NodeRow | None = None
-        self.on_node: Callable[[NodeRow | None], None] = lambda _: None
+        self.on_node: list[Callable[[NodeRow | None], None]] = []
         self.answered = asyncio.Event()
         self.lists_complete = asyncio.Event()
         self.node_complete = False
@@ -108,7 +106,7 @@ class Hub:
             self.lists_complete.set()
         if kind == "Node":
             self.node_complete = True
-            self.on_node(self.node)
+            self._node_changed()
 
     def refused(self, kind: str, name: str, reason: str, *, kept: bool, file: str = "") -> None:
         """See `Sink`."""
@@ -159,4 +157,8 @@ class Hub:
     def _set_node(self, row: NodeRow | None) -> None:
         if row != self.node:
             self.node = row
-            self.on_node(row)
+            self._node_changed()
+
+    def _node_changed(self) -> None:
+        for listener in list(self.on_node):
+            listener(self.node)

@@ -1,14 +1,12 @@
 """The own node while the program runs: waits for its Node object at the start, and watches it afterwards.
 
-Rules depend on the node's addresses, zone and Pods. So the start waits for its addresses, and for its
-podCIDRs if they identify local traffic; the timeout begins when the source first answers. After that, as in
-Kubernetes v1.37, the program exits to be restarted when the Node is deleted or these change; a change of the
-zone is planned for without a restart. With manifests, which are edited by hand, every change of the Node is
-applied without a restart.
+Rules depend on where the node is and which Pods are its own. So at the start its addresses are waited for, and its
+podCIDRs where local traffic is detected by them; the time runs from when the source first answers. After that, a change
+of those is reported, since the drivers depend on them: they are opened again. Another zone is planned for. When the Node
+is deleted the program ends, as in Kubernetes v1.37. Files are edited by people who try things: all changes are followed.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
@@ -41,26 +39,33 @@ class NodeWatch:
     """The own node."""
 
     def __init__(
-        self, machine: Machine, config: KubeProxyConfiguration, name: str, hub: Hub, *, files: bool
+        self,
+        machine: Machine,
+        config: KubeProxyConfiguration,
+        hub: Hub,
+        *,
+        files: bool,
+        before: NodeRow | None = None,
     ) -> None:
         """Nothing is done before `known`.
 
         Args:
             machine: the host.
             config: the configuration.
-            name: the node's name.
             hub: reports changes of the Node.
-            files: whether the Node comes from manifests.
+            files: it comes from files.
+            before: the Node as it was last known; its addresses count while the Node has none.
         """
         self._machine = machine
         self._config = config
-        self._name = name
+        self._name = config.node_name
         self._hub = hub
         self._files = files
         self._by_node = config.detect_local_mode == "NodeCIDR"
-        self._row: NodeRow | None = None
+        self._row = before
         self._loops: Sequence[Reconciler] = ()
         self._end: Callable[[str], None] = log.error
+        self._renew: Callable[[str], None] = log.error
 
     async def known(self) -> hosts.Host:
         """Waits for the fields of the Node that are needed, and determines the node's settings.
@@ -70,16 +75,17 @@ class NodeWatch:
                 none.
         """
         await self._hub.answered.wait()
-        await self._wait("addresses", ADDRESS_SECONDS, lambda row: bool(row.addresses))
+        await self._wait("addresses", ADDRESS_SECONDS, lambda row: bool(self._with_addresses(row).addresses))
         if self._by_node:
             await self._wait("podCIDRs", POD_CIDR_SECONDS, lambda row: bool(row.pod_cidrs))
-        self._row = row = self._hub.node
+        row = self._hub.node and self._with_addresses(self._hub.node)
         if self._by_node and not (row and row.pod_cidrs):
             what = "has no podCIDRs" if row else f"does not exist, {_REMEDY}"
             raise hosts.NodeError(f"Node {self._name} {what}, but detectLocalMode is NodeCIDR")
         self._supported = hosts.supported_families(self._machine)
         self._found = hosts.own_addresses(self._machine) if self._files else ()
         made = self._host(row)
+        self._row = row
         if row and row.addresses:
             origin = "of its Node object"
         else:
@@ -92,17 +98,29 @@ class NodeWatch:
         )
         return made
 
-    def follow(self, loops: Sequence[Reconciler], end: Callable[[str], None]) -> None:
-        """Applies changes of the node to the control loops from now on.
+    @property
+    def row(self) -> NodeRow | None:
+        """The Node as it was last taken into account; None if there is none."""
+        return self._row
+
+    def follow(
+        self, loops: Sequence[Reconciler], *, end: Callable[[str], None], renew: Callable[[str], None]
+    ) -> None:
+        """From now on the loops get the node as it is, until `unfollow`.
 
         Args:
             loops: the loops.
-            end: called with the reason if the program must be restarted.
+            end: called with the reason when the program must end.
+            renew: called with the reason when the drivers must be opened again.
         """
-        self._loops, self._end = loops, end
-        self._hub.on_node = self._changed
+        self._loops, self._end, self._renew = loops, end, renew
+        self._hub.on_node.append(self._changed)
         if self._hub.node != self._row:
             self._changed(self._hub.node)
+
+    def unfollow(self) -> None:
+        """Ends `follow`."""
+        self._hub.on_node.remove(self._changed)
 
     async def follow_addresses(self) -> None:
         """Watches the addresses of this host if anything depends on them; those of Services are ignored."""
@@ -129,41 +147,59 @@ class NodeWatch:
     async def _wait(self, what: str, seconds: float, there: Callable[[NodeRow], bool]) -> None:
         """Waits, with a timeout, for a condition of the Node; with manifests only until they are read."""
         news = asyncio.Event()
-        self._hub.on_node = lambda _: news.set()
-        reported = False
-        with contextlib.suppress(TimeoutError):
+
+        def changed(_: NodeRow | None) -> None:
+            news.set()
+
+        self._hub.on_node.append(changed)
+        try:
             async with asyncio.timeout(seconds):
-                while not ((row := self._hub.node) and there(row)):
-                    if self._hub.node_complete:
-                        if self._files:
-                            return
-                        if row:
-                            log.info(
-                                "Node %(node)s has no %(field)s yet, waiting %(seconds)g s at most",
-                                {"node": ObjectRef("", self._name), "field": what, "seconds": seconds},
-                            )
-                        elif not reported:
-                            reported = True
-                            log.error(
-                                "Node %(node)s does not exist: %(remedy)s; waiting for it, %(seconds)g s at most",
-                                {"node": ObjectRef("", self._name), "remedy": _REMEDY, "seconds": seconds},
-                            )
-                    news.clear()
-                    await news.wait()
+                await self._there(what, seconds, there, news)
+        except TimeoutError:
+            pass
+        finally:
+            self._hub.on_node.remove(changed)
+
+    async def _there(
+        self, what: str, seconds: float, there: Callable[[NodeRow], bool], news: asyncio.Event
+    ) -> None:
+        """Waits until the Node has something, or it is known that files have no such Node."""
+        said = False
+        while not ((row := self._hub.node) and there(row)):
+            if self._hub.node_complete:
+                if self._files:
+                    return
+                if row:
+                    log.info(
+                        "Node %(node)s has no %(field)s yet, waiting %(seconds)g s at most",
+                        {"node": ObjectRef("", self._name), "field": what, "seconds": seconds},
+                    )
+                elif not said:
+                    said = True
+                    log.error(
+                        "Node %(node)s does not exist: %(remedy)s; waiting for it, %(seconds)g s at most",
+                        {"node": ObjectRef("", self._name), "remedy": _REMEDY, "seconds": seconds},
+                    )
+            news.clear()
+            await news.wait()
 
     def _changed(self, row: NodeRow | None) -> None:
         """Handles a change of the Node."""
         before = self._row
         if not self._files:
-            if reason := self._reason_to_end(before, row):
-                self._end(f"Node {self._name} {reason}")
+            if row is None:
+                if before:
+                    self._end(f"Node {self._name} was deleted")
                 return
-            if before and row and before.addresses and not row.addresses:
+            if reason := self._reason_to_renew(before, row):
+                self._renew(f"Node {self._name} {reason}")
+                return
+            if before and before.addresses and not row.addresses:
                 log.warning(
                     "Node %(node)s has no addresses any more, the last known ones stay in use",
                     {"node": ObjectRef("", self._name)},
                 )
-                row = replace(row, addresses=before.addresses)
+                row = self._with_addresses(row)
         try:
             nodes = {node.family: node for node in self._host(row).nodes}
         except hosts.NodeError as e:
@@ -177,16 +213,21 @@ class NodeWatch:
             node = nodes[loop.family].with_addresses(local_addresses(self._machine, loop.family))
             loop.set_node(node.with_service_cidrs(self._hub.service_cidrs))
 
-    def _reason_to_end(self, before: NodeRow | None, row: NodeRow | None) -> str:
-        """The change that cannot be applied without a restart, or ""."""
-        if row is None:
-            return "was deleted" if before else ""
+    def _reason_to_renew(self, before: NodeRow | None, row: NodeRow) -> str:
+        """What changed that drivers depend on, or ""."""
         known = before or NodeRow(self._name)
         if self._by_node and row.pod_cidrs != known.pod_cidrs:
             return f"had podCIDRs {_listed(known.pod_cidrs)}, it has {_listed(row.pod_cidrs)} now"
         if row.addresses and row.addresses != known.addresses:
             return f"had addresses {_listed(known.addresses)}, it has {_listed(row.addresses)} now"
         return ""
+
+    def _with_addresses(self, row: NodeRow) -> NodeRow:
+        """A row of the Node with the last known addresses if it has none: files alone can take them away."""
+        before = self._row
+        if self._files or row.addresses or not (before and before.addresses):
+            return row
+        return replace(row, addresses=before.addresses)
 
     def _host(self, row: NodeRow | None) -> hosts.Host:
         return hosts.host(self._config, self._name, row, supported=self._supported, found=self._found)

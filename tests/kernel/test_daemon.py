@@ -94,7 +94,7 @@ def test_its_end_leaves_the_rules_and_another_start_touches_nothing(
         before = held()
         daemon.stop()
         assert daemon.process.returncode == 0
-        assert daemon.notifications() == ["READY=1", "STOPPING=1"]
+        assert daemon.notifications() == ["READY=1", "STATUS=iptables mode", "STOPPING=1"]
     assert held() == before
     assert any("KUBE-SEP" in line and not line.startswith("[0:0]") for line in before)
     with station.running():

@@ -33,7 +33,7 @@ async def from_server(found: list[dict[str, Any]]) -> Hub:
     """What is known of objects that an API server serves."""
     hub = Hub("bench-node")
     node_known = asyncio.Event()
-    hub.on_node = lambda _: node_known.set()
+    hub.on_node.append(lambda _: node_known.set())
     async with FakeApiServer() as server:
         for obj in found:
             server.store.put(obj)

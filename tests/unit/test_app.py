@@ -1,25 +1,28 @@
 """The daemon's parts together, with a source and backends that do as told; nothing here touches the kernel."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kubeproxy import app, backends, sysctls
+from kubeproxy import backends, session, sysctls
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.app import App
 from kubeproxy.backends.base import VIRTUAL_INTERFACE, Change, Driver, Failures, UnsupportedError
 from kubeproxy.config.load import load
 from kubeproxy.config.types import Conntrack
+from kubeproxy.figures import Figure
 from kubeproxy.hub import Hub
 from kubeproxy.machine.base import Machine
 from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.netlink.route import Address
+from kubeproxy.sources import manifests
+from kubeproxy.sources.unusable import Unusable
 from tests.fakes import modes
 from tests.fakes.clock import FakeClock
 
@@ -72,9 +75,9 @@ class Rig:
         self.listed = asyncio.Event()
         modes.open_by(monkeypatch, self.open_driver)
         monkeypatch.setattr(backends, "cleanup", lambda _, mode: self.cleaned.append(mode))
-        monkeypatch.setattr(app, "_HANDSHAKE_SECONDS", 0)
+        monkeypatch.setattr(session, "HANDSHAKE_SECONDS", 0)
         monkeypatch.setattr(sysctls, "apply", lambda _, settings: self.settings.append(settings))
-        monkeypatch.setattr(App, "_source", lambda _: self)
+        monkeypatch.setattr(manifests, "Manifests", self._source)
         silent = {"healthz-port": 0, "metrics-port": 0}
         given = {"manifests": [str(folder)], "hostname-override": "here", **silent, **flags}
         self.app = App(load(given, "linux"), machine or FakeMachine(("192.0.2.1", "2001:db8::1")))
@@ -85,9 +88,13 @@ class Rig:
         self.opened.add(node.family)
         return Recorder(self.syncs, self.nodes)
 
-    @property
-    def hub(self) -> Hub:
-        return self.app._hub
+    def _source(self, paths: Sequence[Path], sink: Hub, **_: Any) -> "Rig":
+        self.hub = sink
+        self.unusable = Unusable()
+        return self
+
+    def figures(self) -> Iterable[Figure]:
+        return ()
 
     async def run(self) -> None:
         """The source: the list of EndpointSlices is complete when the test says so."""

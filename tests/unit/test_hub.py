@@ -174,7 +174,7 @@ class TestNode:
     @pytest.fixture
     def heard(self, hub):
         heard: list[NodeRow | None] = []
-        hub.on_node = heard.append
+        hub.on_node.append(heard.append)
         return heard
 
     def test_the_own_one_only(self, hub, heard):

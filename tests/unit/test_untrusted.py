@@ -20,7 +20,8 @@ from kubeproxy.api import limits, types
 from kubeproxy.api.jsontext import BROKEN
 from kubeproxy.config import ConfigError
 from kubeproxy.config.decode import decode
-from kubeproxy.config.types import API_VERSION, KIND
+from kubeproxy.config.load import RunOptions
+from kubeproxy.config.types import API_VERSION, KIND, KubeProxyConfiguration
 from kubeproxy.config.watch import _judge
 from kubeproxy.sources import events, execplugin
 from kubeproxy.sources.documents import documents
@@ -38,8 +39,7 @@ def of_config(file: Path) -> None:
 
 def of_watched_config(file: Path) -> None:
     """The running program looks whether its file changed."""
-    if trouble := _judge(str(file), b"mode: iptables"):
-        raise ConfigError(trouble)
+    _judge_strictly(str(file), b"mode: iptables")
 
 
 def of_kubeconfig(file: Path) -> None:
@@ -147,6 +147,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytes
     assert list(documents(tmp_path / "x")) == []
 
 
-def _judge_strictly(path: str) -> None:
-    if trouble := _judge(path, b""):
-        raise ConfigError(trouble)
+def _judge_strictly(path: str, held: bytes = b"") -> None:
+    found = _judge(RunOptions(KubeProxyConfiguration(), path, given={"config": path}), held)
+    if isinstance(found, str):
+        raise ConfigError(found)

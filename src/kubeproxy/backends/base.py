@@ -136,6 +136,17 @@ class Leading(Protocol):
 
 
 @runtime_checkable
+class Carrying(Protocol):
+    """A driver that carries connections itself."""
+
+    async def drain(self, seconds: float) -> None:
+        """To be called before `close` when another driver has taken over: lets connections end by themselves.
+
+        No new ones are accepted. Returns when none is left, or after so many seconds.
+        """
+
+
+@runtime_checkable
 class ByPrograms(Protocol):
     """A driver that writes rules through the iptables programs."""
 

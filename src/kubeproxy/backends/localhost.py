@@ -5,12 +5,22 @@ What comes in starts on this node, therefore the Cluster policy applies to it. A
 tried again from time to time; everything else works meanwhile.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from kubeproxy.api.addresses import IPV4, is_loopback, join
 from kubeproxy.backends import relayed
-from kubeproxy.backends.base import Change, Driver, Failures, HeldState, Leading, Measured, Readable
+from kubeproxy.backends.base import (
+    Carrying,
+    Change,
+    Driver,
+    Failures,
+    HeldState,
+    Leading,
+    Measured,
+    Readable,
+)
 from kubeproxy.backends.shared import listeners
 from kubeproxy.backends.shared.listeners import HeldListener, HeldListeners, ListenerSteps, RecordingRelay
 from kubeproxy.figures import Figure
@@ -132,6 +142,13 @@ class Localhost:
     def watch(self, disturbed: Callable[[str], None]) -> bool:
         """See `Driver`."""
         return self._inner.watch(disturbed)
+
+    async def drain(self, seconds: float) -> None:
+        """See `Carrying`."""
+        drains = [self._doors.drain(seconds)]
+        if isinstance(self._inner, Carrying):
+            drains.append(self._inner.drain(seconds))
+        await asyncio.gather(*drains)
 
     async def close(self) -> None:
         """See `Driver`."""

@@ -110,6 +110,16 @@ class Mode(Struct, frozen=True, kw_only=True):
     serves: "Callable[[Machine], bool] | None" = None
     clean_tables: "Callable[[Tables], int] | None" = None
 
+    def superseded(self, before: "Iterable[Mode]") -> tuple[str, ...]:
+        """The modes whose rules are to be removed when the mode's own are in place.
+
+        A mode that replaces none has no rules, nor a right to remove those that this process did not write itself.
+
+        Args:
+            before: the modes that this process ran in before, as far as their rules may be there.
+        """
+        return self.replaces or tuple({each.name: None for each in before if each.name != self.name})
+
     def sync_period(self, config: KubeProxyConfiguration) -> Duration:
         """How often, in seconds, clean-up and re-synchronisation happen at least."""
         period = self._periods(config).sync_period

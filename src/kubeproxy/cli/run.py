@@ -13,7 +13,6 @@ from kubeproxy import __version__, log
 from kubeproxy.config import KUBERNETES, ConfigError
 from kubeproxy.config.commandline import help_text, parse
 from kubeproxy.config.load import RunOptions, load
-from kubeproxy.config.types import Logging
 from kubeproxy.config.validate import validate
 
 logger = logging.getLogger(__name__)
@@ -56,11 +55,8 @@ def _main(argv: Sequence[str]) -> int:
     errors = validate(options.config, sys.platform)
     if errors:
         raise ConfigError(*errors)
-    log.setup(_log_options(options.config.logging))
-    for warning in options.warnings:
-        logger.warning("%s", warning)
-    for message in options.unknown_fields:
-        logger.error("%s", message)
+    log.setup(options.config.logging.settings)
+    options.report(logger)
     if logger.isEnabledFor(log.V2):
         for name, text in options.flags.items():
             logger.log(log.V2, 'FLAG: --%(flag)s="%(setting)s"', {"flag": name, "setting": text})
@@ -90,14 +86,3 @@ def _print(text: str) -> int:
     except BrokenPipeError:  # as with `kube-proxy -h | head`: the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-def _log_options(logging: Logging) -> log.LogSettings:
-    return log.LogSettings(
-        verbosity=logging.verbosity,
-        vmodule=tuple((item.file_pattern, item.verbosity) for item in logging.vmodule),
-        format="json" if logging.format == "json" else "text",
-        split_stream=logging.routing.split_stream,
-        info_buffer_size=logging.routing.info_buffer_size.bytes,
-        flush_frequency=logging.flush_frequency,
-    )

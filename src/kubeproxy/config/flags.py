@@ -98,7 +98,7 @@ IGNORED: Final = "Accepted without effect"
 WINDOWS: Final = "Windows"
 
 FLAGS: Final = (
-    Flag("config", "string", SETUP, "The configuration file. Most other flags are then ignored. The process ends when the file changes, to be started again.", always=True),
+    Flag("config", "string", SETUP, "The configuration file. Most other flags are then ignored. A change of the file is taken while the process runs.", always=True),
     Flag("write-config-to", "string", SETUP, "Write the configuration in effect to this file and exit.", always=True),
     Flag("cleanup", "bool", SETUP, "Remove everything any mode has put into the kernel and exit.", always=True),
     Flag("init-only", "bool", SETUP, "Do the set-up that needs full privileges and exit; afterwards CAP_NET_ADMIN is enough.", always=True),

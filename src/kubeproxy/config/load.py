@@ -1,4 +1,4 @@
-"""Flags and the configuration file become the Options the program runs with.
+"""Flags and the configuration file become the options the program runs with.
 
 Without --config every flag sets its field. With it the file sets everything, and only the flags marked
 `always` are used: what to do, logging, --hostname-override, --master, and the flags of features that the
@@ -6,6 +6,7 @@ reference does not have.
 """
 
 from collections.abc import Mapping
+from logging import Logger
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -47,8 +48,9 @@ class RunOptions(Struct, gc=False, frozen=True):
         userspace_listen: userspace mode listens on the Services' own addresses.
         version: the Kubernetes version to report, if --version named one.
         flags: every flag's name and value as text, as /flagz shows them.
-        warnings: messages for the operator, logged as soon as logging is set up.
+        warnings: what the operator should know; logged once logging works.
         unknown_fields: the unknown fields of the file, each as a message; logged as errors.
+        given: the flags that were given, from which these options were made.
     """
 
     config: KubeProxyConfiguration
@@ -66,6 +68,21 @@ class RunOptions(Struct, gc=False, frozen=True):
     flags: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
     unknown_fields: tuple[str, ...] = ()
+    given: Mapping[str, Any] = {}
+
+    def report(self, log: Logger, but: "RunOptions | None" = None) -> None:
+        """Logs what the operator should know.
+
+        Args:
+            log: where to.
+            but: options of which everything was logged.
+        """
+        for warning in self.warnings:
+            if but is None or warning not in but.warnings:
+                log.warning("%s", warning)
+        for message in self.unknown_fields:
+            if but is None or message not in but.unknown_fields:
+                log.error("%s", message)
 
 
 def load(values: Mapping[str, Any], platform: str) -> RunOptions:
@@ -127,6 +144,7 @@ def load(values: Mapping[str, Any], platform: str) -> RunOptions:
         },
         warnings=(*warnings, *remarks(config.feature_gates)),
         unknown_fields=tuple(unknown),
+        given=values,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct, field
 
+from kubeproxy import log
 from kubeproxy.config.durations import Duration, Quantity
 from kubeproxy.config.netparse import parse_cidr, split_host_port
 
@@ -86,6 +87,18 @@ class Logging(Struct, gc=False, frozen=True, rename="camel"):
     def routing(self) -> LogRouting:
         """The routing of the chosen format."""
         return self.options.json if self.format == "json" else self.options.text
+
+    @property
+    def settings(self) -> log.LogSettings:
+        """The same for `log.setup`."""
+        return log.LogSettings(
+            verbosity=self.verbosity,
+            vmodule=tuple((item.file_pattern, item.verbosity) for item in self.vmodule),
+            format="json" if self.format == "json" else "text",
+            split_stream=self.routing.split_stream,
+            info_buffer_size=self.routing.info_buffer_size.bytes,
+            flush_frequency=self.flush_frequency,
+        )
 
 
 class IPTables(Struct, gc=False, frozen=True, rename="camel"):

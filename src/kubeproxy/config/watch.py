@@ -1,21 +1,20 @@
-"""Waits for the content of the configuration file to change, which is a reason to exit and be started again.
+"""Follows the content of the configuration file, so that a change of it takes effect while the program runs.
 
 Only the content is compared: neither a `touch` nor the same text again, as a ConfigMap volume has after each
-swap of its links, is a reason for a restart. Nor is a file that is invalid or missing: a restarted program
-could not start with it, so the configuration read at the start stays in force, and that is logged.
+swap of its links, is a change. A file that is invalid or missing changes nothing: what was read before stays
+in force, and that is reported.
 """
 
 import asyncio
 import contextlib
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from kubeproxy.config import ConfigError
-from kubeproxy.config.decode import decode
-from kubeproxy.config.defaults import with_defaults, with_platform_defaults
-from kubeproxy.config.load import read
+from kubeproxy.config.load import RunOptions, load, read
 from kubeproxy.config.validate import validate
 from kubeproxy.linux import inotify
 
@@ -30,19 +29,27 @@ SETTLE_SECONDS: Final = 1.0
 _MOST_LINKS = 40
 
 
-async def changed(
-    path: str, before: bytes, *, look: float = LOOK_SECONDS, settle: float = SETTLE_SECONDS
+async def follow(
+    options: RunOptions,
+    take: Callable[[RunOptions], None],
+    refuse: Callable[[str], None],
+    *,
+    look: float = LOOK_SECONDS,
+    settle: float = SETTLE_SECONDS,
 ) -> None:
-    """Returns when a configuration file holds another valid configuration.
+    """Follows the configuration file until it is cancelled.
 
     Args:
-        path: the file.
-        before: what it held.
-        look: seconds between two reads without a notification.
-        settle: seconds to wait after a change before the file is read.
+        options: the options that were read from the file last.
+        take: called with the options when the file has another content that is valid. The flags of the
+            command line override it as at a start.
+        refuse: called with the reasons when the content is invalid, and with "" when it is again as it was
+            taken last.
+        look: seconds between two looks without a notification.
+        settle: seconds between a change and the look that counts.
     """
+    path, held, said = options.config_file, options.config_data, ""
     news = asyncio.Event()
-    reported = ""
     with contextlib.ExitStack() as stack:
         try:
             watch_again = stack.enter_context(inotify.changes(_folders(path), news.set))
@@ -53,19 +60,16 @@ async def changed(
             )
             watch_again = _nothing
         while True:
-            trouble = _judge(path, before)
-            if trouble is not None:
+            found = _judge(options, held)
+            if found is not None:
                 await asyncio.sleep(settle)
-                trouble = _judge(path, before)
-            if trouble == "":
-                return
-            if trouble and trouble != reported:
-                log.error(
-                    "%(reason)s; the configuration read at the start stays in force", {"reason": trouble}
-                )
-            elif reported and not trouble:
-                log.info("%(file)s is again as it was at the start", {"file": path})
-            reported = trouble or ""
+                found = _judge(options, held)
+            if isinstance(found, RunOptions):
+                held, said = found.config_data, ""
+                take(found)
+            elif found != said and (found or said):
+                said = found or ""
+                refuse(said)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(look):
                     await news.wait()
@@ -73,14 +77,13 @@ async def changed(
             watch_again()
 
 
-def _judge(path: str, before: bytes) -> str | None:
-    """None if the file holds what it held; else why it cannot be used, or "" if it can."""
+def _judge(options: RunOptions, held: bytes) -> RunOptions | str | None:
+    """None if the file holds what it held; else the options it makes, or why it cannot be used."""
     try:
-        held = read(path)
-        if held == before:
+        if read(options.config_file) == held:
             return None
-        config = with_platform_defaults(with_defaults(decode(held, path)[0]), sys.platform)
-        return ", ".join(validate(config, sys.platform))
+        found = load(options.given, sys.platform)
+        return ", ".join(validate(found.config, sys.platform)) or found
     except ConfigError as e:
         return ", ".join(e.errors)
 

@@ -76,6 +76,7 @@ class Reconciler:
         last_queued: when something to do last came in, by the clock; None before the first.
         last_success: when a sync last succeeded, by the clock; None before the first.
         failures_in_row: syncs that failed since.
+        trouble: why the last of them failed.
         failed: how many syncs failed, full ones and partial ones.
         synced: set after the first successful sync.
     """
@@ -122,9 +123,13 @@ class Reconciler:
         self._next_refused = math.inf
         self._refused_delay = 0.0
         self._listeners: Listeners[Synced] = Listeners(node.family)
+        self._stopping = False
+        self._stopped = asyncio.Event()
+        self._stopped.set()
         self.last_queued: float | None = None
         self.last_success: float | None = None
         self.failures_in_row = 0
+        self.trouble = ""
         self.failed = {True: 0, False: 0}
         self.synced = asyncio.Event()
 
@@ -215,17 +220,30 @@ class Reconciler:
         self._watchdog.watch()
 
     async def run(self) -> None:
-        """Syncs for ever; ends only by cancellation. Rules stay when it ends."""
+        """Syncs until it is stopped or cancelled. Rules stay when it ends, and the driver stays open."""
+        self._stopped.clear()
+        self._watchdog.suspended = False
         try:
-            while True:
-                await self._sync(await self._until_due())
+            while kind := await self._until_due():
+                await self._sync(kind)
         finally:
-            await self._driver.close()
+            self._stopping = False
+            self._stopped.set()
 
-    async def _until_due(self) -> Kind:
-        """Waits until there is something to do and it may begin; returns what kind of sync does it."""
+    async def stop(self) -> None:
+        """Ends `run`, after the sync that is in progress. Changes are collected, and `run` may be called again."""
+        if not self._stopped.is_set():
+            self._stopping = True
+            self._wake.set()
+            await self._stopped.wait()
+            self._watchdog.suspended = True
+
+    async def _until_due(self) -> Kind | None:
+        """Waits until there is something to do and it may begin; returns what kind of sync does it, None to stop."""
         while True:
             self._wake.clear()
+            if self._stopping:
+                return None
             now = self._clock.now()
             if due := self._due(now):
                 start, kind = due
@@ -354,6 +372,7 @@ class Reconciler:
             log.info("%(ipFamily)s: full sync: %(reason)s", {"ipFamily": self.family, "reason": error})
             return
         self.failures_in_row += 1
+        self.trouble = str(error)
         delay = self._pacer.failed(self._clock.now(), self.failures_in_row)
         foreseen = isinstance(error, SyncError)
         log.error(

@@ -28,6 +28,7 @@ class Watchdog:
     Attributes:
         drifted: drift was detected, and no full sync has begun since.
         repairs: how often drift was detected; what is reported until `began` counts once.
+        suspended: what is reported now is of another driver that takes over, and ignored.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Watchdog:
         self._next_comparison = -math.inf
         self.drifted = False
         self.repairs = 0
+        self.suspended = False
 
     @property
     def next(self) -> float:
@@ -98,7 +100,7 @@ class Watchdog:
 
     def _report(self, what: str) -> None:
         """Another program changed the rules. They are restored at once, unless this happens all the time."""
-        if self.drifted:
+        if self.drifted or self.suspended:
             return
         self.drifted = True
         self.repairs += 1

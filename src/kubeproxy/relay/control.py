@@ -56,6 +56,7 @@ class Relay:
 
     Attributes:
         machine: the host on which the process runs.
+        name: its name in log messages.
         labels: the labels of its metrics.
     """
 
@@ -80,7 +81,7 @@ class Relay:
             patience: timeouts and intervals of the process.
         """
         self.machine = machine
-        self._name = name
+        self.name = name
         self.labels = labels or {}
         self._arguments = [str(mark), str(limit)]
         self._patience = patience
@@ -100,12 +101,19 @@ class Relay:
         process = self._process
         return process.pid if process else None
 
+    @property
+    def connections(self) -> int:
+        """How many TCP connections it has, as of some seconds ago."""
+        return self._counts.open_connections
+
     def bind(self, address: str, ports: sockets.Span, *, udp: bool) -> socket.socket:
-        """Makes a socket for `open`, see `sockets.bind`.
+        """Makes a socket for `open`, see `sockets.bind`. If another relay listens on the one port that is given, it is its socket.
 
         Raises:
             OSError: it cannot be made.
         """
+        if ports[0] and ports[0] == ports[1]:
+            return self.machine.shared(sockets.Bound).bind(self, self.machine, address, ports[0], udp=udp)
         return sockets.bind(self.machine, address, ports, udp=udp)
 
     def open(self, sock: socket.socket, listener: Listener) -> int:
@@ -209,7 +217,7 @@ class Relay:
         if self._keeper is None:
             sockets.raise_limit()
             self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            self._keeper = threading.Thread(target=self._keep, name=self._name, daemon=True)
+            self._keeper = threading.Thread(target=self._keep, name=self.name, daemon=True)
             self._keeper.start()
         elif self._process is not None and not self._process.full and not self._send(self._process):
             self._wake()
@@ -225,7 +233,7 @@ class Relay:
         except OSError as e:
             log.warning(
                 "%(relay)s: cannot send to the relay process, replacing it: %(err)s",
-                {"relay": self._name, "err": e},
+                {"relay": self.name, "err": e},
             )
             process.hang_up()
             return False
@@ -240,7 +248,7 @@ class Relay:
             except OSError as e:
                 log.error(  # noqa: TRY400 the message has all that is needed
                     "%(relay)s: cannot start the relay process, trying again: %(err)s",
-                    {"relay": self._name, "err": e},
+                    {"relay": self.name, "err": e},
                 )
             else:
                 try:
@@ -248,7 +256,7 @@ class Relay:
                 except Exception:
                     log.exception(
                         "%(relay)s: cannot handle a message of the relay process, replacing it",
-                        {"relay": self._name},
+                        {"relay": self.name},
                     )
                     why = "its messages cannot be handled"
                 self._end(process, why)
@@ -301,7 +309,7 @@ class Relay:
         for message in messages:
             if isinstance(message, LogLine):
                 log.log(
-                    message.level, "%(relay)s: %(message)s", {"relay": self._name, "message": message.text}
+                    message.level, "%(relay)s: %(message)s", {"relay": self.name, "message": message.text}
                 )
             elif isinstance(message, Counts):
                 self._counts = message
@@ -322,12 +330,12 @@ class Relay:
         if code is None:
             log.error(
                 "%(relay)s: the relay process %(pid)d was killed, but does not end",
-                {"relay": self._name, "pid": process.pid},
+                {"relay": self.name, "pid": process.pid},
             )
         if not stopped:
             self._lost += 1
             self._before, self._counts = self._all(), Counts()
             log.error(
                 "%(relay)s: the relay process is replaced, %(reason)s; its connections are lost (exit status %(exitStatus)s)",
-                {"relay": self._name, "reason": why, "exitStatus": code},
+                {"relay": self.name, "reason": why, "exitStatus": code},
             )

@@ -1,15 +1,23 @@
 """The listeners of a driver, by name."""
 
 import asyncio
+import logging
+import time
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from kubeproxy.relay import sockets
 from kubeproxy.relay.control import Relay
 from kubeproxy.relay.values import Listener
 
+log = logging.getLogger(__name__)
+
 _SETTLE_SECONDS = 60.0
+_REPORT_SECONDS: Final = 6.0
+"""A relay reports its connections each five seconds."""
+
+_LOOK_SECONDS: Final = 1.0
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -131,6 +139,19 @@ class Doors(Generic[Name]):
         if self._open and not self._served:
             self._served = await asyncio.to_thread(self._relay.settle, _SETTLE_SECONDS)
         return self._served or not self._open
+
+    async def drain(self, seconds: float) -> None:
+        """Closes all listeners, and waits until the TCP connections that came by them have ended, so many seconds at most."""
+        self.close(list(self._open))
+        deadline = time.monotonic() + seconds
+        await asyncio.sleep(_REPORT_SECONDS)
+        if count := self._relay.connections:
+            log.info(
+                "%(relay)s was replaced: %(count)d connections stay until they end, for %(seconds)g s at most",
+                {"relay": self._relay.name, "count": count, "seconds": seconds},
+            )
+        while self._relay.connections and time.monotonic() < deadline:  # noqa: ASYNC110 counted in a thread
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def stop(self) -> None:
         """Ends the relay with all listeners and connections, and waits for its end."""

@@ -9,6 +9,7 @@ import errno
 import random
 import socket
 from collections.abc import Iterable
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import route, wire
@@ -55,6 +56,33 @@ def bind(machine: Machine, address: str, ports: Span, *, udp: bool) -> socket.so
         sock.close()
         raise
     return sock
+
+
+class Bound:
+    """The sockets at given addresses that the relays of a network namespace listen on.
+
+    When a driver takes the place of another one, both have a relay for a while. Where the address of a listener is not a matter
+    of choice they share its socket: a new connection is accepted by the one or the other, and none is lost when one closes.
+    """
+
+    def __init__(self) -> None:
+        self._sockets: WeakValueDictionary[tuple[str, int, bool], socket.socket] = WeakValueDictionary()
+        self._owners: WeakKeyDictionary[socket.socket, object] = WeakKeyDictionary()
+
+    def bind(self, owner: object, machine: Machine, address: str, port: int, *, udp: bool) -> socket.socket:
+        """A socket at an address: that of another owner, if one has it. See `bind`.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        found = self._sockets.get((address, port, udp))
+        if found is not None and self._owners[found] is not owner and found.fileno() >= 0:
+            sock = found.dup()
+        else:
+            sock = bind(machine, address, (port, port), udp=udp)
+        self._sockets[address, port, udp] = sock
+        self._owners[sock] = owner
+        return sock
 
 
 def set_tcp_options(sock: socket.socket) -> None:

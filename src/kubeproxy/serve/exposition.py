@@ -18,7 +18,7 @@ from kubeproxy import __version__
 from kubeproxy.config import KUBERNETES
 from kubeproxy.config.gates import GATES, resolve
 from kubeproxy.config.types import KubeProxyConfiguration
-from kubeproxy.figures import Figure, Histogram
+from kubeproxy.figures import Figure, Histogram, added
 from kubeproxy.serve.accept import takes_gzip
 from kubeproxy.serve.message import HTTPRequest, HTTPResponse
 from kubeproxy.serve.stability import described
@@ -36,8 +36,11 @@ Provider = Callable[[], Iterable[Figure]]
 class Exposition:
     """Answers scrapes.
 
+    Some providers are replaced while the process runs, when a changed configuration is taken. Their counters
+    and histograms continue then: what the former ones counted is added to what the present ones do.
+
     Attributes:
-        providers: return the figures, called for each scrape.
+        providers: those that last as long as the process.
     """
 
     def __init__(self, *, process: bool = True) -> None:
@@ -47,8 +50,17 @@ class Exposition:
             process: whether to include figures of the process itself.
         """
         self.providers: list[Provider] = []
+        self._replaced: dict[str, tuple[Provider, ...]] = {}
+        self._before: dict[tuple[object, ...], Figure] = {}
         self._process = process
         self._turn = asyncio.Lock()
+
+    def replace(self, group: str, *providers: Provider) -> None:
+        """These providers take the place of those that the group had, whose counters they continue."""
+        for figure in chain.from_iterable(provider() for provider in self._replaced.get(group, ())):
+            if figure.kind != "gauge":
+                self._before[_identity(figure)] = self._continued(figure)
+        self._replaced[group] = providers
 
     async def handle(self, request: HTTPRequest) -> HTTPResponse:
         """Answers one scrape."""
@@ -69,12 +81,24 @@ class Exposition:
 
         return generate_latest(self)  # it only calls `collect` of a registry
 
+    def _figures(self) -> Iterable[Figure]:
+        for provider in self.providers:
+            yield from provider()
+        for provider in chain.from_iterable(self._replaced.values()):
+            for figure in provider():
+                yield figure if figure.kind == "gauge" else self._continued(figure)
+
+    def _continued(self, figure: Figure) -> Figure:
+        """A figure with what earlier ones of its name and labels counted."""
+        before = self._before.get(_identity(figure))
+        return figure if before is None else added(figure, before)
+
     def collect(self) -> Iterable["Metric"]:
         """All figures, by name: what prometheus_client calls a collector."""
         from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, Metric
 
         families: dict[str, Metric] = {}
-        for figure in chain.from_iterable(provider() for provider in self.providers):
+        for figure in self._figures():
             family = families.get(figure.name)
             if family is None:
                 name = figure.name.removesuffix("_total") if figure.kind == "counter" else figure.name
@@ -86,6 +110,10 @@ class Exposition:
         if self._process:
             for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
                 yield from collector.collect()
+
+
+def _identity(figure: Figure) -> tuple[object, ...]:
+    return figure.name, *sorted(figure.labels.items())
 
 
 def _add(family: "Metric", figure: Figure) -> None:

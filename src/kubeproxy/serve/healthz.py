@@ -30,7 +30,11 @@ _NEVER: Final = "0001-01-01T00:00:00Z"
 
 
 class Health:
-    """Determines whether the proxy is healthy and ready."""
+    """Determines whether the proxy is healthy and ready.
+
+    Attributes:
+        timeout: how long a change may wait for its sync, in seconds.
+    """
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class Health:
         eligible: Callable[[], bool],
         statuses: Callable[[], Iterable[Status]] = tuple,
         missing: Callable[[], Iterable[str]] = tuple,
+        warnings: Callable[[], Iterable[str]] = tuple,
         clock: Clock | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -49,13 +54,15 @@ class Health:
             eligible: whether the node is not being removed.
             statuses: the states of the source's watches.
             missing: what the source cannot read and has never read, with the reasons.
+            warnings: what is wrong and does not keep us from being ready.
             clock: the loops' clock.
             wall: the time of day, in seconds since 1970.
         """
-        self._timeout = timeout
+        self.timeout = timeout
         self._eligible = eligible
         self._statuses = statuses
         self._missing = missing
+        self._warnings = warnings
         self._clock = clock or SystemClock()
         self._wall = wall
         self._loops: Sequence[Reconciler] = ()
@@ -63,8 +70,9 @@ class Health:
         self._answers: Counter[tuple[str, int]] = Counter()
 
     def attach(self, loops: Sequence[Reconciler]) -> None:
-        """Sets the control loops, before they run."""
+        """Sets the control loops whose rules are in force, or will be the first."""
         self._loops = loops
+        self._repairs = {loop.family: loop.repairs for loop in loops}
         for loop in loops:
             loop.on_sync(self._follower(loop))
 
@@ -86,7 +94,7 @@ class Health:
             if loop.failures_in_row >= FAILURES:
                 found.append(f"{loop.family}: {loop.failures_in_row} syncs in a row failed")
             if not self._in_time(loop):
-                found.append(f"{loop.family}: changes have waited for more than {self._timeout:g} s")
+                found.append(f"{loop.family}: changes have waited for more than {self.timeout:g} s")
             if loop.repairs != self._repairs.get(loop.family, 0):
                 found.append(f"{loop.family}: another program changed the rules in the kernel")
         if self._loops:
@@ -118,7 +126,7 @@ class Health:
         return synced
 
     def _in_time(self, loop: Reconciler) -> bool:
-        return loop.queued_since is None or self._clock.now() - loop.queued_since < self._timeout
+        return loop.queued_since is None or self._clock.now() - loop.queued_since < self.timeout
 
     def _healthz(self, _: HTTPRequest) -> HTTPResponse:
         eligible = self._eligible()
@@ -129,7 +137,10 @@ class Health:
 
     def _readyz(self, _: HTTPRequest) -> HTTPResponse:
         troubles = self.troubles()
-        return self._json("readyz", not troubles, {"ready": not troubles, "reasons": troubles})
+        body: dict[str, object] = {"ready": not troubles, "reasons": troubles}
+        if warnings := list(self._warnings()):
+            body["warnings"] = warnings
+        return self._json("readyz", not troubles, body)
 
     def _answer(self, page: str, good: bool, more: Mapping[str, bool]) -> HTTPResponse:  # noqa: FBT001
         """The reference's response. lastUpdated of a healthy one is now, since no change is waiting."""

@@ -55,7 +55,6 @@ class NodeHealth:
             retry_seconds: seconds between two attempts.
         """
         self._machine = machine
-        self._loop = loop
         self._door = door
         self._healthy = healthy
         self._failed = failed
@@ -64,7 +63,19 @@ class NodeHealth:
         self._open: dict[At, tuple[Key, OpenPort]] = {}
         self._reported: dict[tuple[At, Key], str] = {}
         self._changed = asyncio.Event()
-        loop.ledger.subscribe(self._recorded)
+        self.follow(loop)
+
+    def follow(self, loop: Reconciler) -> None:
+        """Another loop brings the Services to the kernel now; ports that are still wanted stay open."""
+        self._loop = loop
+        self._keys = {key: None for key, plan in loop.ledger.plans.items() if plan.health_check_port}
+
+        def recorded(done: Recorded) -> None:
+            if loop is self._loop:
+                self._recorded(done)
+
+        loop.ledger.subscribe(recorded)
+        self._changed.set()
 
     async def run(self) -> None:
         """Opens and closes ports as Services are added and deleted; all are closed when it is cancelled."""

@@ -28,16 +28,20 @@ _NAME: Final = "kube-proxy"
 
 
 class Pages:
-    """Answers for these pages."""
+    """Answers requests for these pages.
+
+    Attributes:
+        options: those that are in force.
+    """
 
     def __init__(self, options: RunOptions, *, wall: Callable[[], float] = time.time) -> None:
         """Takes what there is to show.
 
         Args:
-            options: the options of this run.
+            options: those that are in force.
             wall: the time of day, in seconds since 1970.
         """
-        self._options = options
+        self.options = options
         self._wall = wall
         self._started = wall()
         self._asked = 0
@@ -45,10 +49,10 @@ class Pages:
 
     def routes(self) -> dict[str, Handler]:
         """The handlers by method and path."""
-        gates = resolve(self._options.config.feature_gates)
+        gates = resolve(self.options.config.feature_gates)
         routes: dict[str, Handler] = {
             "GET /healthz": self._healthz,
-            "GET /proxyMode": lambda _: text(self._options.config.mode),
+            "GET /proxyMode": lambda _: text(self.options.config.mode),
             "GET /configz": self._configz,
         }
         if gates["ComponentFlagz"]:
@@ -81,11 +85,11 @@ class Pages:
     def _configz(self, _: HTTPRequest) -> HTTPResponse:
         from kubeproxy.config.write import plain
 
-        body = msgspec.json.encode({GROUP: plain(self._options.config)})
+        body = msgspec.json.encode({GROUP: plain(self.options.config)})
         return HTTPResponse(body, content_type="application/json")
 
     def _flagz(self, request: HTTPRequest) -> HTTPResponse:
-        flags = dict(sorted(self._options.flags.items()))
+        flags = dict(sorted(self.options.flags.items()))
         return _negotiated(
             request, "Flagz", (f"{name}={value}" for name, value in flags.items()), {"flags": flags}
         )

@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from kubeproxy import backends
+from kubeproxy.api.addresses import Family
+from kubeproxy.backends.mode import Mode
 from kubeproxy.config.load import RunOptions
 from kubeproxy.events import Events
+from kubeproxy.figures import Figure
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.hub import Hub
 from kubeproxy.machine.base import Machine
@@ -17,8 +20,8 @@ from kubeproxy.serve import metrics
 from kubeproxy.serve.exposition import Exposition, Provider, of_build
 from kubeproxy.serve.healthz import Health
 from kubeproxy.serve.http import Door
-from kubeproxy.serve.listen import allow_many_files, hold
-from kubeproxy.serve.message import router
+from kubeproxy.serve.listen import Port, allow_many_files
+from kubeproxy.serve.message import Handler, router
 from kubeproxy.serve.nodehealth import NodeHealth
 from kubeproxy.serve.pages import Pages
 from kubeproxy.sources.base import Status
@@ -31,7 +34,7 @@ PROBES: Final = 4096
 
 
 class Serving:
-    """The servers of one run.
+    """The servers of one run. What they serve and where may change while they run.
 
     Attributes:
         health: determines whether the proxy is healthy and ready.
@@ -46,6 +49,7 @@ class Serving:
         *,
         statuses: Mapping[str, Status] | None = None,
         missing: Callable[[], Iterable[str]] = tuple,
+        warnings: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         """Nothing is served before `run`, and nothing of control loops before `attach`.
 
@@ -56,45 +60,144 @@ class Serving:
             events: where to report ports that cannot be opened.
             statuses: the states of the source's watches, by kind.
             missing: what the source cannot read and has never read, with the reasons.
+            warnings: what is wrong and does not keep us from being ready.
         """
         self._machine = machine
         self._options = options
-        self._mode = backends.mode(options.config.mode)
         self._hub = hub
         self._events = events
-        self._statuses = {} if statuses is None else statuses
+        self._statuses: Mapping[str, Status] = {}
+        self._missing = missing
         self.health = Health(
-            timeout=LATE * self._mode.sync_period(options.config),
+            timeout=0.0,
             eligible=self._eligible,
-            statuses=self._statuses.values,
-            missing=missing,
+            statuses=lambda: self._statuses.values(),  # noqa: PLW0108 it changes
+            missing=lambda: self._missing(),  # noqa: PLW0108
+            warnings=warnings,
         )
         self._exposition = Exposition()
         self.publish(
-            lambda: metrics.of_changes(hub),
             lambda: metrics.of_sources(list(self._statuses.values()), time.monotonic()),
             self.health.figures,
-            lambda: metrics.of_options(options),
-            lambda: of_build(options.config, options.version),
+            lambda: metrics.of_options(self._options),
+            lambda: of_build(self._options.config, self._options.version),
+            self._port_figures,
         )
-        self._ports: list[NodeHealth] = []
-        self._attached = asyncio.Event()
+        self._pages = Pages(options)
+        self._slis = Exposition(process=False)
+        self._slis.providers.append(self._pages.slis)
+        self._answer: Handler = router({})
+        self._door = Door(PROBES)
+        self._ports: dict[Family, tuple[NodeHealth, asyncio.Task[None]]] = {}
+        self._broken: BaseException | None = None
+        self._breaks = asyncio.Event()
+        self._healthz = Port(
+            machine,
+            "health",
+            router(self.health.routes()),
+            failed=lambda why: self._failed("FailedToStartProxierHealthcheck", why),
+        )
+        self._metrics = Port(
+            machine,
+            "metrics",
+            lambda request: self._answer(request),  # noqa: PLW0108
+            failed=lambda why: self._failed("FailedToStartMetricServer", why),
+        )
+        self.read_from(hub, statuses or {}, missing)
+        self.use(options)
 
     def publish(self, *providers: Provider) -> None:
-        """Adds the figures of these parts to /metrics."""
+        """Adds providers of metrics that last as long as the process."""
         self._exposition.providers += providers
 
-    def attach(self, loops: Sequence[Reconciler], cleaners: Sequence[FlowCleaner]) -> None:
-        """Sets the control loops, before they run, and their flow cleaners if the mode has any."""
+    def read_from(
+        self,
+        hub: Hub,
+        statuses: Mapping[str, Status],
+        missing: Callable[[], Iterable[str]],
+        *providers: Provider,
+    ) -> None:
+        """Objects come from here now; see the arguments of the constructor.
+
+        Args:
+            hub: what is known of the cluster.
+            statuses: what the source knows of its connections, by kind.
+            missing: what the source cannot read and has never read, with the reasons.
+            providers: the metrics of the source.
+        """
+        self._hub, self._statuses, self._missing = hub, statuses, missing
+        self._exposition.replace("source", lambda: metrics.of_changes(hub), *providers)
+
+    def reserve(self, options: RunOptions) -> None:
+        """Binds the addresses of options that may be used next.
+
+        Raises:
+            OSError: one cannot be had, and the configuration says that this is fatal.
+        """
+        config = options.config
+        self._healthz.reserve(config.healthz_address, hard_fail=config.bind_address_hard_fail)
+        self._metrics.reserve(config.metrics_address, hard_fail=config.bind_address_hard_fail)
+
+    def release(self) -> None:
+        """The options for which addresses were bound are not used."""
+        self._healthz.release()
+        self._metrics.release()
+
+    def use(self, options: RunOptions) -> None:
+        """These options are in force now: the pages show them, and are served where they say."""
+        self._options = options
+        config = options.config
+        self.health.timeout = LATE * backends.mode(config.mode).sync_period(config)
+        self._pages.options = options
+        routes: dict[str, Handler] = {
+            **self._pages.routes(),
+            "GET /metrics": self._exposition.handle,
+            "GET /metrics/slis": self._slis.handle,
+        }
+        if config.enable_profiling:
+            from kubeproxy.serve.profile import Profiles
+
+            routes |= Profiles().routes()
+        self._pages.lists(routes)
+        self._answer = router(routes)
+        self._healthz.want(config.healthz_address, hard_fail=config.bind_address_hard_fail)
+        self._metrics.want(config.metrics_address, hard_fail=config.bind_address_hard_fail)
+
+    def follow(
+        self, loops: Sequence[Reconciler], cleaners: Sequence[FlowCleaner], mode: Mode
+    ) -> Sequence[Provider]:
+        """The metrics of loops that are about to run, for `attach`.
+
+        Args:
+            loops: the loops.
+            cleaners: what follows each: none where the kernel has no flows of ours.
+            mode: their mode.
+        """
+        return (
+            *(metrics.FlowMetrics(cleaner).figures for cleaner in cleaners),
+            *(metrics.LoopMetrics(loop, mode).figures for loop in loops),
+        )
+
+    def attach(self, loops: Sequence[Reconciler], *providers: Provider) -> None:
+        """These are the loops whose rules are in force, or will be first.
+
+        Args:
+            loops: the loops.
+            providers: their metrics; the counters of the loops before them are continued.
+        """
         self.health.attach(loops)
-        door = Door(PROBES)
-        for cleaner in cleaners:
-            self.publish(metrics.FlowMetrics(cleaner).figures)
+        self._exposition.replace("rules", *providers)
+        gone = self._ports.keys() - {loop.family for loop in loops}
+        for family in gone:
+            self._ports.pop(family)[1].cancel()
         for loop in loops:
-            ports = NodeHealth(self._machine, loop, door, self.health.healthy, self._service_failed)
-            self._ports.append(ports)
-            self.publish(metrics.LoopMetrics(loop, self._mode).figures, ports.figures)
-        self._attached.set()
+            if loop.family in self._ports:
+                self._ports[loop.family][0].follow(loop)
+            else:
+                ports = NodeHealth(self._machine, loop, self._door, self.health.healthy, self._service_failed)
+                task = asyncio.ensure_future(ports.run())
+                task.add_done_callback(self._ended)
+                self._ports[loop.family] = ports, task
 
     async def run(self) -> None:
         """Serves until it is cancelled.
@@ -103,55 +206,30 @@ class Serving:
             OSError: an address cannot be listened on, with bindAddressHardFail.
         """
         allow_many_files()
-        tasks = [asyncio.ensure_future(work) for work in (self._healthz(), self._metrics(), self._services())]
+        works = (self._healthz.run(), self._metrics.run(), self._unbroken())
+        tasks = [asyncio.ensure_future(work) for work in works]
         try:
             await asyncio.gather(*tasks)
         finally:
+            tasks += [task for _, task in self._ports.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _healthz(self) -> None:
-        config = self._options.config
-        if config.healthz_address is not None:
-            await hold(
-                self._machine,
-                "health",
-                router(self.health.routes()),
-                config.healthz_address,
-                hard_fail=config.bind_address_hard_fail,
-                failed=lambda why: self._failed("FailedToStartProxierHealthcheck", why),
-            )
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """The ports of a family are served no more: it was cancelled, or something unforeseen happened."""
+        if not task.cancelled():
+            self._broken = task.exception()
+            self._breaks.set()
 
-    async def _metrics(self) -> None:
-        config = self._options.config
-        if config.metrics_address is None:
-            return
-        pages = Pages(self._options)
-        slis = Exposition(process=False)
-        slis.providers.append(pages.slis)
-        routes = {
-            **pages.routes(),
-            "GET /metrics": self._exposition.handle,
-            "GET /metrics/slis": slis.handle,
-        }
-        if config.enable_profiling:
-            from kubeproxy.serve.profile import Profiles
+    async def _unbroken(self) -> None:
+        await self._breaks.wait()
+        if self._broken is not None:
+            raise self._broken
 
-            routes |= Profiles().routes()
-        pages.lists(routes)
-        await hold(
-            self._machine,
-            "metrics",
-            router(routes),
-            config.metrics_address,
-            hard_fail=config.bind_address_hard_fail,
-            failed=lambda why: self._failed("FailedToStartMetricServer", why),
-        )
-
-    async def _services(self) -> None:
-        await self._attached.wait()
-        await asyncio.gather(*(ports.run() for ports in self._ports))
+    def _port_figures(self) -> Iterable[Figure]:
+        for ports, _ in self._ports.values():
+            yield from ports.figures()
 
     def _eligible(self) -> bool:
         """Whether the node is not being removed (KEP-3836). With manifests it needs no Node object."""

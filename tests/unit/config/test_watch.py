@@ -1,7 +1,6 @@
 """The configuration file changes in all the ways files do; only other content that can be used counts."""
 
 import asyncio
-import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -9,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from kubeproxy.config import watch
+from kubeproxy.config.load import RunOptions
+from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.linux import inotify
 
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
@@ -18,18 +19,49 @@ SETTLE = 0.05
 
 
 class Watch:
-    """Somebody waiting for a file to change."""
+    """Follows a file.
 
-    def __init__(self, file: Path, look: float = LONG) -> None:
-        self.task = asyncio.create_task(watch.changed(str(file), file.read_bytes(), look=look, settle=SETTLE))
+    Attributes:
+        taken: the modes that the file had.
+        refused: why it was not taken; "" when it was as before again.
+    """
 
-    async def ends(self) -> None:
+    def __init__(self, file: Path, look: float = LONG, before: bytes | None = None) -> None:
+        self.taken: list[str] = []
+        self.refused: list[str] = []
+        held = file.read_bytes() if before is None else before
+        self.task = asyncio.create_task(
+            watch.follow(
+                RunOptions(KubeProxyConfiguration(), str(file), held, given={"config": str(file), "v": 3}),
+                self._take,
+                self.refused.append,
+                look=look,
+                settle=SETTLE,
+            )
+        )
+
+    def _take(self, options: RunOptions) -> None:
+        assert options.config.logging.verbosity == 3, "flags override the file"
+        self.taken.append(options.config.mode)
+
+    async def takes(self, *modes: str) -> None:
         async with asyncio.timeout(20):
-            await self.task
+            while len(self.taken) < len(modes):  # noqa: ASYNC110 of another task
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(6 * SETTLE)
+        assert self.taken == list(modes)
+
+    async def refuses(self, count: int) -> str:
+        """Waits for the last of so many reasons."""
+        async with asyncio.timeout(20):
+            while len(self.refused) < count:  # noqa: ASYNC110 of another task
+                await asyncio.sleep(0.01)
+        assert len(self.refused) == count
+        return self.refused[-1]
 
     async def goes_on(self) -> None:
         await asyncio.sleep(6 * SETTLE)
-        assert not self.task.done()
+        assert not self.taken
 
 
 def write(file: Path, text: str) -> None:
@@ -42,15 +74,6 @@ def remove(file: Path) -> None:
 
 def move(file: Path, to: Path) -> None:
     file.rename(to)
-
-
-async def says(caplog: pytest.LogCaptureFixture, count: int) -> str:
-    """Waits for the last of so many messages."""
-    async with asyncio.timeout(20):
-        while len(caplog.messages) < count:  # noqa: ASYNC110 of another task
-            await asyncio.sleep(0.01)
-    assert len(caplog.messages) == count
-    return caplog.messages[-1]
 
 
 @pytest.fixture
@@ -68,7 +91,7 @@ async def begun(file: Path) -> Watch:
 
 async def test_written(file: Path, begun: Watch) -> None:
     write(file, NEW)
-    await begun.ends()
+    await begun.takes("nftables")
 
 
 async def test_replaced(file: Path, begun: Watch) -> None:
@@ -76,30 +99,50 @@ async def test_replaced(file: Path, begun: Watch) -> None:
     other.write_text(NEW)
     await begun.goes_on()
     other.rename(file)
-    await begun.ends()
+    await begun.takes("nftables")
 
 
-async def test_removed_and_written_again(file: Path, begun: Watch, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+async def test_removed_and_written_again(file: Path, begun: Watch) -> None:
     remove(file)
-    assert await says(caplog, 1) == (
-        f"--config: {file}: No such file or directory; the configuration read at the start stays in force"
-    )
+    assert await begun.refuses(1) == f"--config: {file}: No such file or directory"
     write(file, OLD)
-    assert await says(caplog, 2) == f"{file} is again as it was at the start"
+    assert await begun.refuses(2) == ""
     remove(file)
     write(file, NEW)
-    await begun.ends()
+    await begun.takes("nftables")
 
 
-async def test_moved_away(file: Path, begun: Watch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_again_and_again(file: Path, begun: Watch) -> None:
+    for text, taken in ((NEW, ["nftables"]), ("x", ["nftables"]), (OLD, ["nftables", "iptables"])):
+        write(file, text)
+        if text == "x":
+            await begun.refuses(1)
+        await begun.takes(*taken)
+    write(file, NEW)
+    await begun.takes("nftables", "iptables", "nftables")
+
+
+async def test_of_many_changes_the_last_counts(file: Path, begun: Watch) -> None:
+    for _ in range(20):
+        write(file, NEW)
+        await asyncio.sleep(0)
+        write(file, f"{HEAD}mode: userspace\n")
+    async with asyncio.timeout(20):
+        while begun.taken[-1:] != ["userspace"]:  # noqa: ASYNC110 of another task
+            await asyncio.sleep(0.01)
+    count = len(begun.taken)
+    await asyncio.sleep(6 * SETTLE)
+    assert len(begun.taken) == count
+
+
+async def test_moved_away(file: Path, begun: Watch) -> None:
     elsewhere = file.with_suffix(".bak")
     move(file, elsewhere)
-    await says(caplog, 1)
+    await begun.refuses(1)
     write(elsewhere, NEW)
     await begun.goes_on()
     move(elsewhere, file)
-    await begun.ends()
+    await begun.takes("nftables")
 
 
 @pytest.mark.parametrize(
@@ -114,17 +157,15 @@ async def test_moved_away(file: Path, begun: Watch, caplog: pytest.LogCaptureFix
     ],
 )
 async def test_what_cannot_be_used_is_told_once_and_does_not_count(
-    file: Path, begun: Watch, caplog: pytest.LogCaptureFixture, text: str, words: str
+    file: Path, begun: Watch, text: str, words: str
 ) -> None:
     write(file, text)
-    message = await says(caplog, 1)
-    assert message.endswith("; the configuration read at the start stays in force")
-    assert words in message
+    assert words in await begun.refuses(1)
     write(file, text)
     await begun.goes_on()
-    assert len(caplog.messages) == 1
+    assert len(begun.refused) == 1
     write(file, NEW)
-    await begun.ends()
+    await begun.takes("nftables")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +184,7 @@ async def test_what_is_no_change(file: Path, begun: Watch, touch: Callable[[Path
     touch(file)
     await begun.goes_on()
     write(file, NEW)
-    await begun.ends()
+    await begun.takes("nftables")
 
 
 class ConfigMap:
@@ -170,16 +211,16 @@ class ConfigMap:
             old.rmdir()
 
 
-async def test_a_config_map(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_config_map(tmp_path: Path) -> None:
     volume = ConfigMap(tmp_path)
     begun = Watch(volume.file)
     await begun.goes_on()
     for _ in range(2):
         volume.swap(OLD)
         await begun.goes_on()
-    assert caplog.messages == []
+    assert begun.refused == []
     volume.swap(NEW)
-    await begun.ends()
+    await begun.takes("nftables")
 
 
 @pytest.fixture
@@ -198,7 +239,7 @@ async def test_behind_a_link(linked: tuple[Path, Path]) -> None:
     begun = Watch(link)
     await begun.goes_on()
     real.write_text(NEW)
-    await begun.ends()
+    await begun.takes("nftables")
 
 
 async def test_the_link_leads_elsewhere(linked: tuple[Path, Path]) -> None:
@@ -208,10 +249,10 @@ async def test_the_link_leads_elsewhere(linked: tuple[Path, Path]) -> None:
     real.with_name("new.yaml").write_text(NEW)
     link.with_name("tmp").symlink_to(real.with_name("new.yaml"))
     link.with_name("tmp").rename(link)
-    await begun.ends()
+    await begun.takes("nftables")
 
 
-async def test_a_link_to_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_link_to_itself(tmp_path: Path) -> None:
     link = tmp_path / "config.yaml"
     link.write_text(OLD)
     begun = Watch(link)
@@ -219,10 +260,10 @@ async def test_a_link_to_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture
     link.unlink()
     link.symlink_to(link.name)
     link.with_name("x").write_text("")  # new links are not told
-    assert "Too many levels of symbolic links" in await says(caplog, 1)
-    again = asyncio.create_task(watch.changed(str(link), OLD.encode(), look=LONG, settle=SETTLE))
-    await asyncio.sleep(SETTLE)
-    assert not again.done()
+    assert "Too many levels of symbolic links" in await begun.refuses(1)
+    again = Watch(link, before=OLD.encode())
+    await again.goes_on()
+    assert not again.task.done()
 
 
 async def test_without_notifications(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,12 +274,11 @@ async def test_without_notifications(file: Path, monkeypatch: pytest.MonkeyPatch
     begun = Watch(file, look=SETTLE)
     await begun.goes_on()
     write(file, NEW)
-    await begun.ends()
+    await begun.takes("nftables")
 
 
 async def test_changed_before_the_watch_began(file: Path) -> None:
-    async with asyncio.timeout(20):
-        await watch.changed(str(file), NEW.encode(), look=LONG, settle=SETTLE)
+    await Watch(file, before=NEW.encode()).takes("iptables")
 
 
 async def test_the_folder_goes_and_comes_back(tmp_path: Path) -> None:
@@ -253,4 +293,4 @@ async def test_the_folder_goes_and_comes_back(tmp_path: Path) -> None:
     await begun.goes_on()
     folder.mkdir()
     write(file, NEW)
-    await begun.ends()
+    await begun.takes("nftables")

@@ -1,6 +1,8 @@
 """docs/metrics.md names every metric, with its type, and no other."""
 
+import asyncio
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from kubeproxy import backends, sysctls
@@ -9,6 +11,7 @@ from kubeproxy.backends.iptables.driver import IPTablesDriver
 from kubeproxy.backends.localhost import Localhost
 from kubeproxy.config.load import load
 from kubeproxy.contests import Contests
+from kubeproxy.exchange import Exchange
 from kubeproxy.figures import Figure
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.forwarding import Forwarding
@@ -44,6 +47,7 @@ async def served(machine: FakeMachine) -> dict[str, str]:
         *metrics.of_changes(Hub("here")),
         *Reporter(Hub("here").state, "here", lambda *_: None, files=True).figures(),
         *metrics.of_options(load({}, "linux")),
+        *_of_exchange(machine),
         *Unusable().figures(),
         *sysctls.figures(machine),
         *Forwarding(machine, [Stage().loop], lambda *_, **__: None).figures(),
@@ -61,6 +65,11 @@ async def served(machine: FakeMachine) -> dict[str, str]:
         stage.loop.resync()
         found += LoopMetrics(stage.loop, backends.mode(mode), clock=stage.clock).figures()
     return {figure.name: figure.kind for figure in found} | COUNTED_BY_THE_KERNEL
+
+
+def _of_exchange(machine: FakeMachine) -> Iterable[Figure]:
+    options = load({"hostname-override": "here", "manifests": [str(DOCS.parent)]}, "linux")
+    return Exchange(options, machine, mode=None, supervise=asyncio.ensure_future, end=print).figures()
 
 
 def described(text: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from kubeproxy.config.load import load
 from kubeproxy.events import Events
 from kubeproxy.hub import Hub
 from kubeproxy.machine.base import Machine
-from kubeproxy.serve.listen import allow_many_files, hold
+from kubeproxy.serve.listen import Port, allow_many_files
 from kubeproxy.serve.message import text
 from kubeproxy.serve.serving import Serving
 from kubeproxy.sources.base import Status
@@ -55,16 +55,9 @@ async def test_an_address_that_is_taken_is_tried_again(
     taken: socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
     port, told = port_of(taken), list[str]()
-    work = hold(
-        MACHINE,
-        "health",
-        lambda _: text("ok"),
-        ("127.0.0.1", port),
-        hard_fail=False,
-        failed=told.append,
-        retry_seconds=0.02,
-    )
-    async with running(work):
+    made = Port(MACHINE, "health", lambda _: text("ok"), failed=told.append, retry_seconds=0.02)
+    made.want(("127.0.0.1", port), hard_fail=False)
+    async with running(made.run()):
         await until(lambda: told)
         await asyncio.sleep(0.1)
         why = f"health cannot be served on 127.0.0.1:{port}: Address already in use"
@@ -77,11 +70,12 @@ async def test_an_address_that_is_taken_is_tried_again(
 
 
 async def test_an_address_that_is_taken_may_be_fatal(taken: socket.socket) -> None:
-    work = hold(MACHINE, "metrics", lambda _: text(""), ("127.0.0.1", port_of(taken)), hard_fail=True)
+    made = Port(MACHINE, "metrics", lambda _: text(""))
+    made.want(("127.0.0.1", port_of(taken)), hard_fail=True)
     with pytest.raises(
         OSError, match=r"metrics cannot be served on 127\.0\.0\.1:\d+: Address already in use"
     ):
-        await work
+        await made.run()
 
 
 def serving(
@@ -108,16 +102,74 @@ async def test_a_fatal_address_ends_all(taken: socket.socket) -> None:
 async def test_a_server_without_an_address_listens_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[str] = []
 
-    async def remember(_: Machine, name: str, *__: object, **___: object) -> None:
-        held.append(name)
-        await asyncio.Event().wait()
+    def remember(_: Machine, address: str, port: int, **__: object) -> socket.socket:
+        held.append(f"{address}:{port}")
+        return socket.create_server(("127.0.0.1", 0))
 
-    monkeypatch.setattr("kubeproxy.serve.serving.hold", remember)
+    monkeypatch.setattr("kubeproxy.serve.listen.bind", remember)
     async with running(serving().run()):
         await asyncio.sleep(0)
         async with running(serving(**{"healthz-port": 10256}).run()):  # type: ignore[arg-type]
-            await until(lambda: held == ["health"])
-    assert held == ["health"]
+            await until(lambda: held)
+    assert held == ["0.0.0.0:10256"]
+
+
+class TestAnotherAddress:
+    @pytest.fixture
+    def port(self, taken: socket.socket) -> int:
+        number = port_of(taken)
+        taken.close()
+        return number
+
+    async def test_the_new_is_opened_before_the_old_is_closed(
+        self, port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = Port(MACHINE, "health", lambda _: text("ok"))
+        made.want(("127.0.0.1", port), hard_fail=True)
+        async with running(made.run()):
+            await opened(port)
+            made.reserve(("127.0.0.1", port + 1), hard_fail=True)
+            assert (await get(port))[0] == 200
+            made.want(("127.0.0.1", port + 1), hard_fail=True)
+            await until(lambda: made.at == ("127.0.0.1", port + 1))
+            assert (await get(port + 1))[0] == 200
+            assert await closed(port)
+            made.want(None, hard_fail=True)
+            await until(lambda: made.at is None)
+            assert await closed(port + 1)
+
+    @pytest.mark.parametrize(("before", "after"), [("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "0.0.0.0")])
+    async def test_the_same_port_on_an_address_that_overlaps(
+        self, port: int, before: str, after: str
+    ) -> None:
+        made = Port(MACHINE, "health", lambda _: text("ok"), retry_seconds=600)
+        made.want((before, port), hard_fail=False)
+        async with running(made.run()):
+            await opened(port)
+            made.reserve((after, port), hard_fail=True)
+            made.want((after, port), hard_fail=True)
+            await until(lambda: made.at == (after, port))
+            assert (await get(port))[0] == 200
+            other = Port(MACHINE, "health", lambda _: text("other"))
+            with pytest.raises(OSError, match="already in use"):
+                other.reserve((after, port), hard_fail=True)
+
+    async def test_one_that_is_taken_leaves_the_old_open(self, port: int) -> None:
+        told: list[str] = []
+        made = Port(MACHINE, "health", lambda _: text("ok"), failed=told.append, retry_seconds=0.02)
+        made.want(("127.0.0.1", port), hard_fail=True)
+        async with running(made.run()):
+            await opened(port)
+            with socket.create_server(("127.0.0.1", 0)) as other:
+                at = "127.0.0.1", port_of(other)
+                with pytest.raises(OSError, match=f"health cannot be served on 127.0.0.1:{at[1]}"):
+                    made.reserve(at, hard_fail=True)
+                made.reserve(at, hard_fail=False)
+                made.want(at, hard_fail=True)
+                await until(lambda: told)
+                assert (await get(port))[0] == 200
+            await until(lambda: made.at == at)
+            assert await closed(port)
 
 
 @pytest.mark.parametrize(

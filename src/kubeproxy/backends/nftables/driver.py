@@ -118,6 +118,7 @@ class NFTablesDriver:
         """See `Driver`."""
         if self._lookout is not None:
             self._lookout.close()
+            self._lookout = None
         self._kernel.close()
 
     def _apply(self, node: NodeConfig, changes: Sequence[Change]) -> None:

@@ -144,6 +144,11 @@ class Led:
             yield from self._rules.figures()
         yield from self._relay.figures()
 
+    async def drain(self, seconds: float) -> None:
+        """See `Carrying`."""
+        await self._rules.close()
+        await self._sockets.doors.drain(seconds)
+
     async def close(self) -> None:
         """See `Driver`."""
         await self._rules.close()

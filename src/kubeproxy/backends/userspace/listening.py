@@ -140,6 +140,10 @@ class Listening:
         """See `Measured`."""
         return self._relay.figures()
 
+    async def drain(self, seconds: float) -> None:
+        """See `Carrying`."""
+        await self._doors.drain(seconds)
+
     async def close(self) -> None:
         """See `Driver`."""
         await self._doors.stop()
