@@ -13,6 +13,7 @@ from kubeproxy.api.addresses import FAMILIES, Family
 from kubeproxy.backends.iptables.driver import IPTablesDriver
 from kubeproxy.backends.localhost import Localhost
 from kubeproxy.backends.nftables.driver import NFTablesDriver
+from kubeproxy.backends.shared.compared import flat
 from kubeproxy.backends.userspace.driver import Led
 from kubeproxy.backends.userspace.listening import Listening
 from kubeproxy.netlink.nft.kernel import NftKernel
@@ -66,6 +67,12 @@ def test_nftables(inside: str, name: str) -> None:
             held = asyncio.run(driver.read())
             assert driver.difference(held, node, plans).lines() == []
             assert held == asyncio.run(driver.read())
+            for key, plan in plans.items():
+                part = asyncio.run(driver.read_part(node, {key: plan}))
+                assert not driver.compare(part, node, {key: plan})
+                assert {line for line in driver.describe(node, plan) if "add element" in line} <= {
+                    *part.commands()
+                }
             there = printed(family)
             for plan in plans.values():
                 for line in driver.describe(node, plan):
@@ -93,6 +100,10 @@ def test_iptables(inside: str, name: str, variant: str) -> None:
         assert not asyncio.run(driver.load(node, plans))
         held = asyncio.run(driver.read())
         assert driver.difference(held, node, plans).lines() == []
+        for key, plan in plans.items():
+            part = asyncio.run(driver.read_part(node, {key: plan}))
+            assert not driver.compare(part, node, {key: plan})
+            assert {*flat(driver.describe(node, plan))} <= {*part.commands()}
         there = saved(tables)
         for plan in plans.values():
             table = ""

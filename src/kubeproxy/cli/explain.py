@@ -1,7 +1,6 @@
 """`kube-proxy explain`: why a packet goes where it goes."""
 
 import argparse
-import asyncio
 import os
 from typing import Final
 
@@ -17,6 +16,26 @@ from kubeproxy.machine.base import Machine
 
 STATUSES: Final = {"forward": 0, "pass": 0, "drop": 3, "reject": 4}
 DIFFERS: Final = 5
+MOST_RULES: Final = 12
+"""So many of the things the kernel holds, and of the differences, are shown."""
+
+LIVE_PACKETS: Final = 5
+"""So many packets are traced if no number is given, ..."""
+
+MOST_LIVE: Final = 1000
+"""... and so many at most."""
+
+LIVE_SECONDS: Final = 30.0
+"""So long packets are waited for if no time is given, ..."""
+
+MOST_SECONDS: Final = 86_400.0
+"""... and so long at most."""
+
+KERNEL: Final = {
+    "agrees": "holds what is planned",
+    "differs": "differs from what is planned",
+    "unread": "was not compared",
+}
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +73,11 @@ def _run(asked: Asked) -> int:
     if not 0 < arguments.timeout <= MOST_SECONDS:
         raise CommandError(f"--timeout {arguments.timeout:g}: seconds, above 0 and at most {MOST_SECONDS:g}")
     machine = LinuxMachine()
-    found = _of_daemon(asked, machine) or asyncio.run(ask(asked, machine))
+    found = _of_daemon(asked, machine)
+    if found is None:
+        import asyncio
+
+        found = asyncio.run(ask(asked, machine))
     if not asked.arguments.json:
         show(found, asked.out)
     found = _see(found, asked, machine)
@@ -123,6 +146,8 @@ def _see(found: Answer, asked: Asked, machine: Machine) -> Answer:
         if not arguments.json:
             show_flows(flows, out)
     if arguments.live:
+        import asyncio
+
         from kubeproxy.answers import live
 
         with out.progress(f"waiting for {arguments.live} packets, {arguments.timeout:g} s at most"):
@@ -162,29 +187,14 @@ def show(found: Answer, out: Output) -> None:
         label = ""
     why = f": {found.unread}" if found.unread else ""
     out.line(f"  {'kernel':<14}{KERNEL[found.kernel]}{why}", "red" if found.kernel == "differs" else "")
-    for rule in found.rules[:MOST_RULES]:
-        out.line(f"  {'':<14}{rule.text}{f'   (rule {rule.number})' if rule.number else ''}", "dim")
-    if len(found.rules) > MOST_RULES:
-        out.line(f"  {'':<14}and {len(found.rules) - MOST_RULES} more; --json has all", "dim")
     for difference in found.differences[:MOST_RULES]:
         out.line(f"  {'':<14}{difference}", "red")
     if len(found.differences) > MOST_RULES:
         out.line(f"  {'':<14}and {len(found.differences) - MOST_RULES} more; --json has all", "red")
-
-
-MOST_RULES: Final = 12
-"""So many of the things the kernel holds, and of the differences, are shown."""
-
-LIVE_PACKETS: Final = 5
-MOST_LIVE: Final = 1000
-LIVE_SECONDS: Final = 30.0
-MOST_SECONDS: Final = 86_400.0
-
-KERNEL: Final = {
-    "agrees": "holds what the plan of the Service asks for",
-    "differs": "differs from the plan of the Service:",
-    "unread": "was not compared",
-}
+    for rule in found.rules[:MOST_RULES]:
+        out.line(f"  {'':<14}{rule.text}{f'   (rule {rule.number})' if rule.number else ''}", "dim")
+    if len(found.rules) > MOST_RULES:
+        out.line(f"  {'':<14}and {len(found.rules) - MOST_RULES} more; --json has all", "dim")
 
 
 def show_flows(found: Followed, out: Output) -> None:
@@ -229,17 +239,22 @@ def show_live(found: Live, wanted: int, out: Output) -> None:
 COMMAND: Final = Command(
     name="explain",
     summary="Explain why a packet goes where it goes.",
-    description="Explains what happens to the first packet of a connection, and why.",
+    description=(
+        "Explains what happens to the first packet of a connection and why, and whether the kernel holds what is planned.\n"
+        "A kube-proxy that runs here answers from what it knows; otherwise Services and endpoints are read."
+    ),
     examples=(
         ("Where do connections of a Pod to a Service go?", "kube-proxy explain --from 10.244.1.2 --to api.shop:80"),
         ("What happens to a client outside of the cluster at a node port?", "kube-proxy explain --from 203.0.113.7 --to :30080"),
+        ("Do real packets do that, and which rule drops them?", "kube-proxy explain --from 10.244.1.2 --to api.shop:80 --live 20"),
+        ("Where do the connections that are open now go?", "kube-proxy explain --from 10.244.1.2 --to api.shop:80 --follow"),
         ("And on another node, from manifests?", "kube-proxy explain --from node --to 10.96.0.10:53/udp --manifests DIR --node n2"),
     ),
     statuses=(
         (0, "the packet is forwarded, or is for no Service"),
         (3, "it is dropped"),
         (4, "it is rejected"),
-        (DIFFERS, "the kernel does not hold what the plan of the Service asks for"),
+        (DIFFERS, "the kernel does not hold what is planned, or a traced packet was treated differently"),
     ),
     options=_options,
     run=_run,

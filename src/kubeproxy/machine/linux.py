@@ -1,6 +1,5 @@
 """This Linux host, in the network namespace of the calling thread or in another namespace."""
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -210,6 +209,8 @@ class LinuxMachine:
 @contextlib.contextmanager
 def _readable(monitor: wire.Socket, readable: Callable[[], None]) -> Iterator[None]:
     """Calls back in the running event loop whenever a socket can be read, until the block ends."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
     loop.add_reader(monitor.fileno(), readable)
     try:
