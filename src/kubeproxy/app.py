@@ -5,7 +5,6 @@ What is at work in it, and what is done when the configuration changes, is in `e
 """
 
 import asyncio
-import gc
 import logging
 import signal
 import sys
@@ -27,9 +26,6 @@ from kubeproxy.session import mode_of, open_drivers
 
 log = logging.getLogger(__name__)
 
-_GC_THRESHOLD = (50_000, 20, 100)
-"""Rows and plans hold no cycles and are not tracked: looking for garbage as often as Python does is a waste."""
-
 _PATIENCE_SECONDS = 10.0
 """So long another kube-proxy on this node is waited for: in an upgrade the old one may still be ending."""
 
@@ -47,7 +43,6 @@ class FatalError(Exception):
 
 def run(options: RunOptions) -> int:
     """Runs the program as told; returns its exit status."""
-    gc.set_threshold(*_GC_THRESHOLD)
     from kubeproxy.machine.linux import LinuxMachine
 
     machine = LinuxMachine()

@@ -4,6 +4,7 @@ What does not need the daemon (-h, --version, --write-config-to, an invalid flag
 without importing it. Exit status: 0 success, 1 an error, 130 interrupted by Ctrl-C.
 """
 
+import gc
 import logging
 import os
 import sys
@@ -16,6 +17,9 @@ from kubeproxy.config.load import RunOptions, load
 from kubeproxy.config.validate import validate
 
 logger = logging.getLogger(__name__)
+
+_GC_THRESHOLD = (50_000, 20, 100)
+"""Rows and plans hold no cycles and are not tracked: looking for garbage as often as Python does is a waste."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,6 +74,7 @@ def _act(options: RunOptions) -> int:
         write(options.config, options.write_config_to)
         logger.info("Wrote configuration to %(file)s", {"file": options.write_config_to})
         return 0
+    gc.set_threshold(*_GC_THRESHOLD)  # already for the imports, which allocate much and leave no garbage
     from kubeproxy import app
 
     try:
