@@ -16,8 +16,9 @@ from kubeproxy.backends.ipvs import describe
 from kubeproxy.backends.ipvs import names as ipvs_names
 from kubeproxy.backends.ipvs.kernel import LinuxIPVSKernel
 from kubeproxy.backends.nftables import layout
+from kubeproxy.insight.reference.conditions import Sets
 from kubeproxy.insight.reference.route import Router, Server, Servers
-from kubeproxy.insight.reference.rules import IptablesRules, Sets
+from kubeproxy.insight.reference.rules import IptablesRules
 from kubeproxy.insight.reference.table import NftRules
 from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import ipvs

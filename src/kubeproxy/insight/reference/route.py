@@ -13,7 +13,7 @@ from msgspec import Struct, structs
 
 from kubeproxy.api.rows import Protocol as Transport
 from kubeproxy.insight.reference.outcome import Fate, Outcome, Path, Target, of_paths
-from kubeproxy.insight.reference.rules import PROTOCOLS, PacketState
+from kubeproxy.insight.reference.packet_state import PROTOCOLS, PacketState
 from kubeproxy.model.verdict import Packet
 
 

@@ -11,7 +11,6 @@ import operator
 import struct
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from ipaddress import ip_address, summarize_address_range
 from socket import IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
 from typing import Final, NamedTuple
 
@@ -20,7 +19,8 @@ from msgspec import structs
 from kubeproxy.api.addresses import contains, pack, unpack
 from kubeproxy.api.rows import Protocol
 from kubeproxy.insight.reference.outcome import Fate, UnknownRuleError
-from kubeproxy.insight.reference.rules import PROTOCOLS, PacketState
+from kubeproxy.insight.reference.packet_state import PROTOCOLS, PacketState
+from kubeproxy.insight.reference.sets import SetContents, cidrs, fields
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import expressions as x
 from kubeproxy.netlink.nft import messages
@@ -48,72 +48,6 @@ class _BaseChain(NamedTuple):
     nat: bool
 
 
-class _SetContents:
-    """A set or map.
-
-    Attributes:
-        timeout: so many seconds its elements last; 0 for ever.
-    """
-
-    def __init__(self, flags: int, fields: Sequence[int], timeout: int) -> None:
-        self.timeout = timeout
-        self._intervals = bool(flags & messages.INTERVAL)
-        self._fields = fields
-        self._exact: dict[bytes, wire.Attributes] = {}
-        self._ranges: list[tuple[bytes, bytes, wire.Attributes]] = []
-        self._starts: list[tuple[bytes, bool, wire.Attributes]] = []
-
-    def add(self, element: wire.Attributes) -> None:
-        """Takes in an element as the kernel lists it."""
-        key = bytes(wire.attributes(element[1])[1])
-        data = wire.attributes(element[2]) if 2 in element else {}
-        if not self._intervals:
-            self._exact[key] = data
-        elif 10 in element:
-            self._ranges.append((key, bytes(wire.attributes(element[10])[1]), data))
-        elif len(self._fields) > 1:
-            self._ranges.append((key, key, data))
-        else:
-            ends = 3 in element and bool(element[3][3] & 1)
-            self._starts.append((key, ends, data))
-
-    def verdicts(self) -> Iterator[bytes]:
-        """The keys that a verdict is for, as long as they are no ranges."""
-        return (key for key, data in self._exact.items() if 2 in data)
-
-    def ranges(self) -> Iterator[tuple[bytes, bytes]]:
-        """The first and last keys of ranges, where keys have one part."""
-        starts = sorted((key, not ends) for key, ends, _ in self._starts)
-        for at, (key, begins) in enumerate(starts):
-            following = starts[at + 1 :]
-            if begins:
-                end = int.from_bytes(following[0][0]) - 1 if following else (1 << 8 * len(key)) - 1
-                yield key, end.to_bytes(len(key))
-
-    def find(self, register: bytes) -> wire.Attributes | None:
-        """The data of the element for the key at the beginning of some registers; None if there is none."""
-        if not self._intervals:
-            for size in {len(key) for key in self._exact}:
-                if (found := self._exact.get(register[:size])) is not None:
-                    return found
-            return None
-        for low, high, data in self._ranges:
-            at = 0
-            for size in self._fields or (len(low),):
-                padded = size + 3 & ~3
-                if not low[at : at + padded] <= register[at : at + padded] <= high[at : at + padded]:
-                    break
-                at += padded
-            else:
-                return data
-        best: tuple[bytes, bool, wire.Attributes] | None = None
-        for key, ends, data in self._starts:
-            # Of an end and a beginning at one place the beginning counts.
-            if key <= register[: len(key)] and (best is None or (key, not ends) >= (best[0], not best[1])):
-                best = key, ends, data
-        return None if best is None or best[1] else best[2]
-
-
 class NftRules:
     """A table of one family, in the form that `route.Router` asks."""
 
@@ -131,7 +65,7 @@ class NftRules:
         self._local = frozenset(local_addresses)
         self._chains: dict[str, _BaseChain | None] = {}
         self._rules: dict[str, list[memoryview]] = {}
-        self._lookups: dict[str, _SetContents] = {}
+        self._lookups: dict[str, SetContents] = {}
         self._asked: set[str] = set()
         self._affinity = 0
         self._size = 4 if table.family == messages.IP else 16
@@ -142,7 +76,7 @@ class NftRules:
             a = wire.attributes(body)
             name = wire.string(a[2])
             timeout = int.from_bytes(a.get(11, b"")) // 1000
-            found = self._lookups[name] = _SetContents(int.from_bytes(a.get(3, b"")), _fields(a), timeout)
+            found = self._lookups[name] = SetContents(int.from_bytes(a.get(3, b"")), fields(a), timeout)
             if int.from_bytes(a.get(3, b"")) & messages.EVAL:
                 continue  # clients of session affinity: a new client is in none
             for listed in kernel.dump(messages.GETSETELEM, table.family, only + wire.text(2, name)):
@@ -187,11 +121,6 @@ class NftRules:
         """For how many seconds a client keeps its endpoint, by rules met since this was last asked; 0 for none."""
         seconds, self._affinity = self._affinity, 0
         return seconds
-
-    @property
-    def present(self) -> bool:
-        """Whether the table is there."""
-        return bool(self._chains)
 
     def hook(self, table: str, chain: str, state: PacketState) -> Iterator[tuple[Fate | None, PacketState]]:
         """What the base chains at a hook do: dropped, rejected, or None where the packet goes on.
@@ -325,7 +254,7 @@ class NftRules:
         if _offset(a[2]) == self._source_at:
             for first, last in lookup.ranges():
                 if len(first) == self._size:
-                    self._asked.update(_cidrs(first, last))
+                    self._asked.update(cidrs(first, last))
         found = lookup.find(registers[_offset(a[2]) :])
         inverted = 5 in a and bool(_int(a[5]) & 1)
         if 3 not in a:
@@ -359,21 +288,6 @@ class NftRules:
         address = state.source if _int(a[3]) & 1 else state.destination
         local = address in self._local or contains("127.0.0.0/8", address)
         return (_LOCAL if local else _UNICAST).to_bytes(4, sys.byteorder)
-
-
-def _cidrs(first: bytes, last: bytes) -> Iterator[str]:
-    """The ranges of addresses that make up one from a first to a last address."""
-    return (str(network) for network in summarize_address_range(ip_address(first), ip_address(last)))
-
-
-def _fields(a: wire.Attributes) -> tuple[int, ...]:
-    """The sizes of the parts of a set's keys, in bytes; empty if they have one part."""
-    description = wire.attributes(a.get(9, b""))
-    if 2 not in description:
-        return ()
-    return tuple(
-        int.from_bytes(wire.attributes(field)[1]) for _, field in wire.attribute_list(description[2])
-    )
 
 
 def _payload(a: wire.Attributes, state: PacketState) -> bytes:
