@@ -205,7 +205,9 @@ def test_a_table_that_cannot_be_read(lab: Lab, tmp_path: Path) -> None:
         for backend in (EP12, EP11, EP12):
             station.folder.put(web(backend))
             with station.running() as daemon:
-                daemon.says("IPv4: somebody put into table nat what the iptables programs cannot read")
+                daemon.says(
+                    "IPv4: another program put something into table nat that the iptables programs cannot read"
+                )
                 assert ask(lab, "client", WEB, 80) == backend
                 traffic.wait()
     hooks = lab.run("node", "nft", "list", "chain", "ip", "nat", "PREROUTING")

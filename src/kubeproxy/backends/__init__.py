@@ -1,4 +1,4 @@
-"""How a plan is made real: one package a proxy mode, each imported only when it is chosen."""
+"""How plans are programmed: one package for each proxy mode, imported only when it is chosen."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,7 @@ _MODULES = {
 
 
 def mode(name: str) -> Mode:
-    """The mode of a name. One that is none of ours can be asked like the others, but not be opened."""
+    """The mode of a name. For a name that is not known the value has the same methods, but cannot be opened."""
     if name not in _MODULES:
         return unavailable(name, _MODULES)
     found: Mode = import_module(_MODULES[name]).MODE

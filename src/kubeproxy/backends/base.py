@@ -2,8 +2,9 @@
 
 A driver programs plans: all of them by `load`, which reads what the kernel has and adopts, changes or removes
 what an earlier run or another program left there, without a moment in which packets are misrouted; and
-afterwards by `apply` the difference for the Services that change, which costs what changed. A driver knows
-nothing of Kubernetes, and the plans are the loop's: it says what a Service's plan was, and what it is to be.
+afterwards by `apply` the difference for the Services that change, at the cost of the change. A driver knows
+nothing of Kubernetes, and the plans belong to the loop: it passes what a Service's plan was, and what it is
+to be.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 
 VIRTUAL_INTERFACE = "kube-ipvs0"
-"""The interface that has Services' addresses in ipvs mode; they are not the host's own."""
+"""The interface that has the addresses of Services in ipvs mode; they are not the host's own."""
 
 
 class Change(Struct, frozen=True, gc=False):
@@ -34,7 +35,7 @@ class Change(Struct, frozen=True, gc=False):
 
 
 def meaning(change: Change) -> str:
-    """What a change means on this node, in words for the log."""
+    """A description of what a change means on this node, for the log."""
     if change.after is None:
         return "it is removed"
     verb = "changes" if change.before else "is new"
@@ -47,7 +48,7 @@ def meaning(change: Change) -> str:
 
 
 Failures = Mapping[Key, str]
-"""Services the kernel refused, each with its words. Of such a Service the kernel keeps what it had."""
+"""Services the kernel refused, each with the error message. Of such a Service the kernel keeps what it had."""
 
 
 class SyncError(Exception):

@@ -41,11 +41,11 @@ class FakeDriver:
         return {}
 
     async def intact(self) -> bool:
-        """See `Driver`. Nobody else changes the table."""
+        """See `Driver`. No other program changes the table."""
         return True
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:  # noqa: ARG002
-        """See `Driver`. Nobody else changes the table."""
+        """See `Driver`. No other program changes the table."""
         return False
 
     async def close(self) -> None:

@@ -1,8 +1,9 @@
 """Tables in memory: `iptables-restore` and `iptables-save` without a kernel.
 
-Tested against the real programs: the same input must give the same output. It understands what we send (-A, -I, -D,
--X, chain declarations) in the words `iptables-save` prints, checks that jumps find their chain and that no referenced
-chain is deleted, and applies an input whole or not at all. It knows nothing of what a rule means.
+Tested against the real programs: the same input must give the same output. It understands what we send (-A,
+-I, -D, -X, chain declarations) in the syntax `iptables-save` prints, checks that jumps find their chain and
+that no referenced chain is deleted, and applies an input completely or not at all. It knows nothing of what a
+rule means.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,9 +26,9 @@ class FakeTables:
 
     Attributes:
         tables: chain -> rules without their "-A CHAIN", for each table.
-        inputs: table and text of every input that was restored, for tests to look at.
-        refuse: asked of each line; a string it returns is the refusal.
-        others: how many times somebody else changed the tables, which the nf_tables variant tells.
+        inputs: table and text of every input that was restored, for tests.
+        refuse: called with each line; a string it returns is the error message of a refusal.
+        others: how many times another program changed the tables, which the nf_tables variant reports.
     """
 
     def __init__(self, variant: Variant = "legacy") -> None:

@@ -1,8 +1,8 @@
 """Node ports on localhost, for modes whose rules cannot serve them (KEP-6032).
 
-The kernel does not let packets to or from 127.0.0.1 leave the host, and offers no way at all for ::1. So a relay listens there.
-What comes in starts on this node, therefore the Cluster policy applies to it. A port that somebody else has is reported and
-tried again from time to time; everything else works meanwhile.
+The kernel does not route packets to or from 127.0.0.1 off the host, and has no setting that allows it for
+::1. So a relay listens there. Its clients are processes of this node, so the Cluster policy applies to them.
+A port that another program has is reported and tried again at intervals; everything else works meanwhile.
 """
 
 import asyncio
@@ -44,10 +44,10 @@ class Localhost:
         """Makes it.
 
         Args:
-            inner: what does all the rest.
+            inner: programs everything else.
             relay: serves localhost.
-            shared: the relay is the inner driver's, which tells of it, and sends PROXY protocol headers to
-                endpoints of Services that ask for them.
+            shared: the relay is the inner driver's, which has its metrics, and sends PROXY protocol headers
+                to endpoints of Services that ask for them.
         """
         self._inner = inner
         self._doors: Doors[_Front] = Doors(relay)
@@ -61,7 +61,7 @@ class Localhost:
         failures = await self._inner.load(node, plans)
         self._listen(*self._difference(node, plans, failures))
         if not await self._doors.served():
-            # All else is in place, and must not be held up.
+            # Everything else is programmed, and must not be delayed.
             log.error(
                 "%(ipFamily)s: node ports on localhost are not served yet: %(reason)s",
                 {"ipFamily": node.family, "reason": relayed.SILENT},
@@ -91,7 +91,7 @@ class Localhost:
         return before, wanted
 
     def _listen(self, before: set[_Front], wanted: Mapping[_Front, Listener]) -> None:
-        """Serves what is wanted, and no more what was served before and is not."""
+        """Serves what is wanted; closes what was served before and is no longer wanted."""
         gone = before - wanted.keys()
         self._doors.close(gone)
         for front in gone:
@@ -197,7 +197,7 @@ class Localhost:
             self._failed += 1
             why = e.strerror or str(e)
             if self._missing.get(front, (None, ""))[1] != why:
-                log.error(  # noqa: TRY400 the message says it all
+                log.error(  # noqa: TRY400 the message is complete
                     "Service %(service)s: node port %(address)s %(protocol)s is not served on localhost: %(reason)s",
                     {
                         "service": ObjectRef(namespace, name),

@@ -1,8 +1,9 @@
 """A mode as a value: everything about a way of programming Services that is not its driver.
 
-There is one value in the `mode` module of each mode. What depends on the mode elsewhere (configuration, node, metrics,
-conntrack, clean-up) is asked of this value, so that nothing outside this package compares the names of modes. The
-functions of a mode import the rest of its package when they are called: who looks at a mode does not load its driver.
+There is one value in the `mode` module of each mode. What depends on the mode elsewhere (configuration, node,
+metrics, conntrack, clean-up) is asked of this value, so that nothing outside this package compares the names
+of modes. The functions of a mode import the rest of its package when they are called, so that reading a mode
+does not load its driver.
 """
 
 from collections.abc import Callable, Iterable
@@ -62,7 +63,7 @@ class Mode(Struct, frozen=True, kw_only=True):
         families: the IP families it can serve.
         section: the section of the configuration that holds its periods.
         masquerade: the section that holds masqueradeAll and masqueradeBit for it.
-        node_port_addresses: what nodePortAddresses is where nobody set it.
+        node_port_addresses: the default of nodePortAddresses.
         without_rules: the mode that does the same without rules in the kernel; "" if there is none.
         replaces: the modes whose rules are removed when the mode's own are in place, as the reference does.
         tracked: conntrack tracks the flows to its Services, so stale ones must be deleted.
@@ -72,19 +73,20 @@ class Mode(Struct, frozen=True, kw_only=True):
         failure_metrics: the reference's counters of failed syncs that it has.
         node: adds what the mode needs to know to the value of the node.
         problems: the fields of its sections that break a rule.
-        doubts: what is probably not meant, on a host that has one IP family only.
-        open: makes the driver of a family on a machine and prepares the kernel for it. It raises UnsupportedError if the mode cannot
-            run here, and SyncError if it cannot run now.
-        reader: makes a driver of a family that can only read and compare; unlike `open` it changes nothing. It raises OSError,
-            UnsupportedError or SyncError if the kernel cannot be read. None: what the mode has in the kernel depends on the
-            process that programs it.
+        doubts: what is probably a mistake, on a host that has one IP family only.
+        open: makes the driver of a family on a machine and prepares the kernel for it. It raises
+            UnsupportedError if the mode cannot run here, and SyncError if it cannot run now.
+        reader: makes a driver of a family that can only read and compare; unlike `open` it changes nothing.
+            It raises OSError, UnsupportedError or SyncError if the kernel cannot be read. None: what the mode
+            has in the kernel depends on the process that programs it.
         untraceable: why nf_tables cannot trace packets of the mode of a family on a machine, "" if it can.
-        cleanup: removes what the mode, or the reference in it, left in the kernel of a machine. It raises OSError or SyncError if
-            something was refused; all else is removed. None: it leaves nothing but what other modes remove.
-        serves: whether what was left in the kernel has the address of a Service. It raises OSError or SyncError if the
-            kernel does not say.
-        clean_tables: removes the mode's rules from some tables of iptables and returns how many that were; None: it has
-            none there.
+        cleanup: removes what the mode, or the reference in it, left in the kernel of a machine. It raises
+            OSError or SyncError if something was refused; all else is removed. None: it leaves nothing but
+            what other modes remove.
+        serves: whether what was left in the kernel has the address of a Service. It raises OSError or
+            SyncError if that cannot be read.
+        clean_tables: removes the mode's rules from some tables of iptables and returns how many that were;
+            None: it has none there.
     """
 
     name: str
@@ -113,7 +115,7 @@ class Mode(Struct, frozen=True, kw_only=True):
     def superseded(self, before: "Iterable[Mode]") -> tuple[str, ...]:
         """The modes whose rules are to be removed when the mode's own are in place.
 
-        A mode that replaces none has no rules, nor a right to remove those that this process did not write itself.
+        A mode that replaces none has no rules, and may only remove those that this process wrote itself.
 
         Args:
             before: the modes that this process ran in before, as far as their rules may be there.
@@ -126,7 +128,7 @@ class Mode(Struct, frozen=True, kw_only=True):
         return SYNC_PERIOD if period is None else period
 
     def min_sync_period(self, config: KubeProxyConfiguration) -> Duration | None:
-        """The least time between two syncs in seconds, if the configuration has one; None: adapt to the load."""
+        """The minimum time between two syncs in seconds, if the configuration has one; None: adapt to the load."""
         return self._periods(config).min_sync_period or None
 
     def masquerade_all(self, config: KubeProxyConfiguration) -> bool:
@@ -147,7 +149,7 @@ class Mode(Struct, frozen=True, kw_only=True):
 
 
 def unavailable(name: str, available: Iterable[str]) -> Mode:
-    """The mode of a name that is none of ours: it has no sections of its own and cannot be opened."""
+    """The mode of a name that is not known: it has no sections of its own and cannot be opened."""
 
     def refuse(_: "Machine", __: NodeConfig) -> Driver:
         raise UnsupportedError(f"proxy mode {name} is not available; available: {', '.join(available)}")

@@ -45,7 +45,7 @@ _REMEMBERED = 64
 _RESOURCE_PROBLEM = 4
 _BLOCK = 1 << 16
 _KEPT_BLOCKS = 64
-"""So much of an input is kept while it is written, so that a refusal can quote the line that was refused."""
+"""This much of an input is kept while it is written, so that the message of a refusal can quote the refused line."""
 
 _QUOTED_CHARACTERS = 300
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.?(\d+)?(?:.*\((legacy|nf_tables)\))?")
@@ -59,7 +59,7 @@ class InputRefusedError(Exception):
     """The program or the kernel refused an input; nothing of it reached the kernel.
 
     Attributes:
-        line: which line of the input was at fault, from 1; 0 when that was not told.
+        line: which line of the input was refused, from 1; 0 if that is not known.
     """
 
     def __init__(self, message: str, line: int) -> None:
@@ -68,7 +68,7 @@ class InputRefusedError(Exception):
 
 
 def target(rule: str) -> str:
-    """What a rule jumps or goes to, in the words `iptables-save` prints; "" for nothing."""
+    """What a rule jumps or goes to, as `iptables-save` prints it; "" for nothing."""
     found = _TARGET.search(_QUOTED.sub("", rule))
     return found[1] if found else ""
 
@@ -136,8 +136,8 @@ class Writer:
         lock: the kernel takes one writer at a time: the legacy programs wait for each other, the others fail.
         transactions: how many times we changed the rules of nf_tables.
         processes: the numbers of the last programs we ran to do so.
-        lookouts: those who must not hear of what these programs do: a table that is written whole is more
-            than they can take.
+        lookouts: sockets that must not receive notifications of what these programs do, because a table that
+            is written at once is more than their buffers can hold.
     """
 
     def __init__(self) -> None:
@@ -257,7 +257,7 @@ class Programs:
 
 
 def spare(machine: Machine, lookout: Lookout) -> None:
-    """From now on a look-out does not hear of what we do by programs."""
+    """From now on a look-out receives no notifications of what we do by programs."""
     we = machine.shared(Writer)
     we.lookouts = (*(other for other in we.lookouts if other()), weakref.ref(lookout))
 
@@ -271,7 +271,7 @@ def _logged(where: str, lines: Iterable[str]) -> Iterator[str]:
 
 
 def installed(machine: Machine) -> Iterator[tuple[str, Programs]]:
-    """Every kind of programs there is, for both families, with their name."""
+    """Every variant of programs that is installed, for both families, with their name."""
     for family, base in ((IPV4, "iptables"), (IPV6, "ip6tables")):
         names: dict[Variant, str] = {}
         if machine.which(f"{base}-legacy-restore"):
@@ -381,7 +381,7 @@ def _kubelet_uses(machine: Machine, name: str) -> bool:
 
 
 def _keeping(blocks: Iterable[bytes], kept: list[bytes]) -> Iterator[bytes]:
-    """Passes blocks on, and keeps the first of them."""
+    """Yields the blocks, and keeps the first of them."""
     for block in blocks:
         if len(kept) < _KEPT_BLOCKS:
             kept.append(block)
@@ -398,7 +398,7 @@ def _quoted(kept: list[bytes], number: int) -> str:
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[bytes]:
-    """Joins lines to blocks worth writing."""
+    """Joins lines to blocks, so that writing takes few calls."""
     pending: list[str] = []
     size = 0
     for line in lines:

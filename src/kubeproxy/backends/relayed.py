@@ -7,7 +7,7 @@ from kubeproxy.model.select import Endpoint
 from kubeproxy.relay.values import Choice, Listener, Target
 
 SILENT = "the relay does not accept connections"
-"""Why a sync did not happen whose rules may be in place."""
+"""Why a sync failed although its rules may be in place."""
 
 RELAYED = frozenset({"TCP", "UDP"})
 """The protocols a relay carries."""
@@ -26,9 +26,9 @@ def listener(
     Args:
         plan: the Service.
         port: the port.
-        choices: where whose traffic may go.
+        choices: the endpoints for each kind of client.
         admitted: who may connect; none for all.
-        translated: only those who came by a front are served.
+        translated: only clients whose destination was translated from a front are served.
         header: PROXY protocol headers are sent if the Service asks for them.
     """
     return Listener(
@@ -45,17 +45,17 @@ def listener(
 
 
 def targets(endpoints: tuple[Endpoint, ...]) -> tuple[Target, ...]:
-    """Backends as a relay knows them."""
+    """Endpoints as values of the relay."""
     return tuple([(endpoint.address, endpoint.port) for endpoint in endpoints])
 
 
 def anybody(endpoints: tuple[Endpoint, ...]) -> Choice:
-    """Everybody may go to these."""
+    """One choice for all clients."""
     return Choice(targets(endpoints))
 
 
 def own(node: NodeConfig, local: tuple[str, ...]) -> tuple[str, ...]:
-    """The ranges that traffic comes from which starts on this node, as far as addresses can tell.
+    """The source ranges of traffic that starts on this node, as far as it can be recognised by addresses.
 
     Args:
         node: the node.

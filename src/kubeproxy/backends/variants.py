@@ -1,13 +1,15 @@
 """kube-proxy's rules in the other variant of iptables, which a daemon with other programs left behind.
 
-The kernel has two mechanisms for the rules of iptables, `legacy` and `nf_tables`, and a daemon writes through the programs of one.
-What an earlier daemon wrote through the other stays in force beside it, and may win: packets then go to the endpoints of that time.
-So when a daemon's own rules are in place, and again at intervals, it looks at the other variant. What it finds is removed as
-the rules of another mode are; where the programs for that are missing, a warning says so, and `cleanup` removes it from
-an image that has them (`--cleanup-variant`), beside a daemon whose rules are in the other variant or in no variant.
+The kernel has two mechanisms for the rules of iptables, `legacy` and `nf_tables`, and a daemon writes through
+the programs of one. What an earlier daemon wrote through the other stays in force beside it, and may take
+precedence: packets then go to the endpoints of that time. So when a daemon's own rules are in place, and
+again at intervals, it reads the other variant. What it finds is removed as the rules of another mode are;
+where the programs for that are missing, a warning is logged, and `cleanup` removes it from an image that has
+them (`--cleanup-variant`), beside a daemon whose rules are in the other variant or in no variant.
 
-A look is cheap and changes nothing. nf_tables is asked for a chain by its name, and only if anything in it has changed. A legacy
-table would be made by asking for it, so only those that the kernel lists are read, and only if their size has changed.
+A check is cheap and changes nothing. nf_tables is asked for a chain by its name, and only if anything in it
+has changed. A legacy table would be created by reading it, so only those that the kernel lists are read, and
+only if their size has changed.
 """
 
 import logging
@@ -28,7 +30,7 @@ from kubeproxy.netlink.nft.messages import IP, IP6, TableName
 log = logging.getLogger(__name__)
 
 CHAIN: Final = "KUBE-SERVICES"
-"""The chain that every kube-proxy makes in tables nat and filter, in iptables and in ipvs mode, and nobody else."""
+"""The chain that every kube-proxy, and no other program, makes in tables nat and filter, in iptables and ipvs mode."""
 
 _HELD: Final = (NAT, FILTER)
 _LISTED: Final = {IPV4: "ip_tables_names", IPV6: "ip6_tables_names"}
@@ -64,7 +66,7 @@ class OtherVariant:
         self._warned: set[Family] = set()
 
     def remove(self) -> None:
-        """Removes what kube-proxy's rules there are. What fails is logged, and done again at the next look."""
+        """Removes the rules of kube-proxies. What fails is logged, and retried at the next check."""
         for family in FAMILIES:
             try:
                 now = self._fingerprint(family)
@@ -87,7 +89,7 @@ class OtherVariant:
                 )
 
     def cleanup(self) -> None:
-        """Removes what kube-proxy's rules there are, for `--cleanup-variant`.
+        """Removes the rules of kube-proxies, for `--cleanup-variant`.
 
         Raises:
             SyncError: a family's rules stay; those of the other were removed.

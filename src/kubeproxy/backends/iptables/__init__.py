@@ -1,7 +1,7 @@
-"""iptables mode: the reference's rules, to the letter, sent as the smallest difference that makes them so.
+"""iptables mode: exactly the reference's rules, written as the smallest difference from what the kernel holds.
 
 Besides what every mode has (CONTRIBUTING.md, *The files of a mode*):
 
 batches    inputs of a size that the programs can process
-affinity   a warning where the kernel keeps fewer clients than may come
+affinity   a warning that the kernel remembers a limited number of clients
 """

@@ -1,4 +1,4 @@
-"""Session affinity in iptables mode: the kernel module xt_recent remembers the clients, and only so many of each endpoint."""
+"""Session affinity in iptables mode: the kernel module xt_recent remembers a limited number of clients per endpoint."""
 
 import logging
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ _DEFAULT = 100
 
 
 class AffinityWarning:
-    """Says once that the number of clients is limited, as soon as a Service has session affinity."""
+    """Logs once that the number of clients is limited, as soon as a Service has session affinity."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables

@@ -14,7 +14,7 @@ NF_TABLES_LINES = 4000
 """The nf_tables programs need time quadratic in the chains of one input, so theirs are kept to about this length."""
 
 NF_TABLES_FIRST_LINES = 100_000
-"""The first input of a first sync is spared that, see `load`; it has to fit into one message to the kernel."""
+"""The first input of a first sync is exempt from that, see `load`; it has to fit into one message to the kernel."""
 
 _LINES_PER_ENDPOINT = 4
 
@@ -72,7 +72,7 @@ class RuleWriter:
 
 
 def parts(variant: Variant, plans: Sequence[ServicePlan]) -> Iterator[tuple[Sequence[ServicePlan], bool]]:
-    """As many Services at a time as the programs can digest, by an estimate of their lines.
+    """As many Services at a time as the programs can process, by an estimate of their lines.
 
     Yields:
         Some Services, and whether all that comes of them can be sent at once: one alone may be too much.
@@ -90,7 +90,7 @@ def parts(variant: Variant, plans: Sequence[ServicePlan]) -> Iterator[tuple[Sequ
 
 
 def pieces(variant: Variant, fragments: Iterable[Fragment]) -> Iterator[list[Fragment]]:
-    """As many fragments at a time as the programs can digest; one that is too much by itself comes in parts."""
+    """As many fragments at a time as the programs can process; one that is too large by itself is split."""
     if variant == "legacy":
         yield list(fragments)
         return
@@ -119,6 +119,6 @@ def endpoints(plan: ServicePlan | None) -> int:
 
 
 def _lines(plan: ServicePlan) -> int:
-    """About how many lines a new Service comes to."""
+    """About how many lines a new Service needs."""
     ranges = sum(len(port.source_ranges) for port in plan.ports)
     return _LINES_PER_ENDPOINT * (endpoints(plan) + len(plan.ports)) + ranges

@@ -1,8 +1,11 @@
-"""Removes iptables mode's rules and chains, of both kinds of programs, whoever wrote them; looks whether they serve Services.
+"""Removes the rules and chains of iptables mode, of both variants; detects whether they serve Services.
 
-What others have put into the same tables stays, and so do chains of ours that their rules lead to: KUBE-MARK-MASQ is
-used by network plugins. KUBE-FIREWALL is the kubelet's where a kubelet has ever written to the tables; elsewhere it goes, too.
-Some chains ipvs mode has, too: they stay when they are its.
+It does not matter which program wrote them.
+
+Rules of other programs in the same tables stay, and so do chains of ours that these rules lead to:
+KUBE-MARK-MASQ is used by network plugins. KUBE-FIREWALL belongs to the kubelet where a kubelet has ever
+written to the tables; elsewhere it is removed, too. Some chains are also used by ipvs mode: they stay while
+ipvs mode is in use.
 """
 
 import contextlib
@@ -48,7 +51,7 @@ def cleanup(machine: Machine) -> None:
     """Cleans up through every iptables program there is.
 
     Raises:
-        SyncError: a program failed; the others did what they could.
+        SyncError: a program failed; the other programs were run.
     """
     troubles = []
     for name, tables in programs.installed(machine):
@@ -67,11 +70,11 @@ def cleanup(machine: Machine) -> None:
 
 
 def clean(tables: Tables, *, exposed: Callable[[], None] = lambda: None) -> int:
-    """Removes our rules and chains from some tables; returns how many chains went.
+    """Removes our rules and chains from some tables; returns how many chains were removed.
 
     Args:
         tables: the tables.
-        exposed: called if KUBE-FIREWALL went.
+        exposed: called if KUBE-FIREWALL was removed.
 
     Raises:
         InputRefusedError: it was refused.
@@ -104,7 +107,7 @@ def clean(tables: Tables, *, exposed: Callable[[], None] = lambda: None) -> int:
 
 
 def _own_firewall(found: Held) -> set[str]:
-    """KUBE-FIREWALL, if no kubelet needs it: nobody but us has rules in it, or rules that lead to it.
+    """KUBE-FIREWALL, if no kubelet needs it: no other program has rules in it, or rules that lead to it.
 
     The reference, too, removes the jumps to it.
     """
@@ -118,7 +121,7 @@ def _own_firewall(found: Held) -> set[str]:
 
 
 def _warn_of_localnet(machine: Machine) -> None:
-    """What KUBE-FIREWALL protected from stays possible as long as the setting stays; it may be somebody else's."""
+    """Warns of the sysctl that KUBE-FIREWALL made safe: it stays, because another program may have set it."""
     with contextlib.suppress(OSError):
         if machine.sysctl(_ROUTE_LOCALNET) == "1":
             log.warning(

@@ -1,9 +1,10 @@
 """One Service port's rules: a pure function from its plan to text.
 
-Text is spelled exactly as `iptables-save` prints it. So it can be compared with what the kernel holds, an unchanged
-chain is recognised and left alone, and a rule can be deleted by its own words.
+Text is spelled exactly as `iptables-save` prints it. So it can be compared with what the kernel holds, an
+unchanged chain is recognised and not written, and a rule can be deleted by its text.
 
-A Service port has *chains* of its own in table nat, and *fronts*: single rules in chains it shares with all others.
+A Service port has *chains* of its own in table nat, and *fronts*: single rules in chains it shares with all
+others.
 
     KUBE-SERVICES    ClusterIP -> SVC or SVL       external IP -> EXT       load balancer IP -> FW or EXT
     KUBE-NODEPORTS   node port -> EXT
@@ -55,9 +56,10 @@ class ServiceRules(NamedTuple):
     """A Service's rules.
 
     Attributes:
-        chains: its own chains in table nat, each with its rules ("-A CHAIN ...", a line each); a chain stands before those
-            that jump to it.
-        fronts: its rules in shared chains, without the "-A CHAIN", each once, in the order they are to be met.
+        chains: its own chains in table nat, each with its rules ("-A CHAIN ...", a line each); a chain stands
+            before those that jump to it.
+        fronts: its rules in shared chains, without the "-A CHAIN", each once, in the order they are to be
+            met.
     """
 
     chains: dict[str, str]
@@ -82,7 +84,8 @@ class RuleContext:
         Args:
             node: the node.
             counters: the nfacct counter of localhost node ports exists.
-            comments: whether rules of endpoints are commented; the reference leaves that out above 1,000 endpoints.
+            comments: whether rules of endpoints are commented; the reference leaves that out above 1,000
+                endpoints.
         """
         ipv4 = node.family == IPV4
         self.family: Family = node.family
@@ -289,7 +292,7 @@ def _mark_internal(chain: str, p: PortPlan, proto: str, d: RuleContext) -> str:
 def _balance(
     chain: str, backends: tuple[Endpoint, ...], seps: dict[Endpoint, str], p: PortPlan, d: RuleContext
 ) -> str:
-    """Picks one of the backends: the one the client had, or any, each with the same probability."""
+    """Selects one of the endpoints: the one the client had, or any, each with the same probability."""
     lines = []
     count = len(backends)
     comments = [
@@ -330,7 +333,7 @@ def _external(ext: str, svc: str, svl: str, p: PortPlan, d: RuleContext) -> str:
 
 
 def _firewall(fw: str, ext: str, p: PortPlan, d: RuleContext) -> str:
-    """Lets the clients in. A node that is among them may also speak from the load balancer's address, if it has it."""
+    """Admits the clients. If the node is one of them, it may also send from the load balancer's address, if it has it."""
     sources = list(p.source_ranges)
     if d.admits_node(p.source_ranges):
         sources += [ip + d.host for ip in p.load_balancer_ips]
@@ -345,7 +348,7 @@ _probabilities: dict[int, str] = {}
 
 
 def probability(n: int) -> str:
-    """1/n as iptables prints it: the reference gives ten decimals, the kernel keeps 31 bits of that."""
+    """1/n as iptables prints it: the reference writes ten decimals, of which the kernel keeps 31 bits."""
     text = _probabilities.get(n)
     if text is None:
         kept = round(float(f"{1 / n:.10f}") * (1 << 31))

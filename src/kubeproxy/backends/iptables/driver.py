@@ -1,13 +1,14 @@
 """Keeps the kernel's iptables rules equal to the plans of one IP family.
 
-A change of one Service is compiled twice, as it was and as it is to be, and only the difference is sent: its own
-chains that differ, its own rules in shared chains. Nothing is listed and nothing of other Services is touched.
+A change of one Service is compiled twice, as it was and as it is to be, and only the difference is sent: its
+own chains that differ, its own rules in shared chains. Nothing is listed and nothing of other Services is
+touched.
 
 A full sync reads the tables once and compares. What is right stays, with its packet counters: a restart, or a
-take-over from the reference, sends nothing but what really changed.
+take-over from the reference, writes only what changed.
 
-Each input changes one table, wholly or not at all. What the kernel refuses is narrowed down to the Service that
-causes it, and that one is left as it was.
+Each input changes one table, completely or not at all. What the kernel refuses is bisected to the Service
+that causes it, and that Service keeps what it had.
 """
 
 import contextlib
@@ -43,10 +44,10 @@ from kubeproxy.netlink.nft.lookout import Lookout
 log = logging.getLogger(__name__)
 
 LARGE_CLUSTER_ENDPOINTS = 1000
-"""Above so many endpoints their rules carry no comments, as in the reference."""
+"""Above this number of endpoints their rules have no comments, as in the reference."""
 
 _TRIES = 3
-"""So often a full sync is tried if it is refused while others change the tables."""
+"""How often a full sync is tried if it is refused while other programs change the tables."""
 
 _COUNTERS = (
     (
@@ -96,7 +97,7 @@ class IPTablesDriver:
         return self._tables.variant
 
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
-        """See `Driver`. Runs in a thread: the programs take their time."""
+        """See `Driver`. Runs in a thread, because the programs are slow."""
         failures = await in_thread(self.load_blocking, node, plans)
         self._affinity.look(plans.values())
         if self._lookout is not None:
@@ -147,7 +148,7 @@ class IPTablesDriver:
         return await in_thread(self._is_intact)
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:
-        """See `Driver`. Legacy tables tell nothing."""
+        """See `Driver`. The kernel sends no notifications of changes of legacy tables."""
         if self._tables.variant == "legacy":
             return False
         self._lookout = watch(self._tables, disturbed)
@@ -174,7 +175,7 @@ class IPTablesDriver:
             self._lookout.close()
 
     def load_blocking(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
-        """See `Driver.load`; done in this thread. Raises what the kernel says, too."""
+        """See `Driver.load`; done in this thread. Also raises the errors of the kernel."""
         self._writer.written.clear()
         try:
             failures = self._undisturbed(node, plans)
@@ -184,21 +185,23 @@ class IPTablesDriver:
         return failures
 
     def _apply(self, node: NodeConfig, changes: Sequence[Change]) -> None:
-        # A change by another program, before or during this one, must still be detected: it is not corrected here.
+        # A change by another program, before or during this one, must still be detected: it is not corrected
+        # here.
         intact = self._is_intact()
         entries = self._tables.entries()
         self._writer.written.clear()
         try:
             self._partial(node, changes)
         except InputRefusedError as e:
-            # Perhaps a Service is at fault, perhaps another program changed our rules: only `load` can tell.
+            # Either a Service is the cause, or another program changed our rules: only `load` can
+            # distinguish.
             raise StaleError(str(e)) from e
         now = self._tables.fingerprint()
         if intact and self._grew_from(entries):
             self._fingerprint = now
 
     def _undisturbed(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
-        """A full sync; one during which another program changed the tables is done again at once."""
+        """A full sync; if another program changed the tables during it, it is repeated at once."""
         for left in reversed(range(_TRIES)):
             self._before = self._tables.fingerprint()
             if self._lookout is not None:
@@ -220,7 +223,7 @@ class IPTablesDriver:
         raise AssertionError
 
     def _is_race(self) -> bool:
-        """Whether another program changed the tables during a full sync. Of legacy tables the kernel does not tell who did."""
+        """Whether another program changed the tables during a full sync; not known for legacy tables."""
         return self._tables.variant == "nf_tables" and self._tables.fingerprint() != self._before
 
     def _grew_from(self, before: Mapping[str, int]) -> bool:
@@ -243,7 +246,8 @@ class IPTablesDriver:
 
         def fragments() -> Iterator[Fragment]:
             nonlocal chains
-            # In several inputs a front that changes hands gets its new rule, on top of the old one, first.
+            # In several inputs a front that passes to another Service gets its new rule, above the old one,
+            # first.
             for c in sorted(changes, key=_more_lost):
                 same = with_same_firewall(c.before, c.after)
                 before = compile_service(c.before, dialect, same)

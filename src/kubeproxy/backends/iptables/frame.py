@@ -1,7 +1,7 @@
-"""The rules that do not depend on Services: the frame that all fronts hang in.
+"""The rules that do not depend on Services: chains, and the rules that lead to the fronts.
 
-Some chains are ours alone and are kept exactly as they are here. Into others, the kernel's own and the kubelet's
-KUBE-FIREWALL, we only put single rules, on top (`hooks`) or where there is room (`extras`).
+Some chains are ours alone and are kept exactly as they are here. Into others, the kernel's own and the
+kubelet's KUBE-FIREWALL, we only put single rules, on top (`hooks`) or anywhere (`extras`).
 """
 
 from collections import Counter
@@ -35,7 +35,7 @@ class Frame(NamedTuple):
     extras: list[tuple[Shared, str]]
 
     def rules(self) -> Counter[str]:
-        """How many rules of ours there are in each table, those that lead to them from the kernel's chains aside."""
+        """How many rules of ours there are in each table, without those in the kernel's chains that lead to them."""
         rules: Counter[str] = Counter()
         for (table, _), lines in (*self.chains.items(), *self.tail.items()):
             rules[table] += len(lines)
@@ -48,8 +48,8 @@ def frame(node: NodeConfig, *, drop_invalid: bool, counters: bool) -> Frame:
 
     Args:
         node: the node under one family.
-        drop_invalid: drop packets that conntrack calls INVALID (a NATed connection would be reset by them); not
-            where the kernel was told to be liberal with TCP windows.
+        drop_invalid: drop packets in conntrack state INVALID (a NATed connection would be reset by them);
+            false where the kernel is configured to be liberal with TCP windows.
         counters: the nfacct counters exist.
     """
     mark = f"{node.masquerade_mark:#x}"
@@ -79,8 +79,8 @@ def frame(node: NodeConfig, *, drop_invalid: bool, counters: bool) -> Frame:
 
 def _hook(table: str, chain: str, to: str, comment: str, *, new: bool = False) -> tuple[Shared, str]:
     state = "-m conntrack --ctstate NEW " if new else ""
-    said = f'-m comment --comment "{comment}" ' if comment else ""
-    return (table, chain), f"{state}{said}-j {to}"
+    comment_match = f'-m comment --comment "{comment}" ' if comment else ""
+    return (table, chain), f"{state}{comment_match}-j {to}"
 
 
 _BALANCER = "kubernetes load balancer firewall"
@@ -106,25 +106,26 @@ _HOOKS = [
 
 def _node_ports(node: NodeConfig) -> list[str]:
     """The last rules of KUBE-SERVICES: what is for the node itself may be for a node port."""
-    said = (
+    comment = (
         '-m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain"'
     )
     if node.node_port_ranges:
         addresses = (a for a in node.node_port_addresses if node.serves_node_ports(a))
         return [
-            f"-d {address}{matches.host(node.family)} {said} -j {names.NODE_PORTS}" for address in addresses
+            f"-d {address}{matches.host(node.family)} {comment} -j {names.NODE_PORTS}"
+            for address in addresses
         ]
     if node.family == IPV4:
         no_localhost = "" if node.localhost_node_ports else "! -d 127.0.0.0/8 "
     else:
         no_localhost = "! -d ::1/128 "
-    return [f"{no_localhost}{said} -m addrtype --dst-type LOCAL -j {names.NODE_PORTS}"]
+    return [f"{no_localhost}{comment} -m addrtype --dst-type LOCAL -j {names.NODE_PORTS}"]
 
 
 def _localnet(node: NodeConfig) -> list[tuple[Shared, str]]:
-    """Guards what `route_localnet`, which localhost node ports need, would expose (CVE-2020-8558).
+    """Protects what `route_localnet`, which localhost node ports need, would expose (CVE-2020-8558).
 
-    The kubelet keeps the same rule; it must stay the same word for word.
+    The kubelet keeps the same rule; the text must stay identical.
     """
     if node.family != IPV4 or not node.localhost_node_ports:
         return []

@@ -18,11 +18,12 @@ _UNREADABLE = re.compile(r"# Table `(\w+)' is incompatible")
 
 
 class FoundRules:
-    """What the kernel holds of ours, taken apart piece by piece as it is found to be right.
+    """What the kernel holds of our rules; each piece that is found to be right is taken out of it.
 
     Attributes:
         cold: nothing of any Service was found.
-        unreadable: tables in which others have put what the iptables programs cannot read, so that they read nothing.
+        unreadable: tables of which the iptables programs read nothing, because other programs put something
+            into them that these programs cannot read.
     """
 
     def __init__(self, tables: Tables, frame: Frame) -> None:
@@ -57,7 +58,7 @@ class FoundRules:
                 rules.append(rule)
 
     def _readable(self, lines: Iterable[str]) -> Iterator[str]:
-        """Notes what is said in place of a table that cannot be read."""
+        """Records a table that cannot be read, by the line that is printed in its place."""
         for line in lines:
             if line.startswith("#") and (found := _UNREADABLE.match(line)):
                 self.unreadable.add(found[1])
@@ -71,7 +72,7 @@ class FoundRules:
         return rule in self._rules.get(where, ())
 
     def frame_input(self, frame: Frame) -> dict[str, list[str]]:
-        """The input for each table that brings the frame there; nothing for a table where it is there."""
+        """The input for each table that writes the frame; none for a table that has it."""
         tables: dict[str, list[str]] = {table: [] for table in TABLES}
         for where in (*frame.chains, *frame.shared, *frame.common):
             if where not in self._rules:

@@ -1,7 +1,7 @@
 """A full sync of iptables mode: what the tables hold is read once, and what differs is corrected.
 
-A first sync is sent in as few inputs as the programs can process. What is refused is narrowed down to the Service that causes
-it; of that one the kernel keeps what it had. What no Service wants goes last.
+A first sync is sent in as few inputs as the programs can process. What is refused is bisected to the Service
+that causes it; of that one the kernel keeps what it had. What no Service needs is deleted last.
 """
 
 import logging
@@ -60,17 +60,19 @@ class RulesLoad:
         plans, wanted = list(given.values()), self._wanted
         held = FoundRules(self._tables, wanted)
         inputs = held.frame_input(wanted)
-        anew = inputs.pop(NAT, []) if NAT in held.unreadable else []
+        replacement = inputs.pop(NAT, []) if NAT in held.unreadable else []
         for table, lines in inputs.items():
             self._writer.write(table, lines)
         failures: dict[Key, str] = {}
-        parts = batches.parts(self._tables.variant, plans) if held.cold and not anew else [(plans, False)]
+        parts = (
+            batches.parts(self._tables.variant, plans) if held.cold and not replacement else [(plans, False)]
+        )
         for number, (part, at_once) in enumerate(parts):
             if not (at_once and self._stream(part, failures, first=number == 0)):
                 found = (held.towards(p.key, self._counted(p, self.rules)) for p in part)
                 fragments: Iterable[Fragment] = (f for f in found if f)
-                if anew:
-                    fragments = self._replace(anew, list(fragments))
+                if replacement:
+                    fragments = self._replace(replacement, list(fragments))
                 for piece in batches.pieces(self._tables.variant, fragments):
                     self._isolate(piece, failures)
         self._sweep(held, failures, self._losses(given, failures, self._dialect))
@@ -93,28 +95,30 @@ class RulesLoad:
 
         return is_lost
 
-    def _replace(self, anew: list[str], fragments: list[Fragment]) -> list[Fragment]:
-        """Writes all rules of a table that cannot be read, if possible so that no packet finds it without.
+    def _replace(self, static: list[str], fragments: list[Fragment]) -> list[Fragment]:
+        """Writes all rules of a table that cannot be read, if possible in one input, so that no packet meets it empty.
 
         Args:
-            anew: the input that empties the chains that are no Service's, and fills them with what is always there.
-            fragments: all Services, as if nothing of them were there.
+            static: the input that empties the chains that belong to no Service, and fills them with the
+                static rules.
+            fragments: all Services, as if the table held no rules of them.
 
         Returns:
             What is still to be done.
         """
         log.warning(
-            "%(ipFamily)s: somebody put into table %(table)s what the iptables programs cannot read: all our rules in it are written anew",
+            "%(ipFamily)s: another program put something into table %(table)s that the iptables programs cannot read:"
+            " writing all our rules in it again",
             {"ipFamily": self._tables.family, "table": NAT},
         )
         if sum(map(batches.nat_lines, fragments)) < batches.NF_TABLES_FIRST_LINES:
             try:
-                self._writer.send([Fragment(None, [], anew, []), *fragments])
+                self._writer.send([Fragment(None, [], static, []), *fragments])
             except InputRefusedError as e:
-                log.warning("They were refused together and are sent in pieces: %(err)s", {"err": e})
+                log.warning("The rules were refused together and are sent in pieces: %(err)s", {"err": e})
             else:
                 return []
-        self._writer.write(NAT, anew)
+        self._writer.write(NAT, static)
         return fragments
 
     def _stream(self, plans: Sequence[ServicePlan], failures: dict[Key, str], *, first: bool) -> bool:
@@ -122,7 +126,8 @@ class RulesLoad:
 
         Args:
             plans: new Services.
-            failures: Services of which table filter refuses something are put into it; the rest of them is deleted.
+            failures: Services of which table filter refuses something are put into it; the rest of them is
+                deleted.
             first: no other Service's rules are there.
         """
         refusals: list[Fragment] = []
@@ -130,10 +135,11 @@ class RulesLoad:
 
         def lines() -> Iterator[str]:
             if first and self._tables.variant == "nf_tables":
-                # The program notes in a sorted list, which it walks for each line, of which chains it must know more;
-                # a command that concerns all chains makes it note none. This one prints the little there is.
+                # The program keeps a sorted list of the chains it must read, and walks it for each line; a
+                # command that concerns all chains makes it keep no list. This one prints the few rules there
+                # are.
                 yield "-S\n"
-            # The legacy program keeps chains in a sorted list, whose beginning is where one is put in fastest.
+            # The legacy program keeps chains in a sorted list, and inserts fastest at its beginning.
             chains = sorted({chain for p in plans for chain in chains_of(p)}, reverse=True)
             yield from (f":{chain} - [0:0]\n" for chain in chains)
             for p in plans:
@@ -160,7 +166,7 @@ class RulesLoad:
         return True
 
     def _isolate(self, fragments: list[Fragment], failures: dict[Key, str]) -> None:
-        """Sends fragments; those that are refused are told in `failures`."""
+        """Sends fragments; puts those that are refused into `failures`."""
         for table, part in STAGES:
             left = [f for f in fragments if part(f) and f.key not in failures]
             if left:
@@ -188,21 +194,20 @@ class RulesLoad:
             failures[guilty.key] = str(error)
 
     def _sweep(self, held: FoundRules, failures: Failures, is_lost: Callable[[str], bool]) -> None:
-        """Deletes what no Service wants any more; what a refused one or somebody else uses stays.
+        """Deletes what no Service needs any more; what a refused one or another program uses stays.
 
         Args:
             held: what is left.
             failures: Services that were refused.
-            is_lost: whether a rule of one of them is for a front that belongs to another Service, so that it goes.
+            is_lost: whether a rule of one of them is for a front that belongs to another Service, so that it
+                is deleted.
         """
         chains, fronts = held.leftovers()
         if not failures:
             try:
                 self._writer.send([fragment(None, {}, chains, (), fronts)])
             except InputRefusedError as e:
-                log.warning(
-                    "Not all that is left of Services that are gone can be removed: %(err)s", {"err": e}
-                )
+                log.warning("Rules of deleted Services cannot all be removed: %(err)s", {"err": e})
             else:
                 return
         fronts = [
@@ -216,7 +221,7 @@ class RulesLoad:
         if not failures:
             stay = ", ".join(sorted({*chains}.difference(removable)))
             log.warning(
-                "Rules that are not ours lead to chains that stay for their sake: %(chains)s",
+                "Chains of no Service stay, because rules of other programs lead to them: %(chains)s",
                 {"chains": stay},
             )
 
@@ -234,7 +239,7 @@ def _names(rule: str, key: Key) -> bool:
 
 
 def _suspect(piece: Sequence[Fragment], part: Callable[[Fragment], list[str]], line: int) -> int:
-    """Which fragment a line of the input belongs to; the middle one if that is not told."""
+    """Which fragment a line of the input belongs to; the middle one if the line is not known."""
     count = 0
     for i, f in enumerate(piece):
         count += sum(lines.count("\n") for lines in part(f))

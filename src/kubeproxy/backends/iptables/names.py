@@ -1,7 +1,7 @@
-"""Names of tables and chains. Tools, kubelets and network plugins look for them: they are a public contract.
+"""Names of tables and chains. They are a public contract: tools, kubelets and network plugins look for them.
 
-Per-Service chains carry a hash: 16 characters of base32 over SHA-256 of the Service port's name, its protocol in lower
-case and, for an endpoint's chain, its "address:port".
+Per-Service chains carry a hash: 16 characters of base32 over SHA-256 of the Service port's name, its protocol
+in lower case and, for an endpoint's chain, its "address:port".
 """
 
 from typing import Final

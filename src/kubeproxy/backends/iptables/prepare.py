@@ -1,4 +1,4 @@
-"""Starts iptables mode: what must be there before the first rule, and how to tell that rules were changed."""
+"""Starts iptables mode: what must be there before the first rule, and how changes of rules are detected."""
 
 import logging
 
@@ -47,7 +47,7 @@ def open_reader(machine: Machine, node: NodeConfig) -> IPTablesDriver:
 
 
 def _route_localnet(machine: Machine) -> None:
-    """Lets packets from 127.0.0.1 be sent to a backend elsewhere; rules keep others from using that."""
+    """Lets the kernel route packets from 127.0.0.1 to endpoints; rules prevent that other hosts make use of it."""
     try:
         if machine.set_sysctl(_ROUTE_LOCALNET, 1):
             log.info(
@@ -100,7 +100,7 @@ def _counts(machine: Machine, tables: Tables) -> bool:
 
 
 def _drops_invalid(machine: Machine) -> bool:
-    """Packets in state INVALID are dropped unless conntrack takes them for part of their connection anyway."""
+    """Packets in state INVALID are dropped unless conntrack is configured to count them to their connection."""
     try:
         return machine.sysctl(_BE_LIBERAL) == "0"
     except OSError:

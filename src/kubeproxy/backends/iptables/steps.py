@@ -1,7 +1,7 @@
 """The difference of one Service as input of `iptables-restore`.
 
-A `Fragment` is complete in itself: fragments of different Services can be sent in any order, together or apart. That is
-what lets a first sync be sent in pieces and a refused Service be left out.
+A `Fragment` is complete in itself: fragments of different Services can be sent in any order, together or
+apart. That is what lets a first sync be sent in pieces and a refused Service be left out.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,9 @@ from kubeproxy.model.plan import Key
 
 
 class Fragment(Struct, gc=False):
-    """Input for one Service, to be sent in this order: packets are refused before their way in goes, and until it is there.
+    """Input for one Service, in the order in which it is sent.
+
+    Packets are refused before the rules that route them are deleted, and until such rules are there.
 
     Attributes:
         key: the Service; None for what belongs to none.
@@ -40,11 +42,11 @@ def fragment(
     put: Iterable[tuple[Shared, str]],
     take: Iterable[tuple[Shared, str]],
 ) -> Fragment:
-    """Puts a difference into words.
+    """Writes a difference as input.
 
     Args:
         key: the Service.
-        write: own chains to fill anew, in an order in which jumps find their targets.
+        write: own chains to fill again, in an order in which jumps find their targets.
         drop: own chains to delete.
         put: fronts to add, in the order in which they are to be met.
         take: fronts to delete.
@@ -63,9 +65,9 @@ def fragment(
 
 
 def cut(whole: Fragment, lines: int) -> Iterator[Fragment]:
-    """Cuts a fragment into some of about so many lines, to be sent in their order; each leaves what works working.
+    """Splits a fragment into parts of about this many lines, to be sent in order; after each part all fronts work.
 
-    A chain is emptied and filled in one of them, and before those that lead to it.
+    A chain is emptied and filled in the same part, before those that lead to it.
     """
     count = next((i for i, line in enumerate(whole.nat) if line[0] != ":"), 0)
     units = [

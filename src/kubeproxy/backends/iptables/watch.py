@@ -1,6 +1,7 @@
-"""Notices what others do to our rules, where they are rules of nf_tables.
+"""Detects changes of our rules by other programs, where they are rules of nf_tables.
 
-Others have rules in the same tables, some in the same chains, so not every change there is one of ours.
+Other programs have rules in the same tables, some in the same chains, so not every change there concerns our
+rules.
 """
 
 from collections.abc import Callable
@@ -16,11 +17,11 @@ _JUMPS: Final = tuple(f"{chain}\0".encode() for chain in sorted(names.STATIC))
 
 
 def watch(tables: Tables, disturbed: Callable[[str], None]) -> Lookout:
-    """Starts a look-out over the rules of one family, in the running event loop. It hears nothing before `join`.
+    """Starts a look-out for the rules of one family, in the running event loop. It receives nothing before `join`.
 
     Args:
         tables: the tables of the family.
-        disturbed: told what was done, in the event loop.
+        disturbed: called in the event loop with a description of the change.
 
     Raises:
         OSError: the kernel refuses.
@@ -29,7 +30,7 @@ def watch(tables: Tables, disturbed: Callable[[str], None]) -> Lookout:
 
 
 def concerns(event: TableEvent) -> bool:
-    """Whether a rule or chain of ours was changed, of whatever family."""
+    """Whether a rule or chain of ours was changed, in any family."""
     if event.table not in TABLES or event.what == TABLE_ADDED:
         return False
     if not event.where or event.where in names.STATIC or names.is_owned(event.where):
