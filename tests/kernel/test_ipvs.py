@@ -101,10 +101,10 @@ def test_what_the_kernel_tells_of_is_mended_at_once(lab: Lab, tmp_path: Path) ->
     with station.running() as daemon:
         whole = ipvs.state(lab)
         for harm, words in (
-            (f"ip address delete {WEB}/32 dev kube-ipvs0", f"somebody took {WEB} from kube-ipvs0"),
+            (f"ip address delete {WEB}/32 dev kube-ipvs0", f"another program deleted {WEB} from kube-ipvs0"),
             ("iptables -t nat -F KUBE-SERVICES", "changed our rules in table nat"),
             ("iptables -D INPUT 1", "changed our rules in table filter"),
-            ("ip link delete kube-ipvs0", "somebody took"),
+            ("ip link delete kube-ipvs0", "another program deleted"),
         ):
             lab.run("node", *harm.split())
             until(lambda: ipvs.state(lab) == whole, harm)

@@ -25,7 +25,7 @@ _MODULES = {
 
 
 def mode(name: str) -> Mode:
-    """The mode of a name. For a name that is not known the value has the same methods, but cannot be opened."""
+    """The mode of a name. If the name is not known, the value has the same methods, but cannot be opened."""
     if name not in _MODULES:
         return unavailable(name, _MODULES)
     found: Mode = import_module(_MODULES[name]).MODE

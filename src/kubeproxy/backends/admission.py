@@ -4,7 +4,7 @@ from kubeproxy.api.addresses import contains
 
 
 class Admission:
-    """Answers for one address, and keeps the last answer, because all ports of a Service have the same ranges."""
+    """Answers for one address, and keeps the last answer: all ports of a Service have the same ranges."""
 
     def __init__(self, address: str) -> None:
         self._address = address

@@ -48,7 +48,7 @@ def meaning(change: Change) -> str:
 
 
 Failures = Mapping[Key, str]
-"""Services the kernel refused, each with the error message. Of such a Service the kernel keeps what it had."""
+"""Services the kernel refused, each with the message. Of such a Service the kernel keeps what it had."""
 
 
 class SyncError(Exception):
@@ -230,7 +230,7 @@ class Comparable(Readable, Protocol):
         """See `Driver`."""
 
     async def read_part(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> HeldPart:
-        """Reads only what concerns some Services and what is common to all; the cost is that of these Services.
+        """Reads what concerns some Services and what is common to all; the cost is that of these Services.
 
         The value is to be compared with the plans of the same Services.
 

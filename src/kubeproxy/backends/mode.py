@@ -128,7 +128,7 @@ class Mode(Struct, frozen=True, kw_only=True):
         return SYNC_PERIOD if period is None else period
 
     def min_sync_period(self, config: KubeProxyConfiguration) -> Duration | None:
-        """The minimum time between two syncs in seconds, if the configuration has one; None: adapt to the load."""
+        """The minimum time between two syncs in seconds; None if not configured: adapt to the load."""
         return self._periods(config).min_sync_period or None
 
     def masquerade_all(self, config: KubeProxyConfiguration) -> bool:

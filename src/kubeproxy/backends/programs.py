@@ -45,7 +45,7 @@ _REMEMBERED = 64
 _RESOURCE_PROBLEM = 4
 _BLOCK = 1 << 16
 _KEPT_BLOCKS = 64
-"""This much of an input is kept while it is written, so that the message of a refusal can quote the refused line."""
+"""This much of an input is kept while it is written, so that an error message can quote the refused line."""
 
 _QUOTED_CHARACTERS = 300
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.?(\d+)?(?:.*\((legacy|nf_tables)\))?")
@@ -103,7 +103,7 @@ class Tables(Protocol):
         """
 
     def chain(self, table: str, chain: str) -> list[str] | None:
-        """The rules of one chain without their "-A CHAIN"; None if there is no such chain. Nothing is made to find out.
+        """The rules of one chain without their "-A CHAIN"; None if there is no such chain. Creates nothing.
 
         Raises:
             SyncError: it could not be read.

@@ -30,7 +30,7 @@ from kubeproxy.netlink.nft.messages import IP, IP6, TableName
 log = logging.getLogger(__name__)
 
 CHAIN: Final = "KUBE-SERVICES"
-"""The chain that every kube-proxy, and no other program, makes in tables nat and filter, in iptables and ipvs mode."""
+"""The chain that every kube-proxy, and no other program, makes in tables nat and filter."""
 
 _HELD: Final = (NAT, FILTER)
 _LISTED: Final = {IPV4: "ip_tables_names", IPV6: "ip6_tables_names"}

@@ -1,4 +1,4 @@
-"""iptables mode: exactly the reference's rules, written as the smallest difference from what the kernel holds.
+"""iptables mode: exactly the reference's rules, written as the smallest difference to what is there.
 
 Besides what every mode has (CONTRIBUTING.md, *The files of a mode*):
 

@@ -1,4 +1,4 @@
-"""Session affinity in iptables mode: the kernel module xt_recent remembers a limited number of clients per endpoint."""
+"""Session affinity in iptables mode: xt_recent remembers a limited number of clients of each endpoint."""
 
 import logging
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Inputs of `iptables-restore` of a size that the programs can process, and the rules that are written by them."""
+"""Inputs of `iptables-restore` of a size that the programs can process, and the rules written by them."""
 
 import logging
 from collections import Counter
@@ -11,10 +11,10 @@ from kubeproxy.model.plan import ServicePlan
 log = logging.getLogger(__name__)
 
 NF_TABLES_LINES = 4000
-"""The nf_tables programs need time quadratic in the chains of one input, so theirs are kept to about this length."""
+"""About the length of their inputs: the nf_tables programs need time quadratic in the chains of one."""
 
 NF_TABLES_FIRST_LINES = 100_000
-"""The first input of a first sync is exempt from that, see `load`; it has to fit into one message to the kernel."""
+"""The limit for the first input of a first sync, see `load`: it must fit into one message to the kernel."""
 
 _LINES_PER_ENDPOINT = 4
 

@@ -76,7 +76,7 @@ NOTHING = ServiceRules({}, [])
 
 
 class RuleContext:
-    """All that rules depend on besides the plan: the family, the node, what the kernel and the programs offer."""
+    """What rules depend on besides the plan: the family, the node, what kernel and programs support."""
 
     def __init__(self, node: NodeConfig, *, counters: bool = False, comments: bool = True) -> None:
         """Fixes the dialect.
@@ -333,7 +333,7 @@ def _external(ext: str, svc: str, svl: str, p: PortPlan, d: RuleContext) -> str:
 
 
 def _firewall(fw: str, ext: str, p: PortPlan, d: RuleContext) -> str:
-    """Admits the clients. If the node is one of them, it may also send from the load balancer's address, if it has it."""
+    """Admits the clients. A node among them may also send from the load balancer's address, if it has it."""
     sources = list(p.source_ranges)
     if d.admits_node(p.source_ranges):
         sources += [ip + d.host for ip in p.load_balancer_ips]

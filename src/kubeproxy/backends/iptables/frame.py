@@ -35,7 +35,7 @@ class Frame(NamedTuple):
     extras: list[tuple[Shared, str]]
 
     def rules(self) -> Counter[str]:
-        """How many rules of ours there are in each table, without those in the kernel's chains that lead to them."""
+        """How many rules of ours each table has, without those in the kernel's chains that lead to them."""
         rules: Counter[str] = Counter()
         for (table, _), lines in (*self.chains.items(), *self.tail.items()):
             rules[table] += len(lines)

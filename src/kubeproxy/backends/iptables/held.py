@@ -91,7 +91,7 @@ class FoundRules:
         return {table: lines for table, lines in tables.items() if lines}
 
     def towards(self, key: Key, after: ServiceRules) -> Fragment:
-        """The difference between what is held and what a Service should have; what is right counts as found."""
+        """The difference between what is held and what a Service needs; what is right counts as found."""
         write = {c: text for c, text in after.chains.items() if self._owned.pop(c, None) != _digest(text)}
         put = []
         for where, rule in after.fronts:

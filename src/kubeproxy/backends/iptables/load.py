@@ -96,7 +96,7 @@ class RulesLoad:
         return is_lost
 
     def _replace(self, static: list[str], fragments: list[Fragment]) -> list[Fragment]:
-        """Writes all rules of a table that cannot be read, if possible in one input, so that no packet meets it empty.
+        """Writes all rules of a table that cannot be read, if possible in one input, without a gap.
 
         Args:
             static: the input that empties the chains that belong to no Service, and fills them with the
@@ -181,7 +181,7 @@ class RulesLoad:
         fragments: list[Fragment],
         failures: dict[Key, str],
     ) -> None:
-        """Sends one part of fragments; when it is refused, splits them at the suspect and tries each piece."""
+        """Sends one part of fragments; if it is refused, splits them at the suspect and tries each piece."""
 
         def send(piece: Sequence[Fragment]) -> None:
             self._writer.write(table, (line for f in piece for line in part(f)))

@@ -51,7 +51,7 @@ def read(tables: Tables, wanted: Frame, plans: Sequence[ServicePlan], dialect: R
 
 
 def _chains(tables: Tables, places: Iterable[Shared]) -> Iterator[tuple[str, str, list[str]]]:
-    """Table, chain and rules of the chains that are there. Legacy tables are read whole in any case, so once."""
+    """Table, chain and rules of the chains that are there. Legacy tables can only be read whole: once."""
     if tables.variant == "nf_tables":
         for table, chain in places:
             rules = tables.chain(table, chain)
@@ -72,6 +72,6 @@ def _chains(tables: Tables, places: Iterable[Shared]) -> Iterator[tuple[str, str
 
 
 def has_comments(held: HeldRules) -> bool:
-    """Whether rules of endpoints are commented, as far as any are held: that depends on how many all Services have."""
+    """Whether rules of endpoints are commented, if any are held: depends on the number of all endpoints."""
     rules = [line for line in held.saved if line.startswith("-A KUBE-SEP-")]
     return not rules or "--comment" in rules[0]

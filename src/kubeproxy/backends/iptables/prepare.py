@@ -47,7 +47,7 @@ def open_reader(machine: Machine, node: NodeConfig) -> IPTablesDriver:
 
 
 def _route_localnet(machine: Machine) -> None:
-    """Lets the kernel route packets from 127.0.0.1 to endpoints; rules prevent that other hosts make use of it."""
+    """Lets the kernel route packets from 127.0.0.1 to endpoints; rules prevent abuse by other hosts."""
     try:
         if machine.set_sysctl(_ROUTE_LOCALNET, 1):
             log.info(
@@ -100,7 +100,7 @@ def _counts(machine: Machine, tables: Tables) -> bool:
 
 
 def _drops_invalid(machine: Machine) -> bool:
-    """Packets in state INVALID are dropped unless conntrack is configured to count them to their connection."""
+    """Packets in state INVALID are dropped unless conntrack is configured to accept them."""
     try:
         return machine.sysctl(_BE_LIBERAL) == "0"
     except OSError:

@@ -65,7 +65,7 @@ def fragment(
 
 
 def cut(whole: Fragment, lines: int) -> Iterator[Fragment]:
-    """Splits a fragment into parts of about this many lines, to be sent in order; after each part all fronts work.
+    """Splits a fragment into parts of about this many lines, to be sent in order; all fronts work after each.
 
     A chain is emptied and filled in the same part, before those that lead to it.
     """

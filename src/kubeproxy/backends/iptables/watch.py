@@ -17,7 +17,9 @@ _JUMPS: Final = tuple(f"{chain}\0".encode() for chain in sorted(names.STATIC))
 
 
 def watch(tables: Tables, disturbed: Callable[[str], None]) -> Lookout:
-    """Starts a look-out for the rules of one family, in the running event loop. It receives nothing before `join`.
+    """Starts a look-out for the rules of one family, in the running event loop.
+
+    It receives nothing before `join`.
 
     Args:
         tables: the tables of the family.

@@ -1,8 +1,8 @@
-"""Removes what ipvs mode left: virtual servers, rules, sets, kube-ipvs0; of both families, whoever put it there.
+"""Removes what ipvs mode left, in this program or the reference: virtual servers, rules, sets, kube-ipvs0.
 
-Virtual servers of others stay. Ours are those on addresses of kube-ipvs0, and those on ports in the sets of node ports.
-Chains that iptables mode has, too, lose what is ours in them, and are for its clean-up to delete. A kernel that has no
-IPVS loaded is left as it is.
+Virtual servers of other programs stay. Ours are those on addresses of kube-ipvs0, and those on ports in the
+sets of node ports. From chains that iptables mode has, too, only the rules of ipvs mode are removed; iptables
+mode deletes the chains. A kernel that has no IPVS loaded is not changed.
 """
 
 import logging
@@ -31,7 +31,7 @@ def serves(machine: Machine) -> bool:
     """Whether the virtual interface has the address of a Service.
 
     Raises:
-        OSError: the kernel does not tell.
+        OSError: the kernel refused.
     """
     index = machine.interface(names.INTERFACE)
     return bool(index) and any(address.interface == index for address in machine.addresses())
@@ -80,7 +80,7 @@ def own_servers(kernel: IPVSKernel, sets: Mapping[str, str]) -> list[Virtual]:
         sets: the full names of the sets that hold node ports, each with their protocol.
 
     Raises:
-        OSError: the kernel does not tell.
+        OSError: the kernel refused.
     """
     headers = kernel.headers()
     ports = {
@@ -94,7 +94,7 @@ def own_servers(kernel: IPVSKernel, sets: Mapping[str, str]) -> list[Virtual]:
 
 
 def clean(tables: Tables) -> int:
-    """Removes our rules and chains from some tables; returns how many went.
+    """Removes our rules and chains from some tables; returns how many were removed.
 
     Raises:
         InputRefusedError: it was refused.

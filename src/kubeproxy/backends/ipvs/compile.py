@@ -1,8 +1,9 @@
 """One Service: what it needs in the kernel. A pure function from its plan.
 
-Every front is a virtual server: ClusterIP, external IPs, load balancer IPs and, on each of the node's addresses, the
-node port. A front whose traffic policy is Local has the local endpoints or, where there are none, all of them, as in the
-reference: other modes drop such packets. Addresses that are not the host's own are given to kube-ipvs0.
+Every front is a virtual server: ClusterIP, external IPs, load balancer IPs and, on each of the node's
+addresses, the node port. A front whose traffic policy is Local has the local endpoints or, where there are
+none, all of them, as in the reference: other modes drop such packets. Addresses that are not the host's own
+are given to kube-ipvs0.
 
 iptables rules look up in sets what else is to happen to a packet: masquerading, source ranges.
 """
@@ -36,7 +37,8 @@ class ServiceServers(NamedTuple):
 
     Attributes:
         virtuals: its virtual servers.
-        entries: elements of sets, by the set's short name. Those of the set of addresses are also kube-ipvs0's.
+        entries: elements of sets, by the set's short name. Those of the set of addresses are also
+            kube-ipvs0's.
         drops: rules of KUBE-IPVS-OUT-FILTER.
     """
 
@@ -130,7 +132,7 @@ def _reals(p: PortPlan, *, local: bool) -> tuple[Real, ...]:
 
 
 def _firewall(p: PortPlan, ip: str, element: Element, d: ServerContext, out: ServiceServers) -> None:
-    """Lets the clients in. Packets of the host itself come from the address they go to, and are not seen by INPUT."""
+    """Admits the clients. Packets of the host itself have their destination as source and skip INPUT."""
     for cidr in p.source_ranges:
         network, _, length = cidr.partition("/")
         entry = element._replace(other=pack(network), prefix=int(length))

@@ -1,4 +1,4 @@
-"""Virtual servers, sets and addresses as `ipvsadm -Sn`, `ipset save` and `ip` print them, and what a Service needs of them."""
+"""Virtual servers, sets and addresses as `ipvsadm -Sn`, `ipset save` and `ip` print them."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ def virtual(at: Virtual) -> str:
 
 
 def settings(given: Settings) -> str:
-    """How a virtual server chooses."""
+    """How a virtual server chooses a real server."""
     persistent = f" -p {given.timeout}" if given.flags & ipvs.PERSISTENT else ""
     port = f" -b {given.scheduler}-port" if given.flags & ipvs.SCHEDULER_2 else ""
     return f"-s {given.scheduler}{persistent}{port}"
@@ -51,7 +51,7 @@ def address(verb: str, packed: bytes) -> str:
 
 
 def service(plan: ServicePlan, dialect: ServerContext, family: Family) -> list[str]:
-    """What a Service needs, as `ipvsadm -Sn`, `ipset save`, `ip` and `iptables-save` say it."""
+    """What a Service needs, as `ipvsadm -Sn`, `ipset save`, `ip` and `iptables-save` print it."""
     compiled = compile_service(plan, dialect)
     found: list[str] = []
     for at, target in compiled.virtuals.items():

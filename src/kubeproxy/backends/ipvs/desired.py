@@ -1,8 +1,9 @@
-"""What all Services together ask for, and what changes when some of them do.
+"""What all Services together need, and what changes when some of them do.
 
-Services may ask for the same thing: an endpoint of two of them needs one element for its hairpins, several ports of one
-have one address. So each thing is counted, and only its coming and its going concern the kernel. A virtual server belongs to
-one Service, as plans have no front in common; it may pass from one to another between two plans.
+Services may need the same thing: an endpoint of two of them needs one element for its hairpins, several ports
+of one have one address. So each thing is counted, and the kernel is changed only with its first and its last
+use. A virtual server belongs to one Service, as plans have no front in common; it may pass from one to
+another between two plans.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 
 class Counted(Generic[T]):
-    """Things, each as often as it is asked for."""
+    """Things, each with the number of Services that need it."""
 
     def __init__(self) -> None:
         self._counts: dict[T, int] = {}
@@ -34,13 +35,13 @@ class Counted(Generic[T]):
         return len(self._counts)
 
     def take(self, item: T) -> None:
-        """One more asks for it."""
+        """One more user."""
         count = self._counts.get(item, 0)
         self._touched.setdefault(item, count > 0)
         self._counts[item] = count + 1
 
     def drop(self, item: T) -> None:
-        """One fewer asks for it."""
+        """One user less."""
         count = self._counts[item]
         self._touched.setdefault(item, True)
         if count == 1:
@@ -49,7 +50,7 @@ class Counted(Generic[T]):
             self._counts[item] = count - 1
 
     def settle(self) -> tuple[list[T], list[T]]:
-        """What came and what went since the last time."""
+        """What was added and what was removed since the last call."""
         came = [item for item, was in self._touched.items() if not was and item in self._counts]
         went = [item for item, was in self._touched.items() if was and item not in self._counts]
         self._touched.clear()
@@ -73,7 +74,7 @@ class Delta(NamedTuple):
 
 
 class Desired:
-    """What all Services ask for.
+    """What all Services need.
 
     Attributes:
         entries: the elements of each set.
@@ -92,12 +93,12 @@ class Desired:
             yield virtual, target
 
     def owners(self) -> Iterator[tuple[Virtual, Key]]:
-        """Every virtual server and the Service that asks for it."""
+        """Every virtual server and the Service that needs it."""
         for virtual, (key, _) in self._virtuals.items():
             yield virtual, key
 
     def target(self, virtual: Virtual) -> Target | None:
-        """What a virtual server is to be; None: no Service asks for it."""
+        """What a virtual server is to be; None: no Service needs it."""
         found = self._virtuals.get(virtual)
         return None if found is None else found[1]
 
@@ -106,7 +107,7 @@ class Desired:
         return frozenset(name for name, elements in self.entries.items() if len(elements))
 
     def replace(self, key: Key, before: ServiceServers, after: ServiceServers) -> None:
-        """A Service asks for something else."""
+        """Replaces what a Service needs."""
         for virtual in {**before.virtuals, **after.virtuals}:
             target = after.virtuals.get(virtual)
             if target != before.virtuals.get(virtual):
@@ -130,7 +131,7 @@ class Desired:
             del self._virtuals[virtual]
 
     def settle(self) -> Delta:
-        """What changed since the last time."""
+        """What changed since the last call."""
         virtuals = {}
         for virtual, before in self._touched.items():
             after = self.target(virtual)

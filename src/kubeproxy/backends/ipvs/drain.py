@@ -1,7 +1,8 @@
-"""Real servers that are to go, and stay until their connections have ended.
+"""Real servers that are to be deleted when their connections have ended.
 
-One that is deleted takes its connections with it. So it gets weight 0, which keeps new ones away, and is deleted once it
-has none left; from time to time somebody looks. UDP and SCTP know no end of a connection, there it goes at once.
+Deleting a real server ends its connections. So it gets weight 0, with which it gets no new ones, and is
+deleted when it has none left, which the driver checks at intervals. For UDP and SCTP no end of a connection
+is known, so there it is deleted at once.
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ class Draining:
         return bool(self._reals)
 
     def clear(self) -> None:
-        """Forgets all."""
+        """Forgets all real servers."""
         self._reals.clear()
 
     def of(self, virtual: Virtual) -> frozenset[Real]:
@@ -29,7 +30,7 @@ class Draining:
         return frozenset(self._reals.get(virtual, ()))
 
     def retire(self, virtual: Virtual, real: Real, load: Load) -> ServerChange | None:
-        """What to do with a real server that is to go; None: it drains already."""
+        """What to do with a real server that is to be deleted; None: it drains already."""
         if virtual.protocol != ipvs.TCP or not load.active + load.inactive:
             self.forget(virtual, real)
             return ServerChange("delete", virtual, real=real)
@@ -37,7 +38,7 @@ class Draining:
         return ServerChange("edit", virtual, real=real, weight=0) if load.weight else None
 
     def forget(self, virtual: Virtual, real: Real | None = None) -> bool:
-        """One, or all of a virtual server, are wanted again or gone; returns whether it was draining."""
+        """One, or all of a virtual server, are wanted again or deleted; returns whether it was draining."""
         reals = self._reals.get(virtual, set())
         if real is None:
             self._reals.pop(virtual, None)
@@ -52,7 +53,7 @@ class Draining:
         """Deletes those whose connections have ended.
 
         Raises:
-            OSError: the kernel does not tell how many there are.
+            OSError: the number of connections cannot be read.
         """
         servers = kernel.servers()
         for virtual, reals in list(self._reals.items()):

@@ -1,14 +1,14 @@
 """Keeps the kernel's virtual servers, sets, addresses and rules equal to the plans of one IP family.
 
-A change of a Service is compiled as it was and as it is to be, and only the difference is sent. A full sync reads
-what the kernel holds and mends it: what is right stays, with its connections.
+A change of a Service is compiled as it was and as it is to be, and only the difference is sent. A full sync
+reads what the kernel holds and corrects it: what is right stays, with its connections.
 
-There are no transactions here, so the order matters. What comes: sets and rules, then virtual servers, then their
-addresses; what goes, the other way round. A packet meets a Service that is whole, or one that is not there. In a full sync
-rules come after addresses, so that those of another mode serve until then.
+IPVS has no transactions, so the order matters. Added are sets and rules, then virtual servers, then their
+addresses; deletion is in the reverse order. A packet meets a Service that is complete, or none. In a full
+sync rules are written after addresses, so that those of another mode serve until then.
 
-A change of which the kernel refuses a piece is taken back as a whole, and a full sync finds the Service at fault (`load`): what
-it had stays, all others are programmed.
+A change of which the kernel refuses a piece is reverted as a whole, and a full sync identifies the Service
+that causes it (`load`): what it had stays, all others are programmed.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ from kubeproxy.netlink.ipvs import Load, Virtual
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 10.0
-"""How often somebody looks whether the connections of real servers that are to go have ended."""
+"""How often the number of connections is read of real servers that are to be deleted."""
 
 
 class IPVSDriver:
@@ -93,7 +93,7 @@ class IPVSDriver:
 
     @contextlib.asynccontextmanager
     async def _locked(self) -> AsyncIterator[None]:
-        """Nothing else changes the kernel meanwhile; afterwards connections that are to end are waited for."""
+        """Excludes other changes of the kernel; afterwards waits for connections that are to end."""
         async with self._lock:
             try:
                 yield
@@ -147,7 +147,7 @@ class IPVSDriver:
             return await in_thread(self._is_intact)
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:
-        """See `Driver`. Of virtual servers and sets the kernel tells nothing: there `intact` must do."""
+        """See `Driver`. The kernel reports no changes of virtual servers and sets: `intact` detects them."""
         self._watch = Watch(self._tables, self._wants, self._missing, disturbed)
         self._watch.join()
         return self._tables.fingerprint() != self._fingerprint
@@ -164,7 +164,7 @@ class IPVSDriver:
         return Element(address) in self._desired.entries[names.ADDRESSES]
 
     def _missing(self) -> set[bytes]:
-        """The addresses that somebody took; while we are changing them ourselves, that is left for `intact` to tell."""
+        """The addresses another program deleted; none while we change them, when `intact` detects it."""
         if self._lock.locked():
             self._doubtful = True
             return set()
@@ -173,7 +173,7 @@ class IPVSDriver:
             return wanted - self._refused.keys() - self._kernel.addresses()
         except OSError as e:
             log.warning(
-                "Cannot tell which addresses %(interface)s has: %(err)s",
+                "Cannot read the addresses of %(interface)s, drift of them is detected later: %(err)s",
                 {"interface": names.INTERFACE, "err": e},
             )
             return set()
@@ -187,7 +187,7 @@ class IPVSDriver:
                     await in_thread(self._delete_drained)
                 except OSError as e:
                     log.warning(
-                        "Cannot tell which connections have ended, looking again later: %(err)s", {"err": e}
+                        "Cannot read which connections have ended, trying again later: %(err)s", {"err": e}
                     )
 
     def _delete_drained(self) -> None:
@@ -242,7 +242,8 @@ class IPVSDriver:
         if not refused:
             refused.update(self._kernel.bind(_addresses(delta.came)).items())
         for piece, error in refused.items():
-            # Another program changed what we rely on, or a Service is at fault: only a full sync can find out.
+            # Another program changed what we rely on, or a Service is the cause: only a full sync can
+            # distinguish.
             raise StaleError(f"{described(piece)}: {error}")
 
     def _go(self, delta: Delta) -> None:
@@ -253,7 +254,7 @@ class IPVSDriver:
             self._sets.delete(name, elements)
 
     def _take_back(self, node: NodeConfig, delta: Delta, refused: Refusals) -> None:
-        """Deletes what came of changes of which something was refused. What fails is left to the full sync that follows."""
+        """Deletes what refused changes added. What fails is left to the full sync that follows."""
         try:
             unbind(self._kernel, [a for a in _addresses(delta.came) if a not in refused])
             back: dict[Virtual, tuple[Target | None, Target | None]] = {
@@ -278,18 +279,18 @@ class IPVSDriver:
             )
 
     def _change_rules(self, node: NodeConfig, drops: tuple[list[str], list[str]]) -> None:
-        """Rules are others when a set gets its first element or loses its last, or with those of Services."""
+        """Rules change when a set gets its first element or loses its last, and with those of Services."""
         used = self._desired.used()
         if used == self._used and not any(drops):
             return
         intact = self._tables.fingerprint() == self._fingerprint
         self._rules.change(frame(node, used, list(self._desired.drops)))
         self._used = used
-        if intact:  # what somebody else changed before goes on to be seen
+        if intact:  # otherwise a change by another program must still be detected
             self._fingerprint = self._tables.fingerprint()
 
     def _coming(self, delta: Delta) -> Iterator[ServerChange]:
-        """What comes of the virtual servers."""
+        """What is to be added to the virtual servers."""
         for virtual, (before, after) in delta.virtuals.items():
             if after is None:
                 continue
@@ -305,7 +306,7 @@ class IPVSDriver:
                     yield ServerChange(verb, virtual, real=real)
 
     def _going(self, delta: Delta) -> Iterator[ServerChange]:
-        """What goes of the virtual servers."""
+        """What is to be deleted of the virtual servers."""
         for virtual, (before, after) in delta.virtuals.items():
             if after is None:
                 self._draining.forget(virtual)
@@ -321,7 +322,7 @@ class IPVSDriver:
                         yield change
 
     def load_blocking(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
-        """See `Driver.load`; done in this thread. Raises what the kernel says, too."""
+        """See `Driver.load`; done in this thread. Also raises the errors of the kernel."""
         self._excluded = (node.ipvs or IPVSSettings()).exclude_cidrs
         self._seen = None
         parts = Parts(self._kernel, self._sets, self._rules, self._draining)
@@ -343,7 +344,7 @@ class IPVSDriver:
         return compile_service(self._plans.get(key), self._dialect) if kept is None else kept
 
     def _is_intact(self) -> bool:
-        """Rules, sets, addresses and servers, the cheapest look first."""
+        """Whether rules, sets, addresses and servers are right; the cheapest check comes first."""
         try:
             if self._tables.fingerprint() != self._fingerprint or not self._sets.intact(
                 self._desired.entries, self._refused
@@ -351,12 +352,12 @@ class IPVSDriver:
                 return False
             return self._are_addresses_intact() and self._are_servers_intact()
         except OSError as e:
-            log.warning("Cannot tell whether anything changed: %(err)s", {"err": e})
+            log.warning("Cannot detect whether anything changed, assuming it did: %(err)s", {"err": e})
             return False
 
     def _are_addresses_intact(self) -> bool:
         if self._watch is not None and not self._doubtful:
-            return True  # it would have been told
+            return True  # a notification would have come
         self._doubtful = False
         wanted = {e.address for e in self._desired.entries[names.ADDRESSES]} - self._refused.keys()
         return {
@@ -364,7 +365,7 @@ class IPVSDriver:
         } == wanted
 
     def _are_servers_intact(self) -> bool:
-        """Whether virtual servers are as they should be: the same as when they last were, or looked at one by one."""
+        """Whether virtual servers are right: unchanged since they last were, or else compared one by one."""
         seen = self._kernel.fingerprint()
         if seen != self._seen and self._is_each_server_intact():
             self._seen = seen

@@ -1,7 +1,7 @@
 """A kernel in memory: virtual servers, sets and kube-ipvs0 without IPVS.
 
-Tested against the real one. It refuses what that refuses: what is there already, what is not there, a set that is full
-or in use, schedulers it does not know.
+Tested against the real one. It refuses what that refuses: additions of what exists, deletions of what does
+not, a set that is full or in use, schedulers it does not know.
 """
 
 import errno
@@ -22,8 +22,8 @@ class FakeIPVSKernel:
         virtuals: settings and real servers of each virtual server.
         sets: header and elements of each set.
         bound: the addresses of kube-ipvs0; None when there is no such interface.
-        log: what was changed, in order, for tests to look at.
-        refuse: asked of each thing to be added; a number it returns is the refusal.
+        log: what was changed, in order, for tests.
+        refuse: called with each thing to be added; a number it returns is the error number of a refusal.
     """
 
     def __init__(self) -> None:

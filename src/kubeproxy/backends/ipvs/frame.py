@@ -1,9 +1,9 @@
 """The iptables rules of a node: what is around the virtual servers.
 
-A packet for a Service is accepted in nat KUBE-SERVICES, marked for masquerading on the way where that is needed, and
-meets its virtual server in the kernel's INPUT hook. A rule that looks into a set is there only while the set has
-elements, as in the reference; so rules change when the first Service of a kind comes or the last one goes, and with
-Services that limit their load balancer's sources.
+A packet for a Service is accepted in nat KUBE-SERVICES, marked for masquerading on the way where that is
+needed, and meets its virtual server in the kernel's INPUT hook. A rule that looks up a set exists only while
+the set has elements, as in the reference; so rules change with the first and the last Service of a kind, and
+with Services that limit their load balancer's sources.
 
 Text is spelled as `iptables-save` prints it.
 """
@@ -103,7 +103,7 @@ def _services(node: NodeConfig, look: "_Lookup") -> Iterator[str]:
         )
     yield from look.commented(names.EXTERNAL_IP, "dst,dst", f"-j {names.MARK_MASQ}")
     for name in (names.EXTERNAL_IP, names.EXTERNAL_IP_LOCAL):
-        # From elsewhere, not through a bridge from a Pod, and not from here; or to an address that is the host's.
+        # From another host, and not through a bridge from a Pod; or to an address of the host.
         for extra in (
             "-m physdev ! --physdev-is-in -m addrtype ! --src-type LOCAL",
             "-m addrtype --dst-type LOCAL",
@@ -116,7 +116,7 @@ def _services(node: NodeConfig, look: "_Lookup") -> Iterator[str]:
 
 
 class _Lookup:
-    """Rules that look into sets."""
+    """Rules that look up sets."""
 
     def __init__(self, node: NodeConfig, used: Collection[str]) -> None:
         self.used = used
@@ -128,7 +128,7 @@ class _Lookup:
     def commented(
         self, name: str, fields: str, rest: str, *, before: str = "", always: bool = False
     ) -> Iterator[str]:
-        """A rule that says what the set is for, if the set has elements."""
+        """A rule with the set's comment, if the set has elements."""
         if always or name in self.used:
             comment = names.SETS[name].comment
             yield f'{before}-m comment --comment "{comment}" {self.match(name)} {fields} {rest}'

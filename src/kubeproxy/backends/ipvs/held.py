@@ -17,7 +17,8 @@ class HeldServers(Struct, frozen=True, gc=False):
     """What one family has in the kernel.
 
     Attributes:
-        servers: the virtual servers with their settings and their real servers, each with weight and connections; sorted.
+        servers: the virtual servers with their settings and their real servers, each with weight and
+            connections; sorted.
         sets: the sets of ours with their headers and elements; sorted.
         addresses: the addresses of kube-ipvs0; sorted.
         rules: the tables of iptables.
@@ -29,7 +30,7 @@ class HeldServers(Struct, frozen=True, gc=False):
     rules: HeldRules
 
     def lines(self) -> list[str]:
-        """See `HeldState`: of `ipvsadm -Sn`, `ipset save`, `ip` and `iptables-save`. Connections are left out."""
+        """See `HeldState`: of `ipvsadm -Sn`, `ipset save`, `ip` and `iptables-save`, without connections."""
         found: list[str] = []
         for virtual, settings, reals in self.servers:
             found += describe.server(virtual, settings, {real: load.weight for real, load in reals})

@@ -1,11 +1,13 @@
-"""Lets new TCP connections to virtual servers wait while these are deleted.
+"""Delays new TCP connections to virtual servers while these are deleted.
 
-When IPVS forgets a connection, it deletes the tracked connection of that client port and front, whoever made it. IPVS
-remembers a connection for two minutes after its end, a client uses its port again after one: what was opened through the
-rules of another mode meanwhile would be cut off. So virtual servers are deleted while no young connection is there. Clients
-who begin just then send their SYN again after a second.
+When IPVS forgets a connection, it deletes the conntrack entry of that client port and front, even if it is of
+a newer connection. IPVS remembers a connection for two minutes after its end, a client reuses its port after
+one: what was opened through the rules of another mode meanwhile would be interrupted. So virtual servers are
+deleted while there is no young connection. Clients that connect at that time send their SYN again after a
+second.
 
-The rules are a table of nf_tables that belongs to our socket: it goes with it, however this process ends.
+The rules are a table of nf_tables that belongs to our socket: the kernel deletes it with the socket, however
+this process ends.
 
 Source: ip_vs_conn_drop_conntrack of net/netfilter/ipvs/ip_vs_nfct.c.
 """
@@ -30,10 +32,10 @@ log = logging.getLogger(__name__)
 TABLE: Final = "kube-proxy-hold"
 
 _YOUNG_SECONDS = 0.5
-"""Most connections that are young are over by then."""
+"""Most young connections have ended by then."""
 
 _FORGET_SECONDS = 1.0
-"""The kernel forgets connections by and by, and some not at all: longer than this nobody waits for it."""
+"""The maximum time to wait: the kernel forgets connections gradually, and some not at all."""
 
 _POLL_SECONDS = 0.02
 _SET = "virtual-servers"
@@ -46,9 +48,9 @@ _DESTINATIONS = {4: (m.IP, ADDRESS4, 16), 16: (m.IP6, ADDRESS6, 24)}
 
 @contextlib.contextmanager
 def hold(machine: Machine, servers: Collection[Virtual]) -> Iterator[None]:
-    """Nobody begins a TCP connection to these virtual servers until they have been deleted and forgotten.
+    """Drops SYN packets to these virtual servers until they have been deleted and forgotten.
 
-    A kernel that cannot do that is left as it is: what is young may be cut off.
+    If the kernel cannot do that, nothing is done: young connections may be interrupted.
 
     Raises:
         OSError: the kernel has no nfnetlink, which IP sets need, too.
@@ -65,12 +67,12 @@ def hold(machine: Machine, servers: Collection[Virtual]) -> Iterator[None]:
 
 
 def _begin(kernel: NftKernel, servers: Collection[Virtual]) -> bool:
-    """Puts the rules there; returns whether anybody waits."""
+    """Writes the rules; returns whether connections are delayed."""
     messages = [message for size in _DESTINATIONS for message in _table(servers, size)]
     try:
         kernel.commit(messages)
     except OSError as e:
-        log.debug("Nobody is kept from beginning connections while virtual servers go: %(err)s", {"err": e})
+        log.debug("New connections are not delayed while virtual servers are deleted: %(err)s", {"err": e})
         return False
     return bool(messages)
 

@@ -1,4 +1,4 @@
-"""All that IPVS mode does to the kernel besides iptables rules: virtual servers, sets, addresses of kube-ipvs0.
+"""The kernel of ipvs mode besides iptables rules: virtual servers, sets, addresses of kube-ipvs0.
 
 `fake.FakeIPVSKernel` stands in for it in tests.
 """
@@ -44,7 +44,7 @@ class IPVSKernel(Protocol):
         """The real servers of one virtual server; none if it is not there."""
 
     def change_servers(self, changes: Sequence[ServerChange]) -> dict[int, OSError]:
-        """Makes changes, each for itself; returns what was refused, by its place."""
+        """Makes changes, each by itself; returns what was refused, by its index."""
 
     def headers(self) -> dict[str, Header]:
         """Every set there is, by its full name."""
@@ -59,7 +59,7 @@ class IPVSKernel(Protocol):
         """Deletes a set; there need not be one."""
 
     def swap_sets(self, one: str, other: str) -> None:
-        """Two sets change places."""
+        """Exchanges two sets."""
 
     def add_elements(self, name: str, elements: Collection[Element]) -> dict[Element, OSError]:
         """Adds elements; returns which were refused."""
@@ -71,13 +71,13 @@ class IPVSKernel(Protocol):
         """The addresses of kube-ipvs0."""
 
     def bind(self, addresses: Collection[bytes]) -> dict[bytes, OSError]:
-        """Gives kube-ipvs0 addresses; makes it if it is gone. Returns which were refused."""
+        """Adds addresses to kube-ipvs0, which is created if it is missing; returns which were refused."""
 
     def unbind(self, addresses: Collection[bytes]) -> dict[bytes, OSError]:
-        """Takes addresses from kube-ipvs0; returns which were refused."""
+        """Deletes addresses from kube-ipvs0; returns which were refused."""
 
     def close(self) -> None:
-        """Lets go of the kernel."""
+        """Closes the sockets."""
 
 
 class LinuxIPVSKernel:

@@ -1,8 +1,9 @@
 """A full sync: reads what the kernel holds and corrects it, in stages.
 
-What comes goes first: elements of sets, virtual servers with their real servers, addresses, rules. A Service of which the kernel
-refuses a piece is put back to what it had before, and the stages begin again, until no further Service is refused. Only then is
-deleted what no Service has: so of a refused Service everything stays, and nothing new of it does.
+What is missing is added first: elements of sets, virtual servers with their real servers, addresses, rules. A
+Service of which the kernel refuses a piece is restored to what it had before, and the stages begin again,
+until no further Service is refused. Only then is deleted what no Service has: so of a refused Service
+everything stays, and nothing new is added.
 """
 
 import logging
@@ -39,7 +40,7 @@ class Parts(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What the kernel held before the first full sync of a process, from which the state of a Service can be told."""
+    """What the kernel held before the first full sync of a process: the source of a Service's state."""
 
     settings: dict[Virtual, Settings]
     servers: dict[Virtual, dict[Real, Load]]
@@ -66,7 +67,7 @@ class FullSync:
     """One full sync.
 
     Attributes:
-        desired: what all Services ask for; of refused ones, what they had.
+        desired: what all Services need; of refused ones, what they had.
         failures: the Services that were refused.
         kept: what each of them has.
         refused: pieces that are wanted and not there: those of refused Services that could not be put back.
@@ -185,12 +186,12 @@ class FullSync:
         return dict(self._kernel.bind(wanted - bound).items())
 
     def _chains(self) -> Refusals:
-        """Rules come last: until then those of another mode may serve."""
+        """Writes rules, last, because until then those of another mode may serve."""
         refused = self._rules.adopt(frame(self._node, self.desired.used(), list(self.desired.drops)))
         return dict(refused.items())
 
     def _put_back(self, refused: Refusals) -> bool:
-        """Gives the Services that asked for what was refused what they had before; returns whether there are any.
+        """Restores what the Services had of which something was refused; returns whether there are any.
 
         Raises:
             SyncError: every Service is refused.
@@ -201,8 +202,8 @@ class FullSync:
         for key, plan in self._plans.items():
             if key not in self.failures:
                 compiled = compile_service(plan, self._dialect)
-                if told := refused_of(compiled, refused):
-                    self.failures[key] = "; ".join(told)
+                if messages := refused_of(compiled, refused):
+                    self.failures[key] = "; ".join(messages)
                     found[key] = compiled
         if found and len(self.failures) >= max(HOPELESS, len(self._plans)):
             last = next(reversed(self.failures.values()))
@@ -235,7 +236,7 @@ def whole(virtual: Virtual, target: Target) -> Iterator[ServerChange]:
 
 
 def without(had: ServiceServers, gone: Collection[Virtual]) -> ServiceServers:
-    """What is left of a Service without some of its virtual servers, and without what goes with these."""
+    """A Service without some of its virtual servers, and without the entries and rules of these."""
     virtuals = {virtual: target for virtual, target in had.virtuals.items() if virtual not in gone}
     fronts = {(v.protocol, v.address, v.port) for v in gone}
     addresses = {v.address for v in virtuals}
@@ -264,7 +265,7 @@ def is_excluded(cidrs: Collection[str], address: bytes) -> bool:
 
 
 def unbind(kernel: IPVSKernel, addresses: Collection[bytes]) -> None:
-    """Takes addresses from kube-ipvs0; one that the kernel refuses to take stays."""
+    """Deletes addresses from kube-ipvs0; one that the kernel refuses to delete stays."""
     for address, error in kernel.unbind(addresses).items():
         log.warning(
             "%(interface)s keeps %(address)s: %(err)s",

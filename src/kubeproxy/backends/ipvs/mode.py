@@ -69,7 +69,7 @@ def _problems(config: KubeProxyConfiguration) -> Iterator[Problem]:
 def _doubts(config: KubeProxyConfiguration, primary: Family) -> Iterator[str]:
     other = IPV6 if primary == IPV4 else IPV4
     if {family_of(cidr) for cidr in config.ipvs_exclude_cidrs} == {other}:
-        yield f"ipvs.excludeCIDRs has only {other} ranges, but this host speaks only {primary}"
+        yield f"ipvs.excludeCIDRs has only {other} ranges, but this host has only {primary}"
 
 
 MODE: Final = Mode(

@@ -1,4 +1,4 @@
-"""Names of the interface, chains and sets. Tools and people look for them: they are a public contract."""
+"""Names of the interface, chains and sets. They are a public contract: tools and operators look for them."""
 
 from typing import Final, NamedTuple
 
@@ -42,7 +42,7 @@ ADDRESSES: Final = "IPVS-IPS"
 
 
 class SetKind(NamedTuple):
-    """A set's type, and what rules say of it."""
+    """A set's type, and the comment of rules that look it up."""
 
     type: str
     comment: str

@@ -25,7 +25,7 @@ _PORT_SETS = {
 
 
 def read(kernel: IPVSKernel, tables: Tables, node: NodeConfig, plans: Iterable[ServicePlan]) -> HeldServers:
-    """Reads what concerns some Services: their virtual servers, elements and addresses, and the rules they need.
+    """Reads what concerns some Services: virtual servers, elements and addresses, and the rules they need.
 
     Raises:
         OSError: the kernel refused.

@@ -1,4 +1,4 @@
-"""What a Service consists of in the kernel, piece by piece: the kernel can refuse each of them alone."""
+"""The pieces a Service consists of in the kernel, each of which the kernel can refuse by itself."""
 
 import errno
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +25,8 @@ class Behind(NamedTuple):
 
 
 Piece = Virtual | Behind | tuple[str, Element] | bytes | str
-"""A virtual server, a real server, an element of a set by the set's short name, an address of kube-ipvs0, a rule of
-KUBE-IPVS-OUT-FILTER."""
+"""A virtual server, a real server, an element of a set by the set's short name, an address of kube-ipvs0, or
+a rule of KUBE-IPVS-OUT-FILTER."""
 
 Refusals = Mapping[Piece, Exception]
 """Pieces that the kernel refused, each with its error."""
@@ -35,8 +35,8 @@ Refusals = Mapping[Piece, Exception]
 def change_servers(kernel: IPVSKernel, changes: Sequence[ServerChange]) -> dict[Piece, Exception]:
     """Makes changes; returns what was refused.
 
-    What is to be deleted and does not exist is not an error; the real servers of a virtual server that was refused are
-    not listed.
+    What is to be deleted and does not exist is not an error; the real servers of a virtual server that was
+    refused are not listed.
     """
     found: dict[Piece, Exception] = {}
     for at, error in kernel.change_servers(changes).items():
@@ -57,7 +57,7 @@ def refused_of(compiled: ServiceServers, refused: Refusals) -> list[str]:
 
 
 def described(piece: Piece) -> str:
-    """A piece in words."""
+    """A piece as text for messages."""
     match piece:
         case Virtual():
             return (

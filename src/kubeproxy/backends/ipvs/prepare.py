@@ -20,13 +20,13 @@ from kubeproxy.netlink.ipvs import Settings, Timeouts, Virtual
 log = logging.getLogger(__name__)
 
 PROBE: Final = {True: "198.51.100.0", False: "2001:db8:198:51::"}
-"""Addresses for documentation, which nobody has: a virtual server there says whether the kernel has a scheduler."""
+"""Addresses for documentation, which no host has: a virtual server there tests for the scheduler."""
 
 _PROBE_PORT = 20000
 _SYSCTLS: Final = {
     "net/ipv4/vs/conntrack": 1,  # masquerading needs it
-    "net/ipv4/vs/expire_nodest_conn": 1,  # a connection whose real server is gone is reset, not left hanging
-    "net/ipv4/vs/expire_quiescent_template": 1,  # nobody is sent to a real server that drains for his affinity's sake
+    "net/ipv4/vs/expire_nodest_conn": 1,  # a connection to a deleted real server is reset, it does not time out
+    "net/ipv4/vs/expire_quiescent_template": 1,  # a real server that drains gets no clients by session affinity
     "net/ipv4/ip_forward": 1,
 }
 _REUSE: Final = "net/ipv4/vs/conn_reuse_mode"

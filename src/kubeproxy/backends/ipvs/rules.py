@@ -1,7 +1,7 @@
-"""Brings the iptables rules there: what is to be sent to the programs.
+"""Corrects the iptables rules: computes what is to be sent to the programs.
 
-Chains of ours hold exactly what the frame says; an unchanged one is not touched, so its counters go on. Into the kernel's
-chains we put single rules, on top. Each table is changed wholly or not at all.
+Chains of ours hold exactly the rules of the frame; an unchanged one is not written, so it keeps its counters.
+Into the kernel's chains we put single rules, on top. Each table is changed completely or not at all.
 """
 
 from collections.abc import Collection, Sequence
@@ -29,7 +29,7 @@ class Rules:
         return frozenset(self._held.get(OUT, ()))
 
     def read(self, ours: Collection[Chain]) -> None:
-        """Reads what is there, whoever put it there.
+        """Reads what is there, whichever program wrote it.
 
         Args:
             ours: the chains that are ours.
@@ -95,20 +95,20 @@ class Rules:
 def _difference(held: Chains, wanted: Chains) -> dict[str, list[str]]:
     """The input for each table; chains are declared before rules lead to them."""
     lines: dict[str, list[str]] = {NAT: [], FILTER: []}
-    anew = []
+    changed = []
     for where, rules in wanted.items():
         there = held.get(where)
         if there == rules:
             continue
         table, chain = where
         if where == OUT and there is not None:
-            # As long as there are Services, and in no order.
+            # There may be as many as Services, and their order does not matter.
             before, after = dict.fromkeys(there), dict.fromkeys(rules)
             lines[table] += static_chains.filled(chain, (rule for rule in after if rule not in before))
             lines[table] += [f"-D {chain} {rule}\n" for rule in before if rule not in after]
             continue
-        anew.append(where)
+        changed.append(where)
         lines[table].append(static_chains.declared(chain))
-    for where in anew:
+    for where in changed:
         lines[where[0]] += static_chains.filled(where[1], wanted[where])
     return lines

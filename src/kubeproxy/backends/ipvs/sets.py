@@ -1,7 +1,7 @@
 """Keeps the sets: their elements, and their size.
 
-A set holds 65,536 elements at first, as the reference's do. One that needs more is filled anew under another name, twice
-as large, and takes the place of the small one, without a moment in which rules look into an empty one.
+A set holds 65,536 elements at first, as the reference's do. One that needs more is filled again under another
+name, twice as large, and exchanged with the small one, without a moment in which rules look up an empty one.
 """
 
 import logging
@@ -116,7 +116,7 @@ class SetKeeper:
         """Whether every set is there and holds as much as it should.
 
         Raises:
-            OSError: the kernel does not tell.
+            OSError: the kernel refused.
         """
         headers = self._kernel.headers()
         for short, name in self._names.items():
@@ -131,9 +131,12 @@ class SetKeeper:
         self._limits[short] = limit
 
     def _grow(self, short: str, wanted: Counted[Element]) -> Refused:
-        """Puts a larger set in the place of a small one."""
+        """Replaces a set by a larger one."""
         limit = 1 << len(wanted).bit_length()
-        log.info("Set %(set)s gets room for %(limit)d elements", {"set": self._names[short], "limit": limit})
+        log.info(
+            "Set %(set)s is full, replacing it by one for %(limit)d elements",
+            {"set": self._names[short], "limit": limit},
+        )
         self._create(self._spare, short, limit)
         found = self._kernel.add_elements(self._spare, list(wanted))
         self._kernel.swap_sets(self._names[short], self._spare)
@@ -144,4 +147,7 @@ class SetKeeper:
         try:
             self._kernel.destroy_set(self._spare)
         except OSError as e:
-            log.warning("Set %(set)s stays: %(err)s", {"set": self._spare, "err": e})
+            log.warning(
+                "Set %(set)s is not used any more and cannot be deleted: %(err)s",
+                {"set": self._spare, "err": e},
+            )

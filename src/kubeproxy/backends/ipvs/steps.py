@@ -1,7 +1,7 @@
 """What a `load` of ipvs mode would do, as a value that can be compared, printed and sent.
 
-It is found by a `load` over a kernel and tables in memory that hold what was read: so there is one way to compare, the daemon's
-own.
+It is found by a `load` over a kernel and tables in memory that hold what was read: so there is one way to
+compare, the daemon's own.
 """
 
 from collections.abc import Collection, Sequence
@@ -70,7 +70,7 @@ class ServerSteps(Struct, frozen=True, gc=False):
         return [line for step in self.steps for line in step.lines()]
 
     def send(self, kernel: IPVSKernel, tables: Tables) -> None:
-        """Does it; what the kernel refuses of a step is left out.
+        """Executes the steps; what the kernel refuses of a step is left out.
 
         Raises:
             OSError: the kernel refused a step as a whole.
@@ -81,7 +81,7 @@ class ServerSteps(Struct, frozen=True, gc=False):
 
 
 class RecordingTables(FakeTables):
-    """Tables in memory that note what is changed."""
+    """Tables in memory that record what is changed."""
 
     def __init__(self, held: HeldRules, steps: list[ServerStep]) -> None:
         source = held.in_memory()
@@ -99,7 +99,7 @@ class RecordingTables(FakeTables):
 
 
 class RecordingKernel(FakeIPVSKernel):
-    """A kernel in memory that notes what is changed. What changes nothing is no step."""
+    """A kernel in memory that records what is changed. What changes nothing is no step."""
 
     def __init__(self, held: HeldServers, steps: list[ServerStep]) -> None:
         super().__init__()

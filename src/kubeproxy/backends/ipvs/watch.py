@@ -1,7 +1,7 @@
-"""Notices at once what others do to addresses of kube-ipvs0 and to our rules.
+"""Detects changes by other programs, of addresses of kube-ipvs0 and of our rules, when they happen.
 
-Of virtual servers and sets the kernel tells nothing. Word of our own changes of addresses comes, too: it is no harm when an
-address goes that nobody wants, or that is back already.
+The kernel sends no notifications of virtual servers and sets. Notifications of our own changes of addresses
+are received, too: a deleted address that no Service wants, or that has been added again, is no drift.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _JUMPS = tuple(f"{chain}\0".encode() for chain in sorted(_OURS))
 
 
 class Watch:
-    """Listens for one family, in the running event loop. Rules are not listened to before `join`."""
+    """Watches one family, in the running event loop. Rules are not watched before `join`."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Watch:
             tables: the tables our rules are in.
             wants: whether kube-ipvs0 should have an address.
             missing: the addresses it should have and has not.
-            disturbed: told what was done.
+            disturbed: called with a description of the change.
 
         Raises:
             OSError: the kernel refuses.
@@ -62,7 +62,7 @@ class Watch:
             self._rules = notice(tables, concerns, disturbed)
 
     def join(self) -> None:
-        """From now on rules are listened to, and read. May be called from any thread, and again."""
+        """From now on rules are watched, and read. May be called from any thread, and again."""
         if self._rules is not None:
             self._rules.join()
             self._rules.look()
@@ -80,16 +80,16 @@ class Watch:
             while messages := list(self._monitor.receive(wait=False)):
                 deleted = (route.address_of(m) for m in messages if m.type == route.DELETE_ADDRESS)
                 suspicious = suspicious or any(self._wants(address) for address in deleted)
-        except OSError:  # more was done than could be told
+        except OSError:  # notifications were lost
             suspicious = True
         if suspicious and (lost := self._missing()):
             some = ", ".join(sorted(map(unpack, lost))[:3])
             more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-            self._disturbed(f"somebody took {some}{more} from {names.INTERFACE}")
+            self._disturbed(f"another program deleted {some}{more} from {names.INTERFACE}")
 
 
 def concerns(event: TableEvent) -> bool:
-    """Whether a rule or chain of ours was changed, of whatever family."""
+    """Whether a rule or chain of ours was changed, in any family."""
     if event.table not in {NAT, FILTER} or event.what == TABLE_ADDED:
         return False
     if not event.where or event.where in _OURS:

@@ -5,7 +5,7 @@
     external-N   marks for masquerading; pick-N
     local-M-N    policy Local: this node's Pods here-N; this node itself marked, here-N; all others pick-M
 
-and the same with `nodeport-` in front, for node ports. What a chain is called says all that is in it.
+and the same with `nodeport-` in front, for node ports. The name of a chain determines its rules.
 """
 
 from typing import NamedTuple, Self
@@ -73,7 +73,7 @@ def go_to(chain: str) -> bytes:
 
 
 def short_circuit(statements: Statements, everywhere: bytes) -> list[Rule]:
-    """Policy Local does not bind what starts on this node: it goes to any endpoint."""
+    """Policy Local does not apply to traffic that starts on this node: it is sent to any endpoint."""
     rules = []
     if (pod := statements.from_local_pod()) is not None:
         rules.append(Rule((*pod, everywhere), "short-circuit pod traffic"))

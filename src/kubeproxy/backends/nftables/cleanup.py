@@ -1,4 +1,4 @@
-"""Removes nftables mode's tables, and looks whether they serve Services."""
+"""Removes the tables of nftables mode; detects whether they serve Services."""
 
 import errno
 import logging
@@ -13,7 +13,7 @@ from kubeproxy.netlink.nft.messages import IP, IP6, TableName
 log = logging.getLogger(__name__)
 
 _NO_NF_TABLES: Final = {errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL, errno.EAFNOSUPPORT}
-"""What a kernel without nf_tables, or without a family, says. It has no table of ours."""
+"""The errors of a kernel without nf_tables, or without a family. It has no table of ours."""
 
 _TABLES: Final = (TableName(IP, layout.TABLE), TableName(IP6, layout.TABLE))
 

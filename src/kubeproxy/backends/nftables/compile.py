@@ -1,8 +1,9 @@
 """A Service's plan becomes elements of sets and maps.
 
-Two plans are compared by what they compile to: elements that are only in the old one are deleted, those only in the new one
-added. Endpoints fill the slots of a front in the order of their addresses, so equal plans are equal elements, whatever came
-before; one endpoint replaced changes at most the slots between its old place and its new one.
+Two plans are compared by what they compile to: elements that are only in the old one are deleted, those only
+in the new one added. Endpoints fill the slots of a front in the order of their addresses, so equal plans are
+equal elements, whatever the plans were before; an endpoint that is replaced changes at most the slots between
+its old place and its new one.
 
     ClusterIP with N <= 16 endpoints  endpoints-N: a slot each
     any other front                   service-ips: goto a chain; endpoints-N: a slot each
@@ -37,7 +38,8 @@ class ServiceElements(NamedTuple):
         chains: shared chains that its elements lead to.
         own_chains: chains of its own, with their rules.
         own_sets: sets of its own, with the milliseconds their elements stay.
-        firewalls: the clients of each front that has source ranges; their elements are made when a difference needs them.
+        firewalls: the clients of each front that has source ranges; their elements are made when a difference
+            needs them.
     """
 
     elements: dict[Element, None]
@@ -73,7 +75,7 @@ class Compiler:
         return out
 
     def _firewall(self, port: PortPlan, shared: Firewall | None) -> Firewall | None:
-        """The firewall of a port: the one of the port before, if it is equal, so that its intervals are computed once."""
+        """The firewall of a port: the previous port's if equal, so that its intervals are computed once."""
         if not port.source_ranges:
             return None
         mine = Firewall(port.source_ranges, port.load_balancer_ips, self._node.address)

@@ -27,14 +27,14 @@ class Content:
     def __init__(
         self, table: TableName, node: NodeConfig, plans: Mapping[Key, ServicePlan] | None = None
     ) -> None:
-        """Takes plans in; nothing is counted before they are compiled."""
+        """Sets the plans; nothing is counted before they are compiled."""
         self.table = table
         self.compiler = Compiler(node)
         self.uses = UseCounts()
         self.plans: dict[Key, ServicePlan] = dict(plans or {})
 
     def set_node(self, node: NodeConfig, transaction: Transaction) -> None:
-        """The node is another, but only as far as no Service's objects depend on it; puts the difference into a transaction."""
+        """Replaces the node, if no Service depends on the difference, which is added to a transaction."""
         before, after = frame.elements(self.compiler.node), frame.elements(node)
         self.compiler = Compiler(node)
         for name, elements in after.items():
@@ -46,7 +46,7 @@ class Content:
         return self.compiler.compile(self.plans[key])
 
     def difference(self, changes: Iterable[Change]) -> Transaction:
-        """The transaction that makes some changes of Services; they count as made."""
+        """The transaction that makes some changes of Services, which count as made from now on."""
         compiler, uses = self.compiler, self.uses
         transaction = Transaction(self.table)
         gone = []
@@ -71,7 +71,7 @@ class Content:
 
 
 def own_objects(transaction: Transaction, before: ServiceElements, after: ServiceElements) -> None:
-    """Brings one Service's own chains and sets from one state to another."""
+    """Changes one Service's own chains and sets from one state to another."""
     old_sets, new_sets = before.own_sets, after.own_sets
     for name in old_sets.keys() - new_sets.keys():
         transaction.drop_set(name)

@@ -1,10 +1,10 @@
 """Keeps the kernel's nftables table equal to the plans of one IP family.
 
-A change is compiled twice, as it was and as it is to be; the elements that differ go to the kernel in one transaction, so a
-packet meets the one or the other. Nothing is listed on the way.
+A change is compiled twice, as it was and as it is to be; the elements that differ go to the kernel in one
+transaction, so a packet meets the one or the other. Nothing is listed for that.
 
-`load` reads the table once and compares. A table that is not laid out as ours, the reference's say, is replaced in
-one transaction; one that is ours is mended.
+`load` reads the table once and compares. A table that is not laid out as ours, such as the reference's, is
+replaced in one transaction; one that is ours is corrected.
 """
 
 import logging
@@ -105,7 +105,7 @@ class NFTablesDriver:
         return kernel
 
     async def intact(self) -> bool:
-        """See `Driver`. The watch tells what happens when it happens."""
+        """See `Driver`. The watch reports changes when they happen."""
         return True
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:
@@ -142,7 +142,7 @@ class NFTablesDriver:
         self._kernel.commit(transaction.afterwards())
 
     def load_blocking(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
-        """See `Driver.load`; done in this thread. Raises what the kernel says, too."""
+        """See `Driver.load`; done in this thread. Also raises the errors of the kernel."""
         while True:
             self._listen(on=True)
             self._others = self._kernel.others()
@@ -152,9 +152,10 @@ class NFTablesDriver:
             comment = objects.table_comment(self._kernel, self._table)
             held = FoundTable(self._kernel, self._table) if comment == layout.COMMENT else None
             if held is not None and held.sound:
-                return self._mend(held)
-            # A great load takes the kernel twice the time when somebody listens. Whether others did something meanwhile
-            # is seen by the number of transactions: then all is compared.
+                return self._correct(held)
+            # A large load takes the kernel twice as long while a process receives notifications. Changes by
+            # other programs meanwhile are detected by the number of transactions: then everything is
+            # compared.
             self._listen(on=False)
             failures = self._write(there=comment is not None)
             self._listen(on=True)
@@ -166,16 +167,16 @@ class NFTablesDriver:
             (self._lookout.join if on else self._lookout.leave)()
 
     def _write(self, *, there: bool) -> Failures:
-        """Writes the whole table, instead of another one if there is one."""
+        """Writes the whole table, in place of the one that is there, if any."""
         if there:
-            log.info("Table %(table)s is laid out differently, it is replaced", {"table": self._table})
+            log.info("Table %(table)s has another layout, replacing it", {"table": self._table})
             if self._replace():
                 self._remember(())
                 return {}
-        self._kernel.commit(self._anew(there=there))
-        return self._mend(FoundTable(self._kernel, self._table))
+        self._kernel.commit(self._static(there=there))
+        return self._correct(FoundTable(self._kernel, self._table))
 
-    def _mend(self, held: FoundTable) -> Failures:
+    def _correct(self, held: FoundTable) -> Failures:
         failures = TableLoad(self._content, held, self._commit, self._had).run()
         self._remember(failures)
         return failures
@@ -185,15 +186,16 @@ class NFTablesDriver:
         kept = {key: self._had[key] for key in failures if key in self._had}
         self._had = ChainMap(self._content.plans, kept) if kept else self._content.plans
 
-    def _anew(self, *, there: bool) -> list[NftMessage]:
-        """The table with all that does not depend on Services, instead of the one that is there."""
+    def _static(self, *, there: bool) -> list[NftMessage]:
+        """The table with everything that does not depend on Services, in place of the one that is there."""
         gone = [messages.delete_table(self._table)] if there else []
         return gone + frame.table(self._table, self._content.compiler.node)
 
     def _replace(self) -> bool:
-        """Puts our table in the place of another one, in one transaction; returns whether that was accepted.
+        """Replaces a table by ours, in one transaction; returns whether that was accepted.
 
-        Clients with session affinity stay with their backends: the sets that remember them are named as the reference's.
+        Clients with session affinity keep their endpoints: the sets that remember them have the names of the
+        reference.
         """
         compiler, uses = self._content.compiler, self._content.uses
         transaction = Transaction(self._table)
@@ -209,10 +211,12 @@ class NFTablesDriver:
                     (name, client) for client in objects.elements(self._kernel, self._table, name)
                 )
         try:
-            self._kernel.commit([*self._anew(there=True), *transaction.beforehand(), *transaction.messages()])
+            self._kernel.commit(
+                [*self._static(there=True), *transaction.beforehand(), *transaction.messages()]
+            )
         except TransactionRefusedError as e:
             log.warning(
-                "Table %(table)s cannot be replaced in one go, packets may be lost: %(err)s",
+                "Table %(table)s cannot be replaced in one transaction, deleting it first, packets may be lost: %(err)s",
                 {"table": self._table, "err": e},
             )
             self._content.uses.clear()
@@ -221,7 +225,7 @@ class NFTablesDriver:
 
 
 def _size(plan: ServicePlan | None) -> int:
-    """About how many elements a Service comes to."""
+    """About how many elements a Service needs."""
     return sum(
         (1 + len(p.external_ips) + len(p.load_balancer_ips) + bool(p.node_port))
         * (1 + max(len(p.cluster), len(p.local)))

@@ -1,10 +1,11 @@
 """Which clients may use a load balancer address: source ranges as elements of an interval set.
 
-The kernel refuses overlapping intervals, so a range inside another one is left out. Two ranges either are nested or have no
-address in common. So after sorting, one pass finds the nested ones.
+The kernel refuses overlapping intervals, so a range inside another one is left out. Two ranges either are
+nested or have no address in common. So after sorting, one pass finds the nested ones.
 
-All load balancer addresses and ports of a Service have the same ranges. They share one `Firewall`, and its intervals are
-computed only when a difference needs them. A change of endpoints compares the old firewall with the new one and computes nothing.
+All load balancer addresses and ports of a Service have the same ranges. They share one `Firewall`, and its
+intervals are computed only when a difference needs them. A change of endpoints compares the old firewall with
+the new one and computes nothing.
 """
 
 from bisect import bisect_right
@@ -17,7 +18,7 @@ from kubeproxy.api.addresses import pack
 from kubeproxy.backends.nftables import packing
 
 _FEW = 16
-"""As many load balancer IPs of a Service may talk to each other."""
+"""Up to so many load balancer IPs of a Service may connect to each other."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Firewall:
 
     @cached_property
     def own(self) -> list[bytes]:
-        """The load balancer IPs outside the ranges, which are admitted if the ranges contain the node's address."""
+        """The load balancer IPs outside the ranges; admitted if the ranges contain the node's address."""
         if not _holds(self.ranges_only, pack(self.node_address)):
             return []
         return [ip for ip in map(pack, self.load_balancer_ips) if not _holds(self.ranges_only, ip)]
@@ -58,9 +59,9 @@ class Firewall:
     def intervals(self, front: bytes) -> dict[tuple[bytes, bytes], None]:
         """First and last address of each interval of clients that a front admits; they are disjoint.
 
-        A process of the node that talks to a load balancer IP of the node uses the same address as its source. With a few
-        load balancer IPs each front admits all of them, as in the reference; with many only its own, because the elements
-        would be as many as their square.
+        A process of the node that connects to a load balancer IP of the node uses the same address as its
+        source. With a few load balancer IPs each front admits all of them, as in the reference; with many
+        only its own, because the elements would be as many as their square.
         """
         own = (
             self.own

@@ -1,7 +1,8 @@
-"""Finds chains of other programs that drop forwarded packets by default: Docker sets the policy of FORWARD to DROP.
+"""Finds chains of other programs that drop forwarded packets by default: Docker sets that policy of FORWARD.
 
-A packet is accepted only if all chains at its hook accept it. Our table cannot accept it for the chain of another table, so
-traffic to endpoints is lost unless that chain has a rule for it. The reference has the same limitation in this mode.
+A packet is accepted only if all chains at its hook accept it. Our table cannot accept it for the chain of
+another table, so traffic to endpoints is lost unless that chain has a rule for it. The reference has the same
+limitation in this mode.
 """
 
 import struct

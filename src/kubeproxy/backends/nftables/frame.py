@@ -1,4 +1,4 @@
-"""The rules that do not depend on Services: how packets come to the sets and maps."""
+"""The rules that do not depend on Services: they look up packets in the sets and maps."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ from kubeproxy.netlink.nft.messages import DROP, JUMP, RETURN, NftMessage, Table
 
 
 def table(name: TableName, node: NodeConfig) -> list[NftMessage]:
-    """Makes a table with all that does not depend on Services."""
+    """Makes a table with everything that does not depend on Services."""
     out = [messages.add_table(name, layout.COMMENT)]
     out += [
         messages.add_set(name, s.name, s.key, s.data, flags=s.flags, comment=s.comment)
@@ -85,7 +85,8 @@ def rules(node: NodeConfig) -> dict[str, list[Rule]]:
             Rule((*_to_node_ports(node, s), *port, x.lookup(layout.REJECT_NODEPORTS, 0), reject)),
         ],
         layout.CLUSTER_IPS_CHECK: [
-            # Its client is served at the next packet, as soon as the flow is forgotten: it must not be refused before.
+            # Its client is served at the next packet after the flow was deleted: it must not be rejected
+            # before.
             Rule(
                 (
                     *s.tracked_before(),
@@ -125,23 +126,23 @@ def _of_relay(node: NodeConfig, s: Statements) -> list[Rule]:
 
 
 def _services(node: NodeConfig, s: Statements, find: bytes) -> list[Rule]:
-    """Where packets to Services are told from others.
+    """Where packets to Services are distinguished from others.
 
-    While a transaction takes effect, a packet may look into one map before it and into the next one after it, and find a Service
-    that moves between them in neither. So it is sent through a second time.
+    While a transaction takes effect, a packet may be looked up in one map before it and in the next one after
+    it, and find a Service that moves between them in neither. So it is sent through a second time.
     """
     rules = []
     outside = () if node.masquerade_all else s.not_from_local_pod()
     if outside is not None:
-        said = (
+        comment = (
             "masquerade all" if node.masquerade_all else "masquerade clusterIP traffic from outside cluster"
         )
-        rules.append(Rule((s.destination(0), x.lookup(layout.CLUSTER_IPS, 0), *outside, *s.mark()), said))
+        rules.append(Rule((s.destination(0), x.lookup(layout.CLUSTER_IPS, 0), *outside, *s.mark()), comment))
     return [*rules, Rule((find,)), Rule((find,), "again, if it was changed meanwhile")]
 
 
 def _find_endpoint(node: NodeConfig, s: Statements) -> list[Rule]:
-    """Finds where a packet is to be sent. What is not sent anywhere comes back from here."""
+    """Finds where a packet is to be sent. A packet that is not to be sent anywhere returns from here."""
     rules = [
         Rule((*s.front(), x.lookup_verdict(layout.SERVICE_IPS, 0))),
         Rule((*_to_node_ports(node, s), *s.port(0), x.lookup_verdict(layout.SERVICE_NODEPORTS, 0))),
@@ -152,7 +153,7 @@ def _find_endpoint(node: NodeConfig, s: Statements) -> list[Rule]:
 
 
 def _to_node_ports(node: NodeConfig, s: Statements) -> tuple[bytes, ...]:
-    """Goes on only if the destination is an address that accepts node ports."""
+    """Continues only if the destination is an address that accepts node ports."""
     if node.node_port_ranges:
         return s.destination(0), x.lookup(layout.NODEPORT_IPS, 0)
     loopback = "127.0.0.0/8" if node.family == IPV4 else "::1/128"

@@ -1,4 +1,4 @@
-"""What the kernel holds of our table: as a value, and taken apart piece by piece as it is found to be right.
+"""What the kernel holds of our table: as a value, and as pieces that are taken out when found to be right.
 
 The value keeps what is read as the messages that would make it.
 """
@@ -23,7 +23,7 @@ KEY_AT = 12
 
 _N = wire.NESTED
 _SET = (1, 2, 3, 4, 5, 6, 7, 9 | _N, 11, 13)
-"""Attributes of a set that say what it is: table, name, flags, types, sizes, description, timeout, comment."""
+"""Attributes that define a set: table, name, flags, types, sizes, description, timeout, comment."""
 
 _RULE = (1, 2, 4 | _N, 7)
 """Those of a rule: table, chain, expressions, comment and digest."""
@@ -36,7 +36,8 @@ class HeldTable(Struct, frozen=True, gc=False):
     """The table of one family.
 
     Attributes:
-        made: the messages that would make it: the table, its sets, chains, rules and elements; none if there is no table.
+        made: the messages that would make it: the table, its sets, chains, rules and elements; none if there
+            is no table.
         part: it is only what concerns some Services.
     """
 
@@ -81,7 +82,8 @@ class FoundTable:
         chains: digests of the rules of each chain.
         maps: maps of endpoints that are not always there.
         sets: sets that are none of the layout's, with the milliseconds their elements stay.
-        sound: the table is laid out as ours: its sets, maps and base chains are there and what they should be.
+        sound: the table is laid out as ours: its sets, maps and base chains are there and what they should
+            be.
     """
 
     def __init__(self, kernel: NftKernel, table: TableName) -> None:
@@ -129,7 +131,7 @@ class FoundTable:
         return found
 
     def _rival(self, name: str, held: set[bytes], element: bytes) -> bytes | None:
-        """What is held in the place of an element that is not; keys are looked at only if there is such a one."""
+        """What is held in place of a missing element; keys are compared only if one is missing."""
         by_key = self._by_key.get(name)
         if by_key is None:
             by_key = self._by_key[name] = {objects.key_of(each): each for each in held}
@@ -139,7 +141,8 @@ class FoundTable:
     def take_rest(self, name: str, front: bytes) -> list[bytes]:
         """What an interval set still has for a front, besides what was taken; it counts as found.
 
-        The kernel refuses an interval that overlaps another one. So the other one has to go in the same transaction.
+        The kernel refuses an interval that overlaps another one. So the other one has to go in the same
+        transaction.
         """
         if name in self._unread:
             self._read(name)
@@ -154,13 +157,13 @@ class FoundTable:
         return rest
 
     def _read(self, name: str) -> set[bytes]:
-        """Reads a set only now: rules can be mended before 100,000 elements are read."""
+        """Reads a set only now: rules can be corrected before 100,000 elements are read."""
         del self._unread[name]
         held = self._elements[name] = set(objects.elements(self._kernel, self._table, name))
         return held
 
     def leftovers(self, gone: AbstractSet[str]) -> list[tuple[str, bytes]]:
-        """The elements nobody wants, those of maps that go anyway apart."""
+        """The elements no Service needs, without those of maps that are deleted anyway."""
         for name in list(self._unread):
             self._read(name)
         return [

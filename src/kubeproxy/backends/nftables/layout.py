@@ -1,22 +1,23 @@
 """What the table is made of.
 
-There is no object per Service (session affinity apart), only elements of sets and maps, so a change is a few elements and
-costs the same however many Services there are. "Front" stands for a destination: address, protocol and port; for node ports
-protocol and port. "Slot" numbers the endpoints of a front from 0.
+There is no object per Service (session affinity apart), only elements of sets and maps, so a change is a few
+elements and costs the same however many Services there are. "Front" stands for a destination: address,
+protocol and port; for node ports protocol and port. "Slot" numbers the endpoints of a front from 0.
 
     endpoints-N            front . slot : endpoint, for fronts with N endpoints
     here-endpoints-N       the same for traffic that starts on this node, where the policy is Local
     nodeport-...           the same two for node ports
-    service-ips            front : goto a chain, for all fronts that are no ClusterIPs with at most 16 endpoints
+    service-ips            front : goto a chain, for all but ClusterIPs with at most 16 endpoints
     service-nodeports      the same for node ports
     no-endpoints-...       fronts to drop or reject
     firewall-fronts, firewall-sources     fronts with source ranges, and who is let in
     cluster-ips, service-cidrs, nodeport-ips, hairpin-connections
 
-For ClusterIPs with few endpoints, which is nearly all there are, chain `find-endpoint` asks each `endpoints-N` up to 16 itself. Why
-they are not in the verdict map, too: whenever an element with a `goto` comes, the kernel checks all elements with one again,
-6 ms at 50,000, but a Service that grows from one `endpoints-N` to the next is plain data, 60 us. And why there is a map for each
-N, not one for all: a rule in a new chain makes the kernel walk the maps it names, 56 ms at 250,000 elements.
+For ClusterIPs with few endpoints, which is nearly all there are, chain `find-endpoint` asks each
+`endpoints-N` up to 16 itself. Why they are not in the verdict map, too: whenever an element with a `goto` is
+added, the kernel checks all elements with one again, 6 ms at 50,000, but a Service that grows from one
+`endpoints-N` to the next is plain data, 60 us. And why there is a map for each N, not one for all: a rule in
+a new chain makes the kernel walk the maps it names, 56 ms at 250,000 elements.
 
 Names that the reference also has mean and look the same, so that it can take over this table, and we its.
 """
@@ -44,10 +45,10 @@ ADDRESSES: Final = {IP: ADDRESS4, IP6: ADDRESS6}
 
 TABLE: Final = "kube-proxy"
 COMMENT: Final = "rules for kube-proxy, layout 1"
-"""Says that the table is ours and how it is laid out: another comment, and it is replaced whole."""
+"""Marks the table as ours and identifies its layout: a table with another comment is replaced."""
 
 DIRECT: Final = 16
-"""Up to so many endpoints a ClusterIP is found without the verdict map."""
+"""The number of endpoints up to which a ClusterIP is found without the verdict map."""
 
 CLUSTER_IPS: Final = "cluster-ips"
 NODEPORT_IPS: Final = "nodeport-ips"
@@ -72,7 +73,7 @@ BASE_CHAINS: Final = {
     "nat-output": Hook("nat", OUTPUT, -100),
     "nat-postrouting": Hook("nat", POSTROUTING, 100),
 }
-"""The base chains. Their names and priorities are a public contract: others hook in before and after them."""
+"""The base chains. Their names and priorities are a public contract: others register before and after."""
 
 SERVICES: Final = "services"
 FIND_ENDPOINT: Final = "find-endpoint"

@@ -1,7 +1,8 @@
-"""A full sync of a table that is laid out as ours: what differs is corrected, some hundred Services at a time.
+"""A full sync of a table that is laid out as ours: corrects differences, some hundred Services at a time.
 
-Each Service's difference is complete in itself, so a piece that the kernel refuses can be sent in halves, until it is known
-which Service it is. What no Service wants goes last; of a refused Service everything stays.
+Each Service's difference is complete in itself, so a piece that the kernel refuses can be sent in halves,
+until it is known which Service it is. What no Service needs is deleted last; of a refused Service everything
+stays.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -69,7 +70,7 @@ class TableLoad:
         self._failures: dict[Key, str] = {}
 
     def run(self) -> dict[Key, str]:
-        """Does it; returns the Services that were refused.
+        """Executes the sync; returns the Services that were refused.
 
         Raises:
             OSError: what is common to all Services was refused, or every Service.
@@ -109,7 +110,7 @@ class TableLoad:
         return delete, add
 
     def _pieces(self) -> Iterator[list[_Part]]:
-        """The Services' parts, some at a time. The chains they share are there before."""
+        """The Services' parts, some at a time. The chains they share are made before."""
         uses = self._content.uses
         piece: list[_Part] = []
         size = 0
@@ -170,7 +171,7 @@ class TableLoad:
         self._content.uses.release(part.compiled.chains)
 
     def _kept(self) -> Callable[[Element], bool]:
-        """Whether an element stays for the sake of a refused Service: it was programmed, or is at one of its fronts."""
+        """Whether an element of a refused Service stays: it was programmed, or is at one of its fronts."""
         compiler, plans = self._content.compiler, self._content.plans
         had = [self._before[key] for key in self._failures if key in self._before]
         elements = {element for plan in had for element in compiler.compile(plan).elements}
@@ -186,7 +187,7 @@ class TableLoad:
         return stays
 
     def _sweep(self) -> None:
-        """Deletes what nobody wants."""
+        """Deletes what no Service needs."""
         content = self._content
         chains = {chain.name: chain.slots(content.table.family) for chain in content.uses.chains}
         maps = self._held.maps - {slots.name for slots in chains.values() if slots is not None}
@@ -197,7 +198,7 @@ class TableLoad:
             transaction.delete(left[start : start + _PIECE])
             self._commit(transaction)
         if self._failures:
-            return  # what they have may lead to chains that nobody else wants
+            return  # what they have may lead to chains that no other Service needs
         transaction = Transaction(content.table)
         for name in self._held.chains.keys() - self._wanted_chains - chains.keys():
             transaction.drop_chain(name)

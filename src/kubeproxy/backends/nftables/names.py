@@ -1,10 +1,10 @@
 """Names of the objects of Services with session affinity.
 
-They are the reference's, so that whoever takes over finds the clients they know.
+They are the reference's, so that after a take-over, in either direction, clients keep their endpoints.
 
-A Service port is called HASH-namespace/name/protocol/port, an endpoint of it HASH-namespace/name/protocol/port__ip/port,
-where HASH is the first 8 characters of base32 over SHA-256 of what follows it. Names are cut at 240 characters, and
-colons become dots.
+A Service port is called HASH-namespace/name/protocol/port, an endpoint of it
+HASH-namespace/name/protocol/port__ip/port, where HASH is the first 8 characters of base32 over SHA-256 of
+what follows it. Names are cut at 240 characters, and colons become dots.
 """
 
 from kubeproxy.backends.shared.hashes import hash8

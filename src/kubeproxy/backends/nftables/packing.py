@@ -1,12 +1,15 @@
 """Elements of one family's sets and maps, put together from precomputed pieces.
 
-An element's bytes are also its identity: what we pack is, to the byte, what the kernel says when asked, so sets of bytes are
-compared and nothing is ever decoded. That is why attributes here stand in the kernel's order and without the NESTED flag.
+An element's bytes are also its identity: what we pack is equal, to the byte, to what the kernel lists, so
+sets of bytes are compared and nothing is ever decoded. That is why attributes are here in the kernel's order
+and without the NESTED flag.
 
-    element    len 1 | key: len 1 | len 1 | bytes | key end: len 10 | len 1 | bytes | data: len 2 | len 1 | bytes | flags | userdata
+    element    len 1 | key: len 1 | len 1 | bytes | key end: len 10 | len 1 | bytes
+               | data: len 2 | len 1 | bytes | flags | userdata
     data of a verdict map:  len 2 | len 2 | code: len 1 | be32 | chain: len 2 | text
 
-A front is its key's bytes: address, protocol and port, each padded to four. A slot is a number in the host's order.
+A front is its key's bytes: address, protocol and port, each padded to four. A slot is a number in the host's
+order.
 """
 
 import struct
@@ -82,10 +85,10 @@ def _goto(chain: str) -> bytes:
     return _nest(2, _nest(2, be32(1, GOTO), text(2, chain)))
 
 
-def _comment(said: str) -> bytes:
-    if not said:
+def _comment(text: str) -> bytes:
+    if not text:
         return b""
-    value = said.encode()[:_LONGEST_COMMENT] + b"\0"
+    value = text.encode()[:_LONGEST_COMMENT] + b"\0"
     return attribute(6, bytes((0, len(value))) + value)
 
 
@@ -93,7 +96,7 @@ class EndpointElements:
     """Elements that map a front and a slot to an endpoint, for fronts of one length."""
 
     def __init__(self, family: Family, key_bytes: int) -> None:
-        """Precomputes what all have in common.
+        """Precomputes what all elements have in common.
 
         Args:
             family: of the endpoints.

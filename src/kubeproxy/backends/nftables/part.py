@@ -1,8 +1,9 @@
-"""The part of the table that concerns some Services, read object by object: its cost is that of these Services.
+"""The part of the table that concerns some Services, read object by object, at the cost of these Services.
 
-Read are the base chains and all chains that they and the elements of these Services lead to, the sets that rules of these look
-up, and of the sets' elements those of the Services' fronts: at each front whatever set it may be in, so that an
-element that should not be there is found, too. The result is a table as `held` has it, smaller than the one in the kernel.
+Read are the base chains and all chains that they and the elements of these Services lead to, the sets that
+rules of these look up, and of the sets' elements those of the Services' fronts: at each front whatever set it
+may be in, so that an element that should not be there is found, too. The result is a table as `held` has it,
+smaller than the one in the kernel.
 """
 
 import errno
@@ -95,7 +96,7 @@ class _PartReader:
             if not self._chain(name):
                 continue
             asked = wire.text(1, self._table.name) + wire.text(2, name)
-            # To its end before anything else is asked: the answers come through one socket.
+            # Read to its end before the next request: the answers come through one socket.
             for body in list(self._kernel.dump(messages.GETRULE, self._table.family, asked)):
                 a = wire.attributes(body)
                 if (wire.string(a[1]), wire.string(a[2])) != (self._table.name, name):

@@ -1,6 +1,7 @@
-"""Finds out, before anything is written, whether the kernel has all that our table needs.
+"""Determines, before anything is written, whether the kernel supports everything that our table needs.
 
-A table with an imaginary Service that uses everything is made and deleted in one transaction: it never exists.
+A table with an imaginary Service that uses everything is made and deleted in one transaction: it never
+exists.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ _RULE_CHAIN, _RULE_EXPRESSIONS, _EXPRESSION, _NAME = 2, 4, 1, 1
 
 
 def missing(kernel: NftKernel, node: NodeConfig) -> str:
-    """What the kernel refuses, in words; "" when it refuses nothing."""
+    """A description of what the kernel refuses; "" if it refuses nothing."""
     table = TableName(IP if node.family == IPV4 else IP6, TABLE)
     content = Content(table, node)
     services = content.difference([Change(plan.key, None, plan) for plan in _services(node)])
@@ -61,7 +62,7 @@ def _expression(kernel: NftKernel, table: TableName, there: Sequence[NftMessage]
 
 
 def _services(node: NodeConfig) -> list[ServicePlan]:
-    """Services that use everything: kinds of fronts, policies, affinity, source ranges, any number of endpoints."""
+    """Services that use everything: kinds of fronts, policies, affinity, source ranges, many endpoints."""
     address = "192.0.2.{}" if node.family == IPV4 else "2001:db8::{}"
     everyone = tuple(Endpoint(address.format(100 + i), 80) for i in range(_ENDPOINTS))
     ports = tuple(

@@ -1,7 +1,7 @@
 """The statements that rules of a family are made of.
 
-Registers are numbered from 0, four bytes each. A front is loaded from register 0 on: address (one register, or four), protocol,
-port; of a node port only the last two.
+Registers are numbered from 0, four bytes each. A front is loaded from register 0 on: address (one register,
+or four), protocol, port; of a node port only the last two.
 """
 
 import sys
@@ -17,7 +17,7 @@ from kubeproxy.netlink.nft.messages import IP, IP6
 
 
 class Rule(NamedTuple):
-    """A rule: its expressions, and what is printed behind it."""
+    """A rule: its expressions, and its comment."""
 
     expressions: tuple[bytes, ...]
     comment: str = ""
@@ -58,13 +58,13 @@ class Statements:
         return self.destination(0), *self.port(self.words)
 
     def pick(self, name: str, count: int, *, node_port: bool = False) -> tuple[bytes, ...]:
-        """Sends to one of the endpoints that a map has for the packet's front; goes on if it has none."""
+        """Sends to one of the endpoints that a map has for the packet's front; continues if it has none."""
         front = self.port(0) if node_port else self.front()
         number = 2 if node_port else self.words + 2
         return *front, x.number(number, count), x.lookup(name, 0, 0), x.dnat(self.family, 0, self.words)
 
     def send(self, protocol: Protocol, address: str, port: int) -> tuple[bytes, ...]:
-        """Sends to one endpoint; goes on only for its protocol, without which nft would not read back what it prints."""
+        """Sends to one endpoint; continues only for its protocol, which nft needs to read what it prints."""
         return (
             x.meta(0, x.META_L4PROTO),
             x.compare(0, packing.PROTOCOLS[protocol][:1]),
@@ -82,7 +82,7 @@ class Statements:
         )
 
     def unmark(self) -> tuple[bytes, ...]:
-        """Takes the mark away again; goes on only if the packet has it."""
+        """Removes the mark; continues only if the packet has it."""
         return (
             x.meta(0, x.META_MARK),
             *_has(self._mark),
@@ -92,35 +92,35 @@ class Statements:
         )
 
     def new_connection(self) -> tuple[bytes, ...]:
-        """Goes on only for the first packets of a connection."""
+        """Continues only for the first packets of a connection."""
         return x.ct(0, x.CT_STATE), *_has(x.CT_NEW)
 
     def tracked_before(self) -> tuple[bytes, ...]:
-        """Goes on only if an earlier packet of the connection was let through."""
+        """Continues only if an earlier packet of the connection was let through."""
         return x.ct(0, x.CT_STATUS), *_has(x.CT_CONFIRMED)
 
     def translated(self) -> tuple[bytes, ...]:
-        """Goes on only if the connection's destination was changed."""
+        """Continues only if the connection's destination was changed."""
         return x.ct(0, x.CT_STATUS), *_has(x.CT_DNAT)
 
     def from_this_host(self) -> tuple[bytes, ...]:
-        """Goes on only if the source is an address of this host."""
+        """Continues only if the source is an address of this host."""
         return x.fib_type(0, destination=False), x.compare(0, _word(x.LOCAL))
 
     def to_this_host(self) -> tuple[bytes, ...]:
-        """Goes on only if the destination is an address of this host."""
+        """Continues only if the destination is an address of this host."""
         return x.fib_type(0, destination=True), x.compare(0, _word(x.LOCAL))
 
     def destination_in(self, cidr: str, *, inverted: bool = False) -> tuple[bytes, ...]:
-        """Goes on only if the destination is, or inverted is not, in a range."""
+        """Continues only if the destination is, or inverted is not, in a range."""
         return self.destination(0), *self._in_range(cidr, inverted=inverted)
 
     def from_local_pod(self) -> tuple[bytes, ...] | None:
-        """Goes on only if a local Pod sent the packet; None if that cannot be told."""
+        """Continues only if a local Pod sent the packet; None if that is not known."""
         return None if self._local is None else self._match(self._local, inverted=False)
 
     def not_from_local_pod(self) -> tuple[bytes, ...] | None:
-        """Goes on only if no local Pod sent the packet; None if that cannot be told."""
+        """Continues only if no local Pod sent the packet; None if that is not known."""
         return None if self._local is None else self._match(self._local, inverted=True)
 
     def _match(self, local: LocalTraffic, *, inverted: bool) -> tuple[bytes, ...]:
@@ -143,7 +143,7 @@ class Statements:
 
 
 def _has(bits: int) -> tuple[bytes, ...]:
-    """Goes on only if one of some bits is set in register 0."""
+    """Continues only if one of some bits is set in register 0."""
     return x.bitwise(0, _word(bits), _word(0)), x.compare(0, _word(0), x.NOT_EQUAL)
 
 

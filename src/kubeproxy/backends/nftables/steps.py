@@ -1,6 +1,7 @@
 """What a `load` would do to the table of nftables mode, as a value that can be compared, printed and sent.
 
-It is found by a `load` into a kernel in memory that holds what was read: so there is one way to compare, the daemon's own.
+It is found by a `load` into a kernel in memory that holds what was read: so there is one way to compare, the
+daemon's own.
 """
 
 from msgspec import Struct
@@ -31,7 +32,7 @@ class TableSteps(Struct, frozen=True, gc=False):
         return list(text.commands((each for commit in self.commits for each in commit), self.sets))
 
     def send(self, kernel: NftKernel) -> None:
-        """Does it.
+        """Executes the steps.
 
         Raises:
             TransactionRefusedError: a transaction was refused; those before it are done.

@@ -1,7 +1,8 @@
 """Services with session affinity: the ones that have chains and sets of their own.
 
-A set for each endpoint remembers its clients, so all fronts of a Service port share what is known of a client, and what is
-known of an endpoint goes with it. A chain first asks each set for the client, then picks any endpoint:
+A set for each endpoint remembers its clients, so all fronts of a Service port share what is known of a
+client, and what is known of an endpoint goes with it. A chain first asks each set for the client, then picks
+any endpoint:
 
     ip saddr @affinity-E1 update @affinity-E1 { ip saddr } meta l4proto tcp dnat to E1
     ...
@@ -9,8 +10,8 @@ known of an endpoint goes with it. A chain first asks each set for the client, t
     update @affinity-E2 { ip saddr } meta l4proto tcp dnat to E2
     meta l4proto tcp dnat to E2                             (when the set is full)
 
-Each new connection makes the client's memory young again. There are three chains at the most: service-X for the endpoints of
-the Cluster policy, local-X for those of the Local policy, external-X where external traffic enters.
+Each new connection restarts the client's timeout. There are three chains at most: service-X for the endpoints
+of the Cluster policy, local-X for those of the Local policy, external-X where external traffic enters.
 """
 
 from typing import NamedTuple

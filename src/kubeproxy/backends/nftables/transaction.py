@@ -1,11 +1,11 @@
-"""Collects changes of the table and puts them in the one order in which the kernel takes them.
+"""Collects changes of the table and sorts them in the order in which the kernel accepts them.
 
-Rules go before the sets they name, chains come before the elements that lead to them, old elements go before new ones of
-the same key.
+Rules are deleted before the sets they name, chains are made before the elements that lead to them, old
+elements are deleted before new ones of the same key.
 
-There are three transactions. A packet that is on its way while one takes effect sees the old rules to its end, but each
-map as it is when it gets there: an element must not lead it to a chain that was made in the same transaction, which it would
-find empty. And chains are deleted last: kernels before 6.2 find them still in use.
+There are three transactions. A packet that is processed while one takes effect meets the old rules until its
+end, but each map as it is at that moment: an element must not lead it to a chain that was made in the same
+transaction, which would be empty. And chains are deleted last: kernels before 6.2 find them still in use.
 """
 
 from collections.abc import Iterable
@@ -42,7 +42,7 @@ class Transaction:
         self._chains[name] = rules
 
     def drop_chain(self, name: str) -> None:
-        """A chain is to go."""
+        """A chain is to be deleted."""
         self._flushed[name] = None
         self._dropped[name] = None
 
@@ -54,31 +54,31 @@ class Transaction:
         self.chain(chain.name, chain.rules(statements), exists=exists)
 
     def drop_shared_chain(self, chain: SharedChain) -> None:
-        """A shared chain is to go, and the map it picked from unless that is always there."""
+        """A shared chain is to be deleted, and the map it picked from unless that is always there."""
         self.drop_chain(chain.name)
         slots = chain.slots(self._table.family)
         if slots is not None and slots not in layout.sets(self._table.family):
             self.drop_map(slots.name)
 
     def drop_map(self, name: str) -> None:
-        """A map of endpoints is to go."""
+        """A map of endpoints is to be deleted."""
         self._dropped_maps.append(name)
 
     def make_set(self, name: str, timeout: int) -> None:
-        """A set of clients is to be there; milliseconds they stay. If it exists it gets this timeout and keeps its clients."""
+        """A set of clients is to have this timeout in milliseconds; if it exists, it keeps its clients."""
         self._made_sets[name] = timeout
 
     def drop_set(self, name: str) -> None:
-        """A set is to go."""
+        """A set is to be deleted."""
         self._dropped_sets.append(name)
 
     def delete(self, elements: Iterable[Element]) -> None:
-        """Elements are to go."""
+        """Elements are to be deleted."""
         for name, element in elements:
             self._deleted.setdefault(name, []).append(element)
 
     def add(self, elements: Iterable[Element]) -> None:
-        """Elements are to come."""
+        """Elements are to be added."""
         for name, element in elements:
             self._added.setdefault(name, []).append(element)
 
@@ -110,7 +110,7 @@ class Transaction:
         return out + [messages.add_set(t, s.name, s.key, s.data) for s in self._made_maps]
 
     def _fill(self, names: Iterable[str]) -> list[NftMessage]:
-        """Makes chains and their rules. One that is not there is emptied, too: it may be from a try that failed."""
+        """Makes chains and their rules. New ones are emptied, too: they may remain from a failed attempt."""
         t = self._table
         out: list[NftMessage] = []
         for name in names:

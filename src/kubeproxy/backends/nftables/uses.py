@@ -12,7 +12,7 @@ _SHARED_SETS = (layout.CLUSTER_IPS, layout.HAIRPIN)
 
 
 class UseCounts:
-    """Counts who needs what. Every count goes up and down with `ServiceElements` values that come and go."""
+    """Counts how many Services need an object, by the `ServiceElements` values that are added and removed."""
 
     def __init__(self) -> None:
         self._elements: Counter[Element] = Counter()
@@ -24,7 +24,7 @@ class UseCounts:
         return list(self._chains)
 
     def clear(self) -> None:
-        """Nobody needs anything."""
+        """Sets all counts to zero."""
         self._elements.clear()
         self._chains.clear()
 
@@ -45,7 +45,7 @@ class UseCounts:
         return delete, add
 
     def acquire(self, chains: Iterable[SharedChain]) -> list[SharedChain]:
-        """Counts chains, and those they lead to; returns the ones to make, in one order, each behind those it leads to."""
+        """Counts chains, and those they lead to; returns the ones to make, each after those it leads to."""
         made: list[SharedChain] = []
         for chain in sorted(chains):
             self._chains[chain] += 1

@@ -8,8 +8,8 @@ from kubeproxy.backends.base import KernelComparison, LoadSteps
 def flat(lines: Iterable[str]) -> Iterator[str]:
     """The lines of the system's tools, each complete in itself.
 
-    Lines of `iptables-save` say their table: "-A CHAIN RULE" below "*nat" becomes "-t nat -A CHAIN RULE", and the declaration
-    of a chain becomes the command that makes it; the kernel's own chains are left out.
+    Lines of `iptables-save` get their table: "-A CHAIN RULE" below "*nat" becomes "-t nat -A CHAIN RULE", and
+    the declaration of a chain becomes the command that makes it; the kernel's own chains are left out.
     """
     table = ""
     for line in lines:

@@ -21,7 +21,8 @@ class HeldRules(Struct, frozen=True, gc=False):
         variant: the variant of iptables.
         saved: the lines of `iptables-save`, without packet counters and comments.
         part: it is only what concerns some Services.
-        numbers: of a part, the numbers of rules in their chains, counted from 1; each rule as "-t TABLE -A CHAIN RULE".
+        numbers: of a part, the numbers of rules in their chains, counted from 1; each rule as "-t TABLE -A
+            CHAIN RULE".
     """
 
     family: Family
@@ -74,7 +75,7 @@ class RuleSteps(Struct, frozen=True, gc=False):
         return [line for table, text in self.inputs for line in input_lines(table, text)]
 
     def send(self, tables: Tables) -> None:
-        """Does it.
+        """Executes the steps.
 
         Raises:
             InputRefusedError: an input was refused; those before it are done.

@@ -1,4 +1,4 @@
-"""Parts that are sent together, and apart when they are refused, until it is known which of them cannot be."""
+"""Sends parts together, and separately if they are refused, until the refused ones are identified."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
@@ -18,7 +18,7 @@ def isolate(
     refusal: type[Refusal],
     suspect: Callable[[Sequence[Part], Refusal], int] | None = None,
 ) -> Iterator[tuple[Part, Refusal]]:
-    """Sends parts in their order, as many at a time as are accepted; yields each that is refused by itself.
+    """Sends parts in order, as many at a time as are accepted; yields each that is refused by itself.
 
     Args:
         parts: the parts.
@@ -27,7 +27,7 @@ def isolate(
         suspect: which of several parts a refusal points at; without it they are halved.
 
     Raises:
-        SyncError: all are refused, so it is not a part that is at fault.
+        SyncError: all are refused, so no single part is the cause.
     """
     todo = [parts]
     accepted = refused = 0

@@ -1,7 +1,8 @@
 """What a relay listens on as a value, and what a `load` would do to it.
 
-The difference to some plans is found by the daemon's own code over a relay in memory, which opens no sockets and notes what it is
-asked for. A port that is chosen when the socket is opened is not known before: such ports are numbered from 1.
+The difference to some plans is computed by the daemon's own code over a relay in memory, which opens no
+sockets and records the calls. A port that is chosen when the socket is opened is not known before: such ports
+are numbered from 1.
 """
 
 import errno
@@ -97,7 +98,7 @@ class ListenerSteps(Struct, frozen=True, gc=False):
 
 
 class RecordingRelay(Relay):
-    """A relay in memory that has some listeners and notes what is changed. It starts no process.
+    """A relay in memory that has some listeners and records what is changed. It starts no process.
 
     Attributes:
         steps: what was changed.

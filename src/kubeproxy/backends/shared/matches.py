@@ -24,7 +24,7 @@ def from_local_pod(by: LocalTraffic | None) -> str | None:
 
 
 def not_from_local_pod(by: LocalTraffic | None) -> tuple[str, str] | None:
-    """Matches all other packets: what stands before -d, and after it; None where there are none, or it is not known."""
+    """Matches all other packets: the text before -d, and after it; None if there are none or not known."""
     if by is None or (by.by == "range" and is_everything(by.value)):
         return None
     return (f"! -s {by.value} ", "") if by.by == "range" else ("", f"! -i {_interface(by)} ")

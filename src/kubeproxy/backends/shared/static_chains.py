@@ -1,4 +1,4 @@
-"""Chains of iptables that do not depend on Services: what is the same in every mode, and how such chains are written.
+"""Chains of iptables that do not depend on Services: what all modes share, and how such chains are written.
 
 Inputs are lines for `iptables-restore --noflush`. Each chain is declared before rules lead to it.
 """

@@ -1,4 +1,4 @@
-"""Work of drivers in threads, which cannot be interrupted."""
+"""Runs work of drivers in threads, which cannot be interrupted."""
 
 import asyncio
 import contextlib
@@ -10,10 +10,11 @@ T = TypeVar("T")
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
-    """Does blocking work in a thread, and waits for its end when it is cancelled, too.
+    """Does blocking work in a thread, and waits for its end also when the caller is cancelled.
 
-    A thread goes on when nobody waits for it. Without this, a sync that was cancelled would still write to the kernel while the
-    next driver, perhaps of another mode in the same process, programs its own state.
+    A thread does not end when its caller is cancelled. Without the wait, a sync that was cancelled would
+    still write to the kernel while the next driver, possibly of another mode in the same process, programs
+    its own state.
     """
     task = asyncio.ensure_future(asyncio.to_thread(work, *args, **more))
     try:
@@ -23,5 +24,5 @@ async def in_thread(work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([task])
         if not task.cancelled():
-            task.exception()  # it is of no interest any more
+            task.exception()  # not needed any more
         raise

@@ -1,13 +1,14 @@
-"""Rules lead the traffic to a relay.
+"""Userspace mode with rules, which lead the traffic to a relay.
 
-For each Service port there is a socket for the Cluster policy and one for the Local policy, as far as some traffic has it and
-endpoints are there. A plan that names the socket in place of the endpoints goes to nftables mode's driver, which does
-everything in front of it: node ports, source ranges, refusals, who is under which policy. A change of endpoints does not
-change such a plan, so it never reaches the kernel.
+For each Service port there is a socket for the Cluster policy and one for the Local policy, as far as some
+traffic has it and endpoints are there. A plan that names the socket in place of the endpoints is passed to
+nftables mode's driver, which programs everything in front of it: node ports, source ranges, rejection, the
+policy of each client. A change of endpoints does not change such a plan, so it never reaches the kernel.
 
-The sockets are on an address of the node, for the kernel delivers nothing to loopback that comes from elsewhere; the relay serves
-only who was translated. Its own connections have the mark for masquerading and are led nowhere: an endpoint may have
-the address of a front. SCTP is left to the kernel, as in nftables mode.
+The sockets are on an address of the node, because the kernel delivers no packets of other hosts to loopback;
+the relay serves only connections that were translated. Its own connections have the mark for masquerading and
+are not translated: an endpoint may have the address of a front. SCTP is left to the kernel, as in nftables
+mode.
 """
 
 import logging
@@ -63,7 +64,8 @@ class Led:
         rules = replace(node, relayed=True)
         refused = await self._rules.load(rules, led)
         if refused and self._first:
-            # What an earlier process left of them leads to sockets that have ended with it, or are others' by now.
+            # Rules that an earlier process left lead to sockets that were closed, or are another process's
+            # now.
             led = {key: plan for key, plan in led.items() if key not in refused}
             refused = {**refused, **await self._rules.load(rules, led)}
         self._first = False
@@ -98,7 +100,7 @@ class Led:
         return refused
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
-        """See `Leading`: the plan with the relay's sockets in place of endpoints. A port without them is left out."""
+        """See `Leading`: the plan with the relay's sockets as endpoints, without ports that have none."""
         return self._sockets.led_plan(plan)
 
     async def read(self) -> HeldListeners:

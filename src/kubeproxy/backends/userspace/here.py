@@ -16,13 +16,13 @@ def addresses(machine: Machine, family: Family) -> list[str]:
     """This host's addresses of a family.
 
     Raises:
-        OSError: the kernel does not tell.
+        OSError: the kernel refused.
     """
     return [unpack(a) for a in own_addresses.packed(machine, family)]
 
 
 class Reachable:
-    """Finds an address of this host that packets from elsewhere can be led to."""
+    """Finds an address of this host that packets of other hosts can be sent to."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -49,7 +49,7 @@ class Reachable:
 
 
 def _is_reachable(address: str) -> bool:
-    """Whether packets for an address can come in by any interface; one of an IPv6 link is its interface's alone."""
+    """Whether packets for an address can arrive by any interface; for a link-local one they cannot."""
     return not is_loopback(address) and not (":" in address and is_link_local(address))
 
 

@@ -1,8 +1,9 @@
 """The sockets of a relay that rules lead to, and the plans that lead there.
 
-For each Service port there is a socket for the Cluster policy and one for the Local policy, as far as some traffic has it and
-endpoints are there. A full sync opens what is missing before the rules change, and changes or closes the rest afterwards. So a
-Service whose sockets cannot be opened, or whose rules are refused, keeps what it had.
+For each Service port there is a socket for the Cluster policy and one for the Local policy, as far as some
+traffic has it and endpoints are there. A full sync opens what is missing before the rules change, and changes
+or closes the rest afterwards. So a Service whose sockets cannot be opened, or whose rules are refused, keeps
+what it had.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -53,7 +54,8 @@ class LedSockets:
             plans: the plans of all Services.
 
         Returns:
-            The plans that lead to sockets, and the Services that did not get theirs, of which the former plan is meant.
+            The plans that lead to sockets, and the Services that did not get theirs, of which the former plan
+            is meant.
         """
         self._address = address
         led: dict[Key, ServicePlan] = {}

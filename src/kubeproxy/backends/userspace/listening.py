@@ -1,11 +1,12 @@
-"""No rules: the relay listens on the Services' own addresses, as far as they are this host's.
+"""Userspace mode without rules: the relay listens on those of the Services' addresses that this host has.
 
-This needs no right at all but those for low ports, so it works in containers and on hosts whose packet filter must not be touched.
-Served are node ports, on every address or on those of nodePortAddresses, and ClusterIPs, external IPs and load balancer IPs
-that some interface of the host has. An address that comes later is served then. What cannot be is told once.
+This needs no privileges except for low ports, so it works in containers and on hosts whose packet filter must
+not be changed. Served are node ports, on every address or on those of nodePortAddresses, and ClusterIPs,
+external IPs and load balancer IPs that an interface of the host has. An address that is added later is served
+then. What cannot be served is logged once.
 
-Traffic policies and source ranges hold. Where there is no endpoint nothing listens, so clients are refused by the host itself, also
-where another mode would drop their packets.
+Traffic policies and source ranges apply. Without endpoints there is no listening socket, so the host itself
+rejects clients, also where another mode would drop their packets.
 """
 
 import contextlib
@@ -58,14 +59,14 @@ class Listening:
         self._local_addresses = local_addresses
         self._local: frozenset[str] = frozenset()
         self._own: tuple[str, ...] = ()
-        self._told = ""
+        self._logged = ""
 
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`."""
         failures = await in_thread(self.load_blocking, node, plans)
         if not await self._doors.served():
             raise SyncError(relayed.SILENT)
-        self._tell(plans.values())
+        self._log(plans.values())
         return failures
 
     def load_blocking(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
@@ -129,11 +130,11 @@ class Listening:
         return listeners.opened(relay)
 
     async def intact(self) -> bool:
-        """See `Driver`. Addresses that came or went are something to follow, too."""
+        """See `Driver`. Addresses that were added or deleted need a sync, too."""
         return frozenset(self._local_addresses()) == self._local
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:  # noqa: ARG002
-        """See `Driver`. Nobody can disturb a socket."""
+        """See `Driver`. Other programs cannot change a socket."""
         return False
 
     def figures(self) -> Iterable[Figure]:
@@ -151,8 +152,8 @@ class Listening:
     def _open(self, wanted: Mapping[ListenerName, Listener], unwanted: AbstractSet[ListenerName]) -> None:
         """Opens what is missing of some listeners: all or none; what is open stays as it is.
 
-        A port may pass from one listener to another one: those that stand in the way and are not wanted any more are closed. If
-        not all can be opened, they are opened again.
+        A port may pass from one listener to another one: listeners that are not wanted any more and have such
+        a port are closed. If not all can be opened, they are opened again.
 
         Raises:
             OSError: one cannot be opened; the message names it.
@@ -178,7 +179,7 @@ class Listening:
             except OSError as e:
                 self._doors.close(opened)
                 for name, door in closed.items():
-                    with contextlib.suppress(OSError):  # it gave way to one that could be opened
+                    with contextlib.suppress(OSError):  # one that could be opened has its port
                         self._doors.put(name, door.listener, door.address, (door.port, door.port))
                 raise OSError(f"cannot listen on {join(address, port)} {protocol}: {e.strerror or e}") from e
 
@@ -236,8 +237,8 @@ class Listening:
             everywhere = ("0.0.0.0" if node.family == IPV4 else "::",)
         return (address for address in everywhere if address not in port.node_port_except)
 
-    def _tell(self, plans: Collection[ServicePlan]) -> None:
-        """Says once what is not served."""
+    def _log(self, plans: Collection[ServicePlan]) -> None:
+        """Logs once what is not served."""
         fronts = [
             (port.name, join(address, port.port))
             for plan in plans
@@ -252,10 +253,10 @@ class Listening:
                 {"servicePortName": name, "front": front},
             )
         sctp = sum(port.protocol not in relayed.RELAYED for plan in plans for port in plan.ports)
-        told = (
+        summary = (
             f"{len(self._doors)} listeners; not served: {len(fronts)} of the Services' addresses, which are not this"
             f" host's{f', and {sctp} SCTP ports' if sctp else ''}"
         )
-        if told != self._told:
-            self._told = told
-            log.info("Without rules: %(summary)s", {"summary": told})
+        if summary != self._logged:
+            self._logged = summary
+            log.info("Without rules: %(summary)s", {"summary": summary})
