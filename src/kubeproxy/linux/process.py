@@ -3,6 +3,7 @@
 Source: proc_pid_cmdline(5), proc_pid_environ(5), proc_pid_root(5).
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +47,45 @@ def find(number: int) -> Process:
         str((folder / "cwd").readlink()),
         "" if _same(folder / "ns/mnt", _PROC / "self/ns/mnt") else str(folder / "root"),
     )
+
+
+class RunningProgram(Struct, frozen=True):
+    """A process, as far as every user may know it.
+
+    Attributes:
+        number: its process ID.
+        name: the name of its main thread (proc_pid_comm(5)), at most 15 characters.
+        program: the name of the file that it executes; "" if this process may not read it.
+    """
+
+    number: int
+    name: str
+    program: str
+
+
+def running() -> list[RunningProgram]:
+    """The processes in the network namespace of this thread. Those that end meanwhile, or are not ours to see, are left out.
+
+    Raises:
+        OSError: there is no /proc.
+    """
+    here = (_PROC / "thread-self/ns/net").stat()
+    found = []
+    for folder in _PROC.iterdir():
+        if not folder.name.isdecimal():
+            continue
+        with contextlib.suppress(OSError):
+            if os.path.samestat((folder / "ns/net").stat(), here):
+                name = (folder / "comm").read_text(errors="replace").strip()
+                found.append(RunningProgram(int(folder.name), name, _program(folder)))
+    return found
+
+
+def _program(folder: Path) -> str:
+    try:
+        return (folder / "exe").readlink().name
+    except OSError:
+        return ""
 
 
 def _texts(file: Path) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from kubeproxy.clock import Clock
 from kubeproxy.linux.capabilities import Capability
 from kubeproxy.linux.instance import Holder, Instance
-from kubeproxy.linux.process import Process
+from kubeproxy.linux.process import Process, RunningProgram
 from kubeproxy.netlink.namespace import Namespace
-from kubeproxy.netlink.route import Address, Route
+from kubeproxy.netlink.route import Address, Link, Route
 
 
 class Machine(Namespace, Protocol):
@@ -198,4 +198,18 @@ class Machine(Namespace, Protocol):
 
         Raises:
             OSError: there is no such process, or this one may not read its state.
+        """
+
+    def running(self) -> list[RunningProgram]:
+        """The processes in the network namespace, as far as this one may see them.
+
+        Raises:
+            OSError: they cannot be listed.
+        """
+
+    def links(self) -> list[Link]:
+        """The interfaces.
+
+        Raises:
+            OSError: the kernel refused.
         """

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, Final
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.linux.capabilities import Capability
 from kubeproxy.linux.instance import Holder, Instance
-from kubeproxy.linux.process import Process
+from kubeproxy.linux.process import Process, RunningProgram
 from kubeproxy.netlink.namespace import Shared
-from kubeproxy.netlink.route import Address, Route
+from kubeproxy.netlink.route import Address, Link, Route
 
 _INTERNET: Final = frozenset({socket.AF_INET, socket.AF_INET6})
 _LOOPBACK, _FIRST = 1, 2
@@ -49,6 +49,8 @@ class FakeMachine:
         own: its addresses.
         oom_score: the last value that was set.
         processes: its processes, by number.
+        programs: its processes, as `running` returns them.
+        virtual: its interfaces that are no hardware.
         lock_holder: the process that holds the lock.
     """
 
@@ -68,6 +70,8 @@ class FakeMachine:
         self.modules: dict[tuple[str, str], str] = {}
         self.oom_score = 0
         self.processes: dict[int, Process] = {}
+        self.programs: list[RunningProgram] = []
+        self.virtual: list[Link] = []
         self.lock_holder: Holder | None = None
         self.interfaces = {"lo": _LOOPBACK, "eth0": _FIRST}
         self.own: list[Address] = []
@@ -224,6 +228,15 @@ class FakeMachine:
         if number not in self.processes:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"process {number}")
         return self.processes[number]
+
+    def running(self) -> list[RunningProgram]:
+        """See `Machine`."""
+        return list(self.programs)
+
+    def links(self) -> list[Link]:
+        """See `Machine`. Those of `virtual`, and the other `interfaces`, which are hardware."""
+        plain = [Link(index, name, "", 1500, 0, up=True) for name, index in self.interfaces.items()]
+        return [*(link for link in plain if link.name not in {t.name for t in self.virtual}), *self.virtual]
 
     @contextlib.contextmanager
     def _watch(self, changed: Callable[[], None], ignored: int) -> Iterator[None]:

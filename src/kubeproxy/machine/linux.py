@@ -15,7 +15,7 @@ from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.linux import capabilities, instance, netns, oom, process, sysctl
 from kubeproxy.linux.capabilities import Capability
 from kubeproxy.linux.instance import Holder, Instance
-from kubeproxy.linux.process import Process
+from kubeproxy.linux.process import Process, RunningProgram
 from kubeproxy.linux.run import Runner
 from kubeproxy.netlink import route, wire
 from kubeproxy.netlink.namespace import Shared
@@ -200,6 +200,15 @@ class LinuxMachine:
     def process(self, number: int) -> Process:
         """See `Machine`."""
         return process.find(number)
+
+    def running(self) -> list[RunningProgram]:
+        """See `Machine`."""
+        with self._inside():
+            return process.running()
+
+    def links(self) -> list[route.Link]:
+        """See `Machine`."""
+        return route.links(self)
 
     def _inside(self) -> contextlib.AbstractContextManager[None]:
         """The calling thread is in the namespace until the block ends."""

@@ -16,7 +16,7 @@ import errno
 import struct
 from collections.abc import Iterator, Sequence
 from socket import AF_INET, AF_INET6
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kubeproxy import protocols
 from kubeproxy.netlink import wire
@@ -25,7 +25,7 @@ from kubeproxy.netlink.namespace import Namespace
 SCTP, TCP, UDP = protocols.SCTP, protocols.TCP, protocols.UDP
 
 _SUBSYSTEM = 1 << 8
-_GET, _DELETE, _GET_STATS = _SUBSYSTEM | 1, _SUBSYSTEM | 2, _SUBSYSTEM | 5
+_GET, _DELETE, _GET_STATS_CPU, _GET_STATS = (_SUBSYSTEM | kind for kind in (1, 2, 4, 5))
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
 _STATUS, _PROTOCOL_INFO, _STATUS_MASK = 3, 4, 26
 _TCP_INFO, _TCP_STATE = 1, 1
@@ -160,6 +160,29 @@ def usage(namespace: Namespace) -> Usage:
             found = wire.attributes(reply.body[4:])
             return Usage(*(int.from_bytes(found.get(kind, b"")) for kind in (_ENTRIES, _MOST_ENTRIES)))
     raise OSError(errno.ENOTSUP, "no count of tracked flows")
+
+
+_COUNTERS: Final = {
+    2: "found", 4: "invalid", 8: "insert", 9: "insert_failed", 10: "drop", 11: "early_drop", 12: "error",
+    14: "clash_resolve", 15: "chaintoolong",
+}  # fmt: skip
+
+
+def counters(namespace: Namespace) -> dict[str, int]:
+    """The counters of connection tracking since the namespace exists, summed over all processors.
+
+    Their names are those that `conntrack -S` prints.
+
+    Raises:
+        OSError: the kernel has no ctnetlink, or we lack CAP_NET_ADMIN.
+    """
+    total = dict.fromkeys(_COUNTERS.values(), 0)
+    with wire.Socket(namespace, wire.NETFILTER) as kernel:
+        for reply in kernel.dump(_GET_STATS_CPU, _NFGENMSG.pack(0, 0, 0)):
+            for kind, value in wire.attributes(reply.body[4:]).items():
+                if kind in _COUNTERS:
+                    total[_COUNTERS[kind]] += int.from_bytes(value)
+    return total
 
 
 def flows(

@@ -21,7 +21,10 @@ GROUP_IPV4_SETTINGS, GROUP_IPV6_SETTINGS = 24, 25
 _ADDRESS, _LOCAL = 1, 2
 _IFADDRMSG = struct.Struct("=BBBBI")
 _NEW_LINK, _DELETE_LINK = 16, 17
-_NAME, _LINK_INFO, _KIND = 3, 18, 1
+_GET_LINK = 18
+_NAME, _MTU, _PARENT, _LINK_INFO = 3, 4, 5, 18
+_KIND, _DATA, _VXLAN_LINK = 1, 2, 3
+_UP = 1
 _IFINFOMSG = struct.Struct("=BxHiII")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _DESTINATION, _OUT_INTERFACE, _PREFERRED_SOURCE = 1, 4, 7
@@ -123,6 +126,54 @@ def route_to(namespace: Namespace, address: str) -> Route | None:
             reply.body[7] == _LOCAL_ROUTE,
         )
     return None
+
+
+class Link(NamedTuple):
+    """An interface.
+
+    Attributes:
+        number: its index.
+        name: its name.
+        kind: the kernel's name of its kind, e.g. "bridge", "veth" or "vxlan"; "" for hardware and loopback.
+        mtu: the size of the largest packet, in bytes.
+        parent: the index of the interface it sends through, e.g. of a tunnel; 0 for none.
+        up: it is set up.
+    """
+
+    number: int
+    name: str
+    kind: str
+    mtu: int
+    parent: int
+    up: bool
+
+
+def links(namespace: Namespace) -> list[Link]:
+    """All interfaces.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    found = []
+    with wire.Socket(namespace, wire.ROUTE) as kernel:
+        for reply in kernel.dump(_GET_LINK, _IFINFOMSG.pack(0, 0, 0, 0, 0)):
+            _, _, index, flags, _ = _IFINFOMSG.unpack_from(reply.body)
+            a = wire.attributes(reply.body[_IFINFOMSG.size :])
+            info = wire.attributes(a[_LINK_INFO]) if _LINK_INFO in a else {}
+            kind = wire.string(info[_KIND]) if _KIND in info else ""
+            data = wire.attributes(info[_DATA]) if _DATA in info and kind == "vxlan" else {}
+            parent = data[_VXLAN_LINK] if _VXLAN_LINK in data else a.get(_PARENT)
+            found.append(
+                Link(
+                    index,
+                    wire.string(a[_NAME]),
+                    kind,
+                    int.from_bytes(a[_MTU], sys.byteorder) if _MTU in a else 0,
+                    int.from_bytes(parent, sys.byteorder) if parent is not None else 0,
+                    bool(flags & _UP),
+                )
+            )
+    return found
 
 
 def is_link_local6(packed: bytes) -> bool:

@@ -12,9 +12,10 @@ from kubeproxy.netlink.nft import types
 from kubeproxy.netlink.nft.types import COMMENT, SET_COMMENT, Type, tlv
 from kubeproxy.netlink.wire import APPEND, CREATE, attribute, be32, be64, nested, text
 
+INET: Final = 1
 IP: Final = 2
 IP6: Final = 10
-FAMILY_NAMES: Final = {IP: "ip", IP6: "ip6"}
+FAMILY_NAMES: Final = {INET: "inet", IP: "ip", IP6: "ip6"}
 
 NEWTABLE, GETTABLE, DELTABLE = 0, 1, 2
 NEWCHAIN, GETCHAIN, DELCHAIN = 3, 4, 5

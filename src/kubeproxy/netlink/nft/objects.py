@@ -18,6 +18,9 @@ from kubeproxy.netlink.nft.messages import (
     GETSET,
     GETSETELEM,
     GETTABLE,
+    INET,
+    IP,
+    IP6,
     RULE_DIGEST,
     Hook,
     TableName,
@@ -51,6 +54,44 @@ class SetInfo(NamedTuple):
     timeout: int
 
 
+class AnyChain(NamedTuple):
+    """A chain of any table.
+
+    Attributes:
+        family: the number of its family: INET, IP or IP6.
+        table: the name of its table.
+        name: its name.
+        hook: where it is called; None unless it is a base chain.
+        drops: its policy is to drop.
+    """
+
+    family: int
+    table: str
+    name: str
+    hook: Hook | None
+    drops: bool
+
+
+def all_chains(kernel: NftKernel) -> list[AnyChain]:
+    """The chains of all tables of IPv4, IPv6 and both."""
+    result = []
+    for family in (INET, IP, IP6):
+        for body in kernel.dump_all(GETCHAIN, family):
+            found = wire.attributes(body)
+            hook = _hook(found)
+            drops = hook is not None and 5 in found and not int.from_bytes(found[5])
+            result.append(AnyChain(family, wire.string(found[1]), wire.string(found[3]), hook, drops))
+    return result
+
+
+def _hook(found: wire.Attributes) -> Hook | None:
+    """Where the chain with these attributes hooks in."""
+    if 4 not in found:
+        return None
+    place = wire.attributes(found[4])
+    return Hook(wire.string(found[7]), int.from_bytes(place[1]), struct.unpack(">i", place[2])[0])
+
+
 def table_comment(kernel: NftKernel, table: TableName) -> str | None:
     """The comment of a table; None if there is no such table."""
     for body in kernel.dump_all(GETTABLE, table.family):
@@ -68,12 +109,7 @@ def chains(kernel: NftKernel, table: TableName) -> dict[str, ChainInfo]:
         if wire.string(found[1]) != table.name:
             continue
         name = wire.string(found[3])
-        hook = None
-        if 4 in found:
-            place = wire.attributes(found[4])
-            priority = struct.unpack(">i", place[2])[0]
-            hook = Hook(wire.string(found[7]), int.from_bytes(place[1]), priority)
-        result[name] = ChainInfo(name, hook)
+        result[name] = ChainInfo(name, _hook(found))
     return result
 
 

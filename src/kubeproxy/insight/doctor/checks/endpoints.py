@@ -1,0 +1,227 @@
+"""Whether endpoints answer: connections that are tried now, and what connection tracking saw of those of clients."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from kubeproxy.api.addresses import join
+from kubeproxy.insight.doctor.check import ERROR, WARNING, Symptom, check, of_module
+from kubeproxy.insight.doctor.facts import Facts, FlowCount
+from kubeproxy.insight.doctor.probe import TIMED_OUT
+from kubeproxy.model.plan import FORWARD, Key, PortPlan
+
+_GROUP: Final = "endpoints"
+_REFUSED: Final = "Connection refused"
+_FEW: Final = 3
+"""Less than so many unanswered connections are no finding: each one is unanswered at first."""
+
+
+def _tried(facts: Facts, wanted: str) -> Iterator[tuple[str, str, str]]:
+    """Endpoints by what was seen: refused, no answer, or any other error. Address and port, Service, what was seen."""
+    probes = facts.probes()
+    for place, seen in probes.endpoints.items():
+        kind = seen if seen in {_REFUSED, TIMED_OUT} else "other"
+        if seen and kind == wanted:
+            services = [key for key in probes.services.get(place, ()) if facts.mine(key)]
+            yield join(*place), "/".join(services[0]) if services else "", seen
+
+
+@check(
+    "KP080",
+    "endpoints accept connections",
+    group=_GROUP,
+    severity=ERROR,
+    looks_at="a connection from this node to each endpoint",
+)
+def refused(facts: Facts) -> Iterator[Symptom]:
+    """The Pod is there and nothing listens."""
+    for place, service, seen in _tried(facts, _REFUSED):
+        yield Symptom(
+            f"{service}: endpoint {place} refuses connections, yet is ready",
+            f"connect from this node: {seen}",
+            "see whether the process listens on this port of the Pod's address, not on 127.0.0.1, and add a readiness probe",
+            service=service,
+        )
+
+
+@check(
+    "KP081",
+    "endpoints answer",
+    group=_GROUP,
+    severity=ERROR,
+    looks_at="a connection from this node to each endpoint",
+)
+def silent(facts: Facts) -> Iterator[Symptom]:
+    """Packets are lost, or dropped by a rule."""
+    for place, service, _ in _tried(facts, TIMED_OUT):
+        yield Symptom(
+            f"{service}: endpoint {place} does not answer, yet is ready",
+            "connect from this node: no answer within 2 s",
+            "check the network between the nodes, and NetworkPolicies that forbid connections of nodes",
+            service=service,
+        )
+
+
+@check(
+    "KP082",
+    "endpoints can be reached",
+    group=_GROUP,
+    severity=ERROR,
+    looks_at="a connection from this node to each endpoint",
+)
+def unreachable(facts: Facts) -> Iterator[Symptom]:
+    """There is no route, or a router on the way says so."""
+    for place, service, seen in _tried(facts, "other"):
+        yield Symptom(
+            f"{service}: endpoint {place} cannot be reached, yet is ready",
+            f"connect from this node: {seen}",
+            "check the routes of the network plugin: ip route get ADDRESS; whether the node of the endpoint is up",
+            service=service,
+        )
+
+
+def _fronts(facts: Facts) -> dict[tuple[str, str, int], tuple[Key, PortPlan]]:
+    """The fronts that have an address, with protocol and port."""
+    return {
+        (port.protocol, address, port.port): (key, port)
+        for _, key, plan in facts.all_plans()
+        for port in plan.ports
+        for address in (port.cluster_ip, *port.external_ips, *port.load_balancer_ips)
+        if address
+    }
+
+
+def _flows(facts: Facts) -> Iterator[tuple[FlowCount, Key, PortPlan]]:
+    """Tracked flows to fronts."""
+    fronts = _fronts(facts)
+    for flow in facts.tracking().flows:
+        if found := fronts.get((flow.protocol, *flow.front)):
+            yield flow, *found
+
+
+@check(
+    "KP083",
+    "connections of clients are answered",
+    group=_GROUP,
+    severity=ERROR,
+    looks_at="tracked TCP connections by endpoint",
+)
+def unanswered(facts: Facts) -> Iterator[Symptom]:
+    """Clients sent SYNs through a Service to an endpoint, and no answer was ever seen from it."""
+    waiting: Counter[tuple[Key, tuple[str, int]]] = Counter()
+    answered: Counter[tuple[Key, tuple[str, int]]] = Counter()
+    for flow, key, _ in _flows(facts):
+        if flow.protocol == "TCP" and flow.endpoint != flow.front:
+            counts = waiting if flow.state == "SYN_SENT" and not flow.replied else answered
+            counts[key, flow.endpoint] += flow.count
+    for (key, place), count in waiting.items():
+        if count >= _FEW and count > answered[key, place]:
+            yield Symptom(
+                f"{'/'.join(key)}: clients get no answer from endpoint {join(*place)}",
+                f"{count} connections are in state SYN_SENT, {answered[key, place]} were answered",
+                "check the Pod and the network to its node; if answers take another way, see KP031 and KP032",
+                service="/".join(key),
+            )
+
+
+@check(
+    "KP084",
+    "UDP flows lead to endpoints",
+    group=_GROUP,
+    severity=WARNING,
+    looks_at="tracked UDP and SCTP flows",
+)
+def stale(facts: Facts) -> Iterator[Symptom]:
+    """A client that keeps sending stays with an endpoint that is gone."""
+    gone: Counter[tuple[Key, tuple[str, int]]] = Counter()
+    for flow, key, port in _flows(facts):
+        serving = {(e.address, e.port) for e in port.serving}
+        if flow.protocol != "TCP" and flow.endpoint != flow.front and flow.endpoint not in serving:
+            gone[key, flow.endpoint] += flow.count
+    for (key, place), count in gone.items():
+        yield Symptom(
+            f"{'/'.join(key)}: {count} flows lead to {join(*place)}, which is no endpoint any more",
+            "connection tracking still translates them",
+            f"kube-proxy deletes such flows after each change; if it does not run: conntrack -D -p udp --reply-src {place[0]}",
+            service="/".join(key),
+        )
+
+
+@check(
+    "KP085",
+    "TCP connections lead to endpoints",
+    group=_GROUP,
+    severity=WARNING,
+    looks_at="tracked TCP connections in state ESTABLISHED",
+)
+def abandoned(facts: Facts) -> Iterator[Symptom]:
+    """They end by themselves only if the client or its kernel notices."""
+    gone: Counter[tuple[Key, tuple[str, int]]] = Counter()
+    taken = facts.snapshot()
+    for flow, key, _ in _flows(facts):
+        if flow.state == "ESTABLISHED" and flow.endpoint != flow.front:
+            known = {e.address for s in taken.state.slices(key) for e in s.endpoints}
+            if flow.endpoint[0] not in known:
+                gone[key, flow.endpoint] += flow.count
+    for (key, place), count in gone.items():
+        yield Symptom(
+            f"{'/'.join(key)}: {count} open connections lead to {join(*place)}, which is no endpoint any more",
+            "they are in state ESTABLISHED, and no EndpointSlice of the Service has the address",
+            f"they end when clients time out; to end them now: conntrack -D -p tcp --reply-src {place[0]}",
+            service="/".join(key),
+        )
+
+
+@check(
+    "KP086",
+    "packets to Services are translated",
+    group=_GROUP,
+    severity=ERROR,
+    looks_at="tracked flows to fronts that were not translated",
+)
+def untranslated(facts: Facts) -> Iterator[Symptom]:
+    """Packets to a Service that has endpoints left this node as they came: a rule did not match, or came too late."""
+    if not facts.snapshot().mode.tracked or not facts.snapshot().mode.forwards:
+        return
+    passed: Counter[tuple[Key, tuple[str, int]]] = Counter()
+    for flow, key, port in _flows(facts):
+        if (
+            flow.endpoint == flow.front
+            and not flow.replied
+            and not flow.zone
+            and port.internal_action == FORWARD
+        ):
+            passed[key, flow.front] += flow.count
+    for (key, place), count in passed.items():
+        yield Symptom(
+            f"{'/'.join(key)}: packets to {join(*place)} are not translated",
+            f"{count} tracked flows go to this address itself and have no answer, and the Service has endpoints",
+            "see what kube-proxy explain says of such a packet; for UDP: conntrack -D -p udp --orig-dst ADDRESS",
+            service="/".join(key),
+        )
+
+
+@check(
+    "KP087",
+    "ClusterIPs answer",
+    group=_GROUP,
+    severity=ERROR,
+    looks_at="a connection from this node to each ClusterIP",
+)
+def fronts(facts: Facts) -> Iterator[Symptom]:
+    """All endpoints that were tried accept connections, and the ClusterIP does not: the rules or the kernel are wrong."""
+    probes = facts.probes()
+    failing = {
+        key for place, seen in probes.endpoints.items() if seen for key in probes.services.get(place, ())
+    }
+    for (key, front), seen in probes.fronts.items():
+        if seen and key not in failing:
+            yield Symptom(
+                f"{'/'.join(key)}: ClusterIP {join(front[0], front[2])} does not answer, and its endpoints do",
+                f"connect from this node: {seen}",
+                f"kube-proxy explain --from node --to {join(front[0], front[2])} says where the packet goes and whether the kernel agrees",
+                service="/".join(key),
+            )
+
+
+CHECKS: Final = of_module(globals())

@@ -1,0 +1,124 @@
+"""Each check finds its fault, and nothing on a node without faults; what cannot be read is never called good."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from kubeproxy.insight.doctor.check import NOTE
+from kubeproxy.insight.doctor.examine import CHECKS, Examined, examine, failed
+from kubeproxy.insight.doctor.facts import Facts, Part, UnreadError
+from tests.unit.insight.doctor.faults import FAULTS
+from tests.unit.insight.doctor.world import World
+
+IDS = [each.id for each in CHECKS]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def bad(results: list[Examined]) -> dict[str, str]:
+    """What is not as it should be, by id."""
+    return {
+        each.id: each.reason or "; ".join(f"{s.finding}: {s.evidence}" for s in each.found)
+        for each in results
+        if each.status not in {"ok", NOTE}
+    }
+
+
+def test_ids_are_unique_and_ordered() -> None:
+    assert sorted(set(IDS)) == IDS
+    assert len(IDS) >= 40
+    assert FAULTS.keys() == set(IDS)
+
+
+def test_nothing_is_found_on_a_node_without_faults(world: World) -> None:
+    results = examine(world.facts())
+    assert bad(results) == {}
+    assert not failed(results)
+
+
+@pytest.mark.parametrize("mode", ["iptables", "ipvs"])
+def test_nothing_is_found_in_other_modes(world: World, mode: str) -> None:
+    world.config["mode"] = mode
+    world.comments.clear()
+    world.machine.settings["net/ipv4/conf/all/route_localnet"] = "1"
+    assert bad(examine(world.facts())) == {}
+
+
+@pytest.mark.parametrize("number", IDS)
+def test_each_check_finds_its_fault(world: World, number: str) -> None:
+    FAULTS[number](world)
+    (result,) = examine(world.facts(), {number})
+    assert result.found, result.reason or result.status
+    for symptom in result.found:
+        assert symptom.finding
+        assert symptom.evidence
+        assert symptom.remedy
+        assert symptom.severity
+    assert result.page == f"docs/doctor.md#{number.lower()}"
+
+
+@pytest.mark.parametrize("number", ["KP060", "KP061", "KP062", "KP064", "KP070", "KP080", "KP083", "KP087"])
+def test_what_is_found_names_the_service(world: World, number: str) -> None:
+    FAULTS[number](world)
+    (result,) = examine(world.facts(), {number})
+    assert {symptom.service for symptom in result.found} == {"shop/api"}
+
+
+def test_only_the_service_that_is_asked_about(world: World) -> None:
+    FAULTS["KP060"](world)
+    world.more = [each for each in world.more if each["kind"] == "Service"]
+    everything, one = (
+        {s.service for e in examine(world.facts(**only), {"KP060"}) for s in e.found}
+        for only in ({}, {"only": ("shop", "dns")})
+    )
+    assert everything == {"shop/api", "shop/dns"}
+    assert one == {"shop/dns"}
+
+
+def unread(facts: Facts) -> Facts:
+    """The same node, of which nothing can be read."""
+    names = [name for name in structs.fields(facts) if isinstance(getattr(facts, name.name), Part)]
+    return structs.replace(
+        facts, plans={}, **{name.name: Part[Any](reason="no permission") for name in names}
+    )
+
+
+def test_what_cannot_be_read_is_skipped_with_the_reason(world: World) -> None:
+    results = examine(unread(world.facts()))
+    assert {each.status for each in results} == {"skipped"}
+    assert all("could not be looked at: " in each.reason for each in results)
+    assert not failed(results)
+
+
+@pytest.mark.parametrize(
+    "name", ["tracking", "chains", "daemon", "snapshot", "probes", "legacy", "listeners", "links"]
+)
+def test_checks_that_lack_one_part_are_skipped_and_the_others_are_not(world: World, name: str) -> None:
+    results = examine(structs.replace(world.facts(), **{name: Part[Any](reason="no permission")}))
+    statuses = {each.status for each in results}
+    assert statuses == {"ok", "skipped"} or statuses == {"ok", "skipped", NOTE}
+
+
+def test_a_check_that_fails_does_not_hide_the_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kubeproxy.insight.doctor import examine as module
+
+    def broken(_: Facts) -> Any:
+        raise ZeroDivisionError("oh")
+
+    checks = (structs.replace(CHECKS[0], examine=broken), *CHECKS[1:])
+    monkeypatch.setattr(module, "CHECKS", checks)
+    results = examine(world.facts())
+    assert results[0].status == "skipped"
+    assert "the check itself failed: ZeroDivisionError: oh" in results[0].reason
+    assert len(results) == len(CHECKS)
+
+
+def test_a_part_that_was_not_read_says_why() -> None:
+    with pytest.raises(UnreadError, match="no permission"):
+        Part[int](reason="no permission")()
+    assert Part(())() == ()
