@@ -241,7 +241,8 @@ class Session:
         addresses = {
             node.family: tuple(nodewatch.local_addresses(self._machine, node.family)) for node in nodes
         }
-        return Snapshot(self.feed.hub.state, self.mode, nodes, addresses, own=True)
+        drivers = dict(zip((node.family for node in nodes), self._drivers, strict=False))
+        return Snapshot(self.feed.hub.state, self.mode, nodes, addresses, own=True, drivers=drivers)
 
     async def synced(self) -> None:
         """Waits until the rules of all families are in place."""

@@ -149,3 +149,19 @@ def test_open_connections_and_where_they_go(station: Station) -> None:
     finally:
         for connection in connections:
             connection.close()
+
+
+def test_in_userspace_mode_the_daemon_knows_its_sockets(lab: Lab, tmp_path: Path) -> None:
+    station = Station(lab, tmp_path, mode="userspace")
+    station.folder.put(service("web", WEB), endpoints("web", EP11, EP12, local=(EP11, EP12), node=NODE_NAME))
+    with station.running():
+        for destination in (f"{WEB}:80", f"{WEB}:81", "10.96.0.99:80"):
+            found = question(station, POD, destination)
+            assert (found.kernel, found.differences) == ("agrees", ()), destination
+        found = question(station, POD, f"{WEB}:80")
+        assert any(f"{WEB} . tcp . 80" in rule.text for rule in found.rules)
+        _, read, _ = explain(station, "--from", POD, "--to", f"{WEB}:80", "--node", NODE_NAME)
+        assert (read["kernel"], read["verdict"]) == ("unread", "forward")
+        assert "known only to the process" in read["unread"]
+        _, seen, _ = explain(station, "--from", POD, "--to", f"{WEB}:80", "--live", "1", "--timeout", "1")
+        assert "packets of clients end at its sockets" in seen["live"]["cannot"]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from kubeproxy.api.addresses import Family
+from kubeproxy.backends.base import Driver
 from kubeproxy.backends.mode import Mode
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
@@ -22,6 +23,8 @@ class Snapshot(Struct, frozen=True):
         own: it is the node this process runs on, so its kernel can be read.
         troubles: what could not be read, and what that means for answers.
         objects: other objects that were asked for, by path, as the API server returned them; None where it refused.
+        drivers: the drivers of the daemon, if it answers. In a mode that leads packets to a relay, only they know what the
+            kernel holds in place of endpoints.
     """
 
     state: State
@@ -31,6 +34,7 @@ class Snapshot(Struct, frozen=True):
     own: bool
     troubles: tuple[str, ...] = ()
     objects: Mapping[str, bytes | None] = {}
+    drivers: Mapping[Family, Driver] = {}
 
     @property
     def name(self) -> str:

@@ -34,5 +34,6 @@ MODE: Final = Mode(
     manners=nftables.MODE.manners,  # its rules are those of nftables mode
     node=_node,
     open=_open,
+    reader=nftables.MODE.reader,
     untraceable=lambda _, __: "this mode connects to endpoints itself: packets of clients end at its sockets",
 )
