@@ -108,6 +108,9 @@ def test_an_answer_for_programs_and_one_for_people(manifests):
             ["explain", "--from", "node", "--to", "apu.shop", "--manifests", "MANIFESTS"],
             "did you mean api.shop?",
         ),
+        (["explain", "--from", "node", "--to", ":1", "--live", "0"], "--live 0: a number from 1 to 1000"),
+        (["explain", "--from", "node", "--to", ":1", "--live", "x"], "argument --live: invalid int value"),
+        (["explain", "--from", "node", "--to", ":1", "--timeout", "nan"], "--timeout nan: seconds, above 0"),
         (["completion", "fish"], "invalid choice"),
     ],
 )

@@ -54,7 +54,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help="the interface the packet comes in by; looked up if not given",
     )
     parser.add_argument(
-        "--live", type=int, nargs="?", const=LIVE_PACKETS, default=0, metavar="N",
+        "--live", type=int, nargs="?", const=LIVE_PACKETS, metavar="N",
         help=f"trace N real packets of the flow, {LIVE_PACKETS} if no number is given, and compare them with the prediction",
     )  # fmt: skip
     parser.add_argument(
@@ -68,7 +68,7 @@ def _run(asked: Asked) -> int:
     from kubeproxy.machine.linux import LinuxMachine
 
     arguments = asked.arguments
-    if not 0 <= arguments.live <= MOST_LIVE:
+    if arguments.live is not None and not 1 <= arguments.live <= MOST_LIVE:
         raise CommandError(f"--live {arguments.live}: a number from 1 to {MOST_LIVE}")
     if not 0 < arguments.timeout <= MOST_SECONDS:
         raise CommandError(f"--timeout {arguments.timeout:g}: seconds, above 0 and at most {MOST_SECONDS:g}")
