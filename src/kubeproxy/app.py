@@ -180,22 +180,15 @@ class App:
         self._stop = asyncio.get_running_loop().create_future()
         if self._early is not None:
             self._stop.set_result(self._early)
-        try:
-            self._exchange = Exchange(
-                self._options, self._machine, mode=self._mode, supervise=self._supervise, end=self._fail
-            )
-        except (OSError, ValueError) as e:
-            raise FatalError(str(e)) from e
-        self._introduce()
-        works = (
-            self._exchange.events.run(),
-            self._exchange.serving.run(),
-            self._exchange.run(),
-            self._exchange.follow_file(),
+        self._exchange = Exchange(
+            self._options, self._machine, mode=self._mode, supervise=self._supervise, end=self._fail
         )
-        for work in works:
-            self._supervise(work)
+        self._introduce()
         try:
+            self._supervise(self._exchange.serving.run())
+            await self._open_source()
+            for work in (self._exchange.events.run(), self._exchange.run(), self._exchange.follow_file()):
+                self._supervise(work)
             return await self._stop
         finally:
             notify("STOPPING=1")
@@ -205,6 +198,13 @@ class App:
             self._machine.stop()  # each has done its work wholly or not at all
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._exchange.close()
+
+    async def _open_source(self) -> None:
+        try:
+            await self._exchange.open()
+        except (OSError, ValueError) as e:
+            raise FatalError(str(e)) from e
+        log.info("Services come from %(source)s", {"source": self._exchange.feed.description})
 
     @property
     def verbosity(self) -> int:
@@ -251,7 +251,7 @@ class App:
             self._stop.set_exception(error)
 
     def _introduce(self) -> None:
-        """Says what runs: the first two lines of three, the node's follows when it is known."""
+        """Logs what runs; where Services come from and the node follow when they are known."""
         log.info(
             "kube-proxy v%(version)s, compatible with Kubernetes v%(kubernetes)s, in %(mode)s mode%(rules)s, configured by %(configuration)s",
             {
@@ -262,7 +262,6 @@ class App:
                 "configuration": self._options.config_file or "flags",
             },
         )
-        log.info("Services come from %(source)s", {"source": self._exchange.feed.description})
 
     def _fail(self, why: str) -> None:
         """Ends the program, to be started again with things as they are now."""

@@ -27,6 +27,7 @@ from kubeproxy.events import Events
 from kubeproxy.feed import Feed
 from kubeproxy.figures import Figure
 from kubeproxy.host import NodeError
+from kubeproxy.hub import Hub
 from kubeproxy.machine.base import Machine
 from kubeproxy.notify import notify
 from kubeproxy.serve import explaining
@@ -71,7 +72,7 @@ class Exchange:
         supervise: Supervise,
         end: Callable[[str], None],
     ) -> None:
-        """Nothing is done before `run`.
+        """Nothing is done before `open` and `run`.
 
         Args:
             options: what to run.
@@ -79,13 +80,10 @@ class Exchange:
             mode: the mode, if it is not the one that options name.
             supervise: runs a task.
             end: ends the program, for the given reason.
-
-        Raises:
-            OSError, ValueError: the source cannot be used.
         """
         self.options = options
         self.events = Events(options.config.node_name, None)
-        self.feed = self._open_feed(options, machine, mode)
+        self.feed: Feed
         self.trouble = ""
         self._machine = machine
         self._mode = mode
@@ -101,8 +99,18 @@ class Exchange:
         self._reading: asyncio.Task[None] | None = None
         self._reporting: asyncio.Task[None] | None = None
         self._sessions: list[Session] = []  # those that are not closed yet
-        self.serving = Serving(machine, options, self.feed.hub, self.events, warnings=self._warnings)
+        hub = Hub(options.config.node_name)  # until there is a feed
+        self.serving = Serving(machine, options, hub, self.events, warnings=self._warnings)
         self.serving.publish(self.figures, lambda: sysctls.figures(machine))
+
+    async def open(self) -> None:
+        """Opens the source. Health can be asked for meanwhile: loading a client of API servers takes a tenth of a second.
+
+        Raises:
+            OSError, ValueError: the source cannot be used.
+        """
+        await feeds.load(self.options)
+        self.feed = self._open_feed(self.options, self._machine, self._mode)
 
     async def run(self) -> None:
         """Brings configurations to work, one after the other, until it is cancelled.

@@ -4,7 +4,9 @@ A feed outlives changes of the configuration: only another way to the API server
 depend on how Services are programmed: the cluster's state, and what was reported of it.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
 
 from msgspec import Struct
@@ -62,6 +64,12 @@ def origin(options: RunOptions) -> SourceSettings:
     if options.manifests:
         return SourceSettings(options.manifests, "", "")
     return SourceSettings((), options.master, options.config.client_connection.kubeconfig)
+
+
+async def load(options: RunOptions) -> None:
+    """Imports, in a thread, what the source that the options name needs."""
+    if not options.manifests:
+        await asyncio.to_thread(import_module, "kubeproxy.sources.apiserver")
 
 
 def open_feed(options: RunOptions, machine: Machine, mode: Mode, events: Events) -> Feed:
