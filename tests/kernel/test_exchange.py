@@ -284,3 +284,25 @@ def test_the_health_port_moves(lab: Lab, station: Station, file: ConfigMap) -> N
         assert status(lab, "node", "127.0.0.1", 10249, "/configz") == "ConnectionRefusedError"
         assert "writing rules" in daemon.log()
         assert daemon.log().count("Synced: ") == 1, "no rule depends on it"
+
+
+@pytest.mark.vm
+def test_to_ipvs_mode_and_back(lab: Lab, station: Station, file: ConfigMap) -> None:
+    """With every other mode, both ways; what is left in the end is what a fresh start in the last mode makes."""
+    order = ["iptables", "ipvs", "nftables", "ipvs", "userspace", "ipvs", "iptables"]
+    wanted = fresh(lab, station, file, mode="iptables")
+    file.write(mode=order[0])
+    with station.running() as daemon, Balancer(lab), Traffic(lab, FRONTS) as traffic:
+        for count, mode in enumerate(order[1:], 1):
+            file.write(mode=mode)
+            in_force(daemon, count, mode)
+            until(lambda mode=mode: bool(servers(lab)) == (mode == "ipvs"), mode)  # type: ignore[misc]
+            traffic.wait(20)
+        becomes(lab, wanted, "iptables")
+    assert not lab.run("node", "ipset", "list", "-n")
+    assert "kube-ipvs0" not in lab.run("node", "ip", "link")
+
+
+def servers(lab: Lab) -> str:
+    """The virtual servers."""
+    return lab.run("node", "ipvsadm", "-Sn")
