@@ -29,6 +29,7 @@ from kubeproxy.figures import Figure
 from kubeproxy.host import NodeError
 from kubeproxy.hub import Hub
 from kubeproxy.machine.base import Machine
+from kubeproxy.nodewatch import local_addresses
 from kubeproxy.notify import notify
 from kubeproxy.serve import explaining
 from kubeproxy.serve.exposition import Provider
@@ -37,6 +38,7 @@ from kubeproxy.session import FIRST_SYNC_SECONDS, Session, concern, mode_of
 
 if TYPE_CHECKING:
     from kubeproxy.answers.snapshot import Snapshot
+    from kubeproxy.journal.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +101,7 @@ class Exchange:
         self._reading: asyncio.Task[None] | None = None
         self._reporting: asyncio.Task[None] | None = None
         self._sessions: list[Session] = []  # those that are not closed yet
+        self._recorder: Recorder | None = None
         hub = Hub(options.config.node_name)  # until there is a feed
         self.serving = Serving(machine, options, hub, self.events, warnings=self._warnings)
         self.serving.publish(self.figures, lambda: sysctls.figures(machine))
@@ -354,8 +357,20 @@ class Exchange:
         first, self._attached = self._attached is None, session
         if first:
             self._supervise(explaining.serve(self._machine, self._snapshot))
+        self._record(session)
         if self._reporting is None:
             self._reporting = self._supervise(self._report(session))
+
+    def _record(self, session: Session) -> None:
+        """Changes are recorded in the journal, if there is one."""
+        if not session.options.journal:
+            return
+        if self._recorder is None:
+            from kubeproxy.journal.recorder import Recorder
+
+            self._recorder = Recorder(self.options, lambda family: local_addresses(self._machine, family))
+            self._supervise(self._recorder.run())
+        self._recorder.follow(session.feed.hub, session.mode.name, session.loops)
 
     def _snapshot(self) -> "Snapshot":
         assert self._attached is not None

@@ -5,18 +5,23 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 from kubeproxy.api import flatten, types
 from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.api.rows import NodeRow
 from kubeproxy.log import V4, ObjectRef
-from kubeproxy.model.complaints import Complaints
+from kubeproxy.model.complaints import Complaints, Name
 from kubeproxy.model.state import State, Touched
 from kubeproxy.reconcile.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
 
 _NEEDED = {"Service", "EndpointSlice"}
+
+Follower = Callable[[Name, tuple[Any, ...] | None], None]
+"""Called with each object of which something else is known now: its name, and what is kept of it: the rows of a Service or of
+an EndpointSlice (`State.on_stored`), the row of the own Node, or the ranges of all ServiceCIDRs."""
 
 
 class Hub:
@@ -38,6 +43,7 @@ class Hub:
         self._missing = set(_NEEDED)
         self._cidrs: dict[str, tuple[str, ...]] = {}
         self._complaints = Complaints()
+        self._follower: Follower | None = None
         self.state = State()
         self.loops: list[Reconciler] = []
         self.node: NodeRow | None = None
@@ -52,6 +58,10 @@ class Hub:
     def service_cidrs(self) -> tuple[str, ...]:
         """The ranges of all ServiceCIDRs, each once, in the order in which they were reported."""
         return tuple(dict.fromkeys(cidr for ranges in self._cidrs.values() for cidr in ranges))
+
+    def follow(self, follower: Follower | None) -> None:
+        """Calls back for each change from now on; None ends that."""
+        self._follower = self.state.on_stored = follower
 
     def set(self, obj: types.Object) -> None:
         """See `Sink`."""
@@ -151,6 +161,8 @@ class Hub:
         return seconds if at.tzinfo and seconds > self._started else None
 
     def _service_cidrs_changed(self) -> None:
+        if self._follower is not None:
+            self._follower(("ServiceCIDR", "", ""), self.service_cidrs)
         for loop in self.loops:
             loop.set_node(loop.node.with_service_cidrs(self.service_cidrs))
 
@@ -160,5 +172,7 @@ class Hub:
             self._node_changed()
 
     def _node_changed(self) -> None:
+        if self._follower is not None:
+            self._follower(("Node", "", self._node_name), None if self.node is None else (self.node,))
         for listener in list(self.on_node):
             listener(self.node)

@@ -65,6 +65,7 @@ class Answer(Struct, frozen=True, kw_only=True, rename="camel"):
         unread: why it was not compared.
         live: what was seen of real packets; not there if none were traced.
         flows: its open connections; not there if they were not asked for.
+        at: the former moment that is answered for, RFC 3339; not there for now.
     """
 
     source: str = field(name="from")
@@ -89,3 +90,4 @@ class Answer(Struct, frozen=True, kw_only=True, rename="camel"):
     unread: str = ""
     live: Live | UnsetType = UNSET
     flows: Followed | UnsetType = UNSET
+    at: str | UnsetType = UNSET

@@ -57,6 +57,10 @@ async def look(snapshot: Snapshot, machine: Machine, explained: Explanation) -> 
         machine: this host.
         explained: the explanation of the packet.
     """
+    if snapshot.past:
+        return KernelState(
+            unread=f"the kernel is only known as it is now, and not as it was at {snapshot.past}"
+        )
     if not snapshot.own:
         return KernelState(unread=f"node {snapshot.name} is not this host")
     family = family_of(explained.packet.destination)

@@ -25,6 +25,7 @@ class Snapshot(Struct, frozen=True):
         objects: other objects that were asked for, by path, as the API server returned them; None where it refused.
         drivers: the drivers of the daemon, if it answers. In a mode that leads packets to a relay, only they know what the
             kernel holds in place of endpoints.
+        past: the moment that is answered for, if it is a former one; "" for now.
     """
 
     state: State
@@ -35,6 +36,7 @@ class Snapshot(Struct, frozen=True):
     troubles: tuple[str, ...] = ()
     objects: Mapping[str, bytes | None] = {}
     drivers: Mapping[Family, Driver] = {}
+    past: str = ""
 
     @property
     def name(self) -> str:

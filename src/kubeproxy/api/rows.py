@@ -14,7 +14,7 @@ from kubeproxy.api.addresses import Family
 Protocol = Literal["TCP", "UDP", "SCTP"]
 
 
-class PortRow(Struct, frozen=True, gc=False):
+class PortRow(Struct, frozen=True, gc=False, omit_defaults=True):
     """One port of a Service. `node_port` is 0 where there is none."""
 
     name: str
@@ -23,7 +23,7 @@ class PortRow(Struct, frozen=True, gc=False):
     node_port: int = 0
 
 
-class ServiceRow(Struct, frozen=True, gc=False):
+class ServiceRow(Struct, frozen=True, gc=False, omit_defaults=True):
     """A Service that is to be served.
 
     Attributes:
@@ -58,7 +58,7 @@ class Condition(IntFlag):
     TERMINATING = 4
 
 
-class EndpointRow(Struct, frozen=True, gc=False):
+class EndpointRow(Struct, frozen=True, gc=False, omit_defaults=True):
     """One endpoint.
 
     Attributes:
@@ -77,7 +77,7 @@ class EndpointRow(Struct, frozen=True, gc=False):
     zone: str = ""
 
 
-class EndpointPortRow(Struct, frozen=True, gc=False):
+class EndpointPortRow(Struct, frozen=True, gc=False, omit_defaults=True):
     """A port of every endpoint of a slice."""
 
     name: str
@@ -85,7 +85,7 @@ class EndpointPortRow(Struct, frozen=True, gc=False):
     port: int
 
 
-class SliceRow(Struct, frozen=True, gc=False):
+class SliceRow(Struct, frozen=True, gc=False, omit_defaults=True):
     """An EndpointSlice of one Service."""
 
     namespace: str
@@ -95,7 +95,7 @@ class SliceRow(Struct, frozen=True, gc=False):
     endpoints: tuple[EndpointRow, ...]
 
 
-class NodeRow(Struct, frozen=True, gc=False):
+class NodeRow(Struct, frozen=True, gc=False, omit_defaults=True):
     """The own node.
 
     Attributes:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-COMMANDS: Final = ("explain", "verify", "doctor", "completion")
+COMMANDS: Final = ("explain", "verify", "doctor", "replay", "completion")
 """The commands, each the name of a module that has a `command.Command` named COMMAND."""
 
 

@@ -61,6 +61,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=float, default=LIVE_SECONDS, metavar="SECONDS",
         help=f"how long --live waits for packets; {LIVE_SECONDS:g} if not given",
     )  # fmt: skip
+    parser.add_argument(
+        "--at", default="", metavar="MOMENT",
+        help="answer for a former moment, from the journal: 03:12:07, 2026-11-29T03:12:07Z or -10m",
+    )  # fmt: skip
     parser.add_argument("--follow", action="store_true", help="list the open connections of the flow")
 
 
@@ -73,6 +77,8 @@ def _run(asked: Asked) -> int:
     if not 0 < arguments.timeout <= MOST_SECONDS:
         raise CommandError(f"--timeout {arguments.timeout:g}: seconds, above 0 and at most {MOST_SECONDS:g}")
     machine = LinuxMachine()
+    if arguments.at:
+        return _past(asked, machine)
     found = _of_daemon(asked, machine)
     if found is None:
         import asyncio
@@ -85,6 +91,29 @@ def _run(asked: Asked) -> int:
         asked.out.json(found)
     differs = found.kernel == "differs" or (found.live is not UNSET and found.live.differs)
     return DIFFERS if differs else STATUSES[found.verdict]
+
+
+def _past(asked: Asked, machine: Machine) -> int:
+    """Answers for a former moment."""
+    from kubeproxy.insight import past
+
+    arguments = asked.arguments
+    if arguments.live or arguments.follow:
+        raise CommandError(
+            "--live and --follow show what happens now, not what happened at the moment of --at"
+        )
+    try:
+        with asked.out.progress("reading the journal"):
+            taken, found = past.explain(asked.flags, machine, arguments)
+    except past.PastError as e:
+        raise CommandError(str(e)) from e
+    for trouble in taken.troubles:
+        asked.out.note(trouble)
+    if asked.arguments.json:
+        asked.out.json(found)
+    else:
+        show(found, asked.out)
+    return STATUSES[found.verdict]
 
 
 def _of_daemon(asked: Asked, machine: Machine) -> Answer | None:
@@ -164,9 +193,10 @@ def _see(found: Answer, asked: Asked, machine: Machine) -> Answer:
 
 def show(found: Answer, out: Output) -> None:
     """Writes an answer for people."""
+    at = "" if found.at is UNSET else f", at {found.at}"
     out.line(
         f"{found.source} -> {join(found.destination, found.port)}/{found.protocol}   on node {found.node},"
-        f" {found.mode} mode",
+        f" {found.mode} mode{at}",
         "bold",
     )
     for stage in found.stages:
@@ -248,6 +278,7 @@ COMMAND: Final = Command(
         ("What happens to a client outside of the cluster at a node port?", "kube-proxy explain --from 203.0.113.7 --to :30080"),
         ("Do real packets do that, and which rule drops them?", "kube-proxy explain --from 10.244.1.2 --to api.shop:80 --live 20"),
         ("Where do the connections that are open now go?", "kube-proxy explain --from 10.244.1.2 --to api.shop:80 --follow"),
+        ("Where did they go last night?", "kube-proxy explain --from 10.244.1.2 --to api.shop:80 --at 03:12:07"),
         ("And on another node, from manifests?", "kube-proxy explain --from node --to 10.96.0.10:53/udp --manifests DIR --node n2"),
     ),
     statuses=(

@@ -165,6 +165,8 @@ FLAGS: Final = (
     Flag("manifests", "paths", OURS, "A file or directory of Services and EndpointSlices to serve instead of a cluster's. May be repeated.", always=True),
     Flag("proxy-port-range", "string", OURS, "Ports userspace mode may listen on: first-last, first+more, or one port. Empty: any.", "port_range"),
     Flag("userspace-listen", "bool", OURS, "In userspace mode, listen on the Services' own addresses and ports and leave packet filter rules alone.", always=True),
+    Flag("journal", "string", OURS, "A folder in which the changes of the last hours are kept, for kube-proxy replay and explain --at. Empty: they are not kept.", always=True),
+    Flag("journal-size", "size", OURS, "How many bytes the journal may have. At least 1Mi.", default="64Mi", always=True),
     Flag("cleanup-force", "bool", OURS, "Let --cleanup remove everything although another kube-proxy runs on this node.", always=True),
     Flag("cleanup-variant", "string", OURS, "Let --cleanup remove only the rules in the tables of one variant of iptables: legacy or nf_tables. For a node whose kube-proxy uses the other variant or none, and may run meanwhile.", always=True),
 

@@ -7,7 +7,7 @@ reference does not have.
 
 from collections.abc import Mapping
 from logging import Logger
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -25,10 +25,14 @@ from kubeproxy.config.defaults import (
     with_port,
     without_zeros,
 )
+from kubeproxy.config.durations import Quantity
 from kubeproxy.config.flags import known
 from kubeproxy.config.gates import remarks
 from kubeproxy.config.kinds import show
 from kubeproxy.config.types import KubeProxyConfiguration
+
+DEFAULT_JOURNAL_BYTES: Final = 64 * 2**20
+LEAST_JOURNAL_BYTES: Final = 2**20
 
 
 class RunOptions(Struct, gc=False, frozen=True):
@@ -46,6 +50,8 @@ class RunOptions(Struct, gc=False, frozen=True):
         master: the API server's address, before the kubeconfig's.
         manifests: files and folders to read instead of asking an API server.
         userspace_listen: userspace mode listens on the Services' own addresses.
+        journal: the folder that changes are recorded in; empty for none.
+        journal_bytes: how many bytes it may have.
         version: the Kubernetes version to report, if --version named one.
         flags: every flag's name and value as text, as /flagz shows them.
         warnings: what the operator should know; logged once logging works.
@@ -64,6 +70,8 @@ class RunOptions(Struct, gc=False, frozen=True):
     master: str = ""
     manifests: tuple[str, ...] = ()
     userspace_listen: bool = False
+    journal: str = ""
+    journal_bytes: int = DEFAULT_JOURNAL_BYTES
     version: str = ""
     flags: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
@@ -96,7 +104,7 @@ def load(values: Mapping[str, Any], platform: str) -> RunOptions:
 
     Raises:
         ConfigError: the file cannot be read or decoded, the host name is blank, or --cleanup-variant is
-            wrong.
+            wrong, or --journal-size is too small.
     """
     flags = known(platform)
     warnings = [
@@ -137,6 +145,8 @@ def load(values: Mapping[str, Any], platform: str) -> RunOptions:
         master=values.get("master", ""),
         manifests=values.get("manifests", ()),
         userspace_listen=values.get("userspace-listen", False),
+        journal=values.get("journal", ""),
+        journal_bytes=_journal_bytes(values),
         version=values.get("version", ""),
         flags={
             name: show(values[name]) if name in values else flag.default_text or show(_empty(flag.kind))
@@ -221,6 +231,16 @@ def _variant(values: Mapping[str, Any]) -> Literal["", "legacy", "nf_tables"]:
             return given
         case _:
             raise ConfigError(f"--cleanup-variant: {given!r:.80} is neither legacy nor nf_tables")
+
+
+def _journal_bytes(values: Mapping[str, Any]) -> int:
+    """How many bytes a journal may have."""
+    given: Quantity | None = values.get("journal-size")
+    if given is None:
+        return DEFAULT_JOURNAL_BYTES
+    if given.bytes < LEAST_JOURNAL_BYTES:
+        raise ConfigError(f"--journal-size: {given} is less than 1Mi")
+    return given.bytes
 
 
 def _empty(kind: str) -> Any:

@@ -105,6 +105,8 @@ def _placed(values: Mapping[str, Any], process: Process) -> dict[str, Any]:
         found["config"] = placed(path)
     if paths := values.get("manifests"):
         found["manifests"] = tuple(placed(path) for path in paths)
+    if path := values.get("journal"):
+        found["journal"] = placed(path)
     if path := values.get("kubeconfig"):
         found["kubeconfig"] = str(PurePosixPath(process.folder) / path)  # its root is added where it is read
     return found

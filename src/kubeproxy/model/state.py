@@ -7,7 +7,7 @@ A change of a Service can also affect other Services, because it may take a fron
 one to it.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from kubeproxy.api import flatten, types
@@ -23,6 +23,9 @@ from kubeproxy.model.planning import plan as make_plan
 Touched = Mapping[Key, Collection[Family]]
 """The Services whose plans may have changed, each with the IP families of those plans."""
 
+StateRows = tuple[ServiceRow, ...] | tuple[SliceRow, ...]
+"""What is stored of one object: one row of a Service that is programmed, none of another one; those of an EndpointSlice."""
+
 
 class State:
     """Services and their EndpointSlices.
@@ -33,12 +36,15 @@ class State:
             proxies.
         on_change: called with each Service that was added, changed or removed, or one of whose EndpointSlices
             was, even if the Service itself does not exist.
+        on_stored: called with each object of which something else is stored now: its name, and its rows, None if it
+            does not exist or concerns no Service.
     """
 
     def __init__(self) -> None:
         self.services: dict[Key, ServiceRow] = {}
         self.foreign: set[Key] = set()
         self.on_change: Callable[[Key], None] | None = None
+        self.on_stored: Callable[[Name, StateRows | None], None] | None = None
         self._slices: dict[Key, dict[Name, tuple[SliceRow, ...]]] = {}
         self._service_of: dict[Name, Key] = {}
         self._claims: dict[tuple[Family, bool], Claims] = {}
@@ -76,6 +82,22 @@ class State:
         who = (kind, namespace or DEFAULT_NAMESPACE, name)
         self._complaints.forget(who)
         return self._set_service(who, None, exists=False) if kind == "Service" else self._set_slices(who, ())
+
+    def put(self, name: Name, rows: StateRows | None) -> Touched:
+        """Stores the rows of an object as `on_stored` gave them; returns the Services whose plans may have changed."""
+        if name[0] != "Service":
+            return self._set_slices(name, tuple(row for row in rows or () if isinstance(row, SliceRow)))
+        service = next((row for row in rows or () if isinstance(row, ServiceRow)), None)
+        return self._set_service(name, service, exists=rows is not None)
+
+    def stored(self) -> Iterator[tuple[Name, StateRows]]:
+        """All objects, each with what is stored of it. The state may not change meanwhile."""
+        for key, row in self.services.items():
+            yield ("Service", *key), (row,)
+        for key in self.foreign:
+            yield ("Service", *key), ()
+        for pieces in self._slices.values():
+            yield from pieces.items()
 
     def plan(self, key: Key, node: NodeConfig) -> ServicePlan | None:
         """The plan of a Service on a node; None if it does not exist or has no ClusterIP of that family."""
@@ -126,6 +148,11 @@ class State:
         pieces = self._slices.get(key, {})
         return [(name[2], row) for name in sorted(pieces) for row in pieces[name]]
 
+    def rows(self, name: Name) -> tuple[SliceRow, ...]:
+        """The rows of an EndpointSlice or Endpoints object; none if there is none."""
+        key = self._service_of.get(name)
+        return () if key is None else self._slices[key][name]
+
     @property
     def sliced(self) -> Collection[Key]:
         """The Services, existing or not, that EndpointSlices name."""
@@ -141,18 +168,22 @@ class State:
 
     def _set_service(self, name: Name, row: ServiceRow | None, *, exists: bool) -> Touched:
         key = (name[1], name[2]) if row is None else (row.namespace, row.name)
-        foreign = exists and row is None
-        if foreign != (key in self.foreign):
+        foreign, was_foreign = exists and row is None, key in self.foreign
+        if foreign != was_foreign:
             (self.foreign.add if foreign else self.foreign.discard)(key)
             self._changed(key)
         before = self.services.get(key)
         if before == row:
+            if was_foreign != foreign:
+                self._stored(name, () if exists else None)
             return {}
         if row is None:
             del self.services[key]
         else:
             self.services[key] = row
         self._changed(key)
+        nothing = () if exists else None
+        self._stored(name, nothing if row is None else (row,))
         touched = {key: {family_of(ip) for service in (before, row) if service for ip in service.cluster_ips}}
         for (family, _), claims in self._claims.items():
             for rival in claims.change(key, before, row):
@@ -181,11 +212,16 @@ class State:
                 touched.setdefault(key, set()).update(_families(changed))
         for key in touched:
             self._changed(key)
+        self._stored(name, rows or None)
         return {key: families for key, families in touched.items() if key in self.services}
 
     def _changed(self, key: Key) -> None:
         if self.on_change is not None:
             self.on_change(key)
+
+    def _stored(self, name: Name, rows: StateRows | None) -> None:
+        if self.on_stored is not None:
+            self.on_stored(name, rows)
 
 
 def _families(rows: Iterable[SliceRow]) -> Iterable[Family]:

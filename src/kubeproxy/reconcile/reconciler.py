@@ -18,6 +18,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Literal
 
 from msgspec import Struct, structs
 
@@ -67,6 +68,13 @@ class Synced(Struct, frozen=True, gc=False):
     triggered: Sequence[float] = ()
 
 
+class Trouble(Struct, frozen=True, gc=False):
+    """Drift was detected, or a sync failed; in `words` what was detected, or why it failed."""
+
+    kind: Literal["drift", "failure"]
+    words: str
+
+
 class Reconciler:
     """The control loop of one family.
 
@@ -109,7 +117,12 @@ class Reconciler:
         self._clock = clock or SystemClock()
         self._pacer = Pacer(min_sync_period, sync_period)
         self._watchdog = Watchdog(
-            driver, node.family, look_seconds=sync_period, restore=self._restore, compare=self.resync
+            driver,
+            node.family,
+            look_seconds=sync_period,
+            restore=self._restore,
+            compare=self.resync,
+            detected=lambda words: self._troubled.call(Trouble("drift", words)),
         )
         self._wake = asyncio.Event()
         self._pending: dict[Key, list[float]] = {}
@@ -123,6 +136,7 @@ class Reconciler:
         self._next_refused = math.inf
         self._refused_delay = 0.0
         self._listeners: Listeners[Synced] = Listeners(node.family)
+        self._troubled: Listeners[Trouble] = Listeners(node.family)
         self._stopping = False
         self._stopped = asyncio.Event()
         self._stopped.set()
@@ -169,6 +183,10 @@ class Reconciler:
     def on_sync(self, listener: Callable[[Synced], None]) -> None:
         """Calls back after each successful sync. Who wants to know what is in the kernel subscribes to the ledger."""
         self._listeners.add(listener)
+
+    def on_trouble(self, listener: Callable[[Trouble], None]) -> None:
+        """Calls back when drift is detected, and when a sync fails."""
+        self._troubled.add(listener)
 
     def touch(self, keys: Collection[Key], triggered: float | None = None) -> None:
         """Some Services may have to change.
@@ -373,6 +391,7 @@ class Reconciler:
             return
         self.failures_in_row += 1
         self.trouble = str(error)
+        self._troubled.call(Trouble("failure", self.trouble))
         delay = self._pacer.failed(self._clock.now(), self.failures_in_row)
         foreseen = isinstance(error, SyncError)
         log.error(

@@ -39,6 +39,7 @@ class Watchdog:
         look_seconds: float,
         restore: Callable[[], None],
         compare: Callable[[], None],
+        detected: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Nothing is detected yet.
 
@@ -48,12 +49,14 @@ class Watchdog:
             look_seconds: the time between two looks at the kernel.
             restore: called when all rules must be compared with what was programmed.
             compare: called when it is time to plan and compare everything.
+            detected: called with what was detected, for those who record it.
         """
         self._driver = driver
         self._family = family
         self._look_seconds = look_seconds
         self._restore = restore
         self._compare = compare
+        self._detected = detected
         self._next_look = -math.inf
         self._next_comparison = -math.inf
         self.drifted = False
@@ -108,4 +111,5 @@ class Watchdog:
             "%(ipFamily)s: %(drift)s; all rules are compared and restored",
             {"ipFamily": self._family, "drift": what},
         )
+        self._detected(what)
         self._restore()

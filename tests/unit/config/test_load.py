@@ -71,6 +71,8 @@ def test_every_flag_lands_in_its_field_and_nowhere_else(flag, section):
         ("--master=http://a", "master", "http://a"),
         ("--userspace-listen", "userspace_listen", True),
         ("--manifests=a", "manifests", ("a",)),
+        ("--journal=a", "journal", "a"),
+        ("--journal-size=3Mi", "journal_bytes", 3 * 2**20),
     ],
 )
 def test_every_action_lands_in_the_options_with_and_without_a_file(flag, attribute, value, file):
@@ -89,11 +91,16 @@ def test_the_variant_to_clean_up(file):
         of("--cleanup-variant=legacy")
 
 
+def test_a_journal_has_some_size():
+    with pytest.raises(ConfigError, match=r"^--journal-size: 1023Ki is less than 1Mi$"):
+        of("--journal-size=1023Ki")
+
+
 def test_every_flag_has_a_purpose():
     without_field = {f.name for f in FLAGS if not f.paths}
     assert without_field == {
         "config", "write-config-to", "cleanup", "init-only", "version", "help", "master", "healthz-port",
-        "metrics-port", "manifests", "userspace-listen", "cleanup-force", "cleanup-variant", "boot-id-file",
+        "metrics-port", "manifests", "userspace-listen", "cleanup-force", "cleanup-variant", "journal", "journal-size", "boot-id-file",
         "machine-id-file",
     }  # fmt: skip
 
