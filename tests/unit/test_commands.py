@@ -60,6 +60,20 @@ def test_flags_of_the_daemon_are_told_from_those_of_the_command():
     assert others == ["--cluster-cidr", "10.0.0.0/8", "--cleanup", "--proxy_mode=nftables"]
 
 
+def test_a_value_may_begin_with_a_minus():
+    given = ["--at", "-10m", "--live", "-1", "--json", "-v2", "--x=1", "-3", "--", "-4"]
+    assert command.with_negative_values(given) == [
+        "--at=-10m",
+        "--live=-1",
+        "--json",
+        "-v2",
+        "--x=1",
+        "-3",
+        "--",
+        "-4",
+    ]
+
+
 def test_an_answer_for_programs_and_one_for_people(manifests):
     question = (
         "explain",
@@ -111,6 +125,21 @@ def test_an_answer_for_programs_and_one_for_people(manifests):
         (["explain", "--from", "node", "--to", ":1", "--live", "0"], "--live 0: a number from 1 to 1000"),
         (["explain", "--from", "node", "--to", ":1", "--live", "x"], "argument --live: invalid int value"),
         (["explain", "--from", "node", "--to", ":1", "--timeout", "nan"], "--timeout nan: seconds, above 0"),
+        (
+            ["explain", "--from", "node", "--to", "api.shop", "--journal", "/nowhere", "--at", "-10m"],
+            "the journal in /nowhere cannot be read: No such file or directory",
+        ),
+        (
+            ["explain", "--from", "node", "--to", "api.shop", "--journal", "/nowhere", "--at", "nine"],
+            "'nine' is no moment; write 03:12:07,",
+        ),
+        (
+            ["explain", "--from", "node", "--to", "api.shop", "--at", "09:00", "--live"],
+            "show what happens now",
+        ),
+        (["replay", "/nowhere"], "the journal in /nowhere cannot be read: No such file or directory"),
+        (["replay", "/nowhere", "--since", "-1m", "--until", "-2m"], "--since -1m is after --until -2m"),
+        (["replay", "/nowhere", "--service", "api"], "a Service is written as NAMESPACE/NAME"),
         (["completion", "fish"], "invalid choice"),
     ],
 )

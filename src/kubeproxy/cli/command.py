@@ -11,6 +11,7 @@ the others.
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -23,6 +24,8 @@ from kubeproxy.config import ConfigError
 from kubeproxy.config.commandline import parse
 from kubeproxy.config.flags import known
 from kubeproxy.config.kinds import KINDS
+
+_NEGATIVE: Final = re.compile(r"-[0-9.]")
 
 FAILED: Final = 1
 INTERRUPTED: Final = 130
@@ -114,7 +117,7 @@ def main(name: str, argv: Sequence[str]) -> int:
     try:
         command = load(name)
         own, others = divide(argv) if command.sources else (argv, [])
-        arguments = parser(command).parse_args(own)
+        arguments = parser(command).parse_args(with_negative_values(own))
         flags = parse(others, sys.platform)
         return command.run(Asked(arguments, flags, out))
     except ConfigError as e:
@@ -150,6 +153,21 @@ def divide(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         if not equals and not KINDS[flag.kind].bare and rest:
             others.append(rest.pop())
     return own, others
+
+
+def with_negative_values(argv: Sequence[str]) -> list[str]:
+    """Arguments with each option and its value in one, where the value begins with a minus and a digit, as in `--at -10m`.
+
+    argparse takes such a value for an option.
+    """
+    found: list[str] = []
+    for argument in argv:
+        option = found[-1] if found else ""
+        if _NEGATIVE.match(argument) and option.startswith("--") and "=" not in option and option != "--":
+            found[-1] = f"{option}={argument}"
+        else:
+            found.append(argument)
+    return found
 
 
 def _epilog(command: Command) -> str:
