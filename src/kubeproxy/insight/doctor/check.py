@@ -15,7 +15,7 @@ ERROR: Final[Severity] = "error"
 WARNING: Final[Severity] = "warning"
 NOTE: Final[Severity] = "note"
 
-Group = Literal["daemon", "other programs", "kernel", "connection tracking", "Services", "endpoints"]
+Group = Literal["daemon", "other programs", "kernel", "connection tracking", "Services", "endpoints", "rules"]
 
 
 class Symptom(Struct, frozen=True, omit_defaults=True):

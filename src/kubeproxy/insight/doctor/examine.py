@@ -7,7 +7,7 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from kubeproxy.insight.doctor.check import ERROR, NOTE, WARNING, Check, Group, Severity, Symptom
-from kubeproxy.insight.doctor.checks import daemon, endpoints, kernel, programs, services, tracking
+from kubeproxy.insight.doctor.checks import daemon, endpoints, kernel, programs, rules, services, tracking
 from kubeproxy.insight.doctor.facts import Facts, UnreadError
 
 CHECKS: Final[tuple[Check, ...]] = (
@@ -17,6 +17,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     *tracking.CHECKS,
     *services.CHECKS,
     *endpoints.CHECKS,
+    *rules.CHECKS,
 )
 
 PAGE: Final = "docs/doctor.md"

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api.addresses import Family
+from kubeproxy.backends.base import KernelComparison
 from kubeproxy.config.load import RunOptions
 from kubeproxy.linux.instance import Holder
 from kubeproxy.linux.process import Process, RunningProgram
@@ -206,6 +207,7 @@ class Facts(Struct, frozen=True):
         listeners: the listening sockets.
         neighbours: how many neighbours of each family the kernel knows.
         probes: connections that were tried.
+        rules: how the rules in the kernel differ from the plans.
         plans: the plans of all Services; empty if Services could not be read.
         only: the Service that is asked about; None for all.
     """
@@ -227,6 +229,7 @@ class Facts(Struct, frozen=True):
     listeners: Part[tuple[ListeningSocket, ...]]
     neighbours: Part[Mapping[Family, int]]
     probes: Part[Probes]
+    rules: Part[Mapping[Family, KernelComparison]]
     plans: Mapping[Family, Mapping[Key, ServicePlan]] = {}
     only: Key | None = None
 

@@ -10,9 +10,10 @@ from typing import Final, TypeVar
 
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api.addresses import FAMILIES, IPV4, IPV6, Family, unpack
+from kubeproxy.backends.base import SyncError, UnsupportedError
 from kubeproxy.backends.nftables import layout
 from kubeproxy.config.load import RunOptions
-from kubeproxy.insight.doctor import ask, probe
+from kubeproxy.insight.doctor import ask, probe, rules
 from kubeproxy.insight.doctor.facts import (
     Facts,
     FlowCount,
@@ -23,6 +24,7 @@ from kubeproxy.insight.doctor.facts import (
     RunningDaemon,
     SettingsRead,
     Tracking,
+    UnreadError,
 )
 from kubeproxy.linux import xtables
 from kubeproxy.machine.base import Machine
@@ -126,6 +128,9 @@ def gather(
         probes=part(lambda: _probes(machine, plans, only, fronts=held))
         if taken is not None and probing
         else Part(reason=snapshot.reason or "it was not asked for"),
+        rules=part(lambda: asyncio.run(rules.compare(machine, taken, plans, only)))
+        if taken is not None
+        else Part(reason=snapshot.reason),
         plans=plans,
         only=only,
     )
@@ -136,6 +141,8 @@ def _part(read: Callable[[], T]) -> Part[T]:
         return Part(read())
     except OSError as e:
         return Part(reason=why(e))
+    except (SyncError, UnsupportedError, UnreadError) as e:
+        return Part(reason=str(e))
 
 
 def why(error: OSError) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from kubeproxy.backends.base import KernelComparison
 from kubeproxy.insight.doctor.facts import LegacyTable, Part
 from kubeproxy.linux.instance import Holder
 from kubeproxy.linux.process import RunningProgram
@@ -374,3 +375,13 @@ def untranslated(world: World) -> None:
 @fault("KP087")
 def front(world: World) -> None:
     world.fronts[API, ("10.96.0.10", "TCP", 80)] = "no answer"
+
+
+@fault("KP090")
+def lacking(world: World) -> None:
+    world.rules = KernelComparison(lacking=("add element ip kube-proxy endpoints-2 { ... }",))
+
+
+@fault("KP091")
+def foreign(world: World) -> None:
+    world.rules = KernelComparison(foreign=("delete element ip kube-proxy endpoints-2 { ... }",))

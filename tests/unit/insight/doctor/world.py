@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from msgspec import structs
 
+from kubeproxy.backends.base import KernelComparison
 from kubeproxy.backends.nftables import layout
 from kubeproxy.config.commandline import parse
 from kubeproxy.config.load import load
@@ -153,6 +154,7 @@ class World:
         self.routes = {"10.96.0.10": True}
         self.seen = {("10.244.1.11", 8080): "", ("10.244.2.12", 8080): ""}
         self.fronts: dict[tuple[Key, Front], str] = {(API, ("10.96.0.10", "TCP", 80)): ""}
+        self.rules = KernelComparison()
         self.changes: dict[str, Any] = {}
 
     def flow(
@@ -196,6 +198,7 @@ class World:
             "legacy": tuple(self.legacy),
             "tracking": Tracking(self.entries, 262144, self.counters, tuple(self.flows)),
             "routes": self.routes,
+            "rules": {"IPv4": self.rules},
             "probes": Probes(self.seen, self.fronts, services),
             **self.changes,
         }
