@@ -18,7 +18,7 @@ NOTE: Final[Severity] = "note"
 Group = Literal["daemon", "other programs", "kernel", "connection tracking", "Services", "endpoints", "rules"]
 
 
-class Symptom(Struct, frozen=True, omit_defaults=True):
+class Symptom(Struct, frozen=True):
     """One thing that a check found.
 
     Attributes:

@@ -43,7 +43,8 @@ def runs(facts: Facts) -> Iterator[Symptom]:
 def lock(facts: Facts) -> Iterator[Symptom]:
     """Any process can take the name of the lock; only root is believed."""
     holder = facts.daemon().holder
-    if holder is not None and holder.user != 0:
+    options = facts.options.value
+    if holder is not None and holder.user != 0 and not (options and options.userspace_listen):
         yield Symptom(
             "a process that is not root holds the lock of kube-proxy",
             f"{holder} of user {holder.user} listens on @kube-proxy/instance",

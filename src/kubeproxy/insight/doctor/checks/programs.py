@@ -303,9 +303,10 @@ def priorities(facts: Facts) -> Iterator[Symptom]:
             continue
         if not _of_iptables(chain) and chain.table not in {layout.TABLE, *_FIREWALLS}:
             yield Symptom(
-                "another table translates destinations at our priority",
+                f"another table translates destinations {'at our priority' if hook.priority == _DSTNAT else 'before us'}",
                 f"table {FAMILY_NAMES[chain.family]} {chain.table}, chain {chain.name}, priority {hook.priority}",
                 "give that chain a priority above -100, or make sure that its rules match no address of a Service",
+                severity=NOTE if hook.priority == _DSTNAT else None,
             )
 
 
