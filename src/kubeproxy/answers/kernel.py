@@ -131,6 +131,7 @@ async def compare(
     differences = (
         *(f"the kernel lacks: {line}" for line in found.lacking),
         *(f"the kernel has, and should not: {line}" for line in found.foreign),
+        *(f"rules are in another order: {line}" for line in found.reordered),
     )
     rules = tuple(_rules(driver, held, node, explained, lead)) if explained.service else ()
     return KernelState("differs" if found else "agrees", rules, differences)

@@ -166,8 +166,8 @@ class HeldState(Protocol):
 class LoadSteps(Protocol):
     """What a `load` would do: a value that can be compared and printed. Nothing to do is false."""
 
-    def __bool__(self) -> bool:
-        """Whether there is anything to do."""
+    def __len__(self) -> int:
+        """The number of transactions, inputs of a program or calls."""
 
     def lines(self) -> list[str]:
         """The steps in their order, in the syntax of the system's own tools."""
@@ -179,13 +179,17 @@ class KernelComparison(Struct, frozen=True, gc=False):
     Attributes:
         lacking: what it does not hold, and should.
         foreign: what it holds, and should not.
+        reordered: it holds everything, but rules are in another order; what moves them.
+        writes: the number of transactions, inputs of a program or calls that correct it.
     """
 
     lacking: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
+    reordered: tuple[str, ...] = ()
+    writes: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.lacking or self.foreign)
+        return bool(self.lacking or self.foreign or self.reordered)
 
 
 @runtime_checkable

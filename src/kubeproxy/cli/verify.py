@@ -4,12 +4,18 @@ import argparse
 import asyncio
 import os
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Final
 
+from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.cli.command import Asked, Command, CommandError
 from kubeproxy.cli.output import Output
 from kubeproxy.insight import origin, snapshot
+from kubeproxy.insight.changes import Piece
+from kubeproxy.insight.kernel_diff import FamilyDiff
 from kubeproxy.insight.reference.verify import Against, AgainstError, against_reference
+from kubeproxy.insight.stale_flows import StaleFlow
+from kubeproxy.insight.verify import Verified, verified
 
 DIFFERS: Final = 2
 MOST_LINES: Final = 50
@@ -18,32 +24,115 @@ MOST_LINES: Final = 50
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--against", choices=("reference",), required=True,
+        "--against", choices=("reference",), default="",
         help="compare with the rules that Kubernetes' kube-proxy has in this kernel, by what they do with packets",
     )  # fmt: skip
     parser.add_argument(
         "--rules", default="", metavar="KIND",
-        help="which rules to compare if the kernel has several kinds, e.g. 'iptables (legacy)'",
+        help="with --against: which rules to compare if the kernel has several kinds, e.g. 'iptables (legacy)'",
     )  # fmt: skip
 
 
 def _run(asked: Asked) -> int:
+    if asked.arguments.rules and not asked.arguments.against:
+        raise CommandError("--rules says which rules of the reference to compare: add --against reference")
+    try:
+        return _against(asked) if asked.arguments.against else _kernel(asked)
+    except (origin.OriginError, snapshot.SnapshotError, AgainstError) as e:
+        raise CommandError(str(e)) from e
+
+
+def _kernel(asked: Asked) -> int:
+    """Compares the kernel with the plans."""
+    from kubeproxy.machine.linux import LinuxMachine
+
+    machine, out = LinuxMachine(), asked.out
+
+    async def read() -> Snapshot:
+        with out.progress("reading Services and EndpointSlices"):
+            return await snapshot.take(
+                origin.find(asked.flags, machine, os.environ), machine, node=asked.arguments.node
+            )
+
+    found = asyncio.run(verified(read, machine, lambda: out.progress("reading the kernel")))
+    for trouble in found.troubles:
+        out.note(trouble)
+    if asked.arguments.json:
+        out.json(found)
+    else:
+        _show_kernel(found, out)
+    if found.cannot:
+        raise CommandError(found.cannot)
+    return 0 if found.same else DIFFERS
+
+
+def _show_kernel(found: Verified, out: Output) -> None:
+    for family in found.families:
+        _show_family(family, found.mode, out)
+    if found.flows_unread:
+        out.line(f"conntrack: was not looked at: {found.flows_unread}")
+    stale = [flow for flow in found.flows if not flow.ends]
+    ending = len(found.flows) - len(stale)
+    if stale:
+        out.line(f"conntrack: {len(stale):,} flows lead to no endpoint of their Service", "red")
+    elif not found.flows_unread:
+        out.line("conntrack: no flow has to be deleted", "green")
+    if ending:
+        out.line(f"conntrack: {ending:,} connections to endpoints that are gone; they end by themselves")
+    for flow in sorted(found.flows, key=lambda flow: flow.ends)[:MOST_LINES]:
+        out.line(f"  {_flow(flow)}")
+    if len(found.flows) > MOST_LINES:
+        out.line(f"  and {len(found.flows) - MOST_LINES:,} more; --json lists all")
+    for line in found.remedy:
+        out.line(line)
+
+
+def _show_family(found: FamilyDiff, mode: str, out: Output) -> None:
+    title = f"{found.family}: {mode} mode, {found.services:,} Services, {found.endpoints:,} endpoints: "
+    if found.unread:
+        out.line(f"{title}was not compared: {found.unread}", "red")
+    elif not found.pieces:
+        out.line(f"{title}the kernel holds what is planned", "green")
+    elif found.empty:
+        out.line(f"{title}the kernel has nothing of this mode", "red")
+    else:
+        services = len({piece.service for piece in found.pieces if piece.service})
+        out.line(f"{title}{len(found.pieces):,} differences, {services:,} Services concerned", "red")
+        show_pieces(found.pieces, out)
+
+
+def show_pieces(pieces: Sequence[Piece], out: Output) -> None:
+    """Writes differences by Service."""
+    for service, group in groupby(pieces[:MOST_LINES], lambda piece: piece.service):
+        out.line(f"  Service {service}" if service else "  of no Service, or common to all", "bold")
+        for piece in group:
+            out.line(f"    {piece.kind:<9}in {piece.holder}" if piece.holder else f"    {piece.kind}")
+            if piece.held:
+                out.line(f"      kernel {piece.held}")
+            if piece.wanted:
+                out.line(f"      plan   {piece.wanted}")
+    if len(pieces) > MOST_LINES:
+        out.line(f"  and {len(pieces) - MOST_LINES:,} more; --json lists all")
+
+
+def _flow(flow: StaleFlow) -> str:
+    to = "not translated" if flow.endpoint == flow.front else f"sent to {flow.endpoint}"
+    return f"Service {flow.service}: {flow.protocol} {flow.client} -> {flow.front}, {to}, {flow.state}"
+
+
+def _against(asked: Asked) -> int:
+    """Compares the rules of the reference with the plans."""
     from kubeproxy.machine.linux import LinuxMachine
 
     machine = LinuxMachine()
-    try:
-        with asked.out.progress("reading Services and EndpointSlices"):
-            taken = asyncio.run(
-                snapshot.take(
-                    origin.find(asked.flags, machine, os.environ), machine, node=asked.arguments.node
-                )
-            )
-        for trouble in taken.troubles:
-            asked.out.note(trouble)
-        with asked.out.progress("comparing rules with plans"):
-            results = against_reference(taken, machine, asked.arguments.rules)
-    except (origin.OriginError, snapshot.SnapshotError, AgainstError) as e:
-        raise CommandError(str(e)) from e
+    with asked.out.progress("reading Services and EndpointSlices"):
+        taken = asyncio.run(
+            snapshot.take(origin.find(asked.flags, machine, os.environ), machine, node=asked.arguments.node)
+        )
+    for trouble in taken.troubles:
+        asked.out.note(trouble)
+    with asked.out.progress("comparing rules with plans"):
+        results = against_reference(taken, machine, asked.arguments.rules)
     differ = any(each.comparison.differences or each.comparison.unknown for each in results)
     if asked.arguments.json:
         asked.out.json({"mode": taken.mode.name, "node": taken.name, "same": not differ, "families": results})
@@ -75,14 +164,18 @@ def _show(results: Sequence[Against], mode: str, out: Output) -> None:
 COMMAND: Final = Command(
     name="verify",
     summary="Compare the kernel with what Services ask for.",
-    description="Compares the kernel of this node with what Services ask for. Nothing is changed.",
+    description=(
+        "Compares what the kernel of this node holds with what Services ask for: what is missing, foreign or different,\n"
+        "and tracked flows that lead to endpoints that are gone. Nothing is changed."
+    ),
     examples=(
+        ("Does the kernel hold what the kube-proxy that runs here should have programmed?", "kube-proxy verify"),
         ("Before a migration: do the rules of Kubernetes' kube-proxy do what this program would do?",
          "kube-proxy verify --against reference --kubeconfig /var/lib/kube-proxy/kubeconfig.conf"),
         ("And what would differ in nftables mode?",
          "kube-proxy verify --against reference --config /var/lib/kube-proxy/config.conf --proxy-mode nftables"),
     ),
-    statuses=((0, "nothing differs"), (DIFFERS, "something differs, or could not be compared")),
+    statuses=((0, "nothing differs"), (DIFFERS, "something differs, or could be compared only in part")),
     options=_options,
     run=_run,
 )  # fmt: skip

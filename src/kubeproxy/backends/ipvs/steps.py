@@ -62,8 +62,8 @@ class ServerSteps(Struct, frozen=True, gc=False):
 
     steps: tuple[ServerStep, ...]
 
-    def __bool__(self) -> bool:
-        return bool(self.steps)
+    def __len__(self) -> int:
+        return len(self.steps)
 
     def lines(self) -> list[str]:
         """See `LoadSteps`."""

@@ -9,6 +9,8 @@ smaller than the one in the kernel.
 import errno
 from collections.abc import Iterable, Iterator
 
+from msgspec.structs import replace
+
 from kubeproxy.backends.base import KernelComparison
 from kubeproxy.backends.nftables import layout, packing
 from kubeproxy.backends.nftables.compile import Compiler, ServiceElements
@@ -175,7 +177,7 @@ def compare(held: HeldTable, kernel: FakeNftKernel) -> KernelComparison:
     # A chain or set that these Services do not need may be another's.
     kinds = {messages.NEWCHAIN: 3, messages.NEWSET: 2}
     kept = {wire.string(wire.attributes(m.body)[kinds[m.kind]]) for m in left if m.kind in kinds}
-    return KernelComparison(found.lacking, tuple(line for line in found.foreign if _name(line) in kept))
+    return replace(found, foreign=tuple(line for line in found.foreign if _name(line) in kept))
 
 
 def _name(command: str) -> str:

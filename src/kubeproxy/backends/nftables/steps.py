@@ -24,8 +24,8 @@ class TableSteps(Struct, frozen=True, gc=False):
     commits: tuple[tuple[NftMessage, ...], ...]
     sets: tuple[NftMessage, ...] = ()
 
-    def __bool__(self) -> bool:
-        return bool(self.commits)
+    def __len__(self) -> int:
+        return len(self.commits)
 
     def lines(self) -> list[str]:
         """See `LoadSteps`."""

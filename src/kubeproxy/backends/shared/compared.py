@@ -1,5 +1,6 @@
 """What the kernel holds before and after a `load` over a copy of it, compared line by line."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from kubeproxy.backends.base import KernelComparison, LoadSteps
@@ -37,9 +38,7 @@ def compared(
     """
     if not steps:
         return KernelComparison()
-    held, wanted = dict.fromkeys(flat(before())), dict.fromkeys(flat(after()))
-    lacking = tuple(line for line in wanted if line not in held)
-    foreign = tuple(line for line in held if line not in wanted)
-    if not lacking and not foreign:  # only the order of rules differs
-        lacking = tuple(flat(steps.lines()))
-    return KernelComparison(lacking, foreign)
+    held, wanted = Counter(flat(before())), Counter(flat(after()))  # a rule may be there twice
+    lacking, foreign = tuple((wanted - held).elements()), tuple((held - wanted).elements())
+    reordered = () if lacking or foreign else tuple(flat(steps.lines()))
+    return KernelComparison(lacking, foreign, reordered, len(steps))

@@ -67,8 +67,8 @@ class RuleSteps(Struct, frozen=True, gc=False):
 
     inputs: tuple[tuple[str, str], ...]
 
-    def __bool__(self) -> bool:
-        return bool(self.inputs)
+    def __len__(self) -> int:
+        return len(self.inputs)
 
     def lines(self) -> list[str]:
         """See `LoadSteps`."""

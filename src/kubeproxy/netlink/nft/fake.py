@@ -25,9 +25,6 @@ _LISTED: Final = {
 }
 
 
-_TIMEOUT = 11
-
-
 class _FakeTable:
     def __init__(self, body: bytes) -> None:
         self.body = body
@@ -203,15 +200,17 @@ def _delete_chain(table: _FakeTable, name: str) -> None:
 
 
 def _new_set(table: _FakeTable, name: str, body: bytes) -> None:
-    """Creates a set. Of one that exists, only the timeout can be changed, as since Linux 6.2."""
+    """Creates a set. One that exists must be the same (`nft_set_is_same`); since Linux 6.2 it gets a new timeout."""
     there = table.sets.get(name, body)
-    _refuse_if(_without_timeout(there) != _without_timeout(body), errno.EEXIST)
+    _refuse_if(_what_it_is(there) != _what_it_is(body), errno.EEXIST)
     table.sets[name] = body
     table.elements.setdefault(name, {})
 
 
-def _without_timeout(body: bytes) -> dict[int, bytes]:
-    return {kind: bytes(value) for kind, value in wire.attributes(body).items() if kind != _TIMEOUT}
+def _what_it_is(body: bytes) -> list[bytes]:
+    """Flags, types and lengths. A set that was read has other attributes besides."""
+    found = wire.attributes(body)
+    return [bytes(found[kind]) if kind in found else b"" for kind in (3, 4, 5, 6, 7)]
 
 
 def _delete_set(table: _FakeTable, name: str) -> None:

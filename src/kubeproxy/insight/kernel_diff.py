@@ -1,0 +1,93 @@
+"""The kernel of this node, compared with the plans of all Services, in each IP family; nothing is changed."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from kubeproxy.answers.snapshot import Snapshot
+from kubeproxy.backends.base import Comparable, SyncError, UnsupportedError
+from kubeproxy.insight.changes import Owners, Piece, pieces
+from kubeproxy.machine.base import Machine
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import Key, ServicePlan
+
+
+class FamilyDiff(Struct, frozen=True, rename="camel"):
+    """One IP family, compared.
+
+    Attributes:
+        family: the family.
+        services: the number of Services that have a plan.
+        endpoints: the number of endpoints of their ports.
+        pieces: in what kernel and plans differ, sorted by Service.
+        writes: the number of transactions, inputs of a program or calls that correct it.
+        empty: the kernel holds nothing of the mode.
+        unread: why it was not compared, "" if it was.
+    """
+
+    family: str
+    services: int = 0
+    endpoints: int = 0
+    pieces: Sequence[Piece] = ()
+    writes: int = 0
+    empty: bool = False
+    unread: str = ""
+
+
+def unreadable(snapshot: Snapshot) -> str:
+    """Why the kernel cannot be compared with plans of this snapshot; "" if it can."""
+    if not snapshot.own:
+        return f"node {snapshot.name} is not this host"
+    if snapshot.mode.reader is None or not snapshot.mode.forwards:
+        return (
+            f"what {snapshot.mode.name} mode has in the kernel is known only to the process that programs it"
+        )
+    return ""
+
+
+async def diff(snapshot: Snapshot, machine: Machine) -> list[FamilyDiff]:
+    """Compares each family of the node."""
+    return [await _family(snapshot, machine, node) for node in snapshot.nodes]
+
+
+async def _family(snapshot: Snapshot, machine: Machine, node: NodeConfig) -> FamilyDiff:
+    plans = snapshot.plans(node.family)
+    made = FamilyDiff(node.family, len(plans), sum(len(p.endpoints) for s in plans.values() for p in s.ports))
+    assert snapshot.mode.reader is not None
+    try:
+        driver = await asyncio.to_thread(snapshot.mode.reader, machine, node)
+    except (OSError, SyncError, UnsupportedError) as e:
+        return replace(made, unread=why(machine, e))
+    try:
+        return await compared(made, driver, node, plans)
+    except (OSError, SyncError) as e:
+        return replace(made, unread=why(machine, e))
+    finally:
+        await driver.close()
+
+
+async def compared(
+    made: FamilyDiff, driver: Comparable, node: NodeConfig, plans: Mapping[Key, ServicePlan]
+) -> FamilyDiff:
+    """Compares by a driver.
+
+    Raises:
+        OSError, SyncError: the kernel cannot be read.
+    """
+    held = await driver.read()
+    found = driver.compare(held, node, plans)
+    if not found:
+        return made
+    owners = Owners(plans.values(), lambda plan: driver.describe(node, plan))
+    parts = pieces(found, owners)
+    wanted = {"/".join(plan.key) for plan in plans.values() if plan.ports}
+    empty = all(piece.kind == "missing" for piece in parts) and wanted <= {piece.service for piece in parts}
+    return replace(made, pieces=parts, writes=found.writes, empty=empty)
+
+
+def why(machine: Machine, error: Exception) -> str:
+    """Why the kernel could not be read."""
+    lacking = machine.lacks(("CAP_NET_ADMIN",))
+    return f"the kernel cannot be read: {error}" + (f"; this process has no {lacking[0]}" if lacking else "")
