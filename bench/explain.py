@@ -1,6 +1,7 @@
 """`explain` among 10,000 Services with 10 endpoints each: from manifests, by asking a daemon, and a connection that is traced.
 
-Commands are timed from their start to their end. The ratio is to a Python program that only imports what the command needs.
+Commands are timed from their start to their end. The ratio is to a Python program that only imports what the
+command needs.
 """
 
 import json

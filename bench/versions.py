@@ -1,6 +1,7 @@
 """This tree and another commit, in turn: what a start and a change take, memory, and an idle minute.
 
-For every mode that this kernel has, with a cluster of 10,000 Services x 10 endpoints behind an API server in a process of its own:
+For every mode that this kernel has, with a cluster of 10,000 Services x 10 endpoints behind an API server in
+a process of its own:
 
 start      from the start of the program to READY
 change     one endpoint added at the API server until the kernel's rules change; the median of some

@@ -1,9 +1,10 @@
 """Checks the links of all Markdown pages, without a network: `python -m tools.links` (part of `make lint`).
 
-A relative link must lead to a file of this repository, and its fragment to a heading of that page. Links of pages in docs/ must
-stay in docs/, because the web site holds nothing else. README and CONTRIBUTING name files in code spans (`docs/nftables.md`):
-those must exist, too. Each page in docs/ must be in the navigation of the web site (mkdocs.yml) and be linked from docs/index.md,
-because readers find no other pages. Links to other hosts are not followed.
+A relative link must lead to a file of this repository, and its fragment to a heading of that page. Links of
+pages in docs/ must stay in docs/, because the web site holds nothing else. README and CONTRIBUTING name files
+in code spans (`docs/nftables.md`): those must exist, too. Each page in docs/ must be in the navigation of the
+web site (mkdocs.yml) and be linked from docs/index.md, because readers find no other pages. Links to other
+hosts are not followed.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Writes the manual page kube-proxy(8) from the table of flags: `python -m tools.man > kube-proxy.8`.
 
-The text between the flags is in this file; the flags, their defaults and their groups are those of -h, so the page cannot
-differ from the program. The format is man(7) of groff.
+The text between the flags is in this file; the flags, their defaults and their groups are those of -h, so the
+page cannot differ from the program. The format is man(7) of groff.
 """
 
 from collections.abc import Iterator

@@ -1,13 +1,12 @@
 """Checks the words of the sources and the documentation: `python -m tools.words` (part of `make lint`).
 
-Comments, messages and pages use the terms of Kubernetes and Linux. Each pattern below stands for a word that says less
-than a technical one, or says it as an idiom; names in code are judged like prose. A line of a path in NOT_YET is not
-judged, until the path has been rewritten.
+Comments, messages and pages use the terms of Kubernetes and Linux. Each pattern below stands for a word that
+says less than a technical one, or says it as an idiom; names in code are judged like prose.
 """
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -33,20 +32,6 @@ WORDS: Final = {
 EXEMPT: Final = ("CHANGELOG.md",)
 """History stays as it was written."""
 
-NOT_YET: Final = (
-    "docs",
-    "src/kubeproxy/app.py",
-    "src/kubeproxy/cli",
-    "src/kubeproxy/flows.py",
-    "src/kubeproxy/insight",
-    "src/kubeproxy/linux",
-    "src/kubeproxy/machine",
-    "src/kubeproxy/model",
-    "src/kubeproxy/netlink",
-    "src/kubeproxy/reconcile",
-    "src/kubeproxy/relay",
-)
-"""Folders and files that are to be rewritten."""
 
 _PATTERNS = {
     re.compile(rf"(?<![a-zA-Z])(?:{words})(?![a-zA-Z])", re.IGNORECASE): instead
@@ -54,11 +39,11 @@ _PATTERNS = {
 }
 
 
-def problems(root: Path = ROOT, not_yet: Sequence[str] = NOT_YET) -> Iterator[str]:
+def problems(root: Path = ROOT) -> Iterator[str]:
     """The lines with such a word, as `path:line: message`."""
     for path in sorted({path for pattern in PAGES for path in root.glob(pattern)}):
         name = path.relative_to(root).as_posix()
-        if name in EXEMPT or any(name == each or name.startswith(f"{each}/") for each in not_yet):
+        if name in EXEMPT:
             continue
         for number, line in enumerate(path.read_text().splitlines(), 1):
             for pattern, instead in _PATTERNS.items():

@@ -1,7 +1,8 @@
 """Builds the container image without a registry and without a container engine: `make image` (ARCHITECTURES="amd64 arm64").
 
-The result is an OCI archive, dist/kube-proxy-VERSION.tar, with its list of contents (SPDX) beside it for each architecture. The
-same commit gives the same bytes as long as Debian's lists of packages are the same. Load it with one of:
+The result is an OCI archive, dist/kube-proxy-VERSION.tar, with its list of contents (SPDX) beside it for each
+architecture. The same commit gives the same bytes as long as Debian's lists of packages are the same. Load it
+with one of:
 
     podman load -i dist/kube-proxy-VERSION.tar
     skopeo copy oci-archive:dist/kube-proxy-VERSION.tar docker://REGISTRY/kube-proxy:VERSION

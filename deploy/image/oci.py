@@ -1,7 +1,7 @@
 """Writes an image for several architectures as an OCI archive: one tar file that podman, skopeo, containerd and Docker load.
 
-The same files give the same bytes: members are in the order of their names, belong to root, and have one time. See the OCI image
-specification (image-layout, image index, manifest, configuration, layer).
+The same files give the same bytes: members are in the order of their names, belong to root, and have one
+time. See the OCI image specification (image-layout, image index, manifest, configuration, layer).
 """
 
 import gzip

@@ -1,7 +1,8 @@
 """Debian packages for an image: which ones apt would install, fetched with their hashes checked, and unpacked without being installed.
 
-Nothing of a package runs: its files are unpacked, so that any machine can build for any architecture. What a package's scripts would
-have done is done by `root`. apt works on a state of its own in a folder, with the host's mirror and Debian's keys.
+Nothing of a package runs: its files are unpacked, so that any machine can build for any architecture. What a
+package's scripts would have done is done by `root`. apt works on a state of its own in a folder, with the
+host's mirror and Debian's keys.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """The root file system of an image: Debian packages unpacked, what their scripts would have done, and the program with its libraries.
 
-There is no package manager in it. /var/lib/dpkg/status.d names the packages, which is where scanners look in such images.
+There is no package manager in it. /var/lib/dpkg/status.d names the packages, which is where scanners look in
+such images.
 """
 
 import hashlib
@@ -147,7 +148,8 @@ def _configure(root: Path) -> None:
 def _compile(root: Path, native: Path | None) -> None:
     """Makes byte code that is used without a look at its source, so that times of files do not matter.
 
-    Byte code is the same for every architecture: a foreign one takes what was made for the same source on this one.
+    Byte code is the same for every architecture: a foreign one takes what was made for the same source on
+    this one.
     """
     if native is None:
         options = ("-q", "--invalidation-mode", "unchecked-hash")

@@ -1,6 +1,6 @@
-"""The process: its lock, its signals, its tasks and its end.
+"""The process: its lock, its signals, its tasks, and how it ends.
 
-What is at work in it, and what is done when the configuration changes, is in `exchange`; one configuration at work is a
+`exchange` runs the configuration in force and replaces it when the file changes; a running configuration is a
 `session`. On SIGTERM everything stops and the rules stay.
 """
 
@@ -27,10 +27,10 @@ from kubeproxy.session import mode_of, open_drivers
 log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 10.0
-"""So long another kube-proxy on this node is waited for: in an upgrade the old one may still be ending."""
+"""How long to wait for another kube-proxy on this node to end: in an upgrade the old one may be ending."""
 
 _UNABLE = ("ermission denied", "not permitted", "unable to initialize table")
-"""What the kernel and the iptables programs say to those who lack a right."""
+"""Parts of the error messages of the kernel and the iptables programs if a privilege is missing."""
 
 
 _MOST_VERBOSE = 7
@@ -38,11 +38,11 @@ _MOST_VERBOSE = 7
 
 
 class FatalError(Exception):
-    """The program cannot go on; the message is for the operator."""
+    """The program cannot continue; the message is for the operator."""
 
 
 def run(options: RunOptions) -> int:
-    """Runs the program as told; returns its exit status."""
+    """Runs the program with some arguments; returns its exit status."""
     from kubeproxy.machine.linux import LinuxMachine
 
     machine = LinuxMachine()
@@ -56,7 +56,7 @@ def run(options: RunOptions) -> int:
         set_oom_score(machine, options.config.oom_score_adj)
         return asyncio.run(_serve(App(options, machine), alone))
     except (FatalError, UnsupportedError, SyncError, hosts.NodeError, OSError) as e:
-        log.error("%(err)s%(hint)s", {"err": e, "hint": _lacking(machine, e)})  # noqa: TRY400 the message says it all
+        log.error("%(err)s%(hint)s", {"err": e, "hint": _lacking(machine, e)})  # noqa: TRY400 the message is complete
         return 1
 
 
@@ -92,7 +92,7 @@ def _set_verbosity(verbosity: int) -> None:
 
 
 def _lacking(machine: Machine, error: Exception) -> str:
-    """What to add to an error that may come from a right we do not have."""
+    """The text to add to an error that a missing privilege may have caused."""
     if not any(words in str(error) for words in _UNABLE):
         return ""
     lacking = machine.lacks(("CAP_NET_ADMIN", "CAP_NET_RAW"))
@@ -100,7 +100,7 @@ def _lacking(machine: Machine, error: Exception) -> str:
 
 
 def _alone(machine: Machine) -> instance.Instance:
-    """Makes sure that no other kube-proxy programs this network namespace, as long as the returned value is kept.
+    """Excludes other kube-proxies from this network namespace, as long as the returned value is kept.
 
     Raises:
         FatalError: another one does, and does not end in time.
@@ -123,7 +123,7 @@ def _clean_up(machine: Machine, options: RunOptions) -> None:
         raise FatalError(
             "--cleanup needs CAP_NET_ADMIN, and CAP_NET_RAW for legacy iptables: nothing was removed"
         )
-    if options.cleanup_variant:  # harms no kube-proxy whose rules are elsewhere
+    if options.cleanup_variant:  # does not affect a kube-proxy whose rules are in the other variant
         backends.cleanup_variant(machine, options.cleanup_variant)
         return
     try:
@@ -264,6 +264,6 @@ class App:
         )
 
     def _fail(self, why: str) -> None:
-        """Ends the program, to be started again with things as they are now."""
+        """Ends the program, which is then started again with the present state."""
         log.error("%(reason)s: exiting, to be started again", {"reason": why})
         self.end(1)

@@ -1,11 +1,12 @@
-"""Keeps the newest usable configuration at work, and exchanges it while the program runs.
+"""Runs the newest usable configuration, and replaces it while the program runs.
 
-A configuration that was read from the changed file is prepared beside the one in force: another source is read until its lists
-are complete, other addresses are bound, and the drivers of a mode are opened. Then the control loops of the old one pause, those
-of the new one bring the kernel to their plans, and only then is the old one given up. If anything of this fails, the old one
-resumes and stays in force. What is served, what was counted and what is known of the cluster outlives the exchange.
+A configuration that was read from the changed file is prepared beside the one in force: another source is
+read until its lists are complete, other addresses are bound, and the drivers of a mode are opened. Then the
+control loops of the old one pause, those of the new one program their plans, and only then is the old one
+closed. If anything of this fails, the old one resumes and stays in force. Served pages, counters and the
+state of the cluster are kept.
 
-Before the first rules are in place there is nothing to keep: then a new configuration is begun with as at a start.
+Before the first rules are in place there is nothing to keep: a new configuration is then used as at a start.
 """
 
 import asyncio
@@ -59,9 +60,9 @@ class Exchange:
 
     Attributes:
         options: what is in force.
-        feed: where the objects come from.
-        events: notes Events.
-        serving: what others ask us.
+        feed: the source of the objects.
+        events: records Events.
+        serving: the health, metrics and debug pages.
         trouble: why the content of the configuration file is not in force; "" if it is.
     """
 
@@ -116,7 +117,7 @@ class Exchange:
         self.feed = self._open_feed(self.options, self._machine, self._mode)
 
     async def run(self) -> None:
-        """Brings configurations to work, one after the other, until it is cancelled.
+        """Runs configurations, one after the other, until it is cancelled.
 
         Raises:
             Exception: the first one cannot work here.
@@ -132,7 +133,7 @@ class Exchange:
             await self._news.wait()
 
     async def follow_file(self) -> None:
-        """Takes what the configuration file says whenever its content changes, until it is cancelled."""
+        """Takes the content of the configuration file whenever it changes, until it is cancelled."""
         if self.options.config_file:
             await watch.follow(self.options, self._take, self._refuse)
 
@@ -142,7 +143,7 @@ class Exchange:
             await session.close()
 
     def figures(self) -> Iterable[Figure]:
-        """How often the configuration file changed, and whether what it says is in force."""
+        """How often the configuration file changed, and whether its content is in force."""
         text = "Changed contents of the configuration file, by what became of them."
         for result, count in self._counts.items():
             yield Figure("kubeproxy_config_changes_total", "counter", text, count, {"result": result})
@@ -189,7 +190,7 @@ class Exchange:
     # What is done about it
 
     async def _start(self, options: RunOptions) -> None:
-        """The first session; its rules are in place when it returns, unless newer options are wanted before."""
+        """Runs the first session until its rules are in place, or newer options are wanted."""
         if feeds.origin(options) != self.feed.origin:
             feed = self._open_feed(options, self._machine, self._mode)
             self._connect(feed, self._supervise(self._read(feed)))
@@ -213,7 +214,7 @@ class Exchange:
                 await self._abandon(session, working)
 
     async def _exchange(self, old: Session, options: RunOptions, *, renewed: bool) -> None:
-        """Puts options in force in place of the present ones, unless that fails or newer ones are wanted before."""
+        """Puts options in force instead of the present ones, unless that fails or newer ones are wanted."""
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             self.serving.reserve(options)
@@ -237,7 +238,7 @@ class Exchange:
         self._ready()
 
     async def _replace(self, old: Session, options: RunOptions, feed: Feed | None) -> bool:
-        """Puts another session in the place of one; returns whether it did, and not newer options are wanted."""
+        """Replaces a session by another; returns False if newer options are wanted before."""
         reading = None if feed is None else self._supervise(self._read(feed))
         new = self._session_of(options, feed or self.feed, old)
         working: asyncio.Task[None] | None = None
@@ -300,7 +301,7 @@ class Exchange:
         gc.freeze()
 
     async def _unless_newer(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Does some work; returns False, and has cancelled it, if newer options are wanted before it is done."""
+        """Does some work; if newer options are wanted before it is done, cancels it and returns False."""
         task, news = asyncio.ensure_future(work), asyncio.ensure_future(self._news.wait())
         ends: set[asyncio.Future[Any]] = {task, news}
         try:
@@ -331,7 +332,7 @@ class Exchange:
             group.create_task(progress.report(feed.hub, lambda: feed.hub.loops))
 
     async def _report(self, session: Session) -> None:
-        """Reports what is probably wrong with Services, when rules are in place; not much later if they never are."""
+        """Reports probable mistakes in Services, when rules are in place or a timeout has passed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_SYNC_SECONDS):
                 await session.synced()
@@ -340,7 +341,7 @@ class Exchange:
         await reporter.run()
 
     def _connect(self, feed: Feed, reading: "asyncio.Task[None]") -> None:
-        """Objects come from there now."""
+        """Replaces the source of the objects."""
         for task in (self._reading, self._reporting):
             if task is not None:
                 task.cancel()

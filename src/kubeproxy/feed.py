@@ -1,7 +1,7 @@
-"""Where the objects come from, and everything that is known by them alone.
+"""The source of the objects, and everything that depends on them only.
 
-A feed outlives changes of the configuration: only another way to the API server makes another one. It keeps what does not
-depend on how Services are programmed: the cluster's state, and what was reported of it.
+A feed is kept when the configuration changes: only another connection to the API server needs another one. It
+has what does not depend on how Services are programmed: the cluster's state, and what was reported about it.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from kubeproxy.sources.base import Source, Status
 
 
 class SourceSettings(Struct, frozen=True, gc=False):
-    """What a source is made of. RunOptions that are equal in this need no other one."""
+    """The options of a source. RunOptions that are equal in this need no other one."""
 
     manifests: tuple[str, ...]
     master: str
@@ -32,10 +32,10 @@ class SourceSettings(Struct, frozen=True, gc=False):
 
 
 class Feed(Struct, frozen=True):
-    """A source of objects and what it fills.
+    """A source of objects and what it updates.
 
     Attributes:
-        origin: what it was made of.
+        origin: the options it was made from.
         hub: gets the objects.
         source: sends them.
         description: what the source is, for the log.
@@ -43,7 +43,7 @@ class Feed(Struct, frozen=True):
         api: where Events can be written; None: nowhere.
         statuses: what the source knows of its connections, by kind.
         missing: what the source cannot read and has never read, with the reasons.
-        reporter: reports what is probably wrong with Services.
+        reporter: reports probable mistakes in Services.
         contests: reports fronts that several Services name.
     """
 
@@ -60,7 +60,7 @@ class Feed(Struct, frozen=True):
 
 
 def origin(options: RunOptions) -> SourceSettings:
-    """What the options say about the source."""
+    """The options that concern the source."""
     if options.manifests:
         return SourceSettings(options.manifests, "", "")
     return SourceSettings((), options.master, options.config.client_connection.kubeconfig)
@@ -79,7 +79,7 @@ def open_feed(options: RunOptions, machine: Machine, mode: Mode, events: Events)
         options: what to run.
         machine: the host.
         mode: the mode, which knows whether the kernel serves Services of an earlier run.
-        events: notes Events.
+        events: records Events.
 
     Raises:
         OSError, ValueError: the source cannot be used.

@@ -1,18 +1,20 @@
-"""After a sync: flows that go where their Service sends nobody are deleted from the kernel's table.
+"""Deletes stale flows from connection tracking after a sync: those that lead to no endpoint of their Service.
 
-These are UDP and SCTP flows, and TCP connections without an answer that began before there were rules, or that wait for an
-endpoint that was removed. The latter are looked at a second after the removal, for all removals of that second at once: what is
-unanswered by then is not just in transit, and however often endpoints of TCP Services change, the table is read once a second.
+These are UDP and SCTP flows, and TCP connections without an answer that began before there were rules, or to
+an endpoint that was removed. The latter are checked a second after the removal, for all removals of that
+second at once: an answer that has not arrived by then is not in transit, and however often endpoints of TCP
+Services change, the table is read once a second.
 
-One `FlowCleaner` a family. The ledger tells it what reached the kernel; of that it picks what concerns flows, and
-one thread at a time does the rest, so the event loop never waits and changes that come meanwhile are taken together. Which
-flows are stale, and which ones a change asks to be looked at, is decided by `model.flows`; here the kernel is asked.
+Each family has one `FlowCleaner`. The ledger reports to it what is in the kernel; it selects what concerns
+flows, and one thread at a time does the rest, so the event loop never waits and changes in the meantime are
+handled together. Which flows are stale, and which ones must be checked after a change, is decided by
+`model.flows`; here the kernel is queried.
 
-A full sync, the first one above all, has every flow to any front looked at: what happened before or while rules were
-missing is not known. Word of newer syncs is taken before anything is deleted, so that a flow to an endpoint that just came
-is not taken for a stale one.
+After a full sync, in particular the first one, every flow to any front is checked: what happened before or
+while rules were missing is not known. Newer syncs are taken into account before anything is deleted, so that
+a flow to an endpoint that was just added is not considered stale.
 
-What fails is said once, and done again with the next change.
+A failure is logged once, and the work retried with the next change.
 """
 
 import asyncio
@@ -54,11 +56,12 @@ _HINTS: Mapping[int | None, str] = {
 
 
 class News(Struct, frozen=True, gc=False):
-    """What a sync did, as far as flows are concerned.
+    """The changes of a sync that concern flows.
 
     Attributes:
         full: rules may have been missing before.
-        plans: plans that are in the kernel now, of Services that have UDP or SCTP ports, or had; after a full sync all such plans.
+        plans: plans that are in the kernel now, of Services that have UDP or SCTP ports, or had; after a full
+            sync all such plans.
         came: TCP ports, as the kernel has them, at whose fronts clients may wait.
     """
 
@@ -68,10 +71,10 @@ class News(Struct, frozen=True, gc=False):
 
 
 class Cleaned(Struct, frozen=True, gc=False):
-    """What a cleaning did.
+    """The result of a cleaning.
 
     Attributes:
-        listed: how many flows were looked at.
+        listed: how many flows were checked.
         deleted: how many of them were deleted.
         seconds: how long it took.
     """
@@ -106,7 +109,7 @@ class FlowCleaner:
         self._arrivals = Arrivals()
         self._unanswered_seconds = unanswered_seconds
         self._lost: dict[Key, set[tuple[str, int]]] = {}
-        self._said = ""
+        self._logged = ""
         self._listeners: list[Callable[[Cleaned], None]] = []
         self.deleted = 0
         loop.ledger.subscribe(self._recorded)
@@ -130,10 +133,10 @@ class FlowCleaner:
             except Exception as e:
                 self._failed(e)
                 continue
-            self._said = ""
+            self._logged = ""
             if done.listed or done.deleted:
                 log.log(
-                    V2, "%(ipFamily)s: deleted %(count)d stale flows of %(listed)d looked at, in %(milliseconds).1f ms",
+                    V2, "%(ipFamily)s: deleted %(count)d stale flows of %(listed)d checked, in %(milliseconds).1f ms",
                     {"ipFamily": self._loop.family, "count": done.deleted, "listed": done.listed, "milliseconds": 1e3 * done.seconds},
                 )  # fmt: skip
             for listener in self._listeners:
@@ -141,9 +144,9 @@ class FlowCleaner:
             await asyncio.sleep(done.seconds)  # never more than half a processor
 
     def _recorded(self, done: Recorded) -> None:
-        """Takes what a sync did; what concerns neither UDP, nor SCTP, nor a front that came wakes nothing."""
+        """Stores what a sync did. Only UDP, SCTP and fronts that were added wake the cleaner."""
         plans: list[tuple[Key, ServicePlan | None]]
-        if done.full:  # rules may have been missing before: every front has come
+        if done.full:  # rules may have been missing before: every front counts as added
             there = self._loop.ledger.plans
             plans = [(key, plan) for key, plan in there.items() if _has_flows(plan)]
             came = [port for plan in there.values() for port in self._come(None, plan)]
@@ -159,13 +162,13 @@ class FlowCleaner:
             self._wake.set()
 
     def _schedule(self, key: Key, lost: Collection[tuple[str, int]]) -> None:
-        """Ports of a Service lost endpoints: connections to those that stay unanswered are to be looked at."""
+        """Ports of a Service lost endpoints: connections to them that stay unanswered must be checked."""
         if not self._lost:
             asyncio.get_running_loop().call_later(self._unanswered_seconds, self._look_at_lost)
         self._lost.setdefault(key, set()).update(lost)
 
     def _look_at_lost(self) -> None:
-        """Looks at the ports that lost endpoints, as they are now."""
+        """Checks the ports that lost endpoints, as they are now."""
         lost, self._lost = self._lost, {}
         ports = []
         for key, which in lost.items():
@@ -179,7 +182,7 @@ class FlowCleaner:
             self._wake.set()
 
     def _come(self, before: ServicePlan | None, after: ServicePlan | None) -> Sequence[PortPlan]:
-        """The TCP ports of a Service of which fronts came."""
+        """The TCP ports of a Service of which fronts were added."""
         if after is None or not (ports := arrivals.have_come(before, after)):
             return ()
         known = self._loop.in_kernel(after)
@@ -191,17 +194,17 @@ class FlowCleaner:
     def _failed(self, error: Exception) -> None:
         if not isinstance(error, OSError):
             log.error(
-                "%(ipFamily)s: looking for stale flows failed",
+                "%(ipFamily)s: the check for stale flows failed, trying again with the next change",
                 {"ipFamily": self._loop.family},
                 exc_info=error,
             )
             return
-        said = f"{error}{_HINTS.get(error.errno, '')}"
-        if said != self._said:
-            self._said = said
+        reason = f"{error}{_HINTS.get(error.errno, '')}"
+        if reason != self._logged:
+            self._logged = reason
             log.warning(
                 "%(ipFamily)s: flows that lead to no endpoint stay in the connection table: %(reason)s",
-                {"ipFamily": self._loop.family, "reason": said},
+                {"ipFamily": self._loop.family, "reason": reason},
             )
 
     def _clean(self) -> Cleaned:

@@ -31,9 +31,9 @@ class Hub:
         state: Services and their endpoints.
         loops: the control loops, which are woken by changes.
         node: the own Node, None as long as it is not known or after it was deleted.
-        on_node: called with the own Node at each change, and with None when the first list is complete without it.
+        on_node: called with the own Node at each change, and with None if the first list does not have it.
         answered: set when the source has completed the first list of some kind, so it is reachable.
-        lists_complete: set when Services and endpoints are known whole; before that nothing may be written.
+        lists_complete: set when all Services and endpoints are known; before that nothing may be written.
         node_complete: it is known whether there is a Node.
         received: how many times the source reported a Service, and endpoints of a Service, changed or not.
     """

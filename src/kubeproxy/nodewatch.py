@@ -1,9 +1,10 @@
 """The own node while the program runs: waits for its Node object at the start, and watches it afterwards.
 
-Rules depend on where the node is and which Pods are its own. So at the start its addresses are waited for, and its
-podCIDRs where local traffic is detected by them; the time runs from when the source first answers. After that, a change
-of those is reported, since the drivers depend on them: they are opened again. Another zone is planned for. When the Node
-is deleted the program ends, as in Kubernetes v1.37. Files are edited by people who try things: all changes are followed.
+Rules depend on the node's addresses and on which Pods are local. So at the start the program waits for its
+addresses, and for its podCIDRs if local traffic is detected by them; the timeout starts when the source first
+answers. After that, a change of those is reported, because the drivers depend on them: they are opened again.
+After a change of the zone everything is planned again. When the Node is deleted the program ends, as in
+Kubernetes v1.37, unless it is from a file: then all changes are followed.
 """
 
 import asyncio
@@ -53,7 +54,7 @@ class NodeWatch:
             machine: the host.
             config: the configuration.
             hub: reports changes of the Node.
-            files: it comes from files.
+            files: it is read from files.
             before: the Node as it was last known; its addresses count while the Node has none.
         """
         self._machine = machine
@@ -164,7 +165,7 @@ class NodeWatch:
         self, what: str, seconds: float, there: Callable[[NodeRow], bool], news: asyncio.Event
     ) -> None:
         """Waits until the Node has something, or it is known that files have no such Node."""
-        said = False
+        logged = False
         while not ((row := self._hub.node) and there(row)):
             if self._hub.node_complete:
                 if self._files:
@@ -174,8 +175,8 @@ class NodeWatch:
                         "Node %(node)s has no %(field)s yet, waiting %(seconds)g s at most",
                         {"node": ObjectRef("", self._name), "field": what, "seconds": seconds},
                     )
-                elif not said:
-                    said = True
+                elif not logged:
+                    logged = True
                     log.error(
                         "Node %(node)s does not exist: %(remedy)s; waiting for it, %(seconds)g s at most",
                         {"node": ObjectRef("", self._name), "remedy": _REMEDY, "seconds": seconds},
@@ -203,7 +204,7 @@ class NodeWatch:
         try:
             nodes = {node.family: node for node in self._host(row).nodes}
         except hosts.NodeError as e:
-            log.error(  # noqa: TRY400 the message says it all
+            log.error(  # noqa: TRY400 the message is complete
                 "Node %(node)s: the change is ignored: %(err)s",
                 {"node": ObjectRef("", self._name), "err": e},
             )

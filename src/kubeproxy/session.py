@@ -1,8 +1,8 @@
-"""One configuration at work on this node: the drivers of its mode, their control loops, and what follows these.
+"""A running configuration: the drivers of its mode, their control loops, and what depends on these.
 
-A session can be prepared beside another one. The other one is paused while this one brings the kernel to its plans, since
-both may have rules in the same tables; it keeps its drivers, so that it can resume if this one fails. What another mode
-left is removed only when the rules of this one are in place.
+A session can be prepared beside another one. The other one is paused while this one programs its plans,
+because both may have rules in the same tables; it keeps its drivers, so that it can resume if this one fails.
+What another mode left is removed only when the rules of this one are in place.
 """
 
 import asyncio
@@ -37,17 +37,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST_SYNC_SECONDS: Final = 60.0
-"""So long the rules of one family are not watched while those of another are loaded, which is faster without notifications."""
+"""How long the watch of one family is delayed while the other is loaded, which is faster without."""
 
 HANDSHAKE_SECONDS: Final = 2.0
-"""What another mode left is not removed sooner: IPVS drops packets of connections whose virtual server is gone, also of those
-that came in just before our rules were there."""
+"""How long to wait before what another mode left is removed.
+
+IPVS drops packets of connections whose virtual server was deleted, also of those that were opened just before
+our rules were there.
+"""
 
 DRAIN_SECONDS: Final = 3600.0
-"""So long connections that a replaced driver carries itself may last."""
+"""How long connections that a replaced driver carries itself may last."""
 
 FAILURES: Final = 3
-"""So many failed first syncs in a row are not chance: another configuration stays in force."""
+"""After this number of failed first syncs in a row the other configuration stays in force."""
 
 _LOOK_SECONDS: Final = 0.05
 
@@ -59,7 +62,7 @@ def mode_of(options: RunOptions) -> Mode:
 
 
 def concern(config: KubeProxyConfiguration) -> KubeProxyConfiguration:
-    """What of a configuration a session depends on. Where this is equal, a change needs no other session."""
+    """The part of a configuration a session depends on. If it is equal, a change needs no new session."""
     return structs.replace(
         config,
         client_connection=ClientConnection(),
@@ -101,14 +104,14 @@ async def open_drivers(machine: Machine, mode: Mode, host: hosts.Host) -> list[t
 
 
 class Session:
-    """One configuration at work.
+    """A running configuration.
 
     Attributes:
-        options: what it works by.
+        options: what it is made from.
         mode: the mode.
-        feed: where the objects come from.
+        feed: the source of the objects.
         loops: the control loop of each family; none before `open`.
-        cleaners: what deletes stale flows, for each loop.
+        cleaners: delete stale flows, for each loop.
         forwarding: whether this host forwards packets.
     """
 
@@ -125,10 +128,10 @@ class Session:
         """Nothing is done before `open`.
 
         Args:
-            options: what to work by.
+            options: what to run.
             machine: the host.
-            feed: where the objects come from.
-            events: notes Events.
+            feed: the source of the objects.
+            events: records Events.
             mode: the mode, if it is not the one the options name.
             before: the Node as it was last known.
         """
@@ -159,7 +162,7 @@ class Session:
         return self._watch.row
 
     async def open(self) -> None:
-        """Does all that comes before the first rule, as soon as the Node, Services and endpoints are known.
+        """Does everything before the first rule, as soon as the Node, Services and endpoints are known.
 
         Raises:
             NodeError: the configuration cannot work on this node.
@@ -187,7 +190,7 @@ class Session:
         end: Callable[[str], None],
         renew: Callable[[str], None],
     ) -> None:
-        """Works until it is cancelled; the drivers stay open.
+        """Runs until it is cancelled; the drivers stay open.
 
         Args:
             before: the modes whose rules this process has put into the kernel and not removed.
@@ -218,7 +221,7 @@ class Session:
 
     @property
     def programmed(self) -> tuple[Mode, ...]:
-        """The modes whose rules may be in the kernel: its own, and those before it that were not removed yet."""
+        """The modes whose rules may be in the kernel: its own, and earlier ones that were not removed yet."""
         return (*self._before, self.mode)
 
     def resume(self, failed: Mode) -> None:
@@ -264,7 +267,7 @@ class Session:
             await driver.close()
 
     async def retire(self) -> None:
-        """Closes the drivers after another session has taken over, as slowly as the connections they carry need."""
+        """Closes the drivers after another session has taken over; connections they carry get time to end."""
         try:
             await asyncio.sleep(HANDSHAKE_SECONDS)
             carrying = [driver for driver in self._drivers if isinstance(driver, Carrying)]
@@ -273,7 +276,7 @@ class Session:
             await self.close()
 
     def _begin(self, group: asyncio.TaskGroup) -> None:
-        """The loops get the changes, and run."""
+        """Connects the loops to the changes, and runs them."""
         self.feed.hub.loops = self.loops
         self._watch.follow(self.loops, end=self._end, renew=self._renew)
         for loop in self.loops:
@@ -298,7 +301,7 @@ class Session:
         return loop
 
     async def _finish(self) -> None:
-        """What comes after the first sync; not much later if that fails for long."""
+        """Does what follows the first sync; after a timeout also without one."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_SYNC_SECONDS):
                 await self.synced()
@@ -342,7 +345,7 @@ class Session:
         self._before = ()
 
     async def _clean_variants(self) -> None:
-        """Removes rules in the variants of iptables that are not ours, now and from time to time."""
+        """Removes rules in the variants of iptables that are not ours, now and at intervals."""
         others = backends.other_variants(self._machine, self.mode, self._drivers)
         while others:
             for other in others:

@@ -90,7 +90,7 @@ def test_harm_is_mended_under_traffic(lab: Lab, station: Station) -> None:
         ):
             lab.run("node", *harm.split())
             until(lambda: ipvs.state(lab) == whole, harm)
-        daemon.says("somebody changed the rules")
+        daemon.says("another program changed the rules")
         assert ask(lab, "client", WEB) in {EP11, EP12}
 
 

@@ -732,7 +732,7 @@ async def test_looks_now_and_then_and_repairs(caplog: pytest.LogCaptureFixture) 
         assert rig.loop.repairs == 1
         await rig.clock.advance(300)
         assert len(rig.kernel.syncs) == 2
-    assert caplog.text.count("somebody changed") == 1
+    assert caplog.text.count("another program changed") == 1
 
 
 async def test_what_others_do_is_mended_at_once_and_told_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,7 @@
 """The answer of `explain`, as programs get it: its fields and their names do not change.
 
-`kernel` says whether the kernel holds what the plan of the Service asks for: it was compared (agrees, differs) or not
-(unread), for example because the answer is for another node.
+`kernel` says whether the kernel holds what the plan of the Service asks for: it was compared (agrees,
+differs) or not (unread), for example because the answer is for another node.
 """
 
 from typing import Literal
@@ -40,14 +40,14 @@ class EndpointAnswer(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True, kw_only=True, rename="camel"):
-    """Why a packet goes where it goes.
+    """The verdict on a packet, and the reasons.
 
     Attributes:
         source: the source address ("from").
         destination: the destination address ("to").
         port: the destination port.
         protocol: TCP, UDP or SCTP.
-        interface: the interface the packet comes in by; "" if a process of the node sends it.
+        interface: the interface that receives the packet; "" if a process of the node sends it.
         mode: the proxy mode.
         node: the node.
         verdict: forward, drop, reject, or pass: no Service has the destination.
@@ -56,7 +56,7 @@ class Answer(Struct, frozen=True, kw_only=True, rename="camel"):
         port_name: the name of the Service port.
         front: what the destination is to the Service: ClusterIP, external IP, load balancer IP or node port.
         masquerade: the source becomes an address of the node, whichever endpoint is chosen.
-        endpoints: where it can go.
+        endpoints: the endpoints it can reach.
         excluded: other endpoints of the Service port, each with the reason.
         stages: how it was decided, step by step.
         kernel: whether the kernel holds the plan of the Service.
@@ -64,8 +64,7 @@ class Answer(Struct, frozen=True, kw_only=True, rename="camel"):
         rules: what it holds for this packet.
         unread: why it was not compared.
         live: what was seen of real packets; not there if none were traced.
-        flows: its open connections; not there if they were not asked for.
-        at: the former moment that is answered for, RFC 3339; not there for now.
+        flows: its open connections; left out if they were not requested.
     """
 
     source: str = field(name="from")

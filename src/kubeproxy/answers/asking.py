@@ -1,4 +1,4 @@
-"""A question as it is asked, answered: what a packet is, what becomes of it and why, and whether the kernel agrees."""
+"""Answers a question: what a packet is, the verdict on it and why, and whether the kernel agrees."""
 
 from typing import Final
 
@@ -15,11 +15,11 @@ _UNREAD: Final = KernelState()
 
 
 class QuestionError(Exception):
-    """The question cannot be answered; the message says what is wrong with it."""
+    """The question cannot be answered; the message has the reason."""
 
 
 async def ask(snapshot: Snapshot, machine: Machine, source: str, destination: str, interface: str) -> Answer:
-    """Answers what becomes of a packet.
+    """Determines the verdict on a packet.
 
     Args:
         snapshot: the cluster.

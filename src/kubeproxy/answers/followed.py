@@ -1,4 +1,4 @@
-"""The open connections of a flow, as connection tracking knows them, and where they go."""
+"""The open connections of a flow, from connection tracking, with their endpoints."""
 
 import socket
 from collections import Counter

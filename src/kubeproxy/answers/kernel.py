@@ -1,7 +1,7 @@
 """Whether the kernel holds what a packet needs: it is read by the mode's own driver, and compared by it.
 
-Only what concerns the packet's Service port is read. A difference counts only if it is still there a moment later: the
-daemon may be programming a change.
+Only what concerns the packet's Service port is read. A difference counts only if it is still there a moment
+later: the daemon may be programming a change.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.model.verdict import Packet
 
 SETTLE_SECONDS: Final = 0.5
-"""After so long a difference is looked at again."""
+"""After this time a difference is checked again."""
 
 _COMMENT: Final = re.compile(r' -m comment --comment (?:"[^"]*"|\S+)| comment "[^"]*"')
 Lead = Callable[[ServicePlan], ServicePlan]

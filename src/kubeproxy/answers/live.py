@@ -1,7 +1,7 @@
 """What the kernel does with real packets of a flow, beside what was predicted.
 
-Packets are traced by nf_tables (`netlink.nft.trace`). Of each it is seen where it leaves for, whether it is masqueraded on
-the way, or which rule of whichever table drops or rejects it.
+Packets are traced by nf_tables (`netlink.nft.trace`). Of each it is seen where it leaves for, whether it is
+masqueraded on the way, or which rule of whichever table drops or rejects it.
 """
 
 import asyncio
@@ -130,7 +130,7 @@ class _Rules:
         return replace(packet, match=not why, why=why)
 
     def words(self, event: TraceEvent) -> set[str]:
-        """The words of an event's rule, without its comment."""
+        """The text of an event's rule, without its comment."""
         if not event.handle:
             return set()
         return set(_COMMENT.sub("", self.text(event)).replace('"', "").split())

@@ -1,8 +1,8 @@
-"""Packets as people name them: `--from` a source `--to` a destination.
+"""Packets as users specify them: `--from` a source `--to` a destination.
 
-A source is an address, `node` for a process of the node, or `pod/NAMESPACE/NAME`. A destination is `ADDRESS:PORT`,
-`SERVICE.NAMESPACE`, `SERVICE.NAMESPACE:PORT` with a number or the name of a port, or `:PORT` for a node port, each with
-`/PROTOCOL` if it is not TCP.
+A source is an address, `node` for a process of the node, or `pod/NAMESPACE/NAME`. A destination is
+`ADDRESS:PORT`, `SERVICE.NAMESPACE`, `SERVICE.NAMESPACE:PORT` with a number or the name of a port, or `:PORT`
+for a node port, each with `/PROTOCOL` if it is not TCP.
 """
 
 import json
@@ -62,7 +62,7 @@ def packet(
     """The packet that a source sends to a destination.
 
     Args:
-        snapshot: the cluster. If the source is a Pod, its object must have been asked for by `pod_path`.
+        snapshot: the cluster. If the source is a Pod, its object must have been requested by `pod_path`.
         machine: this host.
         source: the source.
         destination: the destination.
@@ -204,7 +204,7 @@ def _pod_addresses(snapshot: Snapshot, source: str, path: str) -> tuple[str, ...
 def _family(
     snapshot: Snapshot, source: str, sources: tuple[str, ...], destination: str, to: Destination
 ) -> Family:
-    """The family that source, destination and node have in common, the node's primary one if there are two."""
+    """The family that source, destination and node have in common; of two the node's primary one."""
     having = [node.family for node in snapshot.nodes]
     of_source = {family_of(a) for a in sources} or set(having)
     of_destination = {family_of(a) for a in to.addresses} or set(having)
@@ -247,7 +247,10 @@ def _is_owned(snapshot: Snapshot, address: str) -> bool:
 
 
 def _interface(snapshot: Snapshot, machine: Machine, source: str) -> str:
-    """The interface by which packets of a source come in if they come the way that answers go; UNKNOWN_INTERFACE if it is not known."""
+    """The interface that receives packets of a source, if their route is that of answers.
+
+    UNKNOWN_INTERFACE if it is not known.
+    """
     route = machine.route_to(source) if snapshot.own else None
     return (
         machine.interface_name(route.interface)

@@ -1,4 +1,4 @@
-"""What was seen of real packets and connections of a flow, as programs get it: a part of the answer of `explain`."""
+"""Observed packets and connections of a flow, in the format for programs: part of an answer of `explain`."""
 
 from typing import Literal
 

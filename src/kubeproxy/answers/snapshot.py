@@ -22,10 +22,10 @@ class Snapshot(Struct, frozen=True):
         local_addresses: the addresses of the node, of each family.
         own: it is the node this process runs on, so its kernel can be read.
         troubles: what could not be read, and what that means for answers.
-        objects: other objects that were asked for, by path, as the API server returned them; None where it refused.
-        drivers: the drivers of the daemon, if it answers. In a mode that leads packets to a relay, only they know what the
-            kernel holds in place of endpoints.
-        past: the moment that is answered for, if it is a former one; "" for now.
+        objects: other objects that were asked for, by path, as the API server returned them; None where it
+            refused.
+        drivers: the drivers of the daemon, if it answers. In a mode that leads packets to a relay, only they
+            know what the kernel holds in place of endpoints.
     """
 
     state: State

@@ -1,6 +1,7 @@
-"""The command line of `kube-proxy`: without a command it runs the daemon, with one it answers a question about it.
+"""The command line of `kube-proxy`: runs the daemon, or with a command answers a question about it.
 
-Each command is a module of this package, imported only when it is asked for, so that the daemon loads none of them.
+Each command is a module of this package, imported only when it is used, so that the daemon loads none of
+them.
 """
 
 import os
@@ -20,8 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; those of the process if None.
     """
     if os.getpid() == 1:
-        # Process 1 of a container. The kernel sends it no signal that it does not handle, and the daemon handles SIGTERM only once
-        # its event loop runs, which may be after waiting for another daemon to end.
+        # Process 1 of a container. The kernel sends it no signal that it does not handle, and the daemon
+        # handles SIGTERM only once its event loop runs, which may be after waiting for another daemon to end.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     arguments = sys.argv[1:] if argv is None else argv
     if arguments and arguments[0] in COMMANDS:

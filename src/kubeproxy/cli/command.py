@@ -1,11 +1,12 @@
 """What the commands have in common: options, errors, exit statuses, and how results are written.
 
-A command takes its own options and every flag of the daemon, which say where Services come from and how they are
-programmed. Without such flags the configuration of the kube-proxy that runs in this network namespace is used
-(`insight.origin`). Options are parsed by argparse, flags of the daemon by the daemon's own parser.
+A command takes its own options and every flag of the daemon, which determine the source of Services and how
+they are programmed. Without such flags the configuration of the kube-proxy that runs in this network
+namespace is used (`insight.origin`). Options are parsed by argparse, flags of the daemon by the daemon's own
+parser.
 
-Exit statuses that all commands share: 1 if the question could not be answered, 130 after Ctrl-C. Each command documents
-the others.
+Exit statuses that all commands share: 1 if the question could not be answered, 130 after Ctrl-C. Each command
+documents the others.
 """
 
 import argparse
@@ -36,16 +37,16 @@ COMMON_STATUSES: Final = (
 
 
 class CommandError(Exception):
-    """The question cannot be answered; the message, one line, says what is wrong and what would be right."""
+    """The question cannot be answered; the message, one line, has the reason and the remedy."""
 
 
 class Asked(Struct, frozen=True):
-    """A question as it was asked.
+    """A question.
 
     Attributes:
         arguments: the values of the command's own options.
         flags: the flags of the daemon that were given, as `commandline.parse` returns them.
-        out: where the answer goes.
+        out: writes the answer.
     """
 
     arguments: argparse.Namespace

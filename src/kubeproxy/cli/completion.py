@@ -20,7 +20,7 @@ def _run(asked: Asked) -> int:
 
 
 def words(name: str) -> list[str]:
-    """The options of a command, "" for the daemon; flags of the daemon are options of commands that read Services."""
+    """The options of a command, "" for the daemon; commands that read Services also have its flags."""
     flags = [f"--{flag}" for flag in known(sys.platform)]
     if not name:
         return sorted({*COMMANDS, *flags})

@@ -117,7 +117,7 @@ def _past(asked: Asked, machine: Machine) -> int:
 
 
 def _of_daemon(asked: Asked, machine: Machine) -> Answer | None:
-    """The answer of the kube-proxy that runs here; None if there is none, or another configuration is asked about."""
+    """The answer of the running kube-proxy; None if none runs, or it has another configuration."""
     arguments = asked.arguments
     if asked.flags or arguments.node or arguments.source.startswith("pod/"):
         return None
@@ -191,9 +191,8 @@ def _see(found: Answer, asked: Asked, machine: Machine) -> Answer:
     return found
 
 
-def show(found: Answer, out: Output, asked_at: str = "") -> None:
-    """Writes an answer for people; `asked_at` is the former moment that it is for."""
-    at = f", at {asked_at}" if asked_at else ""
+def show(found: Answer, out: Output) -> None:
+    """Writes an answer as text."""
     out.line(
         f"{found.source} -> {join(found.destination, found.port)}/{found.protocol}   on node {found.node},"
         f" {found.mode} mode{at}",
@@ -228,7 +227,7 @@ def show(found: Answer, out: Output, asked_at: str = "") -> None:
 
 
 def show_flows(found: Followed, out: Output) -> None:
-    """Writes open connections for people."""
+    """Writes open connections as text."""
     if found.cannot:
         out.line(f"  {'connections':<14}were not listed: {found.cannot}")
         return
@@ -247,7 +246,7 @@ def show_flows(found: Followed, out: Output) -> None:
 
 
 def show_live(found: Live, wanted: int, out: Output) -> None:
-    """Writes what became of traced packets for people."""
+    """Writes traced packets as text."""
     from kubeproxy.answers.live import shown
 
     if found.cannot:

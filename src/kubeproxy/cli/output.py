@@ -1,7 +1,7 @@
 """How commands write: results to standard output, everything about them to standard error.
 
-Results are JSON for programs, or text for people: with colors and the width of the window on a terminal, plain lines
-elsewhere. NO_COLOR is honoured (no-color.org).
+Results are JSON for programs, or text for users: with colors and the width of the window on a terminal, plain
+lines elsewhere. NO_COLOR is honoured (no-color.org).
 """
 
 import sys
@@ -21,7 +21,7 @@ class Output:
 
     @cached_property
     def console(self) -> "Console":
-        """Standard output for people; text is written as it is, without markup."""
+        """Standard output for text, which is written as it is, without markup."""
         from rich.console import Console
 
         return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -19,7 +19,7 @@ from kubeproxy.config.validate import validate
 logger = logging.getLogger(__name__)
 
 _GC_THRESHOLD = (50_000, 20, 100)
-"""Rows and plans hold no cycles and are not tracked: looking for garbage as often as Python does is a waste."""
+"""Rows and plans have no cycles and are not tracked, so garbage is collected less often than Python does."""
 
 
 def main(argv: Sequence[str]) -> int:

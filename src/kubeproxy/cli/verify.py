@@ -19,7 +19,7 @@ from kubeproxy.insight.verify import Verified, verified
 
 DIFFERS: Final = 2
 MOST_LINES: Final = 50
-"""So many differences are written for people; JSON has all."""
+"""The maximum number of differences in the text; JSON has all."""
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

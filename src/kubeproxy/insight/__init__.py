@@ -1,1 +1,1 @@
-"""Answers about the Services of a node, without a daemon: they read sources, plans and the kernel, and write nothing."""
+"""Answers about the Services of a node without a daemon; reads sources, plans and the kernel only."""

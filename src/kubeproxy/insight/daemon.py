@@ -17,11 +17,11 @@ _PART_BYTES: Final = 1 << 16
 
 
 class RefusedQuestionError(Exception):
-    """The daemon says what is wrong with the question."""
+    """The daemon refused the question; the message has the reason."""
 
 
 def ask(machine: Machine, source: str, destination: str, interface: str) -> Answer | None:
-    """Asks what becomes of a packet; None if nobody answers.
+    """Asks the daemon for the verdict on a packet; None if no daemon answers.
 
     Args:
         machine: this host.
@@ -48,7 +48,9 @@ def ask(machine: Machine, source: str, destination: str, interface: str) -> Answ
 
 
 def _get(machine: Machine, path: str) -> tuple[int, bytes]:
-    """The status and body of an HTTP response. Python's own client takes longer to import than the daemon to answer.
+    """The status and body of an HTTP response.
+
+    The client of Python's library is not used, because its import takes longer than the answer.
 
     Raises:
         OSError: there is no daemon, or it does not answer.

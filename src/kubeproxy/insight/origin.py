@@ -1,8 +1,9 @@
-"""Which configuration a command answers for: the one its flags give, else that of the kube-proxy that runs here.
+"""The configuration a command answers for: that of its flags, else that of the kube-proxy on this node.
 
-A running kube-proxy holds the lock of its network namespace, and the kernel names the process that does. Its command line,
-environment and view of the file system are read from /proc, so this works from the host for a kube-proxy in a
-container, too. It needs the right to look at that process (root, or CAP_SYS_PTRACE).
+A running kube-proxy holds the lock of its network namespace, and the kernel names the process that does. Its
+command line, environment and view of the file system are read from /proc, so this works from the host for a
+kube-proxy in a container, too. It needs the privilege to read the state of that process (root, or
+CAP_SYS_PTRACE).
 """
 
 import sys
@@ -21,11 +22,11 @@ from kubeproxy.linux.process import Process
 from kubeproxy.machine.base import Machine
 
 SOURCES: Final = frozenset({"config", "kubeconfig", "manifests", "master"})
-"""Flags that say where Services come from. With one of them a running kube-proxy is not asked."""
+"""Flags that name the source of Services. With one of them a running kube-proxy is not asked."""
 
 
 class OriginError(Exception):
-    """No configuration was found, or it cannot be used; the message says what to do."""
+    """No configuration was found, or it cannot be used; the message names the remedy."""
 
 
 class Origin(Struct, frozen=True):
@@ -48,7 +49,8 @@ def find(flags: Mapping[str, Any], machine: Machine, environment: Mapping[str, s
     """Finds the configuration to answer for.
 
     Args:
-        flags: flags of the daemon that were given with the command; those of a running kube-proxy are added to them.
+        flags: flags of the daemon that were given with the command; those of a running kube-proxy are added
+            to them.
         machine: this host.
         environment: the environment of this process.
 
@@ -83,7 +85,7 @@ def find(flags: Mapping[str, Any], machine: Machine, environment: Mapping[str, s
 
 
 def daemon_arguments(command: Sequence[str]) -> Sequence[str]:
-    """The flags in the command line of a running kube-proxy, which Python may run as a script or as a module."""
+    """The flags in the command line of a running kube-proxy, which Python may run as a script or module."""
     if not PurePosixPath(command[0] if command else "").name.startswith("python"):
         return command[1:]
     for at, argument in enumerate(command[1:], 1):

@@ -1,8 +1,8 @@
 """The cluster at one moment, planned for one node: what every command works on.
 
-The sources are those of the daemon, used until their first lists are complete. What cannot be read, such as a Node that
-access rules hide, becomes a trouble that is reported beside the answer; without Services and EndpointSlices there is no
-answer.
+The sources are those of the daemon, used until their first lists are complete. What cannot be read, such as a
+Node that access rules hide, becomes a trouble that is reported beside the answer; without Services and
+EndpointSlices there is no answer.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _EXTRAS_SECONDS: Final = 2.0
 
 
 class SnapshotError(Exception):
-    """The cluster cannot be read; the message says why."""
+    """The cluster cannot be read; the message has the reason."""
 
 
 class _Sink(Hub):

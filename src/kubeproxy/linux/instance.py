@@ -134,8 +134,8 @@ def acquire(
         if found is not None:
             if found.user not in (0, os.geteuid()):
                 log.warning(
-                    "The abstract socket @%(socket)s is held by %(holder)s of user %(user)s, which cannot be a kube-proxy; continuing"
-                    " without the lock; another kube-proxy on this node would not be detected",
+                    "The abstract socket @%(socket)s is held by %(holder)s of user %(user)s, which cannot be a kube-proxy;"
+                    " continuing without the lock; another kube-proxy on this node would not be detected",
                     {"socket": NAME[1:], "holder": found, "user": "unknown" if found.user == UNKNOWN else found.user},
                 )  # fmt: skip
                 return Instance(None)
@@ -186,14 +186,14 @@ def connect_to_ask(make: Make, seconds: float) -> socket.socket:
         seconds: how long to wait for the connection, and for each part of an answer.
 
     Raises:
-        OSError: nobody listens, or a user who is neither root nor our own.
+        OSError: no process listens, or one whose user is neither root nor our own.
     """
     made = make(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         made.settimeout(seconds)
         made.connect(ANSWERS)
         if not is_trusted(made):
-            raise PermissionError(errno.EPERM, "the socket is another user's")
+            raise PermissionError(errno.EPERM, "the socket belongs to another user")
     except OSError:
         made.close()
         raise
@@ -209,7 +209,7 @@ def peer(connection: socket.socket) -> Holder:
     """The process at the other end of a connected Unix socket.
 
     Raises:
-        OSError: the kernel does not say.
+        OSError: the kernel does not report it.
     """
     process, user, _ = _CREDENTIALS.unpack(
         connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

@@ -1,8 +1,8 @@
-"""Why a packet goes where it goes: the verdict on it, step by step, with the endpoints it can and cannot reach.
+"""Explains the verdict on a packet, step by step, with the endpoints it can and cannot reach.
 
-The verdict itself is that of `verdict`; here is what led to it: who named the front, how the source was
-judged, which endpoints were selected, and for each of the others the reason why it was not. Nothing is
-decided here.
+The verdict itself is that of `verdict`; this is its explanation: which Services name the front, how the
+source was classified, which endpoints were selected, and for each of the others the reason why it was not.
+Nothing is decided here.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -29,13 +29,13 @@ Reason = Literal[
     "other family",
     "duplicate",
 ]
-"""Why an endpoint gets nothing. "other zone" and "other node" are those its hints name."""
+"""Why an endpoint gets no packets. "other zone" and "other node" are those its hints name."""
 
 UNKNOWN_INTERFACE: Final = "?"
-"""The interface of a packet that comes in by one that is not known."""
+"""The interface of a packet that is received on an unknown one."""
 
 MOST_MISSES: Final = 5
-"""So many near misses are named."""
+"""The maximum number of similar fronts that are listed."""
 
 
 class Reached(Struct, frozen=True):
@@ -97,14 +97,14 @@ class Stage(Struct, frozen=True):
 
 
 class Explanation(Struct, frozen=True):
-    """Why a packet goes where it goes.
+    """The verdict on a packet, and the reasons.
 
     Attributes:
         packet: the packet.
         verdict: what becomes of it.
         service: namespace and name of the Service it is for; None if it is for none.
-        stages: how that was decided.
-        endpoints: where it can go.
+        stages: the steps of the decision.
+        endpoints: the endpoints that it can reach.
         excluded: the other endpoints of the Service port.
         plans: the plans of the Services that can own the destination, or have its address.
     """
@@ -218,7 +218,7 @@ def _source(packet: Packet, node: NodeConfig, local_addresses: Collection[str]) 
 
 
 def _policies(packet: Packet, verdict: Verdict, port: PortPlan) -> Iterator[Stage]:
-    """The traffic policy, source ranges and session affinity of a Service port, as far as they concern a packet."""
+    """The traffic policy, source ranges and session affinity of a Service port that apply to a packet."""
     external = verdict.front != "ClusterIP"
     local = port.external_local if external else port.internal_local
     name = "externalTrafficPolicy" if external else "internalTrafficPolicy"
@@ -238,7 +238,7 @@ def _policies(packet: Packet, verdict: Verdict, port: PortPlan) -> Iterator[Stag
 
 
 def _topology(verdict: Verdict, port: PortPlan, rows: Sequence[_Row], node: NodeConfig) -> Iterator[Stage]:
-    """Whether hints narrowed the choice, and why or why not."""
+    """Whether topology hints limited the choice, and why or why not."""
     ready = [
         each.row
         for each in rows
@@ -369,7 +369,7 @@ def _why(each: _Row, verdict: Verdict, port: PortPlan, node: NodeConfig) -> tupl
 def _no_service(
     state: State, node: NodeConfig, local_addresses: Collection[str], packet: Packet, verdict: Verdict
 ) -> Iterator[Stage]:
-    """What there is to say of a packet that is for no Service: what is near, and what becomes of it."""
+    """The explanation of a packet that is for no Service: similar fronts, and the verdict."""
     at = join(packet.destination, packet.port)
     misses = list(_misses(state, local_addresses, packet))
     text = f"{at} {packet.protocol} is not a front of any Service"
@@ -383,7 +383,7 @@ def _no_service(
 
 
 def _misses(state: State, local_addresses: Collection[str], packet: Packet) -> Iterator[str]:
-    """Fronts that differ from a destination in the port or protocol only, and endpoints that are at it."""
+    """Fronts that differ from a destination only in port or protocol, and endpoints that have its address."""
     own = packet.destination in local_addresses
     for key, row in state.services.items():
         fronts = {

@@ -42,7 +42,7 @@ Reason = Literal[
 REASONS: Final[Sequence[Reason]] = get_args(Reason)
 
 MOST_NAMES: Final = 5
-"""So many ports or slices are named in a detail."""
+"""The maximum number of ports or slices that a detail names."""
 
 _READY = int(Condition.READY)
 _DRAINING = int(Condition.SERVING | Condition.TERMINATING)

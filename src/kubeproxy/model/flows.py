@@ -35,7 +35,10 @@ So instead of more, one that lists all flows of the protocol is used.
 """
 
 _FEW: Final = 4
-"""So many endpoints are listed one by one, even if there are fewer fronts: a front such as DNS may have most flows."""
+"""Up to this number endpoints are listed one by one, even if there are fewer fronts.
+
+A front such as that of DNS may have most flows.
+"""
 
 Place = bytes
 """A packed address and a port in network order; a node port has no address."""
@@ -161,7 +164,7 @@ class Fronts:
         return bool(owners) or any(source in serving for serving in self._left[front])
 
     def _change(self, old: Owner | None, new: Owner | None) -> None:
-        """Replaces a Service port: changes the owners of its fronts, and finds the flows that must be checked."""
+        """Replaces a Service port: changes the owners of its fronts, and adds flows that must be checked."""
         protocol = (new or old or _NONE).protocol
         old, new = old or _NONE, new or _NONE
         for front in old.fronts | new.fronts:

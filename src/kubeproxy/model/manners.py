@@ -10,19 +10,21 @@ class Manners(Struct, frozen=True, gc=False):
     """What a mode does with packets that plans do not determine.
 
     Attributes:
-        closed_cluster_ips: ports of a ClusterIP that are no Service's reject, and addresses of the ServiceCIDRs that
-            are no Service's drop; otherwise routing decides.
-        refuses_everywhere: a node port without usable endpoints drops or rejects on every local address, also on
-            those that do not serve node ports.
-        lets_own_out: what a process of this node sends to an external or load balancer IP elsewhere is not refused
-            when there are no usable endpoints; routing decides.
-        firewall_first: source ranges are checked before the Service is looked up. So they also apply if there are no
-            endpoints, and if the load balancer IP is one of the Service's external IPs, too; otherwise neither.
-        falls_back: a front with policy Local that has no endpoint on this node leads to those elsewhere, where the Service
-            has any for external traffic; and the policy applies to what local Pods and this node itself send, too.
-        owns_addresses: the Services' addresses are the node's own. So other ports of them reject, and what a process of this
-            node sends to one comes from that address; source ranges are compared with the node's address instead, and only
-            where there are endpoints.
+        closed_cluster_ips: ports of a ClusterIP that are no Service's reject, and addresses of the
+            ServiceCIDRs that are no Service's drop; otherwise routing decides.
+        refuses_everywhere: a node port without usable endpoints drops or rejects on every local address, also
+            on those that do not serve node ports.
+        lets_own_out: what a process of this node sends to an external or load balancer IP elsewhere is not
+            refused when there are no usable endpoints; routing decides.
+        firewall_first: source ranges are checked before the Service is looked up. So they also apply if there
+            are no endpoints, and if the load balancer IP is one of the Service's external IPs, too; otherwise
+            neither.
+        falls_back: a front with policy Local that has no endpoint on this node leads to those elsewhere,
+            where the Service has any for external traffic; and the policy applies to what local Pods and this
+            node itself send, too.
+        owns_addresses: the Services' addresses are the node's own. So other ports of them reject, and what a
+            process of this node sends to one comes from that address; source ranges are compared with the
+            node's address instead, and only where there are endpoints.
     """
 
     closed_cluster_ips: bool = False

@@ -1,6 +1,7 @@
 """Makes the plan of a Service: which fronts it owns, and which endpoints serve them.
 
-The caller provides the owners of fronts (`model.claims`), so that the plan of a Service needs no other Service.
+The caller provides the owners of fronts (`model.claims`), so that the plan of a Service needs no other
+Service.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -108,7 +108,7 @@ class ConntrackFlow(NamedTuple):
 
     @property
     def client(self) -> bytes:
-        """The place the client spoke from."""
+        """The place from which the client sends."""
         found = _tuple(wire.attributes(self.message[4:])[_TUPLE_ORIG])
         return b"" if found is None else found[1]
 

@@ -23,7 +23,7 @@ HASH_IP_PORT_NET: Final = "hash:ip,port,net"
 BITMAP_PORT: Final = "bitmap:port"
 
 REVISIONS: Final = {HASH_IP: 5, HASH_IP_PORT: 6, HASH_IP_PORT_IP: 6, HASH_IP_PORT_NET: 8, BITMAP_PORT: 3}
-"""The revisions that are requested if the kernel supports them: the latest that all ipset programs can print."""
+"""The revisions to request if the kernel supports them: the latest that all ipset versions can print."""
 
 NAME_SIZE: Final = 31
 """The maximum length of a name."""

@@ -205,7 +205,7 @@ def fingerprint(namespace: Namespace) -> int:
 
 
 def hash_table(text: bytes) -> int:
-    """The number for the text of /proc/net/ip_vs, without parsing it: its last two columns are 10 wide each."""
+    """The number for the text of /proc/net/ip_vs, without parsing: its last two columns are 10 wide each."""
     lines = text.split(b"\n")
     return hash(b"".join([line[:-22] if line.startswith(b"  -> ") else line for line in lines]))
 

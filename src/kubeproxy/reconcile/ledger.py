@@ -1,13 +1,15 @@
 """The table of one IP family: for each Service the plan that is wanted, and the plan that is in the kernel.
 
-The reconciler is the only one that writes it. All that depends on what is in the kernel (stale flows, health-check ports,
-metrics, contested fronts, Events) subscribes to it and keeps no table of its own. So a Service that the kernel refuses
-counts everywhere with what the kernel has: of such a Service a driver leaves in the kernel what was there before, see `kept`.
+Only the reconciler writes it. Everything that depends on what is in the kernel (stale flows, health-check
+ports, metrics, contested fronts, Events) subscribes to it and keeps no table of its own. So of a Service that
+the kernel refuses all of them use what the kernel has: a driver leaves in the kernel what was there before,
+see `kept`.
 
-Nearly always the plan in the kernel is the wanted one. So the table is kept as the plans in the kernel, and beside them only
-what differs: an idle Service takes one entry of a dict.
+The plan in the kernel is nearly always the wanted one. So the table consists of the plans in the kernel, and
+in addition only of what differs: an idle Service needs one entry of a dict.
 
-What other programs do to the rules is not recorded here: until it is repaired, the table says what we programmed last.
+Changes by other programs are not recorded here: until they are repaired, the table has what we programmed
+last.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,13 +27,13 @@ Progress = Literal["pending", "done", "refused"]
 
 
 class Row(Struct, frozen=True, gc=False):
-    """What the table says of a Service.
+    """The row of a Service.
 
     Attributes:
         wanted: the plan that was made last; None: the Service is not to be in the kernel.
         in_kernel: the plan that was programmed last; None: nothing of the Service is in the kernel.
         status: whether these are the same.
-        words: what the kernel said when it refused the wanted plan.
+        words: the message of the kernel that refused the wanted plan.
     """
 
     wanted: ServicePlan | None
@@ -45,7 +47,7 @@ class Recorded(Struct, frozen=True, gc=False):
 
     Attributes:
         full: all Services were compared with the kernel, so rules may have been missing before.
-        changes: the Services whose plans in the kernel are others now.
+        changes: the Services whose plans in the kernel have changed.
     """
 
     full: bool
@@ -60,7 +62,7 @@ class Ledger:
     """
 
     def __init__(self, family: Family) -> None:
-        """Nothing is in the kernel yet that we know of."""
+        """Creates an empty table: it is not known that the kernel has anything."""
         self.family = family
         self._plans: dict[Key, ServicePlan] = {}
         self._different: dict[Key, ServicePlan | None] = {}
@@ -69,23 +71,23 @@ class Ledger:
 
     @property
     def plans(self) -> Mapping[Key, ServicePlan]:
-        """The plans that are in the kernel, by Service. It changes with each sync: copy what is used later."""
+        """The plans that are in the kernel, by Service. Each sync changes it: copy what is used later."""
         return self._plans
 
     @property
     def refused(self) -> Mapping[Key, str]:
-        """The Services whose wanted plan the kernel refuses, each with what it said."""
+        """The Services whose wanted plan the kernel refuses, each with its message."""
         return self._refused
 
     def row(self, key: Key) -> Row:
-        """What the table says of a Service."""
+        """The row of a Service."""
         plan = self._plans.get(key)
         if key in self._refused:
             return Row(self._different.get(key, plan), plan, "refused", self._refused[key])
         return Row(self._different.get(key, plan), plan, "pending" if key in self._different else "done")
 
     def subscribe(self, listener: Callable[[Recorded], None]) -> None:
-        """Calls back after each successful sync, when the kernel has it and the table says so."""
+        """Calls back after each successful sync, when both the kernel and the table have its changes."""
         self._listeners.add(listener)
 
     def known(self) -> list[Key]:
@@ -98,7 +100,7 @@ class Ledger:
         return {key: plan for key, plan in plans.items() if plan is not None}
 
     def restored(self) -> dict[Key, ServicePlan]:
-        """The plans that a repair restores: the wanted ones, but of refused Services what the kernel keeps."""
+        """The plans that a repair restores: the wanted ones; of refused Services what the kernel keeps."""
         plans = {key: plan for key, plan in self.wanted().items() if key not in self._refused}
         return plans | self._kept(self._refused)
 
@@ -110,7 +112,7 @@ class Ledger:
             self._different[key] = plan
 
     def due(self) -> list[Change]:
-        """What a partial sync has to change: all that differs, but for refused Services, which need a full sync."""
+        """The changes of a partial sync: what differs, without refused Services, which need a full sync."""
         return [
             Change(key, self._plans.get(key), plan)
             for key, plan in self._different.items()
@@ -118,13 +120,13 @@ class Ledger:
         ]
 
     def applied(self, changes: Sequence[Change]) -> None:
-        """A partial sync has brought these changes to the kernel."""
+        """A partial sync has programmed these changes."""
         for change in changes:
             del self._different[change.key]
         self._record(Recorded(full=False, changes=changes))
 
     def loaded(self, failures: Failures) -> Sequence[Change]:
-        """A full sync has brought all wanted plans to the kernel, but for those it refuses; returns what changed."""
+        """A full sync has programmed all wanted plans but those the kernel refuses; returns what changed."""
         programmed = {key: plan for key, plan in self._different.items() if key not in failures}
         changes = [
             Change(key, self._plans.get(key), plan)

@@ -1,4 +1,4 @@
-"""Callbacks that follow what is in the kernel. An error in one of them is logged and keeps nothing else from happening."""
+"""Callbacks after changes of the kernel. An error in one of them is logged and affects nothing else."""
 
 import logging
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class Listeners(Generic[T]):
     """The callbacks of one IP family for one kind of event."""
 
     def __init__(self, family: Family) -> None:
-        """There are none yet.
+        """Creates it without callbacks.
 
         Args:
             family: the IP family, for the log.
@@ -24,7 +24,7 @@ class Listeners(Generic[T]):
         self._listeners: list[Callable[[T], None]] = []
 
     def add(self, listener: Callable[[T], None]) -> None:
-        """Calls this one from now on."""
+        """Adds a callback."""
         self._listeners.append(listener)
 
     def call(self, event: T) -> None:
@@ -34,6 +34,6 @@ class Listeners(Generic[T]):
                 listener(event)
             except Exception:
                 log.exception(
-                    "%(ipFamily)s: what follows a sync failed; the rules are in place",
+                    "%(ipFamily)s: an action after a sync failed; the rules are in place",
                     {"ipFamily": self._family},
                 )

@@ -1,18 +1,21 @@
-"""When the control loop of one IP family may sync. What a sync does is the `reconciler`'s concern.
+"""Determines when the control loop of one IP family may sync. The syncs are done by `reconciler`.
 
 What the pacing guarantees, with `cost` the seconds a sync took:
 
-1. A change that comes when no rest is due is synced at once.
-2. After a partial sync the loop rests as long as that sync took, one second at most: changes that come fast are
-   collected, syncing takes about half a processor at most, and a cheap sync makes nobody wait.
-3. After a full sync, whatever its reason (the start, a repair, a node that changed), the next change is synced at once.
-4. Full syncs rest for each other's sake: three times the cost of the last one, so that a node that changes all the time,
-   a refused Service that is touched all the time, or a program that fights with us takes a quarter of a processor.
-   Five of them in a minute may begin without that rest, and five repairs besides; a repair that may do so waits for
-   nothing. While a full sync that only a refused Service needs is resting, changes of others are synced.
-5. A sync that failed is tried again after a delay that grows from 0.25 seconds to the longest one the caller allows.
-6. Where the operator sets minSyncPeriod, it is the rest after every sync, partial or full, in place of 2 and 3; 4 and 5
-   hold as well.
+1. A change is synced at once if no rest is due.
+2. After a partial sync the loop rests as long as that sync took, one second at most: frequent changes are
+   collected, syncing takes about half a processor at most, and a cheap sync delays no change noticeably.
+3. After a full sync, whatever its reason (the start, a repair, a changed node), the next change is synced at
+   once.
+4. Between full syncs the loop rests three times the cost of the last one, so that a node that changes all the
+   time, a refused Service that is touched all the time, or a program that reverts our rules takes a quarter
+   of a processor. Five of them in a minute may begin without that rest, and five repairs in addition; such a
+   repair begins at once. While a full sync rests that only a refused Service needs, changes of others are
+   synced.
+5. A sync that failed is tried again after a delay that grows from 0.25 seconds to the longest one the caller
+   allows.
+6. If the operator sets minSyncPeriod, it is the rest after every sync, partial or full, in place of 2 and 3;
+   4 and 5 apply as well.
 """
 
 import math
@@ -20,16 +23,16 @@ from collections import deque
 from typing import Final, Literal
 
 REST_FACTOR: Final = 1.0
-"""The rest after a partial sync, in terms of what it took."""
+"""The rest after a partial sync, as a multiple of its duration."""
 
 LONGEST_REST_SECONDS: Final = 1.0
-"""The longest rest after a partial sync where minSyncPeriod is not set; the reference's default."""
+"""The longest rest after a partial sync if minSyncPeriod is not set; the reference's default."""
 
 FULL_REST_FACTOR: Final = 3.0
-"""The rest between full syncs, in terms of what the former took."""
+"""The rest between full syncs, as a multiple of the duration of the first."""
 
 AT_ONCE: Final = 5
-"""So many full syncs in `AT_ONCE_SECONDS` need not rest for the one before."""
+"""The number of full syncs in `AT_ONCE_SECONDS` that may begin without that rest."""
 
 AT_ONCE_SECONDS: Final = 60.0
 
@@ -43,10 +46,10 @@ class Pacer:
     """The pace of one control loop. All times are of the loop's clock, in seconds."""
 
     def __init__(self, min_sync_period: float | None, longest_retry: float) -> None:
-        """Nothing has to wait yet.
+        """Creates it; no rest is due.
 
         Args:
-            min_sync_period: the rest after each sync; None: adapt to what partial syncs cost.
+            min_sync_period: the rest after each sync; None: adapt to the cost of partial syncs.
             longest_retry: the longest delay before a failed sync is tried again.
         """
         self._min_sync_period = min_sync_period
@@ -99,7 +102,7 @@ class _Allowance:
 
     @property
     def next(self) -> float:
-        """When there is one to be had."""
+        """When the next use is possible."""
         return self._taken[0] + AT_ONCE_SECONDS
 
     def take(self, now: float) -> None:

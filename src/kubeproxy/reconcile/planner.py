@@ -1,7 +1,8 @@
 """Makes the plans of Services for one IP family, and records in the ledger which are wanted.
 
-Other work runs in between: many Services are planned some at a time, and a large one in a thread. Those that change meanwhile
-are planned again at the end, in one go, so that all plans are of the same moment, in which each front has one owner.
+Other work runs in between: many Services are planned some at a time, and a large one in a thread. Those that
+change meanwhile are planned again at the end, without interruption, so that all plans are of the same moment,
+in which each front has one owner.
 """
 
 import asyncio
@@ -14,21 +15,21 @@ from kubeproxy.model.state import State
 from kubeproxy.reconcile.ledger import Ledger
 
 YIELD_EVERY: Final = 500
-"""So many Services are planned before other work gets its turn."""
+"""The number of Services that are planned before other work runs."""
 
 LARGE: Final = 5_000
-"""A Service with so many endpoints, counted once a port, is planned in a thread: it takes 10 ms and more."""
+"""A Service with this many endpoints, counted per port, is planned in a thread: it takes 10 ms or more."""
 
 
 class Planner:
     """Plans the Services of a state.
 
     Attributes:
-        progress: how many Services were planned when last all were, and of how many.
+        progress: how many Services are planned of the last `plan_all`, and of how many.
     """
 
     def __init__(self, state: State, ledger: Ledger) -> None:
-        """Nothing is planned yet.
+        """Creates it; nothing is planned.
 
         Args:
             state: the Services and their endpoints.
@@ -39,7 +40,7 @@ class Planner:
         self.progress = 0, 0
 
     async def plan_all(self, node: NodeConfig, *meanwhile: Collection[Key]) -> None:
-        """Plans every Service; what exists no more is wanted no more.
+        """Plans every Service; one that does not exist any more is not wanted any more.
 
         Args:
             node: the node.

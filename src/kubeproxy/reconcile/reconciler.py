@@ -1,17 +1,19 @@
-"""The control loop of one IP family: brings the kernel to the plans.
+"""The control loop of one IP family: programs the plans.
 
-Changes are collected while a sync runs or rests, and the next sync plans each touched Service once, as it stands then;
-what came back to what it was costs nothing. When a sync may begin is decided by `pacer`, which states what it
-guarantees: in short, the first change after a quiet time or after a full sync goes at once, and changes that follow
-each other rest as long as a partial sync takes, one second at most.
+Changes are collected while a sync runs or rests, and the next sync plans each touched Service once, as it is
+then; a change that was reverted costs nothing. `pacer` decides when a sync may begin, and states its
+guarantees: in short, the first change after a quiet time or after a full sync is synced at once, and between
+frequent changes the loop rests as long as a partial sync takes, one second at most.
 
-What is wanted and what is in the kernel is recorded in the `ledger`. A full sync sends all plans to the driver, which
-compares them with what the kernel holds. All Services are planned for it only if the plans may be others: at the start, when the
-node changed, and once an hour. Otherwise, above all after drift, the plans of the ledger are sent. After drift the plan that a
-refused Service had in the kernel is restored, too; the refused one is not retried then.
+What is wanted and what is in the kernel is recorded in the `ledger`. A full sync sends all plans to the
+driver, which compares them with what the kernel holds. All Services are planned for it only if the plans may
+have changed: at the start, when the node changed, and once an hour. Otherwise, in particular after drift, the
+plans of the ledger are sent. After drift the plan that a refused Service had in the kernel is restored, too;
+the refused one is not retried then.
 
-A sync that fails is done again, in full, with growing delays. A Service that the kernel refuses is left as it was,
-reported, and retried when it changes and with growing delays; it does not delay others. Drift is detected by the `watchdog`.
+A sync that fails is repeated as a full sync, with growing delays. A Service that the kernel refuses keeps
+what it had, is reported, and retried when it changes and with growing delays; it does not delay others. Drift
+is detected by the `watchdog`.
 """
 
 import asyncio
@@ -51,14 +53,15 @@ _LONGEST_REFUSAL_SECONDS = 300.0
 
 
 class Synced(Struct, frozen=True, gc=False):
-    """That a sync succeeded, and what it cost. What it changed in the kernel is told by the ledger.
+    """A successful sync and its cost. What it changed in the kernel is reported by the ledger.
 
     Attributes:
         full: whether everything was compared.
         started: when it started, by the reconciler's clock.
         seconds: how long it took.
         kernel_seconds: how much of that the driver took.
-        triggered: when, in Unix time, what led to the changes in the kernel happened in the cluster, as far as that is known.
+        triggered: the Unix times of the changes in the cluster that led to the changes in the kernel, as far
+            as they are known.
     """
 
     full: bool
@@ -81,10 +84,10 @@ class Reconciler:
     Attributes:
         node: the node it plans for.
         ledger: the plans that are wanted, and those that are in the kernel.
-        last_queued: when something to do last came in, by the clock; None before the first.
+        last_queued: when a change was last received, by the clock; None before the first.
         last_success: when a sync last succeeded, by the clock; None before the first.
-        failures_in_row: syncs that failed since.
-        trouble: why the last of them failed.
+        failures_in_row: the number of failed syncs since.
+        trouble: the error of the last of them.
         failed: how many syncs failed, full ones and partial ones.
         synced: set after the first successful sync.
     """
@@ -102,11 +105,13 @@ class Reconciler:
         """Makes a reconciler; `run` runs it.
 
         Args:
-            state: what the cluster says.
-            driver: what brings it to the kernel.
+            state: the Services and endpoints of the cluster.
+            driver: programs the plans.
             node: the node under this family.
-            sync_period: seconds between looks at the kernel, and the longest delay before a failed sync is retried.
-            min_sync_period: least seconds between the end of a sync and the next; None: adapt to what partial syncs cost.
+            sync_period: seconds between checks for drift, and the longest delay before a failed sync is
+                retried.
+            min_sync_period: the minimum seconds between the end of a sync and the next; None: adapt to the
+                cost of partial syncs.
             clock: the time.
         """
         self._driver = driver
@@ -159,7 +164,7 @@ class Reconciler:
 
     @property
     def planned(self) -> tuple[int, int]:
-        """How many Services were planned when last all were, and of how many."""
+        """How many Services are planned of the last time all were, and of how many."""
         return self._planner.progress
 
     @property
@@ -169,19 +174,19 @@ class Reconciler:
 
     @property
     def queued_since(self) -> float | None:
-        """When the oldest change not yet in the kernel came in, by the clock; None if there is none."""
+        """When the oldest change not yet in the kernel was received, by the clock; None if there is none."""
         return self._queued if self._syncing is None else self._syncing
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
-        """A plan that was synced as the kernel knows it: in some modes its endpoints are others."""
+        """A plan that was synced as it is in the kernel: in some modes with other endpoints."""
         return self._driver.in_kernel(plan) if isinstance(self._driver, Leading) else plan
 
     def figures(self) -> Iterable[Figure]:
-        """What the driver reports of itself."""
+        """The metrics of the driver."""
         return self._driver.figures() if isinstance(self._driver, Measured) else ()
 
     def on_sync(self, listener: Callable[[Synced], None]) -> None:
-        """Calls back after each successful sync. Who wants to know what is in the kernel subscribes to the ledger."""
+        """Calls back after each successful sync. What is in the kernel is reported by the ledger."""
         self._listeners.add(listener)
 
     def on_trouble(self, listener: Callable[[Trouble], None]) -> None:
@@ -193,7 +198,7 @@ class Reconciler:
 
         Args:
             keys: the Services.
-            triggered: when, in Unix time, what led to that happened in the cluster; None if that is not known.
+            triggered: the Unix time of the change in the cluster; None if it is not known.
         """
         if not keys:
             return
@@ -206,7 +211,7 @@ class Reconciler:
         self._queue()
 
     def set_node(self, node: NodeConfig) -> None:
-        """The node has changed: everything is planned again, unless only where ClusterIPs come from has changed."""
+        """The node has changed: everything is planned again, unless only the ServiceCIDRs have changed."""
         if node == self.node:
             return
         plans_stay = structs.replace(node, service_cidrs=self.node.service_cidrs) == self.node
@@ -249,7 +254,7 @@ class Reconciler:
             self._stopped.set()
 
     async def stop(self) -> None:
-        """Ends `run`, after the sync that is in progress. Changes are collected, and `run` may be called again."""
+        """Ends `run` after the sync in progress. Changes are collected, and `run` may be called again."""
         if not self._stopped.is_set():
             self._stopping = True
             self._wake.set()
@@ -257,7 +262,7 @@ class Reconciler:
             self._watchdog.suspended = True
 
     async def _until_due(self) -> Kind | None:
-        """Waits until there is something to do and it may begin; returns what kind of sync does it, None to stop."""
+        """Waits until a sync is needed and may begin; returns its kind, None to stop."""
         while True:
             self._wake.clear()
             if self._stopping:
@@ -290,12 +295,12 @@ class Reconciler:
         return min(found, key=lambda due: due[0], default=None)
 
     async def _sync(self, kind: Kind) -> None:
-        """Does one sync of what is due."""
+        """Does one sync."""
         started = self._clock.now()
         self._pacer.began(kind, started)
         full = kind != "partial"
         if full and self.ledger.refused:
-            # Drift that is detected too late would leave these with less than they had.
+            # If drift is detected only afterwards, these would have less than before.
             await self._watchdog.look(started)
         touched, self._pending = self._pending, {}
         if full:
@@ -346,7 +351,7 @@ class Reconciler:
         """Records a full sync; returns what it changed."""
         before = self.ledger.refused
         changes = self.ledger.loaded({**before, **failures} if restoring else failures)
-        # A Service that is refused only now has not got back what the kernel lost of it.
+        # What the kernel lost of a Service that is refused only now was not restored.
         lacking = (failures.keys() - before.keys()) & self.ledger.plans.keys() if restoring else ()
         self._restoring = bool(lacking)
         if lacking:
@@ -355,7 +360,7 @@ class Reconciler:
         return changes
 
     async def _plan(self, touched: Collection[Key], node: NodeConfig, *, full: bool) -> None:
-        """Plans what the sync is about. What is touched meanwhile is planned too, and found in place by the next sync."""
+        """Plans what the sync concerns, and what is touched meanwhile, which the next sync finds in place."""
         meanwhile = (self._pending, self._retried) if full else (self._pending,)
         everything = full and self._plan_all
         if everything:
@@ -417,7 +422,7 @@ class Reconciler:
         self._listeners.call(done)
 
     def _report_refused(self, before: Mapping[Key, str], tried: float | None) -> None:
-        """Logs which Services are refused now and which are no more, and determines when the refused ones are retried.
+        """Logs which Services are refused now and which no longer, and schedules retries of the refused ones.
 
         Args:
             before: those that were refused before.

@@ -1,8 +1,8 @@
 """Detects drift: whether another program changed the rules of one IP family.
 
-Where the kernel sends notifications, the driver reports a change at once; besides that the driver is asked from time to time
-whether the kernel still holds the rules, and once an hour everything is compared although nothing seems wrong.
-The watchdog only detects; the reconciler restores.
+Where the kernel sends notifications, the driver reports a change at once; in addition the driver is asked at
+intervals whether the kernel still holds the rules, and once an hour everything is compared although no drift
+was detected. The watchdog only detects; the reconciler restores.
 """
 
 import logging
@@ -16,10 +16,10 @@ from kubeproxy.backends.base import Driver
 log = logging.getLogger(__name__)
 
 FULL_SYNC_SECONDS: Final = 3600.0
-"""How often everything is compared with the kernel although nothing seems wrong."""
+"""How often everything is compared with the kernel although no drift was detected."""
 
 _COST_FACTOR: Final = 1000.0
-"""A comparison that takes long is done less often: it takes a thousandth of the time at most."""
+"""A slow comparison is done less often: it takes a thousandth of the time at most."""
 
 
 class Watchdog:
@@ -28,7 +28,7 @@ class Watchdog:
     Attributes:
         drifted: drift was detected, and no full sync has begun since.
         repairs: how often drift was detected; what is reported until `began` counts once.
-        suspended: what is reported now is of another driver that takes over, and ignored.
+        suspended: another driver takes over, so that reported changes are its own and ignored.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class Watchdog:
         compare: Callable[[], None],
         detected: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Nothing is detected yet.
+        """Creates it; no drift is detected.
 
         Args:
             driver: the driver that is asked.
             family: its IP family, for the log.
-            look_seconds: the time between two looks at the kernel.
+            look_seconds: the time between two checks of the kernel.
             restore: called when all rules must be compared with what was programmed.
             compare: called when it is time to plan and compare everything.
             detected: called with what was detected, for those who record it.
@@ -69,7 +69,7 @@ class Watchdog:
         return min(self._next_look, self._next_comparison)
 
     def watch(self) -> None:
-        """From now on changes by other programs are detected when they happen, where the kernel sends notifications."""
+        """From now on changes by other programs are detected at once, if the kernel sends notifications."""
         try:
             if self._driver.watch(self._report):
                 self._restore()
@@ -90,14 +90,14 @@ class Watchdog:
         """Asks the driver whether the kernel still holds the rules. Not to be called while a sync runs."""
         self._next_look = now + self._look_seconds
         if not await self._driver.intact():
-            self._report("somebody changed the rules in the kernel")
+            self._report("another program changed the rules in the kernel")
 
     def began(self) -> None:
         """A full sync begins: it repairs what was detected so far."""
         self.drifted = False
 
     def compared(self, now: float, seconds: float) -> None:
-        """A full sync has ended, which took so many seconds: the rules are as they should be."""
+        """A full sync has ended, which took so many seconds: the rules are right."""
         self._next_comparison = now + max(FULL_SYNC_SECONDS, _COST_FACTOR * seconds)
         self._next_look = now + self._look_seconds
 

@@ -107,7 +107,7 @@ class Relay:
         return self._counts.open_connections
 
     def bind(self, address: str, ports: sockets.Span, *, udp: bool) -> socket.socket:
-        """Makes a socket for `open`, see `sockets.bind`. If another relay listens on the one port that is given, it is its socket.
+        """Makes a socket for `open`, see `sockets.bind`, or shares that of another relay on the same port.
 
         Raises:
             OSError: it cannot be made.
@@ -246,7 +246,7 @@ class Relay:
             try:
                 self._begin(process := RelayProcess(self.machine, self._arguments))
             except OSError as e:
-                log.error(  # noqa: TRY400 the message has all that is needed
+                log.error(  # noqa: TRY400 the message is complete
                     "%(relay)s: cannot start the relay process, trying again: %(err)s",
                     {"relay": self.name, "err": e},
                 )

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 _SETTLE_SECONDS = 60.0
 _REPORT_SECONDS: Final = 6.0
-"""A relay reports its connections each five seconds."""
+"""A relay reports its connections every five seconds."""
 
 _LOOK_SECONDS: Final = 1.0
 
@@ -141,7 +141,7 @@ class Doors(Generic[Name]):
         return self._served or not self._open
 
     async def drain(self, seconds: float) -> None:
-        """Closes all listeners, and waits until the TCP connections that came by them have ended, so many seconds at most."""
+        """Closes all listeners, and waits some seconds at most for the end of their TCP connections."""
         self.close(list(self._open))
         deadline = time.monotonic() + seconds
         await asyncio.sleep(_REPORT_SECONDS)

@@ -61,8 +61,9 @@ def bind(machine: Machine, address: str, ports: Span, *, udp: bool) -> socket.so
 class Bound:
     """The sockets at given addresses that the relays of a network namespace listen on.
 
-    When a driver takes the place of another one, both have a relay for a while. Where the address of a listener is not a matter
-    of choice they share its socket: a new connection is accepted by the one or the other, and none is lost when one closes.
+    When a driver replaces another one, both have a relay for some time. If the address of a listener is
+    fixed, they share its socket: a new connection is accepted by the one or the other, and none is lost when
+    one closes.
     """
 
     def __init__(self) -> None:

@@ -1,5 +1,6 @@
 """What rules in the kernel do with a packet, found out from the rules alone.
 
-The rules of Kubernetes' kube-proxy are read and evaluated as the kernel would, for each kind of packet; the result is compared
-with what the plans of this program say. So a node can be checked before it is migrated, without a packet being sent.
+The rules of Kubernetes' kube-proxy are read and evaluated as the kernel would, for each kind of packet; the
+result is compared with the plans of this program. So a node can be checked before it is migrated, without a
+packet being sent.
 """

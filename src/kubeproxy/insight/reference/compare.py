@@ -1,9 +1,10 @@
-"""Compares rules in the kernel with plans, for every kind of packet that either can tell apart.
+"""Compares rules in the kernel with plans, for every kind of packet that either distinguishes.
 
-A kind is a front and a kind of source: a process of the node, each endpoint of the front on this node, and one address of each region that
-the ranges in the plan and in the rules divide all addresses into. Which ranges the rules look at is seen while they are
-evaluated. Fronts are those of the plans and those that the rules name, with a port of each ClusterIP that no Service has, and
-an address of each ServiceCIDR that no Service has.
+A kind is a front and a kind of source: a process of the node, each endpoint of the front on this node, and
+one address of each region that the ranges in the plan and in the rules divide all addresses into. Which
+ranges the rules look at is seen while they are evaluated. Fronts are those of the plans and those that the
+rules name, with a port of each ClusterIP that no Service has, and an address of each ServiceCIDR that no
+Service has.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -26,13 +27,13 @@ _FOREIGN_INTERFACE: Final = "eth0"
 
 
 class Evaluated(Protocol):
-    """Rules that can be asked."""
+    """Rules that can be evaluated."""
 
     def outcome(self, packet: Packet) -> Outcome:
-        """What becomes of a packet."""
+        """The outcome for a packet."""
 
     def asked(self) -> Collection[str]:
-        """The ranges of sources that the rules have looked at since this was last asked."""
+        """The ranges with which the rules have compared sources since the last call."""
 
 
 class Front(Struct, frozen=True):
@@ -45,7 +46,7 @@ class Front(Struct, frozen=True):
         kind: what it is.
         service: namespace/name of its Service, "" if no plan has it.
         endpoints: the addresses of its endpoints on this node; packets of others do not pass this node.
-        ranges: the ranges of sources that the plan tells apart there.
+        ranges: the ranges of sources that the plan distinguishes there.
     """
 
     address: str
@@ -69,7 +70,7 @@ class Difference(Struct, frozen=True):
         source: the kind of source.
         address: the source address that was tried.
         rules: what the rules do.
-        plan: what the plan says.
+        plan: the outcome of the plan.
     """
 
     front: str

@@ -1,4 +1,4 @@
-"""The conditions of iptables rules: each option of `iptables-save` that kube-proxy writes, as a function of a packet.
+"""The conditions of iptables rules: each option of `iptables-save` that kube-proxy writes, as a function.
 
 Source: iptables-extensions(8).
 """
@@ -14,14 +14,14 @@ _WITH_VALUE: Final = frozenset({"--seconds", "--hitcount", "--name", "--mask"})
 """Options of the match `recent` that have a value."""
 
 Sets = Mapping[str, frozenset[tuple[str, ...]]]
-"""Sets of ipset: their elements, each an address or range, then PROTOCOL:PORT or a port, and another address or range."""
+"""Elements of ipset sets: an address or range, PROTOCOL:PORT or a port, and another address or range."""
 
 Match = Callable[[PacketState], float]
 """How likely a rule's condition holds for a packet, from 0 to 1."""
 
 
 class Conditions:
-    """Makes the conditions of the rules of one IP family, and records what they have looked at."""
+    """Makes the conditions of the rules of one IP family, and records which ranges they compare."""
 
     def __init__(self, local_addresses: Collection[str], sets: Sets) -> None:
         """Makes it.
@@ -36,12 +36,12 @@ class Conditions:
         self._affinity: list[int] = []
 
     def asked(self) -> set[str]:
-        """The ranges of sources that rules have looked at since this was last asked."""
+        """The ranges with which rules have compared sources since the last call."""
         asked, self._asked = self._asked, set()
         return asked
 
     def affinity(self, endpoints: int) -> int:
-        """For how many seconds a client keeps its endpoint, by rules met since this was last asked.
+        """For how many seconds a client keeps its endpoint, by the rules evaluated since the last call.
 
         Args:
             endpoints: how many endpoints these rules lead to; each has a rule that finds its clients.

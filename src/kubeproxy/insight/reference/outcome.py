@@ -1,4 +1,4 @@
-"""What becomes of the packets of one kind: the result of evaluating rules, and of plans in the same form."""
+"""The outcome for the packets of one kind: the result of evaluating rules, and of plans in the same form."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal
@@ -29,7 +29,7 @@ class Path(Struct, frozen=True):
 
     Attributes:
         probability: how likely, from 0 to 1.
-        fate: what becomes of it.
+        fate: the result.
         target: the endpoint it is forwarded to.
         masquerade: its source becomes an address of the node.
     """
@@ -41,13 +41,15 @@ class Path(Struct, frozen=True):
 
 
 class Outcome(Struct, frozen=True):
-    """What becomes of packets of one kind.
+    """The outcome for packets of one kind.
 
     Attributes:
-        fates: how likely each fate is; more than one only where rules choose at random between endpoints and something else.
-        targets: the endpoints, each with its share of all packets and whether the source becomes an address of the node.
-        affinity: so many seconds a client keeps its endpoint; 0 without session affinity, SOME if only for some
-            endpoints.
+        fates: how likely each fate is; more than one only where rules choose at random between endpoints and
+            something else.
+        targets: the endpoints, each with its share of all packets and whether the source becomes an address
+            of the node.
+        affinity: so many seconds a client keeps its endpoint; 0 without session affinity, SOME if only for
+            some endpoints.
     """
 
     fates: Mapping[Fate, float]
@@ -82,7 +84,7 @@ def of_paths(paths: Iterable[Path]) -> Outcome:
 
 
 def of_verdict(packet: Packet, verdict: Verdict) -> Outcome:
-    """The outcome that plans say."""
+    """The outcome according to plans."""
     if verdict.action != FORWARD:
         return Outcome({verdict.action: 1.0})
     share = 1 / len(verdict.endpoints)
@@ -96,8 +98,8 @@ def of_verdict(packet: Packet, verdict: Verdict) -> Outcome:
 def same(one: Outcome, other: Outcome, packet: Packet, local_addresses: Iterable[str]) -> bool:
     """Whether two outcomes are the same for clients and endpoints.
 
-    An endpoint that is an address of the node sees the source of a packet that came in, whether rules ask for masquerading or
-    not, because such a packet does not leave the node.
+    An endpoint that is an address of the node sees the source of a packet that came in, whether rules ask for
+    masquerading or not, because such a packet does not leave the node.
 
     Args:
         one: an outcome.

@@ -1,7 +1,7 @@
 """Reads the rules of kube-proxy from the kernel, in whichever mode it wrote them. Nothing is changed.
 
-IptablesRules of iptables mode and ipvs mode are the same for Kubernetes' kube-proxy and for this program. A table of nftables mode
-that this program laid out is not the reference's, and is passed over.
+IptablesRules of iptables mode and ipvs mode are the same for Kubernetes' kube-proxy and for this program. A
+table of nftables mode that this program laid out is not the reference's, and is passed over.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class KernelRules(Struct, frozen=True):
 
     Attributes:
         what: which, e.g. "iptables (nf_tables)".
-        router: them, to be asked.
+        router: evaluates them.
     """
 
     what: str

@@ -1,9 +1,9 @@
 """Follows a packet through the hooks of the kernel: translation, filters, IPVS, masquerading.
 
-The order is that of netfilter: a packet that comes in passes nat PREROUTING, then filter INPUT or FORWARD by its new
-destination, then nat POSTROUTING if it leaves; one of this node passes nat OUTPUT and filter OUTPUT, and filter INPUT, too, if
-its destination is the node. IPVS takes packets to its virtual servers after filter INPUT, or between nat OUTPUT and filter
-OUTPUT (net/netfilter/ipvs/ip_vs_core.c).
+The order is that of netfilter: a packet that comes in passes nat PREROUTING, then filter INPUT or FORWARD by
+its new destination, then nat POSTROUTING if it leaves; one of this node passes nat OUTPUT and filter OUTPUT,
+and filter INPUT, too, if its destination is the node. IPVS takes packets to its virtual servers after filter
+INPUT, or between nat OUTPUT and filter OUTPUT (net/netfilter/ipvs/ip_vs_core.c).
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -37,10 +37,11 @@ class Hooks(Protocol):
     """IptablesRules that packets meet at the hooks of the kernel."""
 
     def hook(self, table: str, chain: str, state: PacketState) -> Iterator[tuple[Fate | None, PacketState]]:
-        """What the rules at a hook do: dropped, rejected, or None where the packet goes on.
+        """What the rules at a hook do: dropped, rejected, or None where the packet continues.
 
         Args:
-            table: "nat" for rules that see a packet before its destination is final, or when it leaves; else "filter".
+            table: "nat" for rules that see a packet before its destination is final, or when it leaves; else
+                "filter".
             chain: the hook, by the name of its built-in chain.
             state: the packet.
 
@@ -49,10 +50,10 @@ class Hooks(Protocol):
         """
 
     def asked(self) -> set[str]:
-        """The ranges of sources that rules have looked at since this was last asked."""
+        """The ranges with which rules have compared sources since the last call."""
 
     def affinity(self, endpoints: int) -> int:
-        """For how many seconds a client keeps its endpoint, by rules met since this was last asked.
+        """For how many seconds a client keeps its endpoint, by the rules evaluated since the last call.
 
         Args:
             endpoints: how many endpoints these rules lead to.
@@ -83,7 +84,7 @@ class Router:
         self._servers = servers or {}
 
     def outcome(self, packet: Packet) -> Outcome:
-        """What becomes of a packet.
+        """The outcome for a packet.
 
         Raises:
             UnknownRuleError: it meets a rule that cannot be evaluated.
@@ -98,7 +99,7 @@ class Router:
         return structs.replace(found, affinity=affinity or (server.affinity if server else 0))
 
     def asked(self) -> set[str]:
-        """The ranges of sources that rules have looked at since this was last asked."""
+        """The ranges with which rules have compared sources since the last call."""
         return self._rules.asked()
 
     def named(self) -> Iterator[tuple[str, Transport, int]]:

@@ -1,8 +1,8 @@
 """Evaluates the rules of iptables, in the form of `iptables-save`, for the first packet of a connection.
 
-Only what kube-proxy writes is followed: chains whose names start with KUBE-, without those of the kubelet. Rules of other
-programs in the built-in chains are skipped, and a rule of a kind that kube-proxy does not write is an error, so that no
-packet is judged by a rule that was not understood.
+Only what kube-proxy writes is followed: chains whose names start with KUBE-, without those of the kubelet.
+Rules of other programs in the built-in chains are skipped, and a rule of a kind that kube-proxy does not
+write is an error, so that no packet is judged by a rule that was not understood.
 
 Sources: iptables-extensions(8), and the rules recorded of kube-proxy v1.36.
 """
@@ -60,7 +60,7 @@ class IptablesRules:
         self._chains: dict[tuple[str, str], _IndexedChain] = {}
 
     def asked(self) -> set[str]:
-        """The ranges of sources that rules have looked at since this was last asked."""
+        """The ranges with which rules have compared sources since the last call."""
         return self._conditions.asked()
 
     def affinity(self, endpoints: int) -> int:
@@ -84,7 +84,7 @@ class IptablesRules:
                     yield table, chain, text
 
     def hook(self, table: str, chain: str, state: PacketState) -> Iterator[tuple[Fate | None, PacketState]]:
-        """What the rules of a built-in chain do: dropped, rejected, or None where the packet goes on.
+        """What the rules of a built-in chain do: dropped, rejected, or None where the packet continues.
 
         Raises:
             UnknownRuleError: it meets a rule that cannot be evaluated.
@@ -117,7 +117,7 @@ class IptablesRules:
     def _apply(
         self, table: str, rule: _ParsedRule, state: PacketState, following: list[PacketState]
     ) -> Iterator[tuple[Fate | None, PacketState]]:
-        """Applies a rule to a packet that matches it; where the packet goes on in this chain it is added to `following`."""
+        """Applies a rule to a packet that matches it; a packet that continues is added to `following`."""
         if rule.jumps:
             for fate, after in self._run(table, rule.action, state):
                 if fate is None and not rule.goes:
@@ -237,7 +237,7 @@ class _IndexedChain:
 
 
 def _key(text: str) -> tuple[str, str]:
-    """The one destination address, or else the one protocol and port, that a rule is for; "" where it is for several."""
+    """The one destination address, or else the one protocol and port, of a rule; "" if it has several."""
     address = re.match(r"(?:-s \S+ )?-d (\S+)/(32|128) ", text)
     if address and not text.startswith("!") and (":" in address[1]) == (address[2] == "128"):
         return parse_address(address[1]), ""

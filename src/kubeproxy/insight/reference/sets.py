@@ -1,4 +1,4 @@
-"""Sets and maps of nf_tables, as the kernel lists them, to look keys up in."""
+"""Looks up keys in sets and maps of nf_tables, in the form in which the kernel lists them."""
 
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address, summarize_address_range
@@ -11,7 +11,7 @@ class SetContents:
     """A set or map.
 
     Attributes:
-        timeout: so many seconds its elements last; 0 for ever.
+        timeout: so many seconds its elements last; 0 for no limit.
     """
 
     def __init__(self, flags: int, fields: Sequence[int], timeout: int) -> None:

@@ -1,7 +1,8 @@
-"""One source for each kind that rules or plans can tell apart.
+"""One source for each kind that rules or plans distinguish.
 
-Ranges of addresses divide all addresses into regions that are inside the same ranges. Each region begins at the first address
-of a range or behind the last one of a range, so one address of each is found by looking at these.
+Ranges of addresses divide all addresses into regions that are inside the same ranges. Each region begins at
+the first address of a range or behind the last one of a range, so one address of each is found by looking at
+these.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from typing import Final
 from kubeproxy.api.addresses import IPV4, Family
 
 _DEFAULTS: Final = {IPV4: ("198.18.0.1", "192.88.99.1"), "IPv6": ("2001:2::1", "3fff::1")}
-"""Addresses that are outside of the ranges people use: of benchmarks and for documentation."""
+"""Addresses that are outside of the ranges in use: those for benchmarks and documentation."""
 
 
 def representatives(ranges: Iterable[str], family: Family) -> Iterator[str]:

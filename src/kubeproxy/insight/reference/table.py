@@ -1,8 +1,8 @@
 """Evaluates a table of nf_tables, as the kernel lists it, for the first packet of a connection.
 
-A rule is a list of expressions that read and write registers (`netlink.nft.expressions`). They are run here on the fields of
-one packet; a random number takes every value, each with its probability. An expression of a kind that is not known is an
-error, so that no packet is judged by a rule that was not understood.
+A rule is a list of expressions that read and write registers (`netlink.nft.expressions`). They are run here
+on the fields of one packet; a random number takes every value, each with its probability. An expression of a
+kind that is not known is an error, so that no packet is judged by a rule that was not understood.
 
 Source: linux/netfilter/nf_tables.h.
 """
@@ -102,7 +102,7 @@ class NftRules:
                 self._rules.setdefault(wire.string(a[2]), []).append(a[4])
 
     def asked(self) -> set[str]:
-        """The ranges of sources that rules have looked at since this was last asked."""
+        """The ranges with which rules have compared sources since the last call."""
         asked, self._asked = self._asked, set()
         return asked
 
@@ -118,15 +118,16 @@ class NftRules:
                     yield unpack(address) if address else "", protocol, int.from_bytes(key[-4:-2])
 
     def affinity(self, endpoints: int) -> int:  # noqa: ARG002 one set may be for all
-        """For how many seconds a client keeps its endpoint, by rules met since this was last asked; 0 for none."""
+        """The seconds a client keeps its endpoint, by rules evaluated since the last call; 0 for none."""
         seconds, self._affinity = self._affinity, 0
         return seconds
 
     def hook(self, table: str, chain: str, state: PacketState) -> Iterator[tuple[Fate | None, PacketState]]:
-        """What the base chains at a hook do: dropped, rejected, or None where the packet goes on.
+        """What the base chains at a hook do: dropped, rejected, or None where the packet continues.
 
         Args:
-            table: "nat" for chains that see a packet before its destination is final, or when it leaves; else "filter".
+            table: "nat" for chains that see a packet before its destination is final, or when it leaves; else
+                "filter".
             chain: the hook.
             state: the packet.
 
@@ -154,7 +155,7 @@ class NftRules:
                 yield from self._pass(chains[1:], after)
 
     def _run(self, chain: str, state: PacketState) -> Iterator[tuple[Fate | None, PacketState]]:
-        """Runs a chain; None where the packet comes to its end."""
+        """Evaluates a chain; None if the packet reaches its end."""
         states = [state]
         for rule in self._rules.get(chain, ()):
             following: list[PacketState] = []
@@ -182,7 +183,7 @@ class NftRules:
     def _rule(
         self, steps: Sequence[wire.Attributes], at: int, registers: bytes, state: PacketState
     ) -> Iterator[tuple[object, PacketState]]:
-        """Runs the expressions of a rule from one on. Yields what the rule decides, for each way a packet can take."""
+        """Evaluates the expressions of a rule from one on. Yields the decision of each possible path."""
         for number in range(at, len(steps)):
             name = wire.string(steps[number][1])
             a = wire.attributes(steps[number].get(2, b""))
@@ -291,7 +292,7 @@ class NftRules:
 
 
 def _payload(a: wire.Attributes, state: PacketState) -> bytes:
-    """Bytes of a header: of both addresses, which stand side by side, or the destination port."""
+    """Bytes of a header: of both addresses, which are adjacent, or the destination port."""
     base, offset, size = _int(a[2]), _int(a[3]), _int(a[4])
     addresses = pack(state.source) + pack(state.destination)
     start = 12 if len(addresses) == 8 else 8

@@ -1,4 +1,4 @@
-"""Whether the rules of kube-proxy in this kernel do the same as the plans: the answer of `verify --against reference`."""
+"""Whether kube-proxy's rules in this kernel do the same as the plans, for `verify --against reference`."""
 
 from msgspec import Struct
 
@@ -10,7 +10,7 @@ from kubeproxy.model.verdict import Book
 
 
 class AgainstError(Exception):
-    """Rules and plans cannot be compared; the message says why."""
+    """Rules and plans cannot be compared; the message has the reason."""
 
 
 class Against(Struct, frozen=True, rename="camel"):

@@ -11,6 +11,5 @@
     fake          a kernel in memory
 
 Sources: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h; the layout of userdata, from which the nft
-program prints
-comments and types, is that of libnftnl (udata.h).
+program prints comments and types, is that of libnftnl (udata.h).
 """

@@ -101,7 +101,7 @@ def bitwise(register: int, mask: bytes, xor: bytes) -> bytes:
 
 
 def limit(per_second: int) -> bytes:
-    """Goes on only for so many packets a second."""
+    """Continues only for so many packets per second."""
     return _expression("limit", be64(1, per_second), be64(2, 1), be32(3, per_second))
 
 

@@ -69,7 +69,7 @@ class TableName(NamedTuple):
 
 
 class Hook(NamedTuple):
-    """Where a base chain hooks in: "filter" or "nat", one of the hooks, its priority."""
+    """Where a base chain is registered: "filter" or "nat", one of the hooks, its priority."""
 
     type: str
     hook: int

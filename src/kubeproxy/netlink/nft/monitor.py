@@ -51,7 +51,7 @@ _OF = {NEWCHAIN: 3, DELCHAIN: 3, NEWRULE: 2, DELRULE: 2, NEWSET: 2, DELSET: 2, N
 _GEN_NUMBER, _GEN_PROCESS, _GEN_NAME = 1, 2, 3
 
 _MOST_KEPT = 500
-"""If notifications were lost, only this many are decoded, because reading the tables is faster than decoding more."""
+"""If notifications were lost, only this many are decoded, because reading the tables is faster then."""
 
 
 _MOST_DISCARDED = 1 << 17

@@ -1,8 +1,8 @@
 """Traces packets: which rules they met, and with which verdict, as the kernel reports it.
 
-A table of our own, which the kernel deletes with the socket that made it, has one rule in each of the hooks where packets
-come from: it marks those of one flow, so many a second. The kernel then sends an event for each rule that such a packet
-matches, in whichever table.
+A table of our own, which the kernel deletes with the socket that made it, has one rule in each of the hooks
+where packets enter: it marks those of one flow, a limited number per second. The kernel then sends an event
+for each rule that such a packet matches, in whichever table.
 
 Source: linux/netfilter/nf_tables.h (enum nft_trace_attributes), net/netfilter/nf_tables_trace.c.
 """
@@ -23,7 +23,7 @@ from kubeproxy.netlink.nft.kernel import NftKernel
 from kubeproxy.netlink.nft.messages import IP, OUTPUT, OWNER, PREROUTING, Hook, NftMessage, TableName
 
 PER_SECOND: Final = 50
-"""So many packets a second are traced at most: each makes about twenty events."""
+"""The maximum number of packets per second that are traced: each causes about twenty events."""
 
 _GROUP: Final = 9  # NFNLGRP_NFTRACE
 _TRACE: Final = 10 << 8 | 17
@@ -62,7 +62,7 @@ class TracedFlow(Struct, frozen=True, gc=False):
 
 
 class TraceEvent(Struct, frozen=True, gc=False):
-    """What a packet met.
+    """A rule, or a policy, that a packet matched.
 
     Attributes:
         packet: a number that all events of a packet have in common.
@@ -92,7 +92,7 @@ class Tracer(wire.Closing):
 
     Attributes:
         table: the table it made.
-        losses: how often the kernel had more events than could be received.
+        losses: how often the kernel dropped events because the receive buffer was full.
     """
 
     def __init__(self, namespace: Namespace, flow: TracedFlow) -> None:
@@ -118,7 +118,7 @@ class Tracer(wire.Closing):
             raise
 
     def close(self) -> None:
-        """Ends it; the table goes with its socket."""
+        """Ends it; the kernel deletes the table with its socket."""
         self._kernel.close()
         self._socket.close()
 
@@ -176,9 +176,9 @@ def _event(message: wire.Message) -> TraceEvent:
     if int.from_bytes(a[_TYPE]) == _POLICY_EVENT:
         verdict = int.from_bytes(a.get(_POLICY, b"\0\0\0\1"))
     elif _VERDICT in a:
-        said = wire.attributes(a[_VERDICT])
-        (verdict,) = struct.unpack(">i", said[1])
-        target = wire.string(said[2]) if 2 in said else ""
+        found = wire.attributes(a[_VERDICT])
+        (verdict,) = struct.unpack(">i", found[1])
+        target = wire.string(found[2]) if 2 in found else ""
     source, destination = _places(a.get(_NETWORK_HEADER, b""), a.get(_TRANSPORT_HEADER, b""))
     return TraceEvent(
         int.from_bytes(a[_ID]),
