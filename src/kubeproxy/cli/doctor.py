@@ -141,7 +141,7 @@ def _unknown(key: Key, taken: Snapshot) -> str:
 
 
 def show(results: Sequence[Examined], out: Output, *, everything: bool) -> None:
-    """Writes the results for people: what is wrong first, then how much was looked at."""
+    """Writes the results as text: what is wrong first, then how much was checked."""
     for severity in (ERROR, WARNING, NOTE) if everything else (ERROR, WARNING):
         for each in results:
             if each.status == severity:

@@ -64,7 +64,7 @@ class RunningProgram(Struct, frozen=True):
 
 
 def running() -> list[RunningProgram]:
-    """The processes in the network namespace of this thread. Those that end meanwhile, or are not ours to see, are left out.
+    """The processes in the network namespace of this thread, without those that end or cannot be read.
 
     Raises:
         OSError: there is no /proc.

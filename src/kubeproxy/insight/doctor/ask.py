@@ -27,8 +27,8 @@ def running(machine: Machine, config: KubeProxyConfiguration | None) -> RunningD
     """
     holder = machine.holder()
     if holder is None:
-        nobody = "no kube-proxy runs in this network namespace"
-        return RunningDaemon(None, Part(reason=nobody), Part(reason=nobody), Part(reason=nobody))
+        reason = "no kube-proxy runs in this network namespace"
+        return RunningDaemon(None, Part(reason=reason), Part(reason=reason), Part(reason=reason))
     try:
         process: Part[Process] = (
             Part(machine.process(holder.process))

@@ -1,6 +1,7 @@
 """What the checks look at, read once.
 
-Each part was read, or there is a reason why not: `facts.tracking()` returns the part or raises UnreadError with the reason.
+Each part was read, or there is a reason why not: `facts.tracking()` returns the part or raises UnreadError
+with the reason.
 """
 
 from collections.abc import Mapping

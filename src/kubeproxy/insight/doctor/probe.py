@@ -1,4 +1,4 @@
-"""Tries to connect to endpoints and fronts over TCP, in parallel, bounded in number and time. A connection is closed at once."""
+"""Tries to connect to endpoints and fronts over TCP, in parallel, with limits, and closes each connection."""
 
 import asyncio
 import errno

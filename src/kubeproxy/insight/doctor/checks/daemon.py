@@ -1,4 +1,4 @@
-"""Whether kube-proxy runs, is up to date, and has everything in the kernel. Most of it is asked of the daemon itself."""
+"""Whether kube-proxy runs, is up to date, and has everything in the kernel, mostly by its own report."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -28,7 +28,7 @@ def runs(facts: Facts) -> Iterator[Symptom]:
     if facts.daemon().holder is None:
         yield Symptom(
             "no kube-proxy of this program runs here",
-            "nobody holds the lock @kube-proxy/instance of this network namespace",
+            "no process holds the lock @kube-proxy/instance of this network namespace",
             "start it (kubectl -n kube-system get pods -o wide, or systemctl status kube-proxy); rules that it left are not updated",
         )
 
@@ -146,7 +146,7 @@ def waiting(facts: Facts) -> Iterator[Symptom]:
     "KP008", "syncs succeed", group=_GROUP, severity=WARNING, looks_at="metric kubeproxy_sync_failures_total"
 )
 def failures(facts: Facts) -> Iterator[Symptom]:
-    """A few failed syncs are retried and do no harm."""
+    """A few failed syncs are retried and have no effect."""
     daemon = facts.daemon()
     failed = daemon.total("kubeproxy_sync_failures_total")
     done = daemon.total("kubeproxy_sync_proxy_rules_duration_seconds_count")
@@ -156,7 +156,7 @@ def failures(facts: Facts) -> Iterator[Symptom]:
 
 @check(
     "KP009",
-    "nobody changes our rules",
+    "no other program changes our rules",
     group=_GROUP,
     severity=WARNING,
     looks_at="metric kubeproxy_drift_repairs_total",

@@ -1,4 +1,4 @@
-"""Whether endpoints answer: connections that are tried now, and what connection tracking saw of those of clients."""
+"""Whether endpoints answer: connections that are tried now, and those of clients in connection tracking."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _FEW: Final = 3
 
 
 def _tried(facts: Facts, wanted: str) -> Iterator[tuple[str, str, str]]:
-    """Endpoints by what was seen: refused, no answer, or any other error. Address and port, Service, what was seen."""
+    """Endpoints by result: refused, no answer, or any other error. Address and port, Service, result."""
     probes = facts.probes()
     for place, seen in probes.endpoints.items():
         kind = seen if seen in {_REFUSED, TIMED_OUT} else "other"
@@ -180,7 +180,7 @@ def abandoned(facts: Facts) -> Iterator[Symptom]:
     looks_at="tracked flows to fronts that were not translated",
 )
 def untranslated(facts: Facts) -> Iterator[Symptom]:
-    """Packets to a Service that has endpoints left this node as they came: a rule did not match, or came too late."""
+    """Packets to a Service with endpoints left this node untranslated: a rule did not match, or came late."""
     if not facts.snapshot().mode.tracked or not facts.snapshot().mode.forwards:
         return
     passed: Counter[tuple[Key, tuple[str, int]]] = Counter()
@@ -209,7 +209,7 @@ def untranslated(facts: Facts) -> Iterator[Symptom]:
     looks_at="a connection from this node to each ClusterIP",
 )
 def fronts(facts: Facts) -> Iterator[Symptom]:
-    """All endpoints that were tried accept connections, and the ClusterIP does not: the rules or the kernel are wrong."""
+    """All endpoints that were tried accept connections and the ClusterIP does not: the rules are wrong."""
     probes = facts.probes()
     failing = {
         key for place, seen in probes.endpoints.items() if seen for key in probes.services.get(place, ())

@@ -249,7 +249,7 @@ def strict_arp(facts: Facts) -> Iterator[Symptom]:
     looks_at="the kernel's version and tunnels",
 )
 def offload(facts: Facts) -> Iterator[Symptom]:
-    """Before Linux 5.7 a masqueraded packet into VXLAN may get a wrong checksum (kubernetes/kubernetes#88986)."""
+    """Before Linux 5.7 masqueraded VXLAN packets may have a wrong checksum (kubernetes/kubernetes#88986)."""
     tunnels = [link.name for link in facts.links() if link.kind in _OVERLAYS]
     release = facts.release()
     if tunnels and _release(release) < (5, 7):
@@ -268,7 +268,7 @@ def offload(facts: Facts) -> Iterator[Symptom]:
     looks_at="MTU of tunnels and of the interfaces below them",
 )
 def mtu(facts: Facts) -> Iterator[Symptom]:
-    """A tunnel that takes larger packets than the network carries loses them; short requests work, long answers hang."""
+    """A tunnel that accepts larger packets than the network loses them: only large transfers fail."""
     links = {link.number: link for link in facts.links()}
     for link in links.values():
         below = links.get(link.parent)
@@ -322,7 +322,7 @@ def neighbours(facts: Facts) -> Iterator[Symptom]:
     looks_at="routes to ClusterIPs",
 )
 def routes(facts: Facts) -> Iterator[Symptom]:
-    """The kernel looks up a route before the address is translated; without one, a process of this host gets an error."""
+    """The kernel looks up a route before translation; without one, a process of this host gets an error."""
     missing = [address for address, there in facts.routes().items() if not there]
     if missing:
         yield Symptom(
@@ -340,7 +340,7 @@ def routes(facts: Facts) -> Iterator[Symptom]:
     looks_at="IPv6 of this host and ClusterIPs",
 )
 def families(facts: Facts) -> Iterator[Symptom]:
-    """A Service with ClusterIPs of a family that the node does not have is served under the other one only."""
+    """A Service with a ClusterIP of a family that the node lacks is served under the other one only."""
     taken = facts.snapshot()
     for family in FAMILIES:
         if taken.node(family) is not None:
@@ -367,7 +367,7 @@ def families(facts: Facts) -> Iterator[Symptom]:
     looks_at="clusterCIDR, detectLocalMode and interfaces",
 )
 def detect_local(facts: Facts) -> Iterator[Symptom]:
-    """Otherwise packets of other hosts to ClusterIPs are not masqueraded, and traffic policies treat Pods as external clients."""
+    """Otherwise packets of other hosts are not masqueraded, and policies treat Pods as external clients."""
     taken = facts.snapshot()
     names = [link.name for link in facts.links()]
     for node in taken.nodes:

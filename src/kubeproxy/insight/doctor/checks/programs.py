@@ -66,7 +66,7 @@ def second(facts: Facts) -> Iterator[Symptom]:
     looks_at="chain KUBE-SERVICES of iptables",
 )
 def other_mode(facts: Facts) -> Iterator[Symptom]:
-    """Rules of iptables that a kube-proxy in another mode left win over those of nf_tables, or the reverse."""
+    """Rules of iptables that a kube-proxy in another mode left precede those of nf_tables, or the reverse."""
     mode = facts.snapshot().mode
     if mode.clean_tables is not None:
         return
@@ -280,7 +280,7 @@ def both_used(facts: Facts) -> Iterator[Symptom]:
 
 
 _BUILT_IN: Final = {"filter": 4, "nat": 5, "mangle": 6, "raw": 3, "security": 4}
-"""The rules that a legacy table has when it is empty: one for the policy of each built-in chain, and one at the end."""
+"""The rules of an empty legacy table: one for the policy of each built-in chain, and one at the end."""
 
 
 @check(
@@ -291,7 +291,7 @@ _BUILT_IN: Final = {"filter": 4, "nat": 5, "mangle": 6, "raw": 3, "security": 4}
     looks_at="base chains of type nat",
 )
 def priorities(facts: Facts) -> Iterator[Symptom]:
-    """Of several chains that translate destinations, the one with the lowest priority is asked first and wins."""
+    """Of several chains that translate destinations, the one with the lowest priority takes precedence."""
     for chain in facts.chains():
         hook = chain.hook
         if (

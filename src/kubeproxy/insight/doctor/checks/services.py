@@ -46,7 +46,7 @@ def _of(finding: Finding) -> str:
     looks_at="EndpointSlices of each Service",
 )
 def no_endpoints(facts: Facts) -> Iterator[Symptom]:
-    """The selector matches no Pod, or nobody wrote EndpointSlices."""
+    """The selector matches no Pod, or no controller wrote EndpointSlices."""
     for name, finding in _found(facts, "NoEndpoints"):
         namespace, _, service = name.partition("/")
         other = f" of its families; it has endpoints of {finding.detail}" if finding.detail else ""
@@ -333,7 +333,7 @@ def _bound(facts: Facts) -> bool:
     looks_at="external IPs, load balancer IPs, listening sockets",
 )
 def hijack(facts: Facts) -> Iterator[Symptom]:
-    """A Service at an address of this host takes the connections to a process of it, e.g. of SSH or the kubelet."""
+    """A Service at an address of this host gets the connections to its processes, e.g. SSH or the kubelet."""
     if _bound(facts):
         return
     own = {unpack(a.packed) for a in facts.addresses()}

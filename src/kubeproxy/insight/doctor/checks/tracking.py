@@ -70,7 +70,7 @@ def drops(facts: Facts) -> Iterator[Symptom]:
     looks_at="counters insert_failed and clash_resolve",
 )
 def races(facts: Facts) -> Iterator[Symptom]:
-    """Two packets of one new flow at the same time, typically the A and AAAA queries of DNS: one is dropped."""
+    """Of two simultaneous packets of one new flow, typically A and AAAA queries of DNS, one is dropped."""
     counters = facts.tracking().counters
     failed, new = counters.get("insert_failed", 0), counters.get("insert", 0)
     if failed >= FEW and failed * 1000 > new:
@@ -202,7 +202,7 @@ def configured(facts: Facts) -> Iterator[Symptom]:
         ):
             continue
         if name == "nf_conntrack_buckets":
-            continue  # KP054 says when this does harm
+            continue  # KP054 reports when this has an effect
         yield Symptom(
             f"{name} is not as configured",
             f"net.netfilter.{name} is {found:,}, the configuration asks for {value:,}",
