@@ -7,14 +7,14 @@ nothing of Kubernetes, and the plans belong to the loop: it passes what a Servic
 to be.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from msgspec import Struct
 
 from kubeproxy.figures import Figure
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.model.plan import Key, PortId, ServicePlan
 
 VIRTUAL_INTERFACE = "kube-ipvs0"
 """The interface that has the addresses of Services in ipvs mode; they are not the host's own."""
@@ -259,3 +259,37 @@ class Comparable(Readable, Protocol):
         Raises:
             SyncError: `load` would fail.
         """
+
+
+EndpointCounts = dict[PortId, dict[tuple[str, int], int]]
+"""New connections of Service ports, by the address and port of the endpoint that they were sent to."""
+
+
+class ConnectionCounter(Protocol):
+    """Counts of new connections that the kernel keeps at the rules of a mode. It changes nothing.
+
+    Attributes:
+        by_service: counts of some Services can be read at the cost of these Services.
+    """
+
+    by_service: bool
+
+    def set(self, key: Key, plan: ServicePlan | None) -> None:
+        """A Service has this plan now; None if it is gone."""
+
+    def read(self, only: Collection[Key] = ()) -> EndpointCounts | None:
+        """The connections since the rules were written. Counts never become lower from one call to the next.
+
+        Args:
+            only: read only what is counted for these Services, if `by_service`.
+
+        Returns:
+            The counts of all Services, as they were last read; None if the rules do not count.
+
+        Raises:
+            OSError: the kernel refused.
+            SyncError: the rules cannot be read.
+        """
+
+    def close(self) -> None:
+        """Closes its sockets."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from msgspec import Struct
 
 from kubeproxy.api.addresses import FAMILIES, Family
-from kubeproxy.backends.base import Comparable, Driver, UnsupportedError
+from kubeproxy.backends.base import Comparable, ConnectionCounter, Driver, UnsupportedError
 from kubeproxy.config.checks import Problem
 from kubeproxy.config.durations import Duration
 from kubeproxy.config.types import IPVS, SYNC_PERIOD, IPTables, KubeProxyConfiguration, NFTables
@@ -79,6 +79,8 @@ class Mode(Struct, frozen=True, kw_only=True):
         reader: makes a driver of a family that can only read and compare; unlike `open` it changes nothing.
             It raises OSError, UnsupportedError or SyncError if the kernel cannot be read. None: what the mode
             has in the kernel depends on the process that programs it.
+        counter: makes what reads the counts of connections of a family from the mode's rules. It raises
+            OSError, UnsupportedError or SyncError if they cannot be read. None: the rules count nothing.
         untraceable: why nf_tables cannot trace packets of the mode of a family on a machine, "" if it can.
         cleanup: removes what the mode, or the reference in it, left in the kernel of a machine. It raises
             OSError or SyncError if something was refused; all else is removed. None: it leaves nothing but
@@ -107,6 +109,7 @@ class Mode(Struct, frozen=True, kw_only=True):
     doubts: Callable[[KubeProxyConfiguration, Family], Iterable[str]] = _no_doubts
     open: "Callable[[Machine, NodeConfig], Driver]"
     reader: "Callable[[Machine, NodeConfig], Comparable] | None" = None
+    counter: "Callable[[Machine, NodeConfig], ConnectionCounter] | None" = None
     untraceable: "Callable[[Machine, Family], str]" = _unknown
     cleanup: "Callable[[Machine], None] | None" = None
     serves: "Callable[[Machine], bool] | None" = None

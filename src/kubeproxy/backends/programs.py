@@ -203,6 +203,20 @@ class Programs:
         except (run.ProgramError, OSError) as e:
             raise SyncError(f"cannot read the tables: {e}") from e
 
+    def nat_counters(self) -> Iterator[str]:
+        """The lines of table nat with its counters, of the legacy variant those of all tables.
+
+        The legacy program would make a table that it is asked for by name.
+
+        Raises:
+            SyncError: the tables could not be read.
+        """
+        only = ["-t", NAT] if self.variant == "nf_tables" else []
+        try:
+            yield from self.machine.lines([self._save, "-c", *only])
+        except (run.ProgramError, OSError) as e:
+            raise SyncError(f"cannot read the tables: {e}") from e
+
     def chain(self, table: str, chain: str) -> list[str] | None:
         """See `Tables`."""
         if (

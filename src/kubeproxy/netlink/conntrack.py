@@ -29,7 +29,9 @@ _GET, _DELETE, _GET_STATS_CPU, _GET_STATS = (_SUBSYSTEM | kind for kind in (1, 2
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
 _STATUS, _PROTOCOL_INFO, _STATUS_MASK = 3, 4, 26
 _TCP_INFO, _TCP_STATE = 1, 1
-_SEEN_REPLY, _ASSURED, _SYN_SENT = 2, 4, 1
+_SEEN_REPLY, _ASSURED, _DNAT = 2, 4, 32
+_SYN_SENT = 1
+_ATTRIBUTE = struct.Struct("=HH")
 _TCP_STATES = (
     *(
         "NONE",
@@ -53,6 +55,7 @@ _V4_PLACE = 6
 _FILTER_ORIG, _FILTER_REPLY = 1, 2
 _BY_SOURCE, _BY_DESTINATION, _BY_NUMBER, _BY_SOURCE_PORT, _BY_DESTINATION_PORT = 1, 2, 8, 16, 32
 _ENTRIES, _MOST_ENTRIES = 1, 2
+_WITH_PORTS = frozenset({TCP, UDP, SCTP})
 _NFGENMSG = struct.Struct(">BBH")
 _BATCH = 500
 _UNFILTERED = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
@@ -73,7 +76,7 @@ class _Layout(NamedTuple):
     length: int
 
 
-_LAYOUTS = {
+_LAYOUTS: dict[int, _Layout] = {
     # After the first tuple's header (4): IP header 4, source 4 + n, destination 4 + n; PROTO header 4, number
     # 4 + 4, ports 4 + 4 each. The second tuple has the same layout.
     AF_INET: _Layout(struct.Struct("=H2x 4x 8x 4x4s 4x 4xB3x 8x 4x2s2x H2x 4x 4x4s 8x 4x 8x 4x2s2x"), 52),
@@ -116,9 +119,8 @@ class ConntrackFlow(NamedTuple):
     def state(self) -> str:
         """The state of a TCP connection as conntrack names it; of others ASSURED, REPLIED or UNREPLIED."""
         found = wire.attributes(self.message[4:])
-        info = wire.attributes(wire.attributes(found.get(_PROTOCOL_INFO, b"")).get(_TCP_INFO, b""))
-        if _TCP_STATE in info:
-            number = info[_TCP_STATE][0]
+        number = tcp_state(found.get(_PROTOCOL_INFO))
+        if number is not None:
             return _TCP_STATES[number] if number < len(_TCP_STATES) else str(number)
         status = int.from_bytes(found.get(_STATUS, b""))
         return "ASSURED" if status & _ASSURED else "REPLIED" if status & _SEEN_REPLY else "UNREPLIED"
@@ -129,9 +131,8 @@ class ConntrackFlow(NamedTuple):
         found = wire.attributes(self.message[4:])
         if self.protocol != TCP or not found.keys() >= {_STATUS, _PROTOCOL_INFO}:
             return False
-        state = wire.attributes(wire.attributes(found[_PROTOCOL_INFO]).get(_TCP_INFO, b"")).get(_TCP_STATE)
         status = int.from_bytes(found[_STATUS])
-        return state is not None and state[0] == _SYN_SENT and not status & _SEEN_REPLY
+        return tcp_state(found[_PROTOCOL_INFO]) == _SYN_SENT and not status & _SEEN_REPLY
 
     @property
     def name(self) -> bytes:
@@ -238,6 +239,104 @@ def _list(kernel: wire.Socket, family: int, protocol: int, body: bytes) -> Itera
         flow = _read(message)
         if flow is not None and flow.protocol == protocol:
             yield flow
+
+
+class TranslatedFlow(NamedTuple):
+    """A tracked flow whose destination was translated.
+
+    Attributes:
+        protocol: its number.
+        destination: the place to which the client sends.
+        source: the place from which the answers are sent.
+        state: of a TCP connection its state (enum tcp_conntrack); None for others.
+        answered: whether there was an answer.
+    """
+
+    protocol: int
+    destination: bytes
+    source: bytes
+    state: int | None
+    answered: bool
+
+
+def translated(namespace: Namespace, family: int) -> Iterator[TranslatedFlow]:
+    """Lists the flows of a family whose destination was translated: those of Services, and of whoever else does this.
+
+    The kernel selects them (since Linux 5.15; earlier ones are listed whole, and the others are left out here). Ten thousand
+    flows take about 30 ms.
+
+    Flows that are added or removed at the same time may be missing or listed twice.
+
+    Raises:
+        OSError: the kernel has no ctnetlink, or we lack CAP_NET_ADMIN.
+    """
+    selected = _NFGENMSG.pack(family, 0, 0) + wire.be32(_STATUS, _DNAT) + wire.be32(_STATUS_MASK, _DNAT)
+    places: dict[int, tuple[int, int]] = {}
+    with wire.Socket(namespace, wire.NETFILTER) as kernel:
+        try:
+            for reply in kernel.dump(_GET, selected):
+                message = reply.body
+                flow = decode(message)
+                if flow is None or flow.destination == flow.source:
+                    continue
+                size = len(message)
+                status, state = places.get(size, (0, 0))
+                if not status or not _matches(message, status, state):
+                    status, state = places[size] = _places(message)
+                yield TranslatedFlow(
+                    flow.protocol,
+                    flow.destination,
+                    flow.source,
+                    message[state] if state else None,
+                    bool(message[status + 3] & _SEEN_REPLY),
+                )
+        except wire.NetlinkError as e:
+            if e.errno != errno.EINTR:
+                raise
+
+
+def _places(message: memoryview) -> tuple[int, int]:
+    """Where in the message of a flow its status and its TCP state are; 0 for what it does not have.
+
+    Messages of one length nearly always have one layout. So this is found once, and only checked for the others.
+    """
+    at, end = 4, len(message)
+    for kind in (_PROTOCOL_INFO, _TCP_INFO, _TCP_STATE):
+        at, end = _value(message, at, end, kind)
+    return _value(message, 4, len(message), _STATUS)[0], at
+
+
+def _value(message: memoryview, at: int, end: int, kind: int) -> tuple[int, int]:
+    """Where the value of an attribute begins and ends; (0, 0) if there is none."""
+    while at and at + 4 <= end:
+        length, found = _ATTRIBUTE.unpack_from(message, at)
+        if found & ~wire.NESTED == kind:
+            return at + 4, at + length
+        at += max(length, 4) + 3 & ~3
+    return 0, 0
+
+
+def _matches(message: memoryview, status: int, state: int) -> bool:
+    """Whether the status and the TCP state are where they were in another message of the same length."""
+    return _ATTRIBUTE.unpack_from(message, status - 4) == (8, _STATUS) and (
+        not state or _ATTRIBUTE.unpack_from(message, state - 4) == (5, _TCP_STATE)
+    )
+
+
+def decode(message: memoryview) -> ConntrackFlow | None:
+    """Decodes the kernel's message about a flow, with its nfgenmsg; None if its protocol has no ports."""
+    layout = _LAYOUTS.get(message[0])
+    if layout is not None and len(message) >= 4 + layout.head.size:
+        first, destination, number, port, second, source, source_port = layout.head.unpack_from(message, 4)
+        if first == second == layout.length and number in _WITH_PORTS:
+            return ConntrackFlow(number, destination + port, source + source_port, message)
+    return _read(message)
+
+
+def tcp_state(protocol_info: memoryview | bytes | None) -> int | None:
+    """The state of a TCP connection (enum tcp_conntrack), from its attribute CTA_PROTOINFO; None if there is none."""
+    info = wire.attributes(wire.attributes(protocol_info or b"").get(_TCP_INFO, b""))
+    return info[_TCP_STATE][0] if _TCP_STATE in info else None
 
 
 def _read(message: memoryview) -> ConntrackFlow | None:

@@ -133,7 +133,7 @@ def chains_of(plan: ServicePlan | None) -> Iterator[str]:
         if port.any:
             proto = port.protocol.lower()
             svc, svl, ext, fw = _port_chains(port, proto)
-            yield from [_endpoint_chain_name(b, port, proto) for b in port.endpoints]
+            yield from [endpoint_chain_name(b, port, proto) for b in port.endpoints]
             if port.cluster:
                 yield svc
             if port.local:
@@ -149,7 +149,8 @@ def _port_chains(p: PortPlan, proto: str) -> tuple[str, str, str, str]:
     return f"KUBE-SVC-{hash_}", f"KUBE-SVL-{hash_}", f"KUBE-EXT-{hash_}", f"KUBE-FW-{hash_}"
 
 
-def _endpoint_chain_name(b: Endpoint, p: PortPlan, proto: str) -> str:
+def endpoint_chain_name(b: Endpoint, p: PortPlan, proto: str) -> str:
+    """The chain that sends to an endpoint; `proto` is the protocol in lower case."""
     return f"KUBE-SEP-{names.suffix(p.name + proto + join(b.address, b.port))}"
 
 
@@ -263,7 +264,7 @@ class _PortRules:
 
 def _endpoint_chain(b: Endpoint, p: PortPlan, proto: str, d: RuleContext, chains: dict[str, str]) -> str:
     at = join(b.address, b.port)
-    chain = _endpoint_chain_name(b, p, proto)
+    chain = endpoint_chain_name(b, p, proto)
     comment = f' -m comment --comment "{p.name}"' if d.comments else ""
     recent = f" -m recent --set --name {chain} --mask {d.mask} --rsource" if p.affinity else ""
     chains[chain] = (

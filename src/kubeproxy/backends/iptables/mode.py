@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from kubeproxy.api.addresses import IPV4, Family
-from kubeproxy.backends.base import Comparable, Driver
+from kubeproxy.backends.base import Comparable, ConnectionCounter, Driver
 from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.model.manners import Manners
@@ -26,6 +26,13 @@ def _reader(machine: "Machine", node: NodeConfig) -> Comparable:
     from kubeproxy.backends.iptables import prepare
 
     return prepare.open_reader(machine, node)
+
+
+def _counter(machine: "Machine", node: NodeConfig) -> ConnectionCounter:
+    from kubeproxy.backends import programs
+    from kubeproxy.backends.iptables.counts import RuleCounter
+
+    return RuleCounter(programs.find(machine, node.family, attempt=False))
 
 
 def _untraceable(machine: "Machine", family: Family) -> str:
@@ -77,6 +84,7 @@ MODE: Final = Mode(
     node=_node,
     open=_open,
     reader=_reader,
+    counter=_counter,
     untraceable=_untraceable,
     cleanup=_cleanup,
     serves=_serves,

@@ -1,0 +1,157 @@
+"""`kube-proxy top`: the current traffic of Services."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from kubeproxy.cli.command import Asked, Command, CommandError
+from kubeproxy.cli.output import Output
+from kubeproxy.machine.base import Machine
+from kubeproxy.model.plan import Key
+
+if TYPE_CHECKING:
+    from kubeproxy.answers.snapshot import Snapshot
+    from kubeproxy.insight.top.values import Top
+    from kubeproxy.insight.top.watch import TopWatch
+
+INTERVAL: Final = 2.0
+LEAST_SECONDS: Final = 0.2
+MOST_SECONDS: Final = 3600.0
+POLL_SECONDS: Final = 0.25
+MOST_SERVICES: Final = 40
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "service",
+        nargs="?",
+        default="",
+        metavar="NAMESPACE/NAME",
+        help="only this Service, with its endpoints",
+    )
+    parser.add_argument("--once", action="store_true", help="write what one interval showed, and end")
+    parser.add_argument(
+        "--interval", type=float, default=INTERVAL, metavar="SECONDS",
+        help=f"time between two readings; {INTERVAL:g} if not given",
+    )  # fmt: skip
+    parser.add_argument(
+        "--accounting",
+        action="store_true",
+        help="set sysctl net.netfilter.nf_conntrack_acct to 1 meanwhile, so that bytes are counted",
+    )
+
+
+@contextlib.contextmanager
+def _accounting(machine: Machine, *, wanted: bool) -> Iterator[None]:
+    """Lets the kernel count bytes of new connections until the block ends, and puts the setting back."""
+    from kubeproxy.insight.top.flows import ACCOUNTING
+
+    try:
+        written = wanted and machine.set_sysctl(ACCOUNTING, 1)
+    except OSError as e:
+        raise CommandError(f"--accounting: sysctl {ACCOUNTING} cannot be set: {e.strerror or e}") from e
+    try:
+        yield
+    finally:
+        if written:
+            machine.set_sysctl(ACCOUNTING, 0)
+
+
+def _run(asked: Asked) -> int:
+    from kubeproxy.insight import origin, snapshot
+    from kubeproxy.insight.top.watch import TopWatch
+    from kubeproxy.machine.linux import LinuxMachine
+
+    arguments, out = asked.arguments, asked.out
+    if not LEAST_SECONDS <= arguments.interval <= MOST_SECONDS:
+        raise CommandError(
+            f"--interval {arguments.interval:g}: seconds, at least {LEAST_SECONDS:g} and at most {MOST_SECONDS:g}"
+        )
+    machine = LinuxMachine()
+    try:
+        with out.progress("reading Services and EndpointSlices"):
+            taken = asyncio.run(
+                snapshot.take(origin.find(asked.flags, machine, os.environ), machine, node=arguments.node)
+            )
+    except (origin.OriginError, snapshot.SnapshotError) as e:
+        raise CommandError(str(e)) from e
+    if not taken.own:
+        raise CommandError(
+            f"node {taken.name} is not this host: what its kernel counts can only be read there"
+        )
+    only = named(arguments.service, taken)
+    with (
+        _accounting(machine, wanted=arguments.accounting),
+        contextlib.closing(TopWatch(taken, machine)) as watch,
+    ):
+        found = once(watch, only, arguments.interval, out)
+    if arguments.json:
+        out.json(found)
+        return 0
+    show(found, out, details=only is not None)
+    return 0
+
+
+def named(text: str, taken: "Snapshot") -> Key | None:
+    """The Service that is asked for; None for all.
+
+    Raises:
+        CommandError: there is none.
+    """
+    if not text:
+        return None
+    namespace, slash, name = text.rpartition("/")
+    key = (namespace if slash else "default", name)
+    if key not in taken.state.services:
+        same = sorted("/".join(each) for each in taken.state.services if each[1] == name)
+        hint = f"; did you mean {' or '.join(same[:3])}?" if same else "; it is written as NAMESPACE/NAME"
+        raise CommandError(f"there is no Service {'/'.join(key)}{hint}")
+    return key
+
+
+def once(watch: "TopWatch", only: Key | None, interval: float, out: Output) -> "Top":
+    """Two readings, an interval apart."""
+    with out.progress(f"watching for {interval:g} s"):
+        watch.look(everything=True)
+        end = time.monotonic() + interval
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, POLL_SECONDS))
+            watch.poll()
+        watch.look(everything=True)
+    return watch.top((lambda key: key == only) if only is not None else (lambda _: True))
+
+
+def show(found: "Top", out: Output, *, details: bool) -> None:
+    """Writes figures for people."""
+    from kubeproxy.insight.top import table
+
+    out.line(table.about(found))
+    for text, style in table.lines(found, most=MOST_SERVICES, details=details):
+        out.line(text, style)
+    ports = sum(len(service.ports) for service in found.services)
+    if not details and ports > MOST_SERVICES:
+        out.line(f"and {ports - MOST_SERVICES:,} more ports of Services; --json lists all")
+    for trouble in found.troubles:
+        out.note(trouble)
+
+
+COMMAND: Final = Command(
+    name="top",
+    summary="Show the current traffic of Services.",
+    description=(
+        "Shows new and open connections of Services, bytes, the shares of endpoints, and connections that were not answered\n"
+        "or were reset. It reads what the kernel of this node counts, and changes nothing."
+    ),
+    examples=(
+        ("Which Services are busy, and which endpoints do not answer?", "kube-proxy top"),
+        ("What does one Service do, endpoint by endpoint?", "kube-proxy top shop/api"),
+        ("Figures of ten seconds, for a program", "kube-proxy top --once --interval 10 --json"),
+    ),
+    statuses=((0, "the figures were shown"),),
+    options=_options,
+    run=_run,
+)  # fmt: skip

@@ -1,0 +1,8 @@
+"""What goes on at Services now: new and open connections, bytes, failures, by endpoint.
+
+values    the answer, as it is written as JSON
+fronts    which Service port a flow is for
+flows     what connection tracking says: open connections, and what began and ended
+watch     brings the sources together: readings, and rates between two of them
+screen    the interactive view
+"""
