@@ -65,6 +65,7 @@ class Answer(Struct, frozen=True, kw_only=True, rename="camel"):
         unread: why it was not compared.
         live: what was seen of real packets; not there if none were traced.
         flows: its open connections; left out if they were not requested.
+        at: the former moment that is answered for, RFC 3339; left out for the present.
     """
 
     source: str = field(name="from")

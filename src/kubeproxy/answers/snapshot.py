@@ -26,6 +26,7 @@ class Snapshot(Struct, frozen=True):
             refused.
         drivers: the drivers of the daemon, if it answers. In a mode that leads packets to a relay, only they
             know what the kernel holds in place of endpoints.
+        past: the moment that is answered for, if it is a former one; "" for the present.
     """
 
     state: State

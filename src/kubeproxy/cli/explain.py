@@ -112,7 +112,7 @@ def _past(asked: Asked, machine: Machine) -> int:
     if asked.arguments.json:
         asked.out.json(found)
     else:
-        show(found, asked.out, taken.past)
+        show(found, asked.out)
     return STATUSES[found.verdict]
 
 
@@ -193,6 +193,7 @@ def _see(found: Answer, asked: Asked, machine: Machine) -> Answer:
 
 def show(found: Answer, out: Output) -> None:
     """Writes an answer as text."""
+    at = "" if found.at is UNSET else f", at {found.at}"
     out.line(
         f"{found.source} -> {join(found.destination, found.port)}/{found.protocol}   on node {found.node},"
         f" {found.mode} mode{at}",
