@@ -112,7 +112,7 @@ def _past(asked: Asked, machine: Machine) -> int:
     if asked.arguments.json:
         asked.out.json(found)
     else:
-        show(found, asked.out)
+        show(found, asked.out, taken.past)
     return STATUSES[found.verdict]
 
 
@@ -191,9 +191,9 @@ def _see(found: Answer, asked: Asked, machine: Machine) -> Answer:
     return found
 
 
-def show(found: Answer, out: Output) -> None:
-    """Writes an answer as text."""
-    at = "" if found.at is UNSET else f", at {found.at}"
+def show(found: Answer, out: Output, asked_at: str = "") -> None:
+    """Writes an answer as text; `asked_at` is the former moment that it is for."""
+    at = f", at {asked_at}" if asked_at else ""
     out.line(
         f"{found.source} -> {join(found.destination, found.port)}/{found.protocol}   on node {found.node},"
         f" {found.mode} mode{at}",

@@ -283,10 +283,12 @@ def folder(flags: Mapping[str, Any], machine: Machine, environment: Mapping[str,
     """
     if given := flags.get("journal"):
         return Path(given)
+    if not origin.SOURCES & flags.keys() and machine.holder() is None:
+        raise JournalError("no kube-proxy runs in this network namespace: name a journal with --journal DIR")
     found = origin.find(flags, machine, environment).options.journal
     if not found:
         raise JournalError(
-            "no journal is kept: kube-proxy runs without --journal; name one that was kept with --journal DIR"
+            "kube-proxy keeps no journal, since it has no flag --journal; name one with --journal DIR"
         )
     return Path(found)
 

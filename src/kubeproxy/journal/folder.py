@@ -55,7 +55,7 @@ class JournalFolder:
         """Makes the folder if it does not exist, and locks it. It may be called again after it has failed.
 
         Raises:
-            OSError: it cannot be made, belongs to somebody else, can be changed by others, or is locked.
+            OSError: it cannot be made, belongs to another user, can be changed by others, or is locked.
         """
         if self._lock < 0:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ class JournalFolder:
             """Locks the folder.
 
             Raises:
-                OSError: it belongs to somebody else, can be changed by others, or is locked.
+                OSError: it belongs to another user, can be changed by others, or is locked.
             """
             import fcntl
 

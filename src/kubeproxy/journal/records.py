@@ -1,8 +1,8 @@
 """What a journal consists of: records, each with the time it was made (Unix time, in seconds).
 
 Objects are kept as rows, not as the API server sent them. A record says what is known of an object now, not how it
-differs, so that applying one twice does no harm. Whoever changes a record so that older files cannot be read, or older
-programs cannot read new files, raises `frames.VERSION`.
+differs, so that one may be applied twice. A change after which older files cannot be read, or new ones not by older programs,
+raises `frames.VERSION`.
 """
 
 from typing import Any, Final, Literal
