@@ -357,6 +357,7 @@ class Exchange:
         self.serving.attach(session.loops, *providers, *forwarding)
         first, self._attached = self._attached is None, session
         if first:
+            self.serving.answer_from(self._snapshot)
             self._supervise(explaining.serve(self._machine, self._snapshot))
         self._record(session)
         if self._reporting is None:

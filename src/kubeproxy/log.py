@@ -159,13 +159,13 @@ class TextFormatter(logging.Formatter):
         micros = int((record.created - second) * 1e6)
         line = (
             f"{_severity(record.levelno)}{self._prefix}.{micros:06} {os.getpid():7}"
-            f" {record.filename}:{record.lineno}] {_one_line(record.getMessage())}"
+            f" {record.filename}:{record.lineno}] {one_line(record.getMessage())}"
         )
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def _one_line(message: str) -> str:
-    """Escapes characters that would end the line, or could forge another one."""
+def one_line(message: str) -> str:
+    """Escapes what would end the line or could forge another one, and lone surrogates."""
     return (
         message
         if message.isprintable()

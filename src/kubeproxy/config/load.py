@@ -52,6 +52,7 @@ class RunOptions(Struct, gc=False, frozen=True):
         userspace_listen: userspace mode listens on the Services' own addresses.
         journal: the folder that changes are recorded in; empty for none.
         journal_bytes: how many bytes it may have.
+        status_page: when the status page is served: at loopback addresses, always or never.
         version: the Kubernetes version to report, if --version named one.
         flags: every flag's name and value as text, as /flagz shows them.
         warnings: what the operator should know; logged once logging works.
@@ -72,6 +73,7 @@ class RunOptions(Struct, gc=False, frozen=True):
     userspace_listen: bool = False
     journal: str = ""
     journal_bytes: int = DEFAULT_JOURNAL_BYTES
+    status_page: Literal["loopback", "always", "never"] = "loopback"
     version: str = ""
     flags: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
@@ -103,8 +105,8 @@ def load(values: Mapping[str, Any], platform: str) -> RunOptions:
         platform: `sys.platform`.
 
     Raises:
-        ConfigError: the file cannot be read or decoded, the host name is blank, or --cleanup-variant is
-            wrong, or --journal-size is too small.
+        ConfigError: the file cannot be read or decoded, the host name is blank, or --cleanup-variant or
+            --status-page is wrong, or --journal-size is too small.
     """
     flags = known(platform)
     warnings = [
@@ -147,6 +149,7 @@ def load(values: Mapping[str, Any], platform: str) -> RunOptions:
         userspace_listen=values.get("userspace-listen", False),
         journal=values.get("journal", ""),
         journal_bytes=_journal_bytes(values),
+        status_page=_status_page(values),
         version=values.get("version", ""),
         flags={
             name: show(values[name]) if name in values else flag.default_text or show(_empty(flag.kind))
@@ -241,6 +244,16 @@ def _journal_bytes(values: Mapping[str, Any]) -> int:
     if given.bytes < LEAST_JOURNAL_BYTES:
         raise ConfigError(f"--journal-size: {given} is less than 1Mi")
     return given.bytes
+
+
+def _status_page(values: Mapping[str, Any]) -> Literal["loopback", "always", "never"]:
+    """When the status page is served."""
+    given: str = values.get("status-page", "loopback")
+    match given:
+        case "loopback" | "always" | "never":
+            return given
+        case _:
+            raise ConfigError(f"--status-page: {given!r:.80} is none of loopback, always and never")
 
 
 def _empty(kind: str) -> Any:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kubeproxy import backends
 from kubeproxy.api.addresses import Family
@@ -23,8 +23,12 @@ from kubeproxy.serve.http import Door
 from kubeproxy.serve.listen import Port, allow_many_files
 from kubeproxy.serve.message import Handler, router
 from kubeproxy.serve.nodehealth import NodeHealth
+from kubeproxy.serve.page.site import StatusPage
 from kubeproxy.serve.pages import Pages
 from kubeproxy.sources.base import Status
+
+if TYPE_CHECKING:
+    from kubeproxy.answers.snapshot import Snapshot
 
 LATE: Final = 2.0
 """After how many sync periods a waiting change makes the proxy unhealthy."""
@@ -84,6 +88,7 @@ class Serving:
             self._port_figures,
         )
         self._pages = Pages(options)
+        self._page = StatusPage(machine, options, self.health)
         self._slis = Exposition(process=False)
         self._slis.providers.append(self._pages.slis)
         self._answer: Handler = router({})
@@ -126,6 +131,7 @@ class Serving:
             providers: the metrics of the source.
         """
         self._hub, self._statuses, self._missing = hub, statuses, missing
+        self._page.read_from(hub)
         self._exposition.replace("source", lambda: metrics.of_changes(hub), *providers)
 
     def reserve(self, options: RunOptions) -> None:
@@ -153,6 +159,7 @@ class Serving:
             **self._pages.routes(),
             "GET /metrics": self._exposition.handle,
             "GET /metrics/slis": self._slis.handle,
+            **self._page.use(options),
         }
         if config.enable_profiling:
             from kubeproxy.serve.profile import Profiles
@@ -173,6 +180,8 @@ class Serving:
             cleaners: what follows each: none where the kernel has no flows of ours.
             mode: their mode.
         """
+        for loop in loops:
+            self._page.syncs.follow(loop)
         return (
             *(metrics.FlowMetrics(cleaner).figures for cleaner in cleaners),
             *(metrics.LoopMetrics(loop, mode).figures for loop in loops),
@@ -186,6 +195,7 @@ class Serving:
             providers: their metrics; the counters of the loops before them are continued.
         """
         self.health.attach(loops)
+        self._page.attach(loops)
         self._exposition.replace("rules", *providers)
         gone = self._ports.keys() - {loop.family for loop in loops}
         for family in gone:
@@ -198,6 +208,10 @@ class Serving:
                 task = asyncio.ensure_future(ports.run())
                 task.add_done_callback(self._ended)
                 self._ports[loop.family] = ports, task
+
+    def answer_from(self, snapshot: Callable[[], "Snapshot"]) -> None:
+        """Questions are answered from what this returns, what is known of the cluster now."""
+        self._page.answer_from(snapshot)
 
     async def run(self) -> None:
         """Serves until it is cancelled.
@@ -215,6 +229,7 @@ class Serving:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._page.close()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """The ports of a family are served no more: it was cancelled, or something unforeseen happened."""
