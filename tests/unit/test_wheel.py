@@ -1,4 +1,4 @@
-"""What is installed is complete: every module of the wheel imports, without the source tree beside it."""
+"""What is installed is complete: every module of the wheel imports, and the status page is there, without the source tree."""
 
 import subprocess
 import sys
@@ -15,6 +15,8 @@ for path in sorted(root.glob("kubeproxy/**/*.py")):
     if path.name != "__main__.py":
         name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         assert importlib.import_module(name).__file__.startswith(str(root)), name
+from kubeproxy.serve.page.site import assembled
+assert b"</html>" in assembled()[0]
 """
 
 

@@ -100,7 +100,7 @@ def test_every_flag_has_a_purpose():
     without_field = {f.name for f in FLAGS if not f.paths}
     assert without_field == {
         "config", "write-config-to", "cleanup", "init-only", "version", "help", "master", "healthz-port",
-        "metrics-port", "manifests", "userspace-listen", "cleanup-force", "cleanup-variant", "journal", "journal-size", "boot-id-file",
+        "metrics-port", "manifests", "userspace-listen", "cleanup-force", "cleanup-variant", "journal", "journal-size", "status-page", "boot-id-file",
         "machine-id-file",
     }  # fmt: skip
 
