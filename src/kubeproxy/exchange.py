@@ -108,7 +108,9 @@ class Exchange:
         self.serving.publish(self.figures, lambda: sysctls.figures(machine))
 
     async def open(self) -> None:
-        """Opens the source. Health can be asked for meanwhile: loading a client of API servers takes a tenth of a second.
+        """Opens the source. Health is served meanwhile.
+
+        Loading the client of API servers takes a tenth of a second.
 
         Raises:
             OSError, ValueError: the source cannot be used.

@@ -20,8 +20,9 @@ log = logging.getLogger(__name__)
 _NEEDED = {"Service", "EndpointSlice"}
 
 Follower = Callable[[Name, tuple[Any, ...] | None], None]
-"""Called with each object of which something else is known now: its name, and what is kept of it: the rows of a Service or of
-an EndpointSlice (`State.on_stored`), the row of the own Node, or the ranges of all ServiceCIDRs."""
+"""Called with each object of which something else is known now: its name, and what is kept of it: the rows of
+a Service or of an EndpointSlice (`State.on_stored`), the row of the own Node, or the ranges of all
+ServiceCIDRs."""
 
 
 class Hub:

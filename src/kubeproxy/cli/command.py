@@ -157,9 +157,9 @@ def divide(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def with_negative_values(argv: Sequence[str]) -> list[str]:
-    """Arguments with each option and its value in one, where the value begins with a minus and a digit, as in `--at -10m`.
+    """Arguments with each option and its value in one, where the value begins with a minus and a digit.
 
-    argparse takes such a value for an option.
+    An example is `--at -10m`: argparse takes such a value for an option.
     """
     found: list[str] = []
     for argument in argv:

@@ -17,7 +17,7 @@ from kubeproxy.insight.journal import Journal, JournalError
 
 DAMAGED: Final = 2
 MOST_WORDS: Final = 6
-"""So many changes of one event are written for people; JSON has all."""
+"""So many changes of one event are written as text; JSON has all."""
 
 STYLES: Final = {"drift": "red", "refused": "red", "failure": "red", "lost": "red", "sync": "dim"}
 
@@ -102,7 +102,7 @@ def _show(found: Iterator[Event], out: Output) -> None:
 
 
 def line(event: Event) -> str:
-    """An event for people."""
+    """An event as text."""
     who = event.service or ", ".join(event.services[:2])
     if len(event.services) > 2:
         who += f" and {len(event.services) - 2} more"

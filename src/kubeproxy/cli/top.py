@@ -126,7 +126,7 @@ def once(watch: "TopWatch", only: Key | None, interval: float, out: Output) -> "
 
 
 def show(found: "Top", out: Output, *, details: bool) -> None:
-    """Writes figures for people."""
+    """Writes figures as text."""
     from kubeproxy.insight.top import table
 
     out.line(table.about(found))

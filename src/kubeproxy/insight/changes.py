@@ -1,8 +1,8 @@
 """Which Services the differences between kernel and plans belong to.
 
-A line is attributed by the front or Service that it names, by the chain that it is in, if a line that leads there or another
-line of the chain is known, and at last by what the plans describe. Lines that belong to no Service (base chains, hooks, rules that
-all Services share) are attributed to none.
+A line is attributed by the front or Service that it names, by the chain that it is in, if a line that leads
+there or another line of the chain is known, and at last by what the plans describe. Lines that belong to no
+Service (base chains, hooks, rules that all Services share) are attributed to none.
 """
 
 from collections import defaultdict
@@ -28,7 +28,8 @@ class Piece(Struct, frozen=True, gc=False, rename="camel"):
     """One thing in which kernel and plans differ.
 
     Attributes:
-        kind: missing: the kernel does not hold it; foreign: it holds it and should not; differs: it holds another version;
+        kind: missing: the kernel does not hold it; foreign: it holds it and should not; differs: it holds
+            another version;
             order: it is there, but not in its place.
         service: namespace/name of its Service; "" if it belongs to none.
         holder: the object of the kernel that holds it: a map, chain, set, virtual server or interface.
@@ -59,7 +60,8 @@ class Owners:
 
         Args:
             plans: the plans.
-            describe: what the kernel must hold for a plan; asked only if some line cannot be attributed otherwise.
+            describe: what the kernel must hold for a plan; asked only if some line cannot be attributed
+                otherwise.
         """
         self._plans = tuple(plans)
         self._describe = describe

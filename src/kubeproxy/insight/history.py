@@ -29,8 +29,8 @@ class Event(Struct, frozen=True, gc=False, rename="camel"):
     Attributes:
         at: when, RFC 3339 in UTC.
         unix: the same as Unix time.
-        kind: service, endpoints, node, serviceCIDRs, configuration, sync, refused, accepted, drift, failure, start, lost or
-            end.
+        kind: service, endpoints, node, serviceCIDRs, configuration, sync, refused, accepted, drift, failure,
+            start, lost or end.
         service: the Service it concerns, as namespace/name; "" if it concerns all or none.
         object: the EndpointSlice or Endpoints that changed.
         family: the IP family, "" for both.
@@ -38,7 +38,8 @@ class Event(Struct, frozen=True, gc=False, rename="camel"):
         services: the Services that a sync changed in the kernel; none if they were more than are recorded.
         count: how many they were.
         seconds: how long the sync took.
-        delay: seconds from the receipt of the first of these changes to the end of the sync; null if not known.
+        delay: seconds from the receipt of the first of these changes to the end of the sync; null if not
+            known.
         cluster_delay: the same from the change in the cluster.
     """
 

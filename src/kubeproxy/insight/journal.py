@@ -1,7 +1,8 @@
 """Reads a journal: what was known of the cluster and the node at a moment, and what happened between moments.
 
-Each segment begins with all that was known then, so none needs the one before it. A segment that cannot be read is named, and
-read as far as it can be; what was missed is found by comparing with the beginning of the next one.
+Each segment begins with all that was known then, so none needs the one before it. A segment that cannot be
+read is named, and read as far as it can be; what was missed is found by comparing with the beginning of the
+next one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -166,8 +167,8 @@ class Journal:
     def replay(self, segment: Segment | None = None) -> Iterator[tuple[Past, Record]]:
         """Each record with what was known before it, which is another value for the next one.
 
-        What is known at the beginning of a segment is not repeated; what is different there, because the program did not run
-        or could not write, comes as records, after the `Opened` of that segment.
+        What is known at the beginning of a segment is not repeated; what is different there, because the
+        program did not run or could not write, comes as records, after the `Opened` of that segment.
 
         Args:
             segment: read only this one; None: all.
@@ -315,5 +316,5 @@ def snapshot(journal: Journal, moment: float) -> Snapshot:
 
 
 def shown(moment: float) -> str:
-    """A moment for people."""
+    """A moment as text."""
     return f"{moments.date(moment)} {moments.clock(moment)}"

@@ -1,7 +1,7 @@
-"""What a line of nft, iptables-save, ipvsadm, ipset or ip is about: the object that holds it, its front, its Service.
+"""What a line of nft, iptables-save, ipvsadm, ipset or ip is about: the object, its front, its Service.
 
-The lines are those of `backends.base.KernelComparison`. They are read, not compared: what a line means is known to the drivers;
-here it is only attributed.
+The lines are those of `backends.base.KernelComparison`. They are read, not compared: what a line means is
+known to the drivers; here it is only attributed.
 """
 
 import re
@@ -41,8 +41,10 @@ class LineParts(Struct, frozen=True, gc=False):
     Attributes:
         holder: the object that holds it, as people name it.
         inside: the name of the chain, map or set that it is in; "" for virtual servers and addresses.
-        key: what distinguishes it from others in the same object; two lines with the same key are versions of one thing.
-        front: the front that it serves, if it names one; a node port has no address. Port 0: all ports of the address.
+        key: what distinguishes it from others in the same object; two lines with the same key are versions of
+            one thing.
+        front: the front that it serves, if it names one; a node port has no address. Port 0: all ports of the
+            address.
         service: namespace/name if the line itself has it.
         target: the chain that it leads to.
         endpoint: the endpoint that it leads to, as address:port.

@@ -1,4 +1,7 @@
-"""Moments as people name them: `03:12:07`, `2026-11-29T03:12:07Z`, `-10m`; and how they are shown, in local time."""
+"""Moments as people name them: `03:12:07`, `2026-11-29T03:12:07Z`, `-10m`.
+
+And how they are shown, in local time.
+"""
 
 import re
 from datetime import UTC, datetime, time, timedelta
@@ -17,8 +20,8 @@ def parse(text: str, now: float) -> float:
     """Reads a moment; returns its Unix time.
 
     Args:
-        text: a time of the last 24 hours in local time, a date and time (RFC 3339; local time if it has no zone), or how
-            long ago it was.
+        text: a time of the last 24 hours in local time, a date and time (RFC 3339; local time if it has no
+            zone), or how long ago it was.
         now: the Unix time now.
 
     Raises:
@@ -74,7 +77,7 @@ def rfc3339(at: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A short time for people."""
+    """A short time as text."""
     if seconds < 1:
         return f"{1e3 * seconds:.3g} ms"
     return f"{seconds:.3g} s" if seconds < 120 else str(parse_duration(f"{seconds:.0f}s"))

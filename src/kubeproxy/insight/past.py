@@ -1,4 +1,7 @@
-"""`explain` for a former moment: the same answer, from what the journal says was known, with what happened around it."""
+"""`explain` for a former moment.
+
+The same answer, from what the journal says was known, with what happened around it.
+"""
 
 import argparse
 import asyncio

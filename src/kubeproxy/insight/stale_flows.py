@@ -1,4 +1,4 @@
-"""Tracked flows that lead to endpoints that are gone, or that no rule has sent to an endpoint although there are some."""
+"""Tracked flows that lead to removed endpoints, or that were not translated although there are endpoints."""
 
 import socket
 from collections.abc import Mapping, Sequence
@@ -98,7 +98,7 @@ class _FlowJudge:
         return not any(flow.source in self._endpoints(key) for key, _ in owners)
 
     def _endpoints(self, key: Key) -> frozenset[Place]:
-        """All endpoints of a Service, whatever their state: connections to terminating ones may end in peace."""
+        """All endpoints of a Service, whatever their state: connections to terminating ones may end."""
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = frozenset(

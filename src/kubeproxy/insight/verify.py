@@ -1,4 +1,7 @@
-"""Whether this kernel holds what is planned, and whether tracked flows lead to endpoints: the answer of `verify`."""
+"""Whether this kernel holds what is planned, and whether tracked flows lead to endpoints.
+
+The answer of `verify`.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,7 +17,7 @@ from kubeproxy.insight.stale_flows import StaleFlow, stale
 from kubeproxy.machine.base import Machine
 
 _TRIES: Final = 2
-"""Where a kube-proxy runs, differences count if they are still there after another reading of cluster and kernel."""
+"""Where a kube-proxy runs, differences count if another reading of cluster and kernel still shows them."""
 
 
 class Verified(Struct, frozen=True, rename="camel"):

@@ -4,8 +4,8 @@ r"""The format of a segment, one file of a journal: a header, then frames.
     frame    length of the payload, CRC-32 of length and payload (4 bytes each, little-endian), payload
     payload  zlib of a MessagePack array of records
 
-A frame is written by one call and never changed. If the program or the system ends while one is written, it is
-incomplete, and only that one is lost.
+A frame is written by one call and never changed. If the program or the system ends while one is written, it
+is incomplete, and only that one is lost.
 """
 
 import zlib

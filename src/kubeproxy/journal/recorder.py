@@ -1,7 +1,8 @@
 """Records what changes in a running daemon: objects and the node, syncs, refused Services, and drift.
 
-Records are collected in memory and given to the writing thread once a second at most. If it cannot write, or is too slow,
-they are dropped, and the journal is continued with all that is known as soon as that is possible.
+Records are collected in memory and given to the writing thread once a second at most. If it cannot write, or
+is too slow, they are dropped, and the journal is continued with all that is known as soon as that is
+possible.
 """
 
 import asyncio
@@ -67,7 +68,8 @@ class Recorder:
         """Nothing is recorded before `follow`.
 
         Args:
-            options: what the program runs with: where the journal is, how large it may be, the name of the node.
+            options: what the program runs with: where the journal is, how large it may be, the name of the
+                node.
             addresses: lists the node's addresses.
             clock: the time of day, in Unix time.
         """

@@ -1,8 +1,8 @@
 """What a journal consists of: records, each with the time it was made (Unix time, in seconds).
 
-Objects are kept as rows, not as the API server sent them. A record says what is known of an object now, not how it
-differs, so that one may be applied twice. A change after which older files cannot be read, or new ones not by older programs,
-raises `frames.VERSION`.
+Objects are kept as rows, not as the API server sent them. A record says what is known of an object now, not
+how it differs, so that one may be applied twice. A change after which older files cannot be read, or new ones
+not by older programs, raises `frames.VERSION`.
 """
 
 from typing import Any, Final, Literal
@@ -16,8 +16,8 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key
 
 Reason = Literal["start", "full", "lost", "exchange"]
-"""Why a segment was begun: the program started; the one before was full; records were lost because they could not be
-written; the configuration or the source was exchanged."""
+"""Why a segment was begun: the program started; the one before was full; records were lost because they could
+not be written; the configuration or the source was exchanged."""
 
 
 class Opened(Struct, frozen=True, gc=False, array_like=True, tag="open"):
@@ -102,7 +102,8 @@ class SyncDone(Struct, frozen=True, gc=False, array_like=True, tag="sync"):
         family: the IP family.
         full: everything was compared with the kernel.
         seconds: how long it took.
-        delay: seconds from the change in the cluster that was first of those that led to it; -1 if that is not known.
+        delay: seconds from the change in the cluster that was first of those that led to it; -1 if that is
+            not known.
         count: how many Services changed in the kernel.
         keys: these Services; none if they are more than `MOST_KEYS`.
     """

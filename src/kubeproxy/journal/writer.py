@@ -1,7 +1,7 @@
-"""The thread that writes a journal. It does all that takes time: encoding, compressing, writing and removing files.
+"""The thread that writes a journal.
 
-A sync never waits for it. It is a daemon thread, so that a file system that does not answer cannot keep the program
-from ending.
+It does all that takes time: encoding, compressing, writing and removing files. A sync never waits for it. It
+is a daemon thread, so that a file system that does not answer cannot keep the program from ending.
 """
 
 import logging
@@ -23,8 +23,8 @@ FRAME_BYTES: Final = 256 * 1024
 """About so many bytes, before compression, become one frame."""
 
 SHARE: Final = 4
-"""A segment is full with this part of the limit, and what is known of all objects may take as much: so the journal always
-has the last segment beside the one that is begun."""
+"""A segment is full with this part of the limit, and what is known of all objects may take as much: so the
+journal always has the last segment beside the one that is begun."""
 
 Outcome = tuple[bool, bool]
 """Whether a batch was written, and whether the next one should begin a segment."""

@@ -24,7 +24,10 @@ Touched = Mapping[Key, Collection[Family]]
 """The Services whose plans may have changed, each with the IP families of those plans."""
 
 StateRows = tuple[ServiceRow, ...] | tuple[SliceRow, ...]
-"""What is stored of one object: one row of a Service that is programmed, none of another one; those of an EndpointSlice."""
+"""What is stored of one object: one row of a Service that is programmed, none of another one.
+
+Those of an EndpointSlice.
+"""
 
 
 class State:
@@ -36,8 +39,8 @@ class State:
             proxies.
         on_change: called with each Service that was added, changed or removed, or one of whose EndpointSlices
             was, even if the Service itself does not exist.
-        on_stored: called with each object of which something else is stored now: its name, and its rows, None if it
-            does not exist or concerns no Service.
+        on_stored: called with each object of which something else is stored now: its name, and its rows, None
+            if it does not exist or concerns no Service.
     """
 
     def __init__(self) -> None:
@@ -84,7 +87,10 @@ class State:
         return self._set_service(who, None, exists=False) if kind == "Service" else self._set_slices(who, ())
 
     def put(self, name: Name, rows: StateRows | None) -> Touched:
-        """Stores the rows of an object as `on_stored` gave them; returns the Services whose plans may have changed."""
+        """Stores the rows of an object as `on_stored` gave them.
+
+        Returns the Services whose plans may have changed.
+        """
         if name[0] != "Service":
             return self._set_slices(name, tuple(row for row in rows or () if isinstance(row, SliceRow)))
         service = next((row for row in rows or () if isinstance(row, ServiceRow)), None)

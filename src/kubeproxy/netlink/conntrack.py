@@ -260,10 +260,10 @@ class TranslatedFlow(NamedTuple):
 
 
 def translated(namespace: Namespace, family: int) -> Iterator[TranslatedFlow]:
-    """Lists the flows of a family whose destination was translated: those of Services, and of whoever else does this.
+    """Lists the flows of a family whose destination was translated, by Services or by other programs.
 
-    The kernel selects them (since Linux 5.15; earlier ones are listed whole, and the others are left out here). Ten thousand
-    flows take about 30 ms.
+    The kernel selects them (since Linux 5.15; earlier ones are listed whole, and the others are left out
+    here). Ten thousand flows take about 30 ms.
 
     Flows that are added or removed at the same time may be missing or listed twice.
 
@@ -298,7 +298,8 @@ def translated(namespace: Namespace, family: int) -> Iterator[TranslatedFlow]:
 def _places(message: memoryview) -> tuple[int, int]:
     """Where in the message of a flow its status and its TCP state are; 0 for what it does not have.
 
-    Messages of one length nearly always have one layout. So this is found once, and only checked for the others.
+    Messages of one length nearly always have one layout. So this is found once, and only checked for the
+    others.
     """
     at, end = 4, len(message)
     for kind in (_PROTOCOL_INFO, _TCP_INFO, _TCP_STATE):
@@ -334,7 +335,10 @@ def decode(message: memoryview) -> ConntrackFlow | None:
 
 
 def tcp_state(protocol_info: memoryview | bytes | None) -> int | None:
-    """The state of a TCP connection (enum tcp_conntrack), from its attribute CTA_PROTOINFO; None if there is none."""
+    """The state of a TCP connection (enum tcp_conntrack), from its attribute CTA_PROTOINFO.
+
+    None if there is none.
+    """
     info = wire.attributes(wire.attributes(protocol_info or b"").get(_TCP_INFO, b""))
     return info[_TCP_STATE][0] if _TCP_STATE in info else None
 

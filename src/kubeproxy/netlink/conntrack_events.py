@@ -1,9 +1,10 @@
 """Notifications of connection tracking: each new flow, and each one that ends.
 
-The kernel sends them only while a socket receives them, so nothing is paid for when nobody listens. A flow that ends is
-reported with its last state, and with its bytes if `nf_conntrack_acct` was 1 when it began. Flows whose destination was not
-translated lead to no Service; a filter in the kernel (classic BPF) drops the notifications about those of IPv4 and IPv6
-without a zone, so that a busy node does not send all its flows here.
+The kernel sends them only while a socket receives them, so they cost nothing when no socket receives them. A
+flow that ends is reported with its last state, and with its bytes if `nf_conntrack_acct` was 1 when it began.
+Flows whose destination was not translated lead to no Service; a filter in the kernel (classic BPF) drops the
+notifications about those of IPv4 and IPv6 without a zone, so that a busy node does not send all its flows
+here.
 
 Source: net/netfilter/nf_conntrack_netlink.c, ctnetlink_conntrack_event.
 """
@@ -35,7 +36,8 @@ class FlowEvent(NamedTuple):
         destination: the place to which the client sends.
         source: the place from which the answers are sent.
         unanswered: it ended, and there was never an answer.
-        reset: it was a TCP connection that had been answered, and ended by a reset (its last state was CLOSE).
+        reset: it was a TCP connection that had been answered, and ended by a reset (its last state was
+            CLOSE).
         sent: bytes of the client, with headers; None if the kernel did not count them.
         received: bytes of the answers.
     """

@@ -1,4 +1,4 @@
-"""What goes on at Services now: new and open connections, bytes, failures, by endpoint.
+"""The traffic of Services now: new and open connections, bytes, failures, by endpoint.
 
 values    the answer, as it is written as JSON
 fronts    which Service port a flow is for

@@ -1,4 +1,7 @@
-"""What connection tracking says of the flows to Services: those that are open, and those that begin and end."""
+"""What connection tracking says of the flows to Services.
+
+Those that are open, and those that begin and end.
+"""
 
 import errno
 import socket

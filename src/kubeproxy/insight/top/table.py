@@ -1,4 +1,7 @@
-"""What goes on at Services, as lines for people: one for each Service port, or one for each endpoint of some."""
+"""The traffic of Services, as lines of text.
+
+One for each Service port, or one for each endpoint of some.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Final

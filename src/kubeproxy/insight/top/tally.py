@@ -61,8 +61,8 @@ class Rates:
 def uneven(counts: Mapping[Endpoint, int], planned: Collection[Endpoint]) -> frozenset[Endpoint]:
     """The endpoints whose counts differ from those of the others by more than chance explains.
 
-    Each is compared with an equal share, and may differ by four and a half standard deviations of the binomial distribution,
-    which one of 150,000 endpoints does by chance.
+    Each is compared with an equal share, and may differ by four and a half standard deviations of the
+    binomial distribution, which one of 150,000 endpoints does by chance.
 
     Args:
         counts: connections by endpoint.

@@ -1,7 +1,7 @@
 """What `kube-proxy top` answers. The fields are a stable interface: they are written as JSON, in camelCase.
 
-A figure that could not be read is null; the reason is among the troubles. Rates are per second, over the time between
-two readings.
+A figure that could not be read is null; the reason is among the troubles. Rates are per second, over the time
+between two readings.
 """
 
 from msgspec import Struct
@@ -10,13 +10,14 @@ from kubeproxy.api.rows import Protocol
 
 
 class TopEndpoint(Struct, frozen=True, gc=False, rename="camel"):
-    """What goes on at one endpoint of a Service port.
+    """The traffic of one endpoint of a Service port.
 
     Attributes:
         address: its address.
         port: its port.
         connections_per_second: new connections.
-        share: its share of the new connections of the Service port since the beginning, from 0 to 1; null without any.
+        share: its share of the new connections of the Service port since the beginning, from 0 to 1; null
+            without any.
         connections: new connections since the beginning.
         sent_per_second: bytes that clients sent, of the connections that ended.
         received_per_second: bytes that clients received, of the connections that ended.
@@ -44,7 +45,7 @@ class TopEndpoint(Struct, frozen=True, gc=False, rename="camel"):
 
 
 class TopPort(Struct, frozen=True, gc=False, rename="camel"):
-    """What goes on at one port of a Service under one IP family: sums over its endpoints, see `TopEndpoint`.
+    """The traffic of one port of a Service under one IP family: sums over its endpoints, see `TopEndpoint`.
 
     Attributes:
         name: the name of the port, which may be "".
@@ -85,7 +86,7 @@ class LastChange(Struct, frozen=True, gc=False, rename="camel"):
 
 
 class TopService(Struct, frozen=True, gc=False, rename="camel"):
-    """What goes on at one Service."""
+    """The traffic of one Service."""
 
     namespace: str
     name: str
@@ -112,7 +113,7 @@ class TopSources(Struct, frozen=True, gc=False, rename="camel"):
 
 
 class Top(Struct, frozen=True, gc=False, rename="camel"):
-    """What goes on at the Services of a node.
+    """The traffic of the Services of a node.
 
     Attributes:
         node: the node.

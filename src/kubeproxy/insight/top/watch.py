@@ -1,8 +1,9 @@
 """Readings of all that is counted about Services, and rates between two of them.
 
-Everything costs by its number: 100,000 elements or rules, or as many tracked flows, take some tenths of a second to read. So each
-source is read as often as its share of a processor allows, the Services that are looked at apart: those of a map of nftables mode
-are read one by one. How old a figure is, is part of the answer.
+Everything costs by its number: 100,000 elements or rules, or as many tracked flows, take some tenths of a
+second to read. So each source is read as often as its share of a processor allows, the Services that are
+looked at apart: those of a map of nftables mode are read one by one. How old a figure is, is part of the
+answer.
 """
 
 import errno

@@ -200,7 +200,10 @@ def _delete_chain(table: _FakeTable, name: str) -> None:
 
 
 def _new_set(table: _FakeTable, name: str, body: bytes) -> None:
-    """Creates a set. One that exists must be the same (`nft_set_is_same`); since Linux 6.2 it gets a new timeout."""
+    """Creates a set. One that exists must be the same (`nft_set_is_same`).
+
+    Since Linux 6.2 it gets a new timeout.
+    """
     there = table.sets.get(name, body)
     _refuse_if(_what_it_is(there) != _what_it_is(body), errno.EEXIST)
     table.sets[name] = body
