@@ -17,7 +17,7 @@ import pytest
 from kubeproxy.api import types
 from kubeproxy.backends.programs import Variant
 from kubeproxy.insight import origin, snapshot
-from kubeproxy.insight.doctor.check import NOTE
+from kubeproxy.insight.doctor.check import NOTE, Costly
 from kubeproxy.insight.doctor.examine import Examined, examine
 from kubeproxy.insight.doctor.facts import Part
 from kubeproxy.insight.doctor.gather import gather
@@ -59,7 +59,8 @@ def look(station: Station, *ids: str, daemon: bool = True, probing: bool = True)
     )
     found = origin.find(flags, machine, os.environ)
     taken = asyncio.run(snapshot.take(found, machine))
-    results = examine(gather(machine, Part(taken), Part(found.options), probing=probing), ids)
+    costly: list[Costly] = ["connections", "rules"] if probing else ["rules"]
+    results = examine(gather(machine, Part(taken), Part(found.options), costly=costly), ids)
     return {each.id: each for each in results}
 
 

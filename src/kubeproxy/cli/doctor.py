@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from kubeproxy.answers.snapshot import Snapshot
@@ -13,7 +13,7 @@ from kubeproxy.config import ConfigError
 from kubeproxy.config.load import RunOptions
 from kubeproxy.insight import origin
 from kubeproxy.insight import snapshot as snapshots
-from kubeproxy.insight.doctor.check import ERROR, NOTE, WARNING
+from kubeproxy.insight.doctor.check import ERROR, NOTE, WARNING, Costly
 from kubeproxy.insight.doctor.examine import CHECKS, Examined, examine, failed
 from kubeproxy.insight.doctor.facts import Facts, Part
 from kubeproxy.insight.doctor.gather import gather
@@ -53,7 +53,8 @@ def _run(asked: Asked) -> int:
     from kubeproxy.machine.linux import LinuxMachine
 
     only = _checks(asked.arguments.check)
-    facts = look(asked, LinuxMachine())
+    costly = {each.costly for each in CHECKS if not only or each.id in only}
+    facts = look(asked, LinuxMachine(), costly - ({"connections"} if asked.arguments.no_connect else set()))
     results = examine(facts, only)
     found = failed(results)
     if asked.arguments.json:
@@ -64,8 +65,13 @@ def _run(asked: Asked) -> int:
     return FOUND if found else 0
 
 
-def look(asked: Asked, machine: Machine) -> Facts:
+def look(asked: Asked, machine: Machine, costly: Collection[Costly]) -> Facts:
     """Reads the facts.
+
+    Args:
+        asked: the question.
+        machine: this host.
+        costly: what is read of what takes long.
 
     Raises:
         CommandError: the question is wrong.
@@ -79,7 +85,7 @@ def look(asked: Asked, machine: Machine) -> Facts:
     if only is not None and taken.value is not None and only not in taken.value.state.services:
         raise CommandError(_unknown(only, taken.value))
     with asked.out.progress("looking at the node and its endpoints"):
-        return gather(machine, taken, options, only=only, probing=not arguments.no_connect)
+        return gather(machine, taken, options, only=only, costly=costly)
 
 
 def _snapshot(asked: Asked, machine: Machine) -> tuple[Part[Snapshot], Part[RunOptions]]:

@@ -18,6 +18,10 @@ NOTE: Final[Severity] = "note"
 Group = Literal["daemon", "other programs", "kernel", "connection tracking", "Services", "endpoints", "rules"]
 
 
+Costly = Literal["", "connections", "rules"]
+"""Connections that are tried from this node; the rules of all Services, compared."""
+
+
 class Symptom(Struct, frozen=True):
     """One thing that a check found.
 
@@ -49,6 +53,7 @@ class Check(Struct, frozen=True):
         severity: how bad it is if it finds something.
         looks_at: what it looks at.
         examine: finds. It raises UnreadError if something it looks at could not be read.
+        costly: what it looks at that takes seconds to read in a large cluster; "" for nothing.
     """
 
     id: str
@@ -57,13 +62,14 @@ class Check(Struct, frozen=True):
     severity: Severity
     looks_at: str
     examine: Examine
+    costly: Costly = ""
 
 
 def check(
-    number: str, title: str, *, group: Group, severity: Severity, looks_at: str
+    number: str, title: str, *, group: Group, severity: Severity, looks_at: str, costly: Costly = ""
 ) -> Callable[[Examine], Check]:
     """Makes a function a check; see `Check`."""
-    return lambda examine: Check(number, title, group, severity, looks_at, examine)
+    return lambda examine: Check(number, title, group, severity, looks_at, examine, costly)
 
 
 def of_module(names: Mapping[str, Any]) -> tuple[Check, ...]:

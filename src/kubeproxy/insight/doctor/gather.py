@@ -4,7 +4,7 @@ import asyncio
 import errno
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Final, TypeVar
 
@@ -14,6 +14,7 @@ from kubeproxy.backends.base import SyncError, UnsupportedError
 from kubeproxy.backends.nftables import layout
 from kubeproxy.config.load import RunOptions
 from kubeproxy.insight.doctor import ask, probe, rules
+from kubeproxy.insight.doctor.check import Costly
 from kubeproxy.insight.doctor.facts import (
     Facts,
     FlowCount,
@@ -87,7 +88,7 @@ def gather(
     options: Part[RunOptions],
     *,
     only: Key | None = None,
-    probing: bool = True,
+    costly: Collection[Costly] = ("connections", "rules"),
 ) -> Facts:
     """Reads everything.
 
@@ -96,7 +97,7 @@ def gather(
         snapshot: the cluster, if it could be read.
         options: the configuration, if it could be read.
         only: the Service that is asked about; None for all.
-        probing: try to connect to endpoints and fronts.
+        costly: what is read of what takes long.
     """
     taken = snapshot.value
     plans = {node.family: taken.plans(node.family) for node in taken.nodes} if taken else {}
@@ -105,6 +106,11 @@ def gather(
 
     def part(read: Callable[[], T]) -> Part[T]:
         return Part(reason=elsewhere) if elsewhere else _part(read)
+
+    def of_cluster(what: Costly, read: Callable[[Snapshot], T]) -> Part[T]:
+        if taken is None:
+            return Part(reason=snapshot.reason)
+        return part(lambda: read(taken)) if what in costly else Part(reason="it was not asked for")
 
     daemon: Part[RunningDaemon] = part(lambda: ask.running(machine, config))
     held = daemon.value is not None and daemon.value.holder is not None
@@ -125,12 +131,8 @@ def gather(
         tracking=part(lambda: _tracking(machine)),
         listeners=part(lambda: tuple(_listeners(machine))),
         neighbours=part(lambda: _neighbours(machine)),
-        probes=part(lambda: _probes(machine, plans, only, fronts=held))
-        if taken is not None and probing
-        else Part(reason=snapshot.reason or "it was not asked for"),
-        rules=part(lambda: asyncio.run(rules.compare(machine, taken, plans, only)))
-        if taken is not None
-        else Part(reason=snapshot.reason),
+        probes=of_cluster("connections", lambda _: _probes(machine, plans, only, fronts=held)),
+        rules=of_cluster("rules", lambda taken: asyncio.run(rules.compare(machine, taken, plans, only))),
         plans=plans,
         only=only,
     )

@@ -14,7 +14,7 @@ from kubeproxy.model.plan import FORWARD, Front, Key, ServicePlan
 
 MOST_ENDPOINTS: Final = 256
 MOST_FRONTS: Final = 128
-AT_ONCE: Final = 64
+AT_ONCE: Final = 128
 PATIENCE_SECONDS: Final = 2.0
 """For each connection, so that the second SYN, after 1 s, may be answered."""
 
@@ -27,7 +27,7 @@ async def run(machine: Machine, plans: Sequence[ServicePlan], *, fronts: bool) -
     Args:
         machine: this host.
         plans: the plans.
-        fronts: try the ClusterIPs, too.
+        fronts: try the ClusterIPs, too, of Services whose endpoints accepted connections.
     """
     services: dict[tuple[str, int], dict[Key, None]] = {}
     for plan in plans:
@@ -39,7 +39,8 @@ async def run(machine: Machine, plans: Sequence[ServicePlan], *, fronts: bool) -
     gate = asyncio.Semaphore(AT_ONCE)
     seen = await asyncio.gather(*(_connect(machine, gate, *place) for place in chosen))
     endpoints = dict(zip(chosen, seen, strict=True))
-    asked = list(_fronts(plans))[:MOST_FRONTS] if fronts else []
+    failing = {key for place, error in endpoints.items() if error for key in services[place]}
+    asked = [front for front in _fronts(plans) if front[0] not in failing][:MOST_FRONTS] if fronts else []
     answers = await asyncio.gather(*(_connect(machine, gate, front[0], front[2]) for _, front in asked))
     return Probes(
         endpoints,

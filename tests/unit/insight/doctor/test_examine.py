@@ -122,3 +122,21 @@ def test_a_part_that_was_not_read_says_why() -> None:
     with pytest.raises(UnreadError, match="no permission"):
         Part[int](reason="no permission")()
     assert Part(())() == ()
+
+
+def test_a_refused_service_is_not_found_twice(world: World) -> None:
+    FAULTS["KP010"](world)
+    world.sample("kubeproxy_services", 1)
+    assert bad(examine(world.facts())).keys() == {"KP010"}
+
+
+@pytest.mark.parametrize(("part", "costly"), [("probes", "connections"), ("rules", "rules")])
+def test_checks_say_what_they_need_of_what_takes_long(world: World, part: str, costly: str) -> None:
+    facts = structs.replace(world.facts(), **{part: Part[Any](reason="it was not asked for")})
+    skipped = {each.id for each in examine(facts) if each.status == "skipped"}
+    assert skipped == {each.id for each in CHECKS if each.costly == costly}
+
+
+def test_connections_that_an_earlier_run_tried_are_no_finding(world: World) -> None:
+    world.flow(300, "SYN_SENT", ("10.244.2.12", 8080), ("10.244.2.12", 8080))
+    assert bad(examine(world.facts())) == {}

@@ -185,7 +185,7 @@ class World:
         flags = [f"--config={self._folder}/config.yaml", f"--manifests={manifests}", "--hostname-override=n1"]
         loaded = load(parse(flags, "linux"), "linux")
         taken = asyncio.run(take(Origin(loaded), self.machine, patience=5))
-        found = gather(self.machine, Part(taken), Part(loaded), probing=False, **options)
+        found = gather(self.machine, Part(taken), Part(loaded), costly=(), **options)
         if not any(sample.name == "kubeproxy_services" for sample in self.samples):
             self.sample("kubeproxy_services", len(found.plans["IPv4"]))
         holder = found.daemon().holder

@@ -236,6 +236,7 @@ def follows(facts: Facts) -> Iterator[Symptom]:
     daemon = facts.daemon()
     samples = daemon.samples()
     facts.snapshot()
+    refused = daemon.total("kubeproxy_quarantined_services")  # KP010
     if daemon.total("kubeproxy_sync_proxy_rules_service_changes_pending"):
         return
     for family, plans in facts.plans.items():
@@ -243,7 +244,7 @@ def follows(facts: Facts) -> Iterator[Symptom]:
         for sample in samples:
             if sample.name != "kubeproxy_services" or sample.labels.get("ip_family") != family:
                 continue
-            if sample.value != expected:
+            if abs(sample.value - expected) > refused:
                 yield Symptom(
                     f"{family}: kube-proxy has not all Services, or ones that are gone",
                     f"it has {sample.value:.0f} in the kernel, the cluster has {expected}, and no change waits",

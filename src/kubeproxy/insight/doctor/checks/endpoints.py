@@ -32,6 +32,7 @@ def _tried(facts: Facts, wanted: str) -> Iterator[tuple[str, str, str]]:
     group=_GROUP,
     severity=ERROR,
     looks_at="a connection from this node to each endpoint",
+    costly="connections",
 )
 def refused(facts: Facts) -> Iterator[Symptom]:
     """The Pod is there and nothing listens."""
@@ -50,6 +51,7 @@ def refused(facts: Facts) -> Iterator[Symptom]:
     group=_GROUP,
     severity=ERROR,
     looks_at="a connection from this node to each endpoint",
+    costly="connections",
 )
 def silent(facts: Facts) -> Iterator[Symptom]:
     """Packets are lost, or dropped by a rule."""
@@ -68,6 +70,7 @@ def silent(facts: Facts) -> Iterator[Symptom]:
     group=_GROUP,
     severity=ERROR,
     looks_at="a connection from this node to each endpoint",
+    costly="connections",
 )
 def unreachable(facts: Facts) -> Iterator[Symptom]:
     """There is no route, or a router on the way says so."""
@@ -207,6 +210,7 @@ def untranslated(facts: Facts) -> Iterator[Symptom]:
     group=_GROUP,
     severity=ERROR,
     looks_at="a connection from this node to each ClusterIP",
+    costly="connections",
 )
 def fronts(facts: Facts) -> Iterator[Symptom]:
     """All endpoints that were tried accept connections and the ClusterIP does not: the rules are wrong."""

@@ -52,7 +52,7 @@ def second(facts: Facts) -> Iterator[Symptom]:
     for program in facts.programs():
         if program.program == "kube-proxy" and (holder is None or program.number != holder.process):
             yield Symptom(
-                "Kubernetes' kube-proxy runs here, too",
+                f"Kubernetes' kube-proxy runs here{', too' if holder else ''}",
                 f"process {program.number}",
                 "remove its DaemonSet or static Pod: two proxies replace each other's rules (migrate.md)",
             )

@@ -20,7 +20,7 @@ def _first(lines: Sequence[str]) -> str:
     return "; ".join(lines[:_MOST]) + more
 
 
-@check("KP090", "the kernel has all rules", group=_GROUP, severity=ERROR, looks_at=_LOOKS_AT)
+@check("KP090", "the kernel has all rules", group=_GROUP, severity=ERROR, looks_at=_LOOKS_AT, costly="rules")
 def lacking(facts: Facts) -> Iterator[Symptom]:
     """A rule that is missing: a Service or an endpoint does not work."""
     for family, compared in facts.rules().items():
@@ -32,7 +32,14 @@ def lacking(facts: Facts) -> Iterator[Symptom]:
             )
 
 
-@check("KP091", "the kernel has no other rules", group=_GROUP, severity=WARNING, looks_at=_LOOKS_AT)
+@check(
+    "KP091",
+    "the kernel has no other rules",
+    group=_GROUP,
+    severity=WARNING,
+    looks_at=_LOOKS_AT,
+    costly="rules",
+)
 def foreign(facts: Facts) -> Iterator[Symptom]:
     """A rule of a Service or an endpoint that is gone, or one that another program added to our chains."""
     for family, compared in facts.rules().items():
