@@ -19,6 +19,7 @@ BENCHES = (
     "nftables",
     "nodes",
     "pace",
+    "page",
     "ranges",
     "start",
     "userspace",

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -75,6 +76,12 @@ def test_a_person_reads_searches_and_asks(lab: Lab, tmp_path: Path, browser: Bro
         browser.press("Enter", 13, "\r")
         browser.until("document.activeElement.id === 'detail'")
         assert "50.0 %" in browser.evaluate("document.getElementById('detail').innerText")
+
+        # which follows what changes
+        station.folder.put(endpoints("web", EP11, local=(EP11,), node=NODE_NAME))
+        browser.until("document.getElementById('detail').innerText.includes('100.0 %')")
+        station.folder.put(endpoints("web", EP11, EP12, local=(EP11, EP12), node=NODE_NAME))
+        browser.until("document.getElementById('detail').innerText.includes('50.0 %')")
 
         # explain
         browser.evaluate("document.getElementById('from').focus()")
@@ -232,6 +239,9 @@ def test_who_may_read_it(lab: Lab, tmp_path: Path) -> None:
     def get(path: str = "/page/services", host: str = "127.0.0.1", role: str = "node", **headers: str) -> int:
         return fetch(lab, role, host, 10249, path, **headers)[0]
 
+    def state() -> Any:
+        return json.loads(fetch(lab, "node", "127.0.0.1", 10249, "/page/state")[2])
+
     with station.running():
         assert get() == 200
         assert get(Host="evil.example") == 403
@@ -246,6 +256,9 @@ def test_who_may_read_it(lab: Lab, tmp_path: Path) -> None:
 
         # a changed configuration is followed
         config = yaml.safe_load(station.config.read_text())
+        station.config.write_text(yaml.safe_dump({**config, "mode": "iptables"}))
+        until(lambda: state()["mode"] == "iptables" and state()["families"][0]["services"] == 2)
+        assert state()["services"] == 2
         station.config.write_text(yaml.safe_dump({**config, "metricsBindAddress": "0.0.0.0:10249"}))
         until(
             lambda: status(lab, "node", "127.0.0.1", 10249) == 404,

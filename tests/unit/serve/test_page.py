@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kubeproxy import log as klog
+from kubeproxy.answers.answer import Answer, EndpointAnswer
 from kubeproxy.config import ConfigError
 from kubeproxy.config.load import RunOptions, load
 from kubeproxy.hub import Hub
@@ -20,7 +21,7 @@ from kubeproxy.serve.healthz import Health
 from kubeproxy.serve.message import HTTPResponse, router
 from kubeproxy.serve.page import site
 from kubeproxy.serve.page.listed import MOST_FRONTS, MOST_ROWS
-from kubeproxy.serve.page.recent import LONGEST_WARNING, MOST_SYNCS, MOST_WARNINGS, RecentWarnings
+from kubeproxy.serve.page.recent import LONGEST_WARNING, MOST_SYNCS, MOST_WARNINGS
 from kubeproxy.serve.page.site import StatusPage, allowed, assembled, refusal
 from tests.fakes.cluster import service
 from tests.machines import MACHINE
@@ -410,12 +411,20 @@ class TestWarnings:
         assert all(len(each["message"]) <= LONGEST_WARNING + 1 for each in found)
 
     async def test_hostile_text_is_json(self, made: Site) -> None:
-        # Given to the page alone: what tests log is sent between processes as UTF-8, which the first text cannot be.
-        handler = [h for h in logging.getLogger().handlers if isinstance(h, RecentWarnings)][-1]
-        for each in ("\ud800", "\x1b[2J", "\u202e", "</script><script>alert(1)</script>", "x" * 200_000):
-            warning = {"levelno": logging.WARNING, "msg": "%(text)s", "args": {"text": each}}
-            handler.handle(logging.makeLogRecord(warning))
-        assert len((await made.json("/page/state"))["warnings"]) >= 5
+        kept = made.page._warnings
+        assert kept is not None
+        texts = ("\ud800", "\x1b[2J", "\u202e", "</script><script>alert(1)</script>", "x" * 200_000)
+        for each in texts:  # not through the log, because pytest keeps it and cannot encode a lone surrogate
+            kept.emit(logging.LogRecord("x", logging.ERROR, "", 0, "%(text)s", ({"text": each},), None))
+        kept.emit(logging.LogRecord("x", logging.ERROR, "", 0, "%(text)d", ({"text": "no number"},), None))
+        found = (await made.json("/page/state"))["warnings"]
+        assert [each["message"][:10] for each in found] == [
+            "\\ud800",
+            "\\x1b[2J",
+            "\\u202e",
+            "</script><",
+            "x" * 10,
+        ]
 
     async def test_none_are_kept_where_the_page_is_not_served(self, made: Site) -> None:
         handlers = logging.getLogger().handlers
@@ -458,3 +467,23 @@ class TestQuestions:
         made.page.answer_from(lambda: None)  # type: ignore[arg-type, return-value]
         monkeypatch.setattr(made.page, "_asking", site.MOST_QUESTIONS)
         assert (await question(made, b'{"from": "node", "to": ":80"}')).status == 503
+
+    async def test_an_answer_is_bounded(self, made: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        endpoints = tuple(
+            EndpointAnswer(f"10.1.0.{n}", 80, 0.004, False, "", "", False, "s") for n in range(250)
+        )
+        answer = Answer(
+            source="10.1.0.1", destination="10.96.0.1", port=80, protocol="TCP", interface="", mode="nftables",
+            node="here", verdict="forward", reason="", service="", port_name="", front="", masquerade=False,
+            endpoints=endpoints, excluded=(), stages=(), differences=("x",) * 101,
+        )  # fmt: skip
+
+        async def answered(*_: object) -> Answer:
+            return answer
+
+        monkeypatch.setattr("kubeproxy.answers.asking.ask", answered)
+        made.page.answer_from(lambda: None)  # type: ignore[arg-type, return-value]
+        found = json.loads((await question(made, b'{"from": " 10.1.0.1 ", "to": "10.96.0.1:80"}')).body)
+        assert len(found["answer"]["endpoints"]) == site.MOST_LISTED
+        assert found["more"] == {"endpoints": 150, "differences": 1}
+        assert found["answer"]["from"] == "10.1.0.1"

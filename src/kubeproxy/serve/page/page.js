@@ -30,7 +30,7 @@ async function ask(path, options) {
 // ---- Services
 
 const STATUS = { done: ["in place", "good"], pending: ["pending", "warn"], refused: ["refused", "bad"] };
-let offset = 0, total = 0, listing = null;
+let offset = 0, total = 0, listing = null, opened = null;
 
 function states(service) {
   const [words, style] = STATUS[service.status];
@@ -54,7 +54,7 @@ async function list() {
   const mine = (listing = new AbortController());
   const query = new URLSearchParams({ search: $("search").value, which: $("which").value, offset, limit: PAGE });
   try {
-    const found = await ask(`/page/services?${query}`, { signal: mine.signal });
+    const found = await ask(`page/services?${query}`, { signal: mine.signal });
     if (offset && offset >= found.total) {
       offset = Math.max(0, PAGE * Math.floor((found.total - 1) / PAGE));
       return await list();
@@ -86,10 +86,12 @@ function changed() {
 
 async function detail(namespace, name, from, focus) {
   const section = $("detail");
+  const mine = (opened = [namespace, name, from]);
   try {
     const query = new URLSearchParams({ namespace, name, offset: from, limit: PAGE });
-    const found = await ask(`/page/service?${query}`);
-    const close = () => { section.hidden = true; $("search").focus(); };
+    const found = await ask(`page/service?${query}`);
+    if (opened !== mine) return; // it was closed, or another one was opened
+    const close = () => { section.hidden = true; opened = null; $("search").focus(); };
     const go = (to) => () => detail(namespace, name, to, false);
     const end = from + found.endpoints.length;
     section.replaceChildren(
@@ -153,7 +155,7 @@ async function explain(event) {
   const body = JSON.stringify({ from: $("from").value, to: $("to").value, interface: $("interface").value });
   show("answer", "asking…");
   try {
-    show("answer", ...answered(await ask("/page/explain", { method: "POST", headers: { "Content-Type": "application/json" }, body })));
+    show("answer", ...answered(await ask("page/explain", { method: "POST", headers: { "Content-Type": "application/json" }, body })));
   } catch (error) {
     show("answer", el("p", { class: "bad" }, error.message));
   }
@@ -208,10 +210,10 @@ async function refresh() {
   if (document.hidden) return; // an idle page asks nothing
   try {
     const last = (items, at) => (items.length ? items[items.length - 1][at] : 0);
-    let state = await ask(`/page/state?syncs=${last(samples, 0)}&warnings=${last(warnings, "number")}`);
+    let state = await ask(`page/state?syncs=${last(samples, 0)}&warnings=${last(warnings, "number")}`);
     if (state.started !== started) { // another process
       [samples, warnings, started] = [[], [], state.started];
-      state = await ask("/page/state");
+      state = await ask("page/state");
     }
     $("node").textContent = `on ${state.node}`;
     document.title = `kube-proxy on ${state.node}`;
@@ -237,6 +239,8 @@ async function refresh() {
     if (now !== seen || state.syncs.length) {
       seen = now;
       list();
+      const focused = document.activeElement;
+      if (opened && (focused === $("detail") || !$("detail").contains(focused))) detail(...opened, false);
     }
   } catch (error) {
     $("health").textContent = "no answer";
