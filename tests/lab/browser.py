@@ -108,11 +108,12 @@ class Browser:
         self._end()
 
     def open(self, url: str) -> None:
-        """Opens a page; returns when it has begun to load."""
+        """Opens a page; returns when it is loaded."""
         self.problems.clear()
         failed = self._call("Page.navigate", url=url).get("errorText")
         if failed:
             self.problems.append(failed)
+        self.until("document.readyState === 'complete'")
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression of JavaScript; a promise is awaited.
