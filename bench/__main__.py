@@ -13,6 +13,7 @@ BENCHES = (
     "explain",
     "iptables",
     "ipvs",
+    "journal",
     "manifests",
     "memory",
     "metrics",

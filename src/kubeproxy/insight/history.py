@@ -35,11 +35,11 @@ class Event(Struct, frozen=True, gc=False, rename="camel"):
         object: the EndpointSlice or Endpoints that changed.
         family: the IP family, "" for both.
         changes: what happened.
+        full: the sync compared everything with the kernel.
         services: the Services that a sync changed in the kernel; none if they were more than are recorded.
         count: how many they were.
         seconds: how long the sync took.
-        delay: seconds from the receipt of the first of these changes to the end of the sync; null if not
-            known.
+        delay: of a sync: seconds from the first of what led to it to its end.
         cluster_delay: the same from the change in the cluster.
     """
 
@@ -50,6 +50,7 @@ class Event(Struct, frozen=True, gc=False, rename="camel"):
     object: str = ""
     family: str = ""
     changes: tuple[str, ...] = ()
+    full: bool = False
     services: tuple[str, ...] = ()
     count: int = 0
     seconds: float | None = None
@@ -59,22 +60,17 @@ class Event(Struct, frozen=True, gc=False, rename="camel"):
     def concerns(self, service: str) -> bool:
         """Whether it says something of a Service."""
         if self.kind == "sync":
-            return service in self.services or len(self.services) < self.count
+            return self.full or service in self.services or len(self.services) < self.count
         return self.service in {service, ""}
 
 
 def events(journal: Journal, segment: Segment | None = None) -> Iterator[Event]:
     """The events of a journal, or of one segment, the oldest first."""
-    pending: dict[Key, float] = {}  # when the first change that is not synced yet was received
-    drifted: dict[str, float] = {}
+    drifted: dict[str, float] = {}  # when drift that is not repaired yet was detected
     for past, record in journal.replay(segment):
-        match record:
-            case ServiceStored() | SlicesStored():
-                for key in _keys(past, record):
-                    pending.setdefault(key, record.at)
-            case TroubleSeen(kind="drift"):
-                drifted.setdefault(record.family, record.at)
-        event = _event(past, record, pending, drifted)
+        if isinstance(record, TroubleSeen) and record.kind == "drift":
+            drifted.setdefault(record.family, record.at)
+        event = _event(past, record, drifted)
         if event is not None:
             yield event
 
@@ -90,7 +86,7 @@ def _before(past: Past, record: SlicesStored) -> tuple[SliceRow, ...]:
     return past.state.rows((record.kind, record.namespace, record.name))
 
 
-def _event(past: Past, record: Record, pending: dict[Key, float], drifted: dict[str, float]) -> Event | None:
+def _event(past: Past, record: Record, drifted: dict[str, float]) -> Event | None:
     """The event of a record; None if it says nothing new."""
     at, unix = moments.rfc3339(record.at), record.at
     match record:
@@ -114,7 +110,7 @@ def _event(past: Past, record: Record, pending: dict[Key, float], drifted: dict[
             words = tuple(_planned(past, record))
             return Event(at, unix, "configuration", "", "", record.node.family, words) if words else None
         case SyncDone():
-            return _sync(record, at, pending, drifted)
+            return _sync(record, at, drifted)
         case Refusal():
             key = record.namespace, record.name
             kind = "refused" if record.words else "accepted"
@@ -145,12 +141,8 @@ def _opened(record: Opened, at: str) -> Event | None:
     return None
 
 
-def _sync(record: SyncDone, at: str, pending: dict[Key, float], drifted: dict[str, float]) -> Event:
-    keys = record.keys if len(record.keys) == record.count else tuple(pending)
-    received = min((pending[key] for key in keys if key in pending), default=None)
-    for key in keys:
-        pending.pop(key, None)
-    delay = None if received is None else round(record.at - received, 6)
+def _sync(record: SyncDone, at: str, drifted: dict[str, float]) -> Event:
+    delay = round(record.waited + record.seconds, 6)
     some = "" if record.count == 1 else "s"
     words = f"{'full' if record.full else 'partial'} sync of {record.count:,} changed Service{some} took {moments.span(record.seconds)}"
     changes = [words]
@@ -158,7 +150,7 @@ def _sync(record: SyncDone, at: str, pending: dict[Key, float], drifted: dict[st
         changes.append(
             f"what drift changed is restored, {moments.span(record.at - since)} after it was detected"
         )
-    if delay is not None:
+    if record.count and not record.full:
         changes.append(f"in the kernel {moments.span(delay)} after the change was received")
     if record.delay >= 0:
         changes.append(f"{moments.span(record.delay)} after the change in the cluster")
@@ -168,6 +160,7 @@ def _sync(record: SyncDone, at: str, pending: dict[Key, float], drifted: dict[st
         "sync",
         family=record.family,
         changes=tuple(changes),
+        full=record.full,
         services=tuple("/".join(key) for key in record.keys),
         count=record.count,
         seconds=round(record.seconds, 6),

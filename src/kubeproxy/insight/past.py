@@ -110,6 +110,6 @@ def _programmed(last: Event, synced: Event | None, moment: float) -> str:
     if last.kind == "refused":
         return "no: the kernel refused it, and kept what it had"
     if synced is None:
-        return "not recorded: no sync that changed this Service followed"
+        return "no sync changed this Service in the kernel after that"
     words = f"{moments.clock(synced.unix)} ({synced.family}), {moments.span(max(0.0, synced.unix - last.unix))} after it was received"
     return f"not yet at that moment: {words}" if synced.unix > moment else words

@@ -6,8 +6,10 @@ possible.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,10 +85,15 @@ class Recorder:
         self._loops: list[RecordedLoop] = []
         self._waiting: list[Record] = []
         self._before: list[Record] = []  # what waits for the segment before that
-        self._opening: list[Record] | None = None  # with what the next batch begins a segment
+        self._opening: Iterable[Record] | None = None  # with what the next batch begins a segment
         self._reason: Reason | None = None  # why it has to begin one
         self._writing = False
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def idle(self) -> bool:
+        """All that was recorded is written."""
+        return not (self._writing or self._waiting or self._before or self._opening or self._reason)
 
     def follow(self, hub: Hub, mode: str, loops: Sequence[Reconciler]) -> None:
         """Records from now on what these do, and nothing else.
@@ -146,7 +153,7 @@ class Recorder:
         keys = tuple(change.key for change in each.changes)
         delay = now - min(done.triggered) if done.triggered else -1.0
         some = keys if len(keys) <= records.MOST_KEYS else ()
-        self._add(records.SyncDone(now, family, done.full, done.seconds, delay, len(keys), some))
+        self._add(records.SyncDone(now, family, done.full, done.seconds, done.waited, delay, len(keys), some))
         refused = each.loop.ledger.refused
         if refused is not each.refused:
             for key in each.refused.keys() | refused.keys():
@@ -164,23 +171,27 @@ class Recorder:
         """All that is known now, to begin a segment with. What waits happened before."""
         assert self._hub is not None
         now = self._clock()
-        opening: list[Record] = [records.Opened(now, reason, __version__, self._node)]
-        opening += [self._planned(now, each) for each in self._loops]
-        self._opening = [*opening, *self._objects(now, self._hub), records.Whole(now)]
+        first: list[Record] = [records.Opened(now, reason, __version__, self._node)]
+        first += [self._planned(now, each) for each in self._loops]
+        first += self._beside_objects(now, self._hub)
+        objects = list(self._hub.state.stored())  # made into records by the thread that writes
+        self._opening = chain(
+            first, (records.of_object(now, name, rows) for name, rows in objects), (records.Whole(now),)
+        )
         self._before = [] if reason in {"start", "lost"} else [*self._before, *self._waiting]
         self._waiting = []
 
-    def _objects(self, now: float, hub: Hub) -> Iterator[Record]:
+    def _beside_objects(self, now: float, hub: Hub) -> Iterator[Record]:
         yield records.NodeStored(now, hub.node)
         yield records.RangesStored(now, hub.service_cidrs)
-        for name, rows in hub.state.stored():
-            yield records.of_object(now, name, rows)
         for each in self._loops:
             each.refused = each.loop.ledger.refused
             for key, words in each.refused.items():
                 yield records.Refusal(now, each.loop.family, *key, words)
 
     def _add(self, record: Record) -> None:
+        if self._reason == "lost":  # the next segment begins with all that is known
+            return
         self._waiting.append(record)
         if len(self._waiting) > MOST_WAITING:
             self._drop()
@@ -212,7 +223,8 @@ class Recorder:
 
     def _wrote(self, outcome: Outcome) -> None:
         """A batch is done; called in the thread that writes."""
-        self._events.call_soon_threadsafe(self._done, outcome)
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            self._events.call_soon_threadsafe(self._done, outcome)
 
     def _done(self, outcome: Outcome) -> None:
         self._writing = False

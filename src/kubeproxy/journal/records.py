@@ -102,8 +102,8 @@ class SyncDone(Struct, frozen=True, gc=False, array_like=True, tag="sync"):
         family: the IP family.
         full: everything was compared with the kernel.
         seconds: how long it took.
-        delay: seconds from the change in the cluster that was first of those that led to it; -1 if that is
-            not known.
+        waited: how many seconds before it started the first of the changes that led to it was received.
+        delay: seconds from that change in the cluster to the end of the sync; -1 if that is not known.
         count: how many Services changed in the kernel.
         keys: these Services; none if they are more than `MOST_KEYS`.
     """
@@ -112,6 +112,7 @@ class SyncDone(Struct, frozen=True, gc=False, array_like=True, tag="sync"):
     family: str
     full: bool
     seconds: float
+    waited: float
     delay: float
     count: int
     keys: tuple[Key, ...]

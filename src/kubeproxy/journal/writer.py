@@ -41,7 +41,7 @@ class Batch(Struct, frozen=True):
     """
 
     before: Sequence[Record] = ()
-    opening: Sequence[Record] | None = None
+    opening: Iterable[Record] | None = None
     changes: Sequence[Record] = ()
     last: bool = False
 
@@ -120,7 +120,7 @@ class JournalWriter:
         if self._folder.written:
             self._append(batch.changes)
 
-    def _begin(self, opening: Sequence[Record]) -> None:
+    def _begin(self, opening: Iterable[Record]) -> None:
         limit = self._folder.limit
         self._folder.begin()
         try:

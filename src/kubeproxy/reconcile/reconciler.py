@@ -62,6 +62,7 @@ class Synced(Struct, frozen=True, gc=False):
         kernel_seconds: how much of that the driver took.
         triggered: the Unix times of the changes in the cluster that led to the changes in the kernel, as far
             as they are known.
+        waited: how many seconds before it started the first of what led to it came in.
     """
 
     full: bool
@@ -69,6 +70,7 @@ class Synced(Struct, frozen=True, gc=False):
     seconds: float
     kernel_seconds: float = 0.0
     triggered: Sequence[float] = ()
+    waited: float = 0.0
 
 
 class Trouble(Struct, frozen=True, gc=False):
@@ -312,7 +314,7 @@ class Reconciler:
             touched |= self._retried
             self._retried = {}
         node, node_changed, self._node_changed = self.node, self._node_changed, False
-        self._syncing = started if self._queued is None else self._queued
+        self._syncing = queued = started if self._queued is None else self._queued
         self._queued = self._syncing if self._retried else None
         try:
             changes: Sequence[Change]
@@ -345,7 +347,8 @@ class Reconciler:
         else:
             self.ledger.applied(changes)
         triggered = [at for c in changes for at in touched.get(c.key, ())] if touched else ()
-        self._succeeded(Synced(full, started, ended - started, ended - planned, triggered), count)
+        seconds, waited = ended - started, started - queued
+        self._succeeded(Synced(full, started, seconds, ended - planned, triggered, waited), count)
 
     def _loaded(self, failures: Failures, now: float, *, restoring: bool) -> Sequence[Change]:
         """Records a full sync; returns what it changed."""
