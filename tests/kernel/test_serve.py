@@ -36,7 +36,7 @@ def fetch(
     with netns.inside(lab.name(role)):
         client = socket.socket(family, socket.SOCK_STREAM)
     with contextlib.closing(http.client.HTTPConnection(host, port)) as connection:
-        client.settimeout(5)
+        client.settimeout(PATIENCE / 12)
         connection.sock = client
         client.connect((host, port))
         connection.request("GET", path, headers=headers)
