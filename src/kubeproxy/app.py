@@ -144,7 +144,11 @@ def _clean_up(machine: Machine, options: RunOptions) -> None:
 
 
 class App:
-    """The daemon."""
+    """The daemon.
+
+    Attributes:
+        exchange: the configuration in force; `run` sets it.
+    """
 
     def __init__(self, options: RunOptions, machine: Machine, *, mode: Mode | None = None) -> None:
         """Nothing is done before `run`.
@@ -180,14 +184,14 @@ class App:
         self._stop = asyncio.get_running_loop().create_future()
         if self._early is not None:
             self._stop.set_result(self._early)
-        self._exchange = Exchange(
+        self.exchange = Exchange(
             self._options, self._machine, mode=self._mode, supervise=self._supervise, end=self._fail
         )
         self._introduce()
         try:
-            self._supervise(self._exchange.serving.run())
+            self._supervise(self.exchange.serving.run())
             await self._open_source()
-            for work in (self._exchange.events.run(), self._exchange.run(), self._exchange.follow_file()):
+            for work in (self.exchange.events.run(), self.exchange.run(), self.exchange.follow_file()):
                 self._supervise(work)
             return await self._stop
         finally:
@@ -197,19 +201,19 @@ class App:
                 task.cancel()
             self._machine.stop()  # each has done its work wholly or not at all
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self._exchange.close()
+            await self.exchange.close()
 
     async def _open_source(self) -> None:
         try:
-            await self._exchange.open()
+            await self.exchange.open()
         except (OSError, ValueError) as e:
             raise FatalError(str(e)) from e
-        log.info("Services come from %(source)s", {"source": self._exchange.feed.description})
+        log.info("Services come from %(source)s", {"source": self.exchange.feed.description})
 
     @property
     def verbosity(self) -> int:
         """The verbosity of the log that is configured."""
-        return self._exchange.options.config.logging.verbosity
+        return self.exchange.options.config.logging.verbosity
 
     def end(self, code: int) -> None:
         """Ends `run` with an exit status; may be called before it runs."""

@@ -64,6 +64,8 @@ class Exchange:
         events: records Events.
         serving: the health, metrics and debug pages.
         trouble: why the content of the configuration file is not in force; "" if it is.
+        session: the session in force; None before the first one.
+        sessions: those that are not closed yet.
     """
 
     def __init__(
@@ -96,12 +98,12 @@ class Exchange:
         self._renewed = False
         self._news = asyncio.Event()
         self._counts: dict[Result, int] = {"taken": 0, "invalid": 0, "failed": 0}
-        self._session: Session | None = None
+        self.session: Session | None = None
         self._attached: Session | None = None  # the one that figures and answers are about
         self._working: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._reporting: asyncio.Task[None] | None = None
-        self._sessions: list[Session] = []  # those that are not closed yet
+        self.sessions: list[Session] = []
         self._recorder: Recorder | None = None
         hub = Hub(options.config.node_name)  # until there is a feed
         self.serving = Serving(machine, options, hub, self.events, warnings=self._warnings)
@@ -128,10 +130,10 @@ class Exchange:
         while True:
             self._news.clear()
             options, renewed, self._renewed = self._wanted, self._renewed, False
-            if self._session is None:
+            if self.session is None:
                 await self._start(options)
             else:
-                await self._exchange(self._session, options, renewed=renewed)
+                await self._exchange(self.session, options, renewed=renewed)
             await self._news.wait()
 
     async def follow_file(self) -> None:
@@ -141,7 +143,7 @@ class Exchange:
 
     async def close(self) -> None:
         """Closes the drivers. Rules stay."""
-        for session in self._sessions:
+        for session in self.sessions:
             await session.close()
 
     def figures(self) -> Iterable[Figure]:
@@ -207,12 +209,12 @@ class Exchange:
             self._attach(session, self.serving.follow(session.loops, session.cleaners, session.mode))
             working = self._supervise(session.run((), end=self._end, renew=self._renew))
             if await self._unless_newer(session.synced()):
-                self._session, self._working = session, working
+                self.session, self._working = session, working
                 self._ready()
             else:
                 await session.pause()
         finally:
-            if self._session is None:
+            if self.session is None:
                 await self._abandon(session, working)
 
     async def _exchange(self, old: Session, options: RunOptions, *, renewed: bool) -> None:
@@ -261,10 +263,10 @@ class Exchange:
             self._attach(new, providers)
             assert self._working is not None
             self._supervise(self._retire(old, self._working))
-            self._session, self._working = new, self._supervise(_same(working))
+            self.session, self._working = new, self._supervise(_same(working))
             return True
         finally:
-            if self._session is not new:
+            if self.session is not new:
                 if reading is not None:
                     reading.cancel()
                 await self._abandon(new, working)
@@ -289,14 +291,14 @@ class Exchange:
     async def _abandon(self, session: Session, working: "asyncio.Task[None] | None") -> None:
         if working is not None:
             await _cancel(working)
-        self._sessions.remove(session)
+        self.sessions.remove(session)
         await session.close()
 
     async def _retire(self, session: Session, working: "asyncio.Task[None]") -> None:
         """Ends a session that was replaced."""
         await _cancel(working)
         await session.retire()
-        self._sessions.remove(session)
+        self.sessions.remove(session)
         del session, working
         gc.unfreeze()  # what was frozen of it would stay until it is cancelled
         gc.collect()
@@ -321,7 +323,7 @@ class Exchange:
         session = Session(
             options, self._machine, feed, self.events, mode=self._mode, before=before.row if before else None
         )
-        self._sessions.append(session)
+        self.sessions.append(session)
         return session
 
     def _open_feed(self, options: RunOptions, machine: Machine, mode: Mode | None) -> Feed:

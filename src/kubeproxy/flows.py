@@ -129,7 +129,7 @@ class FlowCleaner:
             await self._wake.wait()
             self._wake.clear()
             try:
-                done = await asyncio.to_thread(self._clean)
+                done = await asyncio.to_thread(self.clean)
             except Exception as e:
                 self._failed(e)
                 continue
@@ -207,7 +207,7 @@ class FlowCleaner:
                 {"ipFamily": self._loop.family, "reason": reason},
             )
 
-    def _clean(self) -> Cleaned:
+    def clean(self) -> Cleaned:
         """Checks the flows that must be checked, and deletes the stale ones. Runs in a thread.
 
         Raises:

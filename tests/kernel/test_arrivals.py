@@ -219,7 +219,7 @@ def test_of_any_table_only_clients_who_wait_at_the_front_are_forgotten(
             loop.ledger.loaded({})
         else:
             loop.ledger.applied(loop.ledger.due())
-        cleaner._clean()
+        cleaner.clean()
         left = list(conntrack.flows(MACHINE, socket.AF_INET, flows.TCP))
         clients = {_client(flow) for flow in left}
         conntrack.delete(MACHINE, left)

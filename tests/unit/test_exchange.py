@@ -120,7 +120,7 @@ class Rig:
 
     @property
     def exchange(self) -> Exchange:
-        return self.app._exchange
+        return self.app.exchange
 
     @property
     def mode(self) -> str:
@@ -131,7 +131,7 @@ class Rig:
 
     async def synced(self) -> None:
         """Waits until the rules of the first configuration are in place."""
-        await self.until(lambda: hasattr(self.app, "_exchange") and self.exchange._session is not None)
+        await self.until(lambda: hasattr(self.app, "exchange") and self.exchange.session is not None)
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(30):
@@ -339,7 +339,7 @@ async def test_another_api_server(rig: Rig, tmp_path: Path) -> None:
     async with FakeApiServer() as other:
         await other.stop()
         rig.write(clientConnection={"kubeconfig": kubeconfig(other.url)})
-        await rig.until(lambda: len(rig.exchange._sessions) == 2)
+        await rig.until(lambda: len(rig.exchange.sessions) == 2)
         await rig.follows(rig.kernel.drivers[0])
         other.store.put(
             {
@@ -378,11 +378,11 @@ async def test_flags_still_override_the_file(rig: Rig) -> None:
 
 async def test_a_session_that_was_replaced_is_forgotten(rig: Rig) -> None:
     await rig.begun(mode="iptables")
-    old = weakref.ref(rig.exchange._session)
+    old = weakref.ref(rig.exchange.session)
     rig.kernel.drivers.clear()
     await rig.takes(mode="nftables")
     rig.kernel.loads.clear()
     rig.kernel.applied.clear()
-    await rig.until(lambda: len(rig.exchange._sessions) == 1)
+    await rig.until(lambda: len(rig.exchange.sessions) == 1)
     gc.collect()
     assert old() is None

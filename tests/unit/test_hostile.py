@@ -310,7 +310,7 @@ def test_files_say_the_same(tmp_path: Path, changed: hostile.Wire) -> None:
     file = tmp_path / "objects.json"
     file.write_text(json.dumps({"kind": "List", "items": objects}))
     here, there = World(), World()
-    asyncio.run(Manifests([file], here.hub)._look())
+    asyncio.run(Manifests([file], here.hub).look())
     here.sync()
     if not here.hub.state.services:
         assert "\\ud800" in file.read_text(), "all else is JSON"

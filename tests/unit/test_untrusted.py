@@ -22,7 +22,7 @@ from kubeproxy.config import ConfigError
 from kubeproxy.config.decode import decode
 from kubeproxy.config.load import RunOptions
 from kubeproxy.config.types import API_VERSION, KIND, KubeProxyConfiguration
-from kubeproxy.config.watch import _judge
+from kubeproxy.config.watch import reread
 from kubeproxy.sources import events, execplugin
 from kubeproxy.sources.documents import documents
 from kubeproxy.sources.errors import api_error
@@ -131,7 +131,7 @@ def test_an_answer_that_is_nested_without_end_is_an_error_like_any_other(text: s
             assert "\n" not in str(e)  # noqa: PT017 some are decoded
     assert api_error(data, 500).status == 500
     with pytest.raises(execplugin.PluginError, match="printed"):
-        execplugin._parse(data, "v1", "exec plugin x")
+        execplugin.parse(data, "v1", "exec plugin x")
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +148,6 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytes
 
 
 def _judge_strictly(path: str, held: bytes = b"") -> None:
-    found = _judge(RunOptions(KubeProxyConfiguration(), path, given={"config": path}), held)
+    found = reread(RunOptions(KubeProxyConfiguration(), path, given={"config": path}), held)
     if isinstance(found, str):
         raise ConfigError(found)

@@ -60,10 +60,10 @@ async def follow(
             )
             watch_again = _nothing
         while True:
-            found = _judge(options, held)
+            found = reread(options, held)
             if found is not None:
                 await asyncio.sleep(settle)
-                found = _judge(options, held)
+                found = reread(options, held)
             if isinstance(found, RunOptions):
                 held, said = found.config_data, ""
                 take(found)
@@ -77,7 +77,7 @@ async def follow(
             watch_again()
 
 
-def _judge(options: RunOptions, held: bytes) -> RunOptions | str | None:
+def reread(options: RunOptions, held: bytes) -> RunOptions | str | None:
     """None if the file holds what it held; else the options it makes, or why it cannot be used."""
     try:
         if read(options.config_file) == held:

@@ -115,7 +115,7 @@ async def run(plugin: ExecPlugin, cluster: Cluster, authority: bytes, seconds: f
     if process.returncode:
         stderr = err.decode(errors="replace").strip()[-_SHOWN:]
         raise PluginError(f"{name}: exit status {process.returncode}{': ' if stderr else ''}{stderr}")
-    return _parse(out, plugin.api_version, name)
+    return parse(out, plugin.api_version, name)
 
 
 async def _output(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
@@ -181,7 +181,7 @@ def _request(plugin: ExecPlugin, cluster: Cluster, authority: bytes) -> dict[str
     return {"apiVersion": plugin.api_version, "kind": "ExecCredential", "spec": spec}
 
 
-def _parse(out: bytes, version: str, name: str) -> Credential:
+def parse(out: bytes, version: str, name: str) -> Credential:
     try:
         answer = msgspec.json.decode(out, type=_ExecCredential)
     except BROKEN as e:

@@ -119,7 +119,7 @@ class Manifests:
                 )
                 watch_again = _nothing
             while True:
-                await self._look()
+                await self.look()
                 if not self._complete and await self._may_complete():
                     self._complete = True
                     for kind in types.KINDS:
@@ -157,7 +157,7 @@ class Manifests:
             )
         return not self._waits
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
         """Reads files until none has changed, and then assigns the objects that were moved between files."""
         before = {(path, name) for path, names in self._left_out.items() for name in names}
         for path in self._again & self._signatures.keys():
@@ -273,7 +273,7 @@ class Manifests:
         log.info("%(file)s: %(count)d object(s)", {"file": path, "count": len(mine)})
 
     def _release(self, names: set[Name]) -> None:
-        """Records that a file has these objects no longer; another file may have them, see `_look`."""
+        """Records that a file has these objects no longer; another file may have them, see `look`."""
         for name in sorted(names):
             del self._owner[name]
             self._released[name] = None

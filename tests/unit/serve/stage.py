@@ -24,7 +24,8 @@ class Stage:
     def __init__(self, family: Family = IPV4, clock: FakeClock | None = None, **node: object) -> None:
         self.clock = clock or FakeClock()
         config = NodeConfig(family=family, name="here", **node)  # type: ignore[arg-type]
-        self.loop = Reconciler(State(), Kernel(self.clock), config, clock=self.clock)
+        self.driver = Kernel(self.clock)
+        self.loop = Reconciler(State(), self.driver, config, clock=self.clock)
 
     def synced(
         self,

@@ -155,8 +155,8 @@ async def test_syncs_that_fail_in_a_row_are_no_chance(rig: Rig) -> None:
 
 async def test_rules_that_others_changed_are_not_ready_until_they_are_mended(rig: Rig) -> None:
     rig.begin()
-    rig.v4.loop._watchdog.repairs += 1
-    rig.v4.loop.resync()
+    rig.v4.loop.watch()
+    rig.v4.driver.disturbed("a rule was deleted")
     assert await rig.troubles() == ["IPv4: another program changed the rules in the kernel"]
     rig.v4.synced()
     assert await rig.troubles() != [], "a sync of changes mends nothing"

@@ -181,10 +181,11 @@ def test_failures_have_the_names_of_the_mode(mode: str, names: dict[str, int]) -
 
 def test_repairs_and_refused_services_are_told() -> None:
     rig = Rig()
-    rig.stage.loop._watchdog.repairs = 4
+    rig.stage.loop.watch()
+    rig.stage.driver.disturbed("a rule was deleted")
     rig.stage.synced(plan(), plan("bad"), full=True, failures={("default", "bad"): "no"})
     found = rig.scrape()
-    assert found["kubeproxy_drift_repairs_total"] == 4
+    assert found["kubeproxy_drift_repairs_total"] == 1
     assert found["kubeproxy_quarantined_services"] == 1
     assert found["kubeproxy_services"] == 1
 
@@ -192,7 +193,7 @@ def test_repairs_and_refused_services_are_told() -> None:
 def test_what_a_backend_tells_of_itself_is_told() -> None:
     rig = Rig()
     figure = Figure("kubeproxy_x_total", "counter", "X.", 7, {"table": "nat", "ip_family": "IPv4"})
-    rig.stage.loop._driver.figures = lambda: [figure]  # type: ignore[attr-defined]
+    rig.stage.driver.figures = lambda: [figure]  # type: ignore[attr-defined]
     assert rig.scrape().labelled("kubeproxy_x_total", table="nat") == 7
 
 

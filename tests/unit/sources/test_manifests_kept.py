@@ -199,10 +199,10 @@ class TestOneObjectInManyFiles:
             (new / f"{file}.yaml").write_text("".join(service(name, 81) for name in names))
         ear = Ear()
         source = Manifests([folder], ear)
-        await source._look()
+        await source.look()
         for file in new.iterdir():
             file.rename(folder / file.name)
-        await source._look()
+        await source.look()
         assert [ear.port(name) for name in "xwz"] == [81, 81, 81]
         assert not ear.said("gone")
         assert "left out" not in caplog.text
@@ -252,7 +252,7 @@ async def test_what_is_known_is_what_the_files_held_when_they_were_last_good(his
                     (folder / file).rename(folder / more)
             known = ear.names("Service")
             ear.calls.clear()
-            await source._look()
+            await source.look()
             good = {file: good.get(file, {}) if holds is None else holds for file, holds in now.items()}
             names = {name for holds in good.values() for name in holds}
             assert ear.names("Service") == names

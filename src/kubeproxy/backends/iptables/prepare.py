@@ -31,8 +31,8 @@ def open_driver(machine: Machine, node: NodeConfig) -> Driver:
         {"ipFamily": node.family, "variant": tables.variant},
     )
     if node.family == IPV4 and node.localhost_node_ports:
-        _route_localnet(machine)
-    return IPTablesDriver(tables, counters=_counters(machine, tables), drop_invalid=_drops_invalid(machine))
+        route_localnet(machine)
+    return IPTablesDriver(tables, counters=make_counters(machine, tables), drop_invalid=drops_invalid(machine))
 
 
 def open_reader(machine: Machine, node: NodeConfig) -> IPTablesDriver:
@@ -43,10 +43,10 @@ def open_reader(machine: Machine, node: NodeConfig) -> IPTablesDriver:
         SyncError: the tables cannot be read.
     """
     tables = programs.find(machine, node.family, attempt=False)
-    return IPTablesDriver(tables, counters=_counts(machine, tables), drop_invalid=_drops_invalid(machine))
+    return IPTablesDriver(tables, counters=_counts(machine, tables), drop_invalid=drops_invalid(machine))
 
 
-def _route_localnet(machine: Machine) -> None:
+def route_localnet(machine: Machine) -> None:
     """Lets the kernel route packets from 127.0.0.1 to endpoints; rules prevent abuse by other hosts."""
     try:
         if machine.set_sysctl(_ROUTE_LOCALNET, 1):
@@ -62,7 +62,7 @@ def _route_localnet(machine: Machine) -> None:
         )
 
 
-def _counters(machine: Machine, tables: Tables) -> bool:
+def make_counters(machine: Machine, tables: Tables) -> bool:
     """Makes the nfacct counters; returns whether the kernel has them and rules can count into them."""
     probe = f"{names.CANARY}-{names.INVALID_COUNTER[:8]}"
     match = f"-m nfacct --nfacct-name {names.INVALID_COUNTER}"
@@ -99,7 +99,7 @@ def _counts(machine: Machine, tables: Tables) -> bool:
     return True
 
 
-def _drops_invalid(machine: Machine) -> bool:
+def drops_invalid(machine: Machine) -> bool:
     """Packets in state INVALID are dropped unless conntrack is configured to accept them."""
     try:
         return machine.sysctl(_BE_LIBERAL) == "0"

@@ -119,13 +119,13 @@ def _all_sets() -> list[str]:
     return [names.set_name(short, family) for family in FAMILIES for short in (*names.SETS, "GROWING")]
 
 
-def _node_port_sets(family: Family) -> dict[str, str]:
+def node_port_sets(family: Family) -> dict[str, str]:
     return {names.set_name(short, family): protocol for protocol, short in names.NODE_PORTS.items()}
 
 
 def _clean_servers(machine: Machine, kernel: LinuxIPVSKernel) -> int:
     try:
-        found = own_servers(kernel, _node_port_sets(kernel.family))
+        found = own_servers(kernel, node_port_sets(kernel.family))
         with hold(machine, found):
             refused = kernel.change_servers([ServerChange("delete", v) for v in found])
         for error in refused.values():

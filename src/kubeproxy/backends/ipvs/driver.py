@@ -184,13 +184,13 @@ class IPVSDriver:
             await asyncio.sleep(DRAIN_SECONDS)
             async with self._lock:
                 try:
-                    await in_thread(self._delete_drained)
+                    await in_thread(self.delete_drained)
                 except OSError as e:
                     log.warning(
                         "Cannot read which connections have ended, trying again later: %(err)s", {"err": e}
                     )
 
-    def _delete_drained(self) -> None:
+    def delete_drained(self) -> None:
         done = list(self._draining.done(self._kernel))
         for change in done:
             log.debug(

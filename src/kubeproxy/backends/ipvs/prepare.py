@@ -45,18 +45,18 @@ def open_driver(machine: Machine, node: NodeConfig) -> Driver:
     try:
         kernel = LinuxIPVSKernel(machine, node.family)
     except OSError as e:
-        raise _lacks("IPVS", "ip_vs", e) from e
+        raise lacking("IPVS", "ip_vs", e) from e
     try:
         kernel.headers()
     except OSError as e:
-        raise _lacks("IP sets", "ip_set", e) from e
+        raise lacking("IP sets", "ip_set", e) from e
     try:
         route.ensure_dummy(machine, names.INTERFACE)
     except OSError as e:
-        raise _lacks("dummy interfaces", "dummy", e) from e
-    for name, value in _settings(settings, machine.release).items():
-        _set(machine, name, value)
-    _try_scheduler(kernel, node)
+        raise lacking("dummy interfaces", "dummy", e) from e
+    for name, value in sysctls(settings, machine.release).items():
+        set_sysctl(machine, name, value)
+    try_scheduler(kernel, node)
     if any(settings.timeouts):
         with ipvs.IPVSSocket(machine) as kept:
             kept.set_timeouts(Timeouts(*settings.timeouts))
@@ -78,7 +78,7 @@ def open_reader(machine: Machine, node: NodeConfig) -> IPVSDriver:
     return IPVSDriver(LinuxIPVSKernel(machine, node.family), tables, node)
 
 
-def _settings(settings: IPVSSettings, release: str) -> dict[str, int]:
+def sysctls(settings: IPVSSettings, release: str) -> dict[str, int]:
     """The sysctls, for a kernel release."""
     wanted = dict(_SYSCTLS)
     version = tuple(int(part) for part in re.findall(r"\d+", release)[:2])
@@ -88,7 +88,7 @@ def _settings(settings: IPVSSettings, release: str) -> dict[str, int]:
     return {**wanted, **(_STRICT_ARP if settings.strict_arp else {})}
 
 
-def _set(machine: Machine, name: str, value: int) -> None:
+def set_sysctl(machine: Machine, name: str, value: int) -> None:
     try:
         if machine.set_sysctl(name, value):
             log.info("Set %(sysctl)s=%(value)d", {"sysctl": name, "value": value})
@@ -101,7 +101,7 @@ def _set(machine: Machine, name: str, value: int) -> None:
         ) from e
 
 
-def _try_scheduler(kernel: LinuxIPVSKernel, node: NodeConfig) -> None:
+def try_scheduler(kernel: LinuxIPVSKernel, node: NodeConfig) -> None:
     """Fails where the kernel does not have the scheduler."""
     dialect = ServerContext(node)
     probe = Virtual(ipvs.TCP, pack(PROBE[node.family == IPV4]), _PROBE_PORT)
@@ -120,7 +120,7 @@ def _try_scheduler(kernel: LinuxIPVSKernel, node: NodeConfig) -> None:
     raise UnsupportedError(f"ipvs mode cannot run for {node.family}: a virtual server is refused: {error}")
 
 
-def _lacks(what: str, module: str, error: OSError) -> UnsupportedError:
+def lacking(what: str, module: str, error: OSError) -> UnsupportedError:
     if error.errno in {errno.EPERM, errno.EACCES}:
         return UnsupportedError("ipvs mode cannot run: CAP_NET_ADMIN is missing")
     return UnsupportedError(

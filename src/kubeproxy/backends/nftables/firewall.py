@@ -39,7 +39,7 @@ class Firewall:
     def ranges_only(self) -> list[tuple[bytes, bytes]]:
         """First and last address of each range that is not inside another one, sorted."""
         found: list[tuple[bytes, bytes]] = []
-        ends = sorted(map(_ends, self.ranges), key=lambda ends: (ends[0], -int.from_bytes(ends[1])))
+        ends = sorted(map(ends_of, self.ranges), key=lambda ends: (ends[0], -int.from_bytes(ends[1])))
         for first, last in ends:
             if not found or last > found[-1][1]:
                 found.append((first, last))
@@ -87,7 +87,7 @@ def _holds(intervals: list[tuple[bytes, bytes]], address: bytes) -> bool:
     return at > 0 and address <= intervals[at - 1][1]
 
 
-def _ends(cidr: str) -> tuple[bytes, bytes]:
+def ends_of(cidr: str) -> tuple[bytes, bytes]:
     """The first and the last address of a canonical range."""
     network, _, length = cidr.partition("/")
     first = pack(network)

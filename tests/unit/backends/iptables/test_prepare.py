@@ -26,7 +26,7 @@ def machine() -> FakeMachine:
 
 def test_counters_are_made_and_tried_and_nothing_is_left(counters: list[str]) -> None:
     tables = FakeTables()
-    assert prepare._counters(tables.machine, tables)
+    assert prepare.make_counters(tables.machine, tables)
     assert counters == [names.INVALID_COUNTER, names.LOCALHOST_COUNTER]
     assert tables.tables == FakeTables().tables
     assert len(tables.inputs) == 1
@@ -35,7 +35,7 @@ def test_counters_are_made_and_tried_and_nothing_is_left(counters: list[str]) ->
 def test_rules_cannot_count(counters: list[str]) -> None:
     tables = FakeTables()
     tables.refuse = lambda line: "no match nfacct" if "nfacct" in line else None
-    assert not prepare._counters(tables.machine, tables)
+    assert not prepare.make_counters(tables.machine, tables)
     assert counters
 
 
@@ -45,7 +45,7 @@ def test_there_are_no_counters(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(nfacct, "ensure", missing)
     tables = FakeTables()
-    assert not prepare._counters(tables.machine, tables)
+    assert not prepare.make_counters(tables.machine, tables)
     assert tables.inputs == []
 
 
@@ -57,11 +57,11 @@ def test_invalid_packets_are_dropped_unless_conntrack_is_liberal(
         del machine.settings[prepare._BE_LIBERAL]
     else:
         machine.settings[prepare._BE_LIBERAL] = value
-    assert prepare._drops_invalid(machine) == drops
+    assert prepare.drops_invalid(machine) == drops
 
 
 def test_localhost_packets_may_leave(machine: FakeMachine) -> None:
-    prepare._route_localnet(machine)
+    prepare.route_localnet(machine)
     assert machine.sysctl(prepare._ROUTE_LOCALNET) == "1"
 
 
@@ -69,5 +69,5 @@ def test_a_setting_that_cannot_be_made_is_told(
     machine: FakeMachine, caplog: pytest.LogCaptureFixture
 ) -> None:
     del machine.settings[prepare._ROUTE_LOCALNET]
-    prepare._route_localnet(machine)
+    prepare.route_localnet(machine)
     assert "Node ports will not work on localhost" in caplog.text

@@ -48,7 +48,7 @@ def test_servers_are_ours_by_their_address_or_their_port(full: Rig) -> None:
     ours = set(kernel.virtuals)
     for address, port in (("192.0.2.1", 9999), ("203.0.113.99", 80)):
         kernel.virtuals[Virtual(ipvs.TCP, pack(address), port)] = Settings("rr"), {}
-    sets = cleanup._node_port_sets("IPv4")
+    sets = cleanup.node_port_sets("IPv4")
     assert set(sets) == {"KUBE-NODE-PORT-TCP", "KUBE-NODE-PORT-UDP", "KUBE-NODE-PORT-SCTP-HASH"}
     assert set(cleanup.own_servers(kernel, sets)) == ours
 
@@ -56,7 +56,7 @@ def test_servers_are_ours_by_their_address_or_their_port(full: Rig) -> None:
 def test_a_node_that_was_never_touched_has_nothing_of_ours() -> None:
     kernel = Rig().kernel
     kernel.virtuals[Virtual(ipvs.TCP, pack("192.0.2.1"), 80)] = Settings("rr"), {}
-    assert cleanup.own_servers(kernel, cleanup._node_port_sets("IPv4")) == []
+    assert cleanup.own_servers(kernel, cleanup.node_port_sets("IPv4")) == []
 
 
 def test_iptables_mode_leaves_chains_to_ipvs_mode_that_has_taken_them_over() -> None:

@@ -232,7 +232,7 @@ class TestDraining:
     def _look(self, rig: Rig) -> None:
         backend = rig.backend
         assert isinstance(backend, drivers.IPVSDriver)
-        backend._delete_drained()
+        backend.delete_drained()
 
 
 class TestRepair:

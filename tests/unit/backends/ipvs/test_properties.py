@@ -98,4 +98,4 @@ def _disconnect(rig: Rig) -> None:
         for real, load in reals.items():
             reals[real] = Load(load.weight)
     backend: Any = rig.backend
-    backend._delete_drained()
+    backend.delete_drained()

@@ -72,7 +72,7 @@ def test_a_change_of_endpoints_reads_no_range(monkeypatch: pytest.MonkeyPatch) -
     def never(_: str) -> tuple[bytes, bytes]:
         raise AssertionError("a range was read")
 
-    monkeypatch.setattr(module, "_ends", never)
+    monkeypatch.setattr(module, "ends_of", never)
     rig.tell(*slices("10.244.1.1", "10.244.1.3"))
     rig.partial()
     assert {name for _, name in sent(rig)} == {"endpoints-2"}
@@ -81,13 +81,13 @@ def test_a_change_of_endpoints_reads_no_range(monkeypatch: pytest.MonkeyPatch) -
 def test_a_range_that_comes_is_one_element_a_front_and_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = started(lb(*MANY), *slices("10.244.1.1"))
     reads = []
-    ends = module._ends
+    ends = module.ends_of
 
     def counted(cidr: str) -> tuple[bytes, bytes]:
         reads.append(cidr)
         return ends(cidr)
 
-    monkeypatch.setattr(module, "_ends", counted)
+    monkeypatch.setattr(module, "ends_of", counted)
     rig.tell(lb(*MANY[1:], "198.51.100.0/24"))
     rig.partial()
     assert sent(rig) == {("add", layout.FIREWALL_SOURCES): 3, ("delete", layout.FIREWALL_SOURCES): 3}
