@@ -58,7 +58,7 @@ def node_of(mode: str) -> NodeConfig:
 
 
 class Bench:
-    """A mode on a kernel. What is the kernel, a subclass says.
+    """A mode on a kernel, which a subclass provides.
 
     Attributes:
         mode: the mode.
@@ -109,7 +109,7 @@ class Subject(Proxy):
             return super().intact()
 
     def restarted(self) -> "Subject":
-        """A new process that has heard the same."""
+        """A new process that has received the same objects."""
         self.end()
         other = Subject(self.bench)
         other.state = self.state
@@ -122,7 +122,7 @@ class Subject(Proxy):
             asyncio.run(self.backend.close())
 
     def held(self) -> list[str]:
-        """What the kernel holds, whatever order it came in; the ports a relay chose say nothing."""
+        """What the kernel holds, in any order and without the ports that a relay chose."""
         assert isinstance(self.backend, Readable)
         with self.bench.inside():
             held = asyncio.run(self.backend.read())
@@ -432,7 +432,7 @@ class Contract:
     def test_an_end_between_two_writes_does_not_show_afterwards(
         self, make: Callable[[str], Bench], mode: str, *, partial: bool, kill: bool
     ) -> None:
-        """The process is killed, and another one starts; or the kernel fails once, and the process goes on."""
+        """The process is killed, and another one starts; or the kernel fails once, and the process continues."""
         bench = make(mode)
         bench.faults.kill = kill
         expected = self._expected(make, mode, begin, change_web, change_others)

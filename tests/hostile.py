@@ -1,4 +1,4 @@
-"""Objects no API server would hold, or should: what a folder of manifests, a broken controller or a tenant may say.
+"""Objects no API server would hold, or should: what a folder of manifests, a broken controller or a tenant may write.
 
 Each case is one Service with what belongs to it, what must be said of it, and the ports that are served all the same.
 Strategies here change good objects into such: any value anywhere may be another one.
@@ -369,7 +369,7 @@ def _replaced(value: Any, old: str, new: str) -> Any:
 
 
 GOOD = (service("good", "10.96.8.1"), endpoint_slice("good", "10.244.9.9"))
-"""The neighbour that all this must not harm."""
+"""The neighbour that all this must not affect."""
 
 _VALUES: Sequence[Any] = (
     None, True, False, 0, -1, 1, 80, 65535, 65536, 2**31, -(2**31), 2**63, 10**400, 0.5, 1e300,

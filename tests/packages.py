@@ -7,7 +7,7 @@ PROGRAMS = ("apt-get", "dpkg-deb")
 
 
 class MissingError(Exception):
-    """Something that tests need cannot be had here; the message says why and what to do."""
+    """Something that tests need is not available here; the message has the reason and the remedy."""
 
 
 def unpack(package: str, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Random clusters: Services, EndpointSlices, and the order in which word of them comes.
+"""Random clusters: Services, EndpointSlices, and the order in which they are received.
 
 The universe is small on purpose, so that things meet: few names, addresses and ports. What the API server would
 refuse is generated, too, where a folder of manifests can say it: two Services with one address or one node port.
@@ -56,7 +56,7 @@ Event = types.Service | types.EndpointSlice | Gone
 
 
 def tell(state: State, event: Event) -> set[Key]:
-    """Tells a state; returns the Services it calls touched."""
+    """Passes the events to a state; returns the Services it calls touched."""
     return set(state.gone(*event) if isinstance(event, Gone) else state.set(event))
 
 
@@ -191,12 +191,12 @@ def _gone() -> st.SearchStrategy[Gone]:
 
 
 def events() -> st.SearchStrategy[Event]:
-    """Word of anything: things come and change more often than they go."""
+    """Events: objects are added and changed more often than deleted."""
     return st.one_of(services(), services(), slices(), slices(), slices(), _gone())
 
 
 def histories(most: int = 8) -> st.SearchStrategy[list[list[Event]]]:
-    """Word of a cluster in batches, each of which is to be followed by a sync."""
+    """Events of a cluster in batches, each of which is to be followed by a sync."""
     return st.lists(st.lists(events(), min_size=1, max_size=6), min_size=1, max_size=most)
 
 
@@ -269,7 +269,7 @@ def _endpoints_of_rivals() -> st.SearchStrategy[list[types.EndpointSlice]]:
 
 @st.composite
 def contests(draw: st.DrawFn, most: int = 8) -> list[list[Event]]:
-    """A history of Services that name the same fronts, after word of their endpoints."""
+    """A history of Services that name the same fronts, after their endpoints were received."""
     gone = st.sampled_from(RIVALS).map(lambda key: Gone("Service", *key))
     some = st.lists(st.one_of(_rivals(), _rivals(), _rivals(), gone), min_size=1, max_size=4)
     first: list[Event] = [*draw(_endpoints_of_rivals())]
@@ -278,7 +278,7 @@ def contests(draw: st.DrawFn, most: int = 8) -> list[list[Event]]:
 
 @st.composite
 def nodes(draw: st.DrawFn, family: Family = IPV4) -> NodeConfig:
-    """A node under a family, with any way to tell local traffic and any node port addresses."""
+    """A node under a family, with any way to detect local traffic and any node port addresses."""
     ipv4 = family == IPV4
     traffic = draw(
         st.sampled_from(

@@ -137,7 +137,7 @@ class FakeApiServer:
         self.port = self._listener.sockets[0].getsockname()[1]
 
     async def terminate(self) -> None:
-        """Closes the port, as a server that is told to stop: open watches go on until `stop`."""
+        """Closes the port, as a server that is being stopped: open watches continue until `stop`."""
         if self._listener is None:
             return
         listener, self._listener = self._listener, None

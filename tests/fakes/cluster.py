@@ -1,4 +1,4 @@
-"""Small clusters in few words, and a proxy without a loop: what is told is planned and synced when the test says so."""
+"""Small clusters, and a proxy without a loop: objects it receives are planned and synced when the test calls it."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
@@ -107,7 +107,7 @@ class Proxy:
     """What the control loop does, at the test's command.
 
     Attributes:
-        state: what it was told.
+        state: the objects it received.
         node: the node it plans for.
         applied: the plans that are in the kernel.
     """
@@ -129,7 +129,7 @@ class Proxy:
         self._touched.update(self.state.gone(kind, namespace, name))
 
     def hear(self, event: strategies.Event) -> None:
-        """Word of anything."""
+        """Receives any object."""
         self._touched.update(strategies.tell(self.state, event))
 
     def plans(self) -> dict[Key, ServicePlan]:
@@ -145,7 +145,7 @@ class Proxy:
         return failures
 
     def partial(self) -> None:
-        """A sync of what was told since the last one.
+        """A sync of what was received since the last one.
 
         Raises:
             SyncError: it must be full.
@@ -158,7 +158,7 @@ class Proxy:
         self.applied = plans
 
     def sync(self) -> Failures:
-        """A sync of what was told; a full one if it cannot be another."""
+        """A sync of what was received; a full one if a partial one is not possible."""
         try:
             self.partial()
         except SyncError:

@@ -1,4 +1,4 @@
-"""What an API server says about itself."""
+"""The discovery documents of an API server."""
 
 from typing import Any
 

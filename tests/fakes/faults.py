@@ -167,7 +167,7 @@ class FaultyServers(_Around):
 
 
 class FaultyRelay(FakeRelay):
-    """See `Relay`. Its sockets are real ones, or what `bind` says."""
+    """See `Relay`. Its sockets are real ones, or what `bind` returns."""
 
     def __init__(self, faults: Faults, bind: Callable[..., Any] | None = None) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ class Fault(NamedTuple):
 
 
 class Lines:
-    """Sends the lines of one watch, and does what its fault says when it is due."""
+    """Sends the lines of one watch, and causes its fault when it is due."""
 
     def __init__(self, request: web.Request, response: web.StreamResponse, fault: Fault) -> None:
         self.over = False
@@ -108,7 +108,7 @@ def change(before: Stored | None, after: Stored | None, fits: Selector) -> bytes
 
 
 def bookmark(kind: Kind, version: int, *, ends_list: bool = False) -> bytes:
-    """An object without content, which only says what the server has sent."""
+    """An object without content, which only marks what the server has sent."""
     metadata: dict[str, Any] = {"resourceVersion": str(version)}
     if ends_list:
         metadata["annotations"] = {"k8s.io/initial-events-end": "true"}

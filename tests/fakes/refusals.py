@@ -1,4 +1,4 @@
-"""How an API server says no: Status objects, as kube-apiserver writes them (tests/oracle/apiserver)."""
+"""How an API server refuses: Status objects, as kube-apiserver writes them (tests/oracle/apiserver)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A relay that starts no process and carries nothing: it says what it was told."""
+"""A relay that starts no process and carries nothing: it records the calls."""
 
 import socket
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A sink that keeps what it hears, for tests of sources."""
+"""A sink that keeps what it receives, for tests of sources."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,7 +9,7 @@ Name = tuple[str, str, str]
 
 
 class Recorder:
-    """What a source said.
+    """What a source reported.
 
     Attributes:
         view: objects by (kind, namespace, name), as they stand.
@@ -47,7 +47,7 @@ class Recorder:
         return frozenset(name for of_kind, _, name in self.view if of_kind == kind)
 
     async def until(self, true: Callable[[], bool], seconds: float = 20) -> None:
-        """Waits until something holds; it is looked at whenever the source says something, and now and then."""
+        """Waits until something holds; it is checked whenever the source reports something, and at intervals."""
         try:
             async with asyncio.timeout(seconds):
                 while not true():

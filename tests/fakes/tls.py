@@ -14,7 +14,7 @@ class Authority:
         self.pem = self.ca.cert_pem.bytes()
 
     def server_context(self, *names: str, clients: bool = False) -> ssl.SSLContext:
-        """A server's TLS context for these names and addresses; with `clients`, it looks at clients' certificates."""
+        """A server's TLS context for these names and addresses; with `clients`, it checks clients' certificates."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.ca.issue_cert(*(names or ("127.0.0.1", "localhost"))).configure_cert(context)
         if clients:

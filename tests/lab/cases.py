@@ -62,7 +62,7 @@ MISRECORDED: dict[tuple[str, str], Mapping[tuple[str, str], Outcome]] = {
         ("outside", "clusterIP 10.96.2.2:80/tcp"): ["10.244.1.11<-198.51.100.7", "and no answer"],
     },
 }
-# Rules that were recorded before the reference had heard of the node's zone, so that no topology hint counted; the other
+# Rules that were recorded before the reference had received the node's zone, so that no topology hint counted; the other
 # modes, which choose endpoints by the same code, were recorded after.
 WITHOUT_ZONE: dict[tuple[str, str], Mapping[tuple[str, str], Outcome]] = {
     ("nftables", "topology-node-hints-elsewhere"): {

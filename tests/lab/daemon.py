@@ -106,7 +106,7 @@ class Daemon:
         return Path(self._folder.name, "stderr").read_text(errors="replace")
 
     def says(self, words: str) -> None:
-        """Waits until it has written that: what it does may be seen before it is told.
+        """Waits until it has written that: the effect may be visible before the message.
 
         Raises:
             AssertionError: it does not, or it ended; with what it wrote.

@@ -12,7 +12,7 @@ def state(lab: Lab) -> str:
 
 
 def without_mangle(text: str) -> str:
-    """The reference leaves an empty table mangle; we do not even look at it."""
+    """The reference leaves an empty table mangle; we do not read it at all."""
     return re.sub(r"^(# ip6?tables-save mangle\n)(?::.*\n)*", r"\1", text, flags=re.MULTILINE)
 
 

@@ -78,7 +78,7 @@ def ip_batch(*lines: str, namespace: str | None = None, family: str | None = Non
 
 
 def finish(*processes: subprocess.Popen[str]) -> None:
-    """Waits for `ip` programs and raises RuntimeError with what the first failing one said."""
+    """Waits for `ip` programs and raises RuntimeError with the error output of the first failing one."""
     said = [(process, process.communicate()[1]) for process in processes]
     for process, errors in said:
         if process.returncode:

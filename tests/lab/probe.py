@@ -6,7 +6,7 @@ may still be missed, and a busy machine may lose a packet or take a neighbour fo
 is asked again before it counts. A backend that must not be reached counts at once. With session affinity the fronts of a
 client are asked one after the other, the first try of each alone, because every answer decides about the next.
 
-Silence is told from slowness by the rest: as long as an expected answer is missing we wait (long enough for a
+Silence is distinguished from slowness by the rest: as long as an expected answer is missing we wait (long enough for a
 retransmitted SYN); once all are there and nothing more arrives for a while, what is silent is "no answer".
 """
 
@@ -74,7 +74,7 @@ class _Front:
         return sorted([*reached, *(f"and {error}" for error in errors)])
 
     def _kept(self, source: str) -> str:
-        """What is said of the source when one backend, whichever, served them all."""
+        """The expectation about the source if one endpoint, whichever, served them all."""
         if self.client in {"endpoint", "node"}:
             return "*"
         if source in CLIENT_ADDRESSES[self.client]:
@@ -93,7 +93,7 @@ class _Front:
         return not came <= allowed
 
     def again(self) -> None:
-        """Forgets what the next round may mend: lost packets, and with affinity the backend."""
+        """Forgets what the next round may correct: lost packets, and with affinity the endpoint."""
         for error in _LOST:
             self.errors.pop(error, None)
         if self.affinity:
@@ -170,7 +170,7 @@ class _Prober:
             sock, front = self.open.pop(descriptor)
             front.pending -= 1
             with sock:
-                # A rejection that comes while connect() runs is told by SO_ERROR alone.
+                # A rejection that arrives while connect() runs is reported by SO_ERROR only.
                 number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if number:
                     front.errors[errno.errorcode[number]] += 1
@@ -231,11 +231,11 @@ def differences(
 ) -> str:
     """What was measured otherwise than expected, for people: one paragraph a front, "" if nothing."""
 
-    def told(outcome: Outcome | None) -> str:
+    def text(outcome: Outcome | None) -> str:
         return ", ".join(outcome) if isinstance(outcome, list) else str(outcome)
 
     return "\n".join(
-        f"{client} -> {key}\n  expected: {told(outcome)}\n  measured: {told(measured[client].get(key))}"
+        f"{client} -> {key}\n  expected: {text(outcome)}\n  measured: {text(measured[client].get(key))}"
         for client, keys in expected.items()
         for key, outcome in keys.items()
         if measured[client].get(key) != outcome

@@ -190,7 +190,7 @@ def objects(draw: st.DrawFn) -> list[Document]:
 def _leave_out_uncontested(specs: list[Document]) -> None:
     """Removes external IPs that are ClusterIPs of a Service that does not have all of the ports.
 
-    nftables mode tells traffic to ClusterIPs by the address alone: what is sent to another port is masqueraded like it.
+    nftables mode recognises traffic to ClusterIPs by the address alone: what is sent to another port is masqueraded like it.
     """
     owned = {ip: _fronts(spec) for spec in specs for ip in spec["clusterIPs"]}
     for spec in specs:

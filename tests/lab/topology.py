@@ -48,7 +48,7 @@ _COMMON_SYSCTLS = {
     "net/ipv4/conf/default/rp_filter": "0",
     "net/ipv4/conf/all/send_redirects": "0",
     "net/ipv4/conf/default/send_redirects": "0",
-    "net/ipv4/icmp_ratelimit": "0",  # every rejected try hears of it
+    "net/ipv4/icmp_ratelimit": "0",  # every rejected attempt receives the error
     "net/ipv4/icmp_msgs_per_sec": "1000000",
     "net/ipv4/icmp_msgs_burst": "1000000",
     "net/ipv6/icmp/ratelimit": "0",
