@@ -163,7 +163,7 @@ def local_traffic(
 
 def supported_families(machine: Machine) -> list[Family]:
     """The families a host supports: IPv6 may be compiled out or disabled."""
-    return [family for family in FAMILIES if machine.speaks(DOMAINS[family])]
+    return [family for family in FAMILIES if machine.has_family(DOMAINS[family])]
 
 
 def own_addresses(machine: Machine) -> tuple[str, ...]:

@@ -59,8 +59,8 @@ def test_addresses(world: World) -> None:
     assert {a.packed for a in machine.addresses()} == {socket.inet_aton(a) for a in ("127.0.0.1", HOST)}
     assert machine.source_address(socket.AF_INET) == HOST
     assert machine.source_address(socket.AF_INET6) == ""
-    assert machine.speaks(socket.AF_INET)
-    assert not machine.speaks(socket.AF_INET6)
+    assert machine.has_family(socket.AF_INET)
+    assert not machine.has_family(socket.AF_INET6)
     index = machine.interface("eth0")
     assert index > 0
     assert {a.interface for a in machine.addresses() if a.packed == socket.inet_aton(HOST)} == {index}

@@ -60,7 +60,7 @@ class StaleError(SyncError):
 
 
 class UnsupportedError(Exception):
-    """This mode cannot run here. The message says what is missing and what to do."""
+    """This mode cannot run here. The message names what is missing and the remedy."""
 
 
 class Driver(Protocol):

@@ -256,7 +256,7 @@ class Programs:
                 self.machine.feed(self._restore, _keeping(blocks, kept), started=self._we.started)
                 self._we.transactions += self._generation() != before
         except run.ProgramError as e:
-            found = _LINE.search(e.said)
+            found = _LINE.search(e.error_output)
             # The nf_tables programs call what the kernel refuses a resource problem, too, but they name the
             # line.
             if e.code < 0 or (e.code == _RESOURCE_PROBLEM and not found):
@@ -358,15 +358,15 @@ def find(machine: Machine, family: Family, *, attempt: bool = True) -> Programs:
                 f"program {program} is not in PATH; install iptables (Debian: apt-get install iptables)"
             )
     try:
-        said = run.output(machine.lines([name, "--version"]))
+        text = run.output(machine.lines([name, "--version"]))
     except (run.ProgramError, OSError) as e:
         raise UnsupportedError(f"{name} does not run: {e}") from e
-    version = _VERSION.search(said)
+    version = _VERSION.search(text)
     if version is None:
-        raise UnsupportedError(f"{name} --version says {said!r}, which is no version")
+        raise UnsupportedError(f"{name} --version prints {text!r}, which is no version")
     number = tuple(int(part or 0) for part in version.groups()[:3])
     if number < OLDEST:
-        raise UnsupportedError(f"{name} is {said}; at least v{'.'.join(map(str, OLDEST))} is needed")
+        raise UnsupportedError(f"{name} is {text}; at least v{'.'.join(map(str, OLDEST))} is needed")
     variant: Variant = "nf_tables" if version[4] == "nf_tables" else "legacy"
     programs = Programs(machine, family, f"{name}-save", f"{name}-restore", variant)
     if attempt:

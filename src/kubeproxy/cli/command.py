@@ -31,7 +31,7 @@ _NEGATIVE: Final = re.compile(r"-[0-9.]")
 FAILED: Final = 1
 INTERRUPTED: Final = 130
 COMMON_STATUSES: Final = (
-    (FAILED, "the question could not be answered; the message says why"),
+    (FAILED, "the question could not be answered; the message has the reason"),
     (INTERRUPTED, "interrupted by Ctrl-C"),
 )
 

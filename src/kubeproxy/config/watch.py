@@ -45,10 +45,10 @@ async def follow(
             command line override it as at a start.
         refuse: called with the reasons when the content is invalid, and with "" when it is again as it was
             taken last.
-        look: seconds between two looks without a notification.
-        settle: seconds between a change and the look that counts.
+        look: seconds between two checks without a notification.
+        settle: seconds between a change and the check that counts.
     """
-    path, held, said = options.config_file, options.config_data, ""
+    path, held, reported = options.config_file, options.config_data, ""
     news = asyncio.Event()
     with contextlib.ExitStack() as stack:
         try:
@@ -65,11 +65,11 @@ async def follow(
                 await asyncio.sleep(settle)
                 found = reread(options, held)
             if isinstance(found, RunOptions):
-                held, said = found.config_data, ""
+                held, reported = found.config_data, ""
                 take(found)
-            elif found != said and (found or said):
-                said = found or ""
-                refuse(said)
+            elif found != reported and (found or reported):
+                reported = found or ""
+                refuse(reported)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(look):
                     await news.wait()

@@ -26,14 +26,14 @@ class ProgramError(Exception):
     Attributes:
         program: its name.
         code: its exit code; the negative number of the signal that ended it.
-        said: its error output in one line; of a long one only the end.
+        error_output: its error output in one line; of a long one only the end.
     """
 
-    def __init__(self, program: str, code: int, said: str) -> None:
-        super().__init__(f"{program}: {said or f'exit code {code}'}")
+    def __init__(self, program: str, code: int, error_output: str) -> None:
+        super().__init__(f"{program}: {error_output or f'exit code {code}'}")
         self.program = program
         self.code = code
-        self.said = said
+        self.error_output = error_output
 
 
 class Runner:
@@ -123,8 +123,8 @@ class Runner:
                 watchdog.cancel()
             if code:
                 errors.seek(max(0, errors.seek(0, os.SEEK_END) - _ERROR_BYTES))
-                said = " ".join(errors.read().decode(errors="replace").split())
-                raise ProgramError(program, code, said)
+                error_output = " ".join(errors.read().decode(errors="replace").split())
+                raise ProgramError(program, code, error_output)
 
 
 def output(lines: Iterable[str]) -> str:

@@ -39,7 +39,7 @@ class Machine(Namespace, Protocol):
 
     # Addresses
 
-    def speaks(self, domain: int) -> bool:
+    def has_family(self, domain: int) -> bool:
         """Whether the host has an IP family (socket.AF_INET, AF_INET6); IPv6 may not exist or be disabled."""
 
     def addresses(self) -> list[Address]:

@@ -117,7 +117,7 @@ class FakeMachine:
         found: Shared = self._shared[kind]
         return found
 
-    def speaks(self, domain: int) -> bool:
+    def has_family(self, domain: int) -> bool:
         """See `Machine`."""
         return any(len(a.packed) == (4 if domain == socket.AF_INET else 16) for a in self.own)
 

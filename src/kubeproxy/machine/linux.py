@@ -84,7 +84,7 @@ class LinuxMachine:
             found: Shared = self._shared[kind]
             return found
 
-    def speaks(self, domain: int) -> bool:
+    def has_family(self, domain: int) -> bool:
         """See `Machine`."""
         if domain == socket.AF_INET:
             return True

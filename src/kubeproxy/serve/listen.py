@@ -116,7 +116,7 @@ class Port:
         """Binds an address that may be wanted next, so that it is known beforehand whether it can be had.
 
         Raises:
-            OSError: it cannot, and `hard_fail` says that this is fatal.
+            OSError: it cannot, and with `hard_fail` this is fatal.
         """
         self.release()
         if address is None or address == self.at:
@@ -183,7 +183,7 @@ class Port:
                 raise OSError(e.errno, message) from e
             if message != self._said:
                 self._said = message
-                log.error(  # noqa: TRY400 the message says it all
+                log.error(  # noqa: TRY400 the message is complete
                     "%(reason)s; trying again every %(seconds)g s",
                     {"reason": message, "seconds": self._retry_seconds},
                 )

@@ -138,7 +138,7 @@ class Serving:
         """Binds the addresses of options that may be used next.
 
         Raises:
-            OSError: one cannot be had, and the configuration says that this is fatal.
+            OSError: one cannot be had, and by the configuration this is fatal.
         """
         config = options.config
         self._healthz.reserve(config.healthz_address, hard_fail=config.bind_address_hard_fail)

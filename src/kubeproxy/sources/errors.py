@@ -45,7 +45,7 @@ class UnreachableError(Exception):
 
 
 class SilentError(UnreachableError):
-    """A watch stands but said nothing for longer than it should."""
+    """A watch is open but has sent nothing for longer than it should."""
 
 
 class _Cause(Struct, frozen=True, gc=False):

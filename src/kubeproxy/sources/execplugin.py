@@ -182,6 +182,16 @@ def _request(plugin: ExecPlugin, cluster: Cluster, authority: bytes) -> dict[str
 
 
 def parse(out: bytes, version: str, name: str) -> Credential:
+    """The credential in the output of a plugin.
+
+    Args:
+        out: the output.
+        version: the apiVersion that the kubeconfig requests.
+        name: the plugin, for messages.
+
+    Raises:
+        PluginError: the output has none.
+    """
     try:
         answer = msgspec.json.decode(out, type=_ExecCredential)
     except BROKEN as e:

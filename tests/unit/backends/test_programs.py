@@ -83,7 +83,7 @@ def test_programs_that_are_too_old(install: Install, version: str) -> None:
 
 def test_programs_that_are_something_else(install: Install) -> None:
     install("iptables", "BusyBox")
-    with pytest.raises(UnsupportedError, match="says 'BusyBox', which is no version"):
+    with pytest.raises(UnsupportedError, match="prints 'BusyBox', which is no version"):
         programs.find(MACHINE, IPV4)
 
 

@@ -32,7 +32,9 @@ def open_driver(machine: Machine, node: NodeConfig) -> Driver:
     )
     if node.family == IPV4 and node.localhost_node_ports:
         route_localnet(machine)
-    return IPTablesDriver(tables, counters=make_counters(machine, tables), drop_invalid=drops_invalid(machine))
+    return IPTablesDriver(
+        tables, counters=make_counters(machine, tables), drop_invalid=drops_invalid(machine)
+    )
 
 
 def open_reader(machine: Machine, node: NodeConfig) -> IPTablesDriver:

@@ -120,6 +120,7 @@ def _all_sets() -> list[str]:
 
 
 def node_port_sets(family: Family) -> dict[str, str]:
+    """The full names of the sets of node ports, each with its protocol."""
     return {names.set_name(short, family): protocol for protocol, short in names.NODE_PORTS.items()}
 
 

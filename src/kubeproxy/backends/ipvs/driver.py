@@ -191,6 +191,7 @@ class IPVSDriver:
                     )
 
     def delete_drained(self) -> None:
+        """Deletes the real servers whose connections have ended. Raises OSError if they cannot be read."""
         done = list(self._draining.done(self._kernel))
         for change in done:
             log.debug(

@@ -89,6 +89,11 @@ def sysctls(settings: IPVSSettings, release: str) -> dict[str, int]:
 
 
 def set_sysctl(machine: Machine, name: str, value: int) -> None:
+    """Sets a sysctl that the mode needs.
+
+    Raises:
+        UnsupportedError: the kernel does not have it, or it cannot be set.
+    """
     try:
         if machine.set_sysctl(name, value):
             log.info("Set %(sysctl)s=%(value)d", {"sysctl": name, "value": value})
@@ -121,6 +126,7 @@ def try_scheduler(kernel: LinuxIPVSKernel, node: NodeConfig) -> None:
 
 
 def lacking(what: str, module: str, error: OSError) -> UnsupportedError:
+    """The error for a part of the kernel that is missing or not permitted."""
     if error.errno in {errno.EPERM, errno.EACCES}:
         return UnsupportedError("ipvs mode cannot run: CAP_NET_ADMIN is missing")
     return UnsupportedError(

@@ -73,7 +73,7 @@ def silent(facts: Facts) -> Iterator[Symptom]:
     costly="connections",
 )
 def unreachable(facts: Facts) -> Iterator[Symptom]:
-    """There is no route, or a router on the way says so."""
+    """There is no route, or a router on the way reports that."""
     for place, service, seen in _tried(facts, "other"):
         yield Symptom(
             f"{service}: endpoint {place} cannot be reached, yet is ready",
