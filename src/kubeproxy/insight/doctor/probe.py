@@ -40,7 +40,8 @@ async def run(machine: Machine, plans: Sequence[ServicePlan], *, fronts: bool) -
     seen = await asyncio.gather(*(_connect(machine, gate, *place) for place in chosen))
     endpoints = dict(zip(chosen, seen, strict=True))
     failing = {key for place, error in endpoints.items() if error for key in services[place]}
-    asked = [front for front in _fronts(plans) if front[0] not in failing][:MOST_FRONTS] if fronts else []
+    working = {key for place in endpoints for key in services[place]} - failing
+    asked = [front for front in _fronts(plans) if front[0] in working][:MOST_FRONTS] if fronts else []
     answers = await asyncio.gather(*(_connect(machine, gate, front[0], front[2]) for _, front in asked))
     return Probes(
         endpoints,

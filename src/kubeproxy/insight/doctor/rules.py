@@ -31,7 +31,7 @@ async def compare(
         UnreadError: the mode cannot be read, or the kernel has nothing of it.
         OSError, SyncError, UnsupportedError: the kernel cannot be read.
     """
-    if taken.mode.reader is None:
+    if taken.mode.reader is None or not taken.mode.forwards:
         raise UnreadError(
             f"what {taken.mode.name} mode has in the kernel is known only to the process that programs it"
         )

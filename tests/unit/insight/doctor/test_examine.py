@@ -1,11 +1,13 @@
 """Each check finds its fault, and nothing on a node without faults; what cannot be read is never called good."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec import structs
 
+from kubeproxy.insight.doctor import rules
 from kubeproxy.insight.doctor.check import NOTE
 from kubeproxy.insight.doctor.examine import CHECKS, Examined, examine, failed
 from kubeproxy.insight.doctor.facts import Facts, Part, UnreadError
@@ -135,6 +137,20 @@ def test_checks_say_what_they_need_of_what_takes_long(world: World, part: str, c
     facts = structs.replace(world.facts(), **{part: Part[Any](reason="it was not asked for")})
     skipped = {each.id for each in examine(facts) if each.status == "skipped"}
     assert skipped == {each.id for each in CHECKS if each.costly == costly}
+
+
+def test_rules_that_lead_to_a_relay_are_not_compared(world: World) -> None:
+    """The plans have the endpoints, and the kernel has the listeners of the relay."""
+    world.config["mode"] = "userspace"
+    found = asyncio.run(read_rules(world))
+    assert "known only to the process that programs it" in found
+
+
+async def read_rules(world: World) -> str:
+    facts = await asyncio.to_thread(world.facts)
+    with pytest.raises(UnreadError) as raised:
+        await rules.compare(world.machine, facts.snapshot(), facts.plans, None)
+    return str(raised.value)
 
 
 def test_connections_that_an_earlier_run_tried_are_no_finding(world: World) -> None:
