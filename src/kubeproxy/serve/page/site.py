@@ -13,9 +13,7 @@ Trusted Types forbid scripts to write markup.
 import asyncio
 import logging
 import time
-from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from hashlib import sha256
 from typing import TYPE_CHECKING, Final, get_args
 from urllib.parse import parse_qs
 
@@ -329,6 +327,9 @@ def assembled() -> tuple[bytes, str]:
 
 
 def _hash(content: str) -> str:
+    from base64 import b64encode
+    from hashlib import sha256  # brings OpenSSL: imported when the page is asked for
+
     return f"sha256-{b64encode(sha256(content.encode()).digest()).decode()}"
 
 
