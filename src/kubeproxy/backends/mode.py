@@ -22,6 +22,7 @@ from kubeproxy.model.node import NodeConfig
 if TYPE_CHECKING:
     from kubeproxy.backends.programs import Tables
     from kubeproxy.machine.base import Machine
+    from kubeproxy.model.plan import ServicePlan
 
 
 class FailureMetric(Struct, frozen=True, gc=False):
@@ -81,6 +82,9 @@ class Mode(Struct, frozen=True, kw_only=True):
             has in the kernel depends on the process that programs it.
         counter: makes what reads the counts of connections of a family from the mode's rules. It raises
             OSError, UnsupportedError or SyncError if they cannot be read. None: the rules count nothing.
+        describe: what the kernel must contain for a Service on a node, in the syntax of the system's own
+            tools; the number is that of the endpoints of all Services. None: that depends on the process
+            that programs it.
         untraceable: why nf_tables cannot trace packets of the mode of a family on a machine, "" if it can.
         cleanup: removes what the mode, or the reference in it, left in the kernel of a machine. It raises
             OSError or SyncError if something was refused; all else is removed. None: it leaves nothing but
@@ -110,6 +114,7 @@ class Mode(Struct, frozen=True, kw_only=True):
     open: "Callable[[Machine, NodeConfig], Driver]"
     reader: "Callable[[Machine, NodeConfig], Comparable] | None" = None
     counter: "Callable[[Machine, NodeConfig], ConnectionCounter] | None" = None
+    describe: "Callable[[NodeConfig, ServicePlan, int], list[str]] | None" = None
     untraceable: "Callable[[Machine, Family], str]" = _unknown
     cleanup: "Callable[[Machine], None] | None" = None
     serves: "Callable[[Machine], bool] | None" = None

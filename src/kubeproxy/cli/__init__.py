@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-COMMANDS: Final = ("explain", "verify", "doctor", "top", "replay", "completion")
+COMMANDS: Final = ("explain", "plan", "verify", "doctor", "top", "replay", "completion")
 """The commands, each the name of a module that has a `command.Command` named COMMAND."""
 
 

@@ -11,7 +11,7 @@ from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.cli.command import Asked, Command, CommandError
 from kubeproxy.cli.output import Output
 from kubeproxy.insight import origin, snapshot
-from kubeproxy.insight.changes import Piece
+from kubeproxy.insight.changes import Piece, counted
 from kubeproxy.insight.kernel_diff import FamilyDiff
 from kubeproxy.insight.reference.verify import Against, AgainstError, against_reference
 from kubeproxy.insight.stale_flows import StaleFlow
@@ -88,7 +88,7 @@ def _show_kernel(found: Verified, out: Output) -> None:
 
 
 def _show_family(found: FamilyDiff, mode: str, out: Output) -> None:
-    title = f"{found.family}: {mode} mode, {found.services:,} Services, {found.endpoints:,} endpoints: "
+    title = f"{found.family}: {mode} mode, {counted(found.services, 'Service')}, {counted(found.endpoints, 'endpoint')}: "
     if found.unread:
         out.line(f"{title}was not compared: {found.unread}", "red")
     elif not found.pieces:
@@ -97,7 +97,10 @@ def _show_family(found: FamilyDiff, mode: str, out: Output) -> None:
         out.line(f"{title}the kernel has nothing of this mode", "red")
     else:
         services = len({piece.service for piece in found.pieces if piece.service})
-        out.line(f"{title}{len(found.pieces):,} differences, {services:,} Services concerned", "red")
+        out.line(
+            f"{title}{counted(len(found.pieces), 'difference')}, {counted(services, 'Service')} concerned",
+            "red",
+        )
         show_pieces(found.pieces, out)
 
 

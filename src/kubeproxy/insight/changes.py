@@ -81,6 +81,8 @@ class Owners:
         for line in lines:
             if not line.service:
                 continue
+            if line.front is not None:
+                self._fronts.setdefault(line.front, line.service)
             if line.inside.startswith(_OWN_CHAINS):
                 self._chains.setdefault(line.inside, line.service)
             if line.target.startswith(_OWN_CHAINS):
@@ -163,3 +165,8 @@ def _place(about: LineParts) -> str:
     """Where there is room for one thing only, so that what is there is another version of what should be."""
     own_chain = about.inside.startswith("KUBE-SEP-") and about.endpoint
     return f"{about.inside} DNAT" if own_chain else about.key
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things in words."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

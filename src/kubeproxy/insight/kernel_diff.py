@@ -89,5 +89,7 @@ async def compared(
 
 def why(machine: Machine, error: Exception) -> str:
     """Why the kernel could not be read."""
+    if isinstance(error, UnsupportedError):
+        return str(error)
     lacking = machine.lacks(("CAP_NET_ADMIN",))
     return f"the kernel cannot be read: {error}" + (f"; this process has no {lacking[0]}" if lacking else "")

@@ -32,6 +32,8 @@ _COMMENT = re.compile(
 _NAMED = re.compile(r"[A-Z0-9]{8}-([^/\s]+/[^/\s]+)/(?:tcp|udp|sctp)/")
 _TARGET = re.compile(r"(?:-j|goto|jump) (\S+)")
 _LEADS = re.compile(r"--to-destination (\S+)|dnat (?:ip6? )?to (\S+)")
+_RULE_FRONT = re.compile(r"-d ([0-9a-f.:]+)/(?:32|128) .*?-p (tcp|udp|sctp) .*?--dport (\d+)")
+_RULE_PORT = re.compile(r".*?-p (tcp|udp|sctp) .*?--dport (\d+)")
 _VALUE = re.compile(r": ([0-9a-f.:]+) \. (\d+) }$")
 
 
@@ -116,11 +118,17 @@ def _nft(kind: str, table: str, name: str, rest: str) -> LineParts:
 
 
 def _rule(table: str, verb: str, chain: str, rest: str) -> LineParts:
+    front: Front | None = None
+    if at := _RULE_FRONT.match(rest):
+        front = at[1], _protocol(at[2]), int(at[3])
+    elif chain == "KUBE-NODEPORTS" and (port := _RULE_PORT.match(rest)):
+        front = "", _protocol(port[1]), int(port[2])
     to, leads, comment = _TARGET.search(rest), _LEADS.search(rest), _COMMENT.search(rest)
     return LineParts(
         f"chain {chain} of table {table}",
         chain,
         f"{table} {verb in 'NX'} {chain} {rest}",
+        front,
         service=comment[1] if comment else "",
         target=to[1] if to else "",
         endpoint=(leads[1] or leads[2]) if leads else "",

@@ -14,6 +14,7 @@ from kubeproxy.model.node import NodeConfig
 if TYPE_CHECKING:
     from kubeproxy.backends.programs import Tables
     from kubeproxy.machine.base import Machine
+    from kubeproxy.model.plan import ServicePlan
 
 
 def _open(machine: "Machine", node: NodeConfig) -> Driver:
@@ -41,6 +42,14 @@ def _untraceable(machine: "Machine", family: Family) -> str:
     if programs.find(machine, family, attempt=False).variant == "nf_tables":
         return ""
     return "the rules are in legacy tables, whose packets nf_tables does not trace"
+
+
+def _describe(node: NodeConfig, plan: "ServicePlan", endpoints: int) -> list[str]:
+    from kubeproxy.backends.iptables import describe
+    from kubeproxy.backends.iptables.compile import RuleContext
+    from kubeproxy.backends.iptables.driver import LARGE_CLUSTER_ENDPOINTS
+
+    return describe.service(plan, RuleContext(node, comments=endpoints <= LARGE_CLUSTER_ENDPOINTS))
 
 
 def _cleanup(machine: "Machine") -> None:
@@ -85,6 +94,7 @@ MODE: Final = Mode(
     open=_open,
     reader=_reader,
     counter=_counter,
+    describe=_describe,
     untraceable=_untraceable,
     cleanup=_cleanup,
     serves=_serves,

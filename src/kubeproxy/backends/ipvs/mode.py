@@ -17,6 +17,7 @@ from kubeproxy.model.node import IPVSSettings, NodeConfig
 if TYPE_CHECKING:
     from kubeproxy.backends.programs import Tables
     from kubeproxy.machine.base import Machine
+    from kubeproxy.model.plan import ServicePlan
 
 _SECTION = "KubeProxyIPVSConfiguration"
 
@@ -31,6 +32,13 @@ def _reader(machine: "Machine", node: NodeConfig) -> Comparable:
     from kubeproxy.backends.ipvs import prepare
 
     return prepare.open_reader(machine, node)
+
+
+def _describe(node: NodeConfig, plan: "ServicePlan", _: int) -> list[str]:
+    from kubeproxy.backends.ipvs import describe
+    from kubeproxy.backends.ipvs.compile import ServerContext
+
+    return describe.service(plan, ServerContext(node), node.family)
 
 
 def _cleanup(machine: "Machine") -> None:
@@ -83,6 +91,7 @@ MODE: Final = Mode(
     doubts=_doubts,
     open=_open,
     reader=_reader,
+    describe=_describe,
     untraceable=lambda _, __: "IPVS chooses the endpoint itself, between the hooks in which nf_tables traces",
     cleanup=_cleanup,
     serves=_serves,

@@ -71,11 +71,19 @@ def open_reader(machine: Machine, node: NodeConfig) -> IPVSDriver:
     """Makes a driver that is only to read.
 
     Raises:
-        OSError: the kernel has no IPVS or no sets, or we may not ask it.
-        UnsupportedError: the iptables programs are missing.
+        OSError: the kernel has no sets, or we may not ask it.
+        UnsupportedError: the iptables programs are missing, or the kernel has no IPVS.
     """
     tables = programs.find(machine, node.family, attempt=False)
-    return IPVSDriver(LinuxIPVSKernel(machine, node.family), tables, node)
+    try:
+        kernel = LinuxIPVSKernel(machine, node.family)
+    except OSError as e:
+        if e.errno != errno.ENOENT:
+            raise
+        raise UnsupportedError(
+            f"ipvs mode cannot run for {node.family}: the kernel has no IPVS, module ip_vs"
+        ) from e
+    return IPVSDriver(kernel, tables, node)
 
 
 def sysctls(settings: IPVSSettings, release: str) -> dict[str, int]:

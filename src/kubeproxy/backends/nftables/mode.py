@@ -15,6 +15,7 @@ from kubeproxy.model.node import NodeConfig
 
 if TYPE_CHECKING:
     from kubeproxy.machine.base import Machine
+    from kubeproxy.model.plan import ServicePlan
 
 
 def _open(machine: "Machine", node: NodeConfig) -> Driver:
@@ -27,6 +28,14 @@ def _reader(machine: "Machine", node: NodeConfig) -> Comparable:
     from kubeproxy.backends.nftables import prepare
 
     return prepare.open_reader(machine, node)
+
+
+def _describe(node: NodeConfig, plan: "ServicePlan", _: int) -> list[str]:
+    from kubeproxy.api.addresses import IPV4
+    from kubeproxy.backends.nftables import describe, layout
+    from kubeproxy.netlink.nft.messages import IP, IP6, TableName
+
+    return describe.service(plan, node, TableName(IP if node.family == IPV4 else IP6, layout.TABLE))
 
 
 def _cleanup(machine: "Machine") -> None:
@@ -62,6 +71,7 @@ MODE: Final = Mode(
     problems=_problems,
     open=_open,
     reader=_reader,
+    describe=_describe,
     untraceable=lambda _, __: "",
     cleanup=_cleanup,
     serves=_serves,

@@ -1,0 +1,145 @@
+"""`kube-proxy plan`: what a start would change in the kernel of this node."""
+
+import argparse
+import asyncio
+import os
+import sys
+from typing import Final
+
+from msgspec.structs import replace
+
+from kubeproxy.cli.command import Asked, Command, CommandError
+from kubeproxy.cli.output import Output
+from kubeproxy.config.validate import validate
+from kubeproxy.insight import origin, snapshot
+from kubeproxy.insight.changes import Piece, counted
+from kubeproxy.insight.origin import Origin
+from kubeproxy.insight.planned import NODE_PORT, Planned, ServiceChange, of_kernel, of_manifests
+
+CHANGES: Final = 2
+MOST_SERVICES: Final = 50
+"""So many Services are written for people without --diff; JSON has all."""
+
+SIGNS: Final = {"new": "+", "gone": "-", "changed": "~", "common": "~"}
+STYLES: Final = {"+": "green", "-": "red", "~": "yellow", "!": "bold red"}
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--diff", action="store_true", help="write every line that changes, in the syntax of the system's own tools"
+    )  # fmt: skip
+    parser.add_argument(
+        "--mode", default="", metavar="MODE", help="plan for another mode: iptables, nftables or ipvs"
+    )
+    parser.add_argument(
+        "--against", default="", metavar="FILE",
+        help="compare with the manifests of a file or folder, not with the kernel: what changes from them",
+    )  # fmt: skip
+
+
+def _run(asked: Asked) -> int:
+    from kubeproxy.machine.linux import LinuxMachine
+
+    arguments, out, machine = asked.arguments, asked.out, LinuxMachine()
+    try:
+        found = _in_mode(origin.find(asked.flags, machine, os.environ), arguments.mode)
+        with out.progress("reading Services and EndpointSlices"):
+            taken = asyncio.run(snapshot.take(found, machine, node=arguments.node))
+            if arguments.against:
+                other = replace(found, options=replace(found.options, manifests=(arguments.against,)))
+                before = asyncio.run(snapshot.take(other, machine, node=arguments.node))
+        if arguments.against:
+            planned = of_manifests(before, taken, arguments.against)
+        else:
+            with out.progress("reading the kernel"):
+                planned = asyncio.run(of_kernel(taken, machine))
+    except (origin.OriginError, snapshot.SnapshotError) as e:
+        raise CommandError(str(e)) from e
+    for trouble in planned.troubles:
+        out.note(trouble)
+    if arguments.json:
+        out.json(planned)
+    else:
+        show(planned, out, diff=arguments.diff)
+    if planned.cannot:
+        raise CommandError(planned.cannot)
+    return 0 if planned.nothing else CHANGES
+
+
+def _in_mode(found: Origin, mode: str) -> Origin:
+    """The configuration, in another mode if one is named."""
+    if not mode:
+        return found
+    config = replace(found.options.config, mode=mode)
+    if errors := validate(config, sys.platform):
+        raise CommandError(f"--mode {mode}: {errors[0]}")
+    return replace(found, options=replace(found.options, config=config))
+
+
+def show(found: Planned, out: Output, *, diff: bool) -> None:
+    """Writes what changes for people."""
+    if found.cannot:
+        return
+    against = f", compared with {found.against}" if found.against else ", compared with the kernel"
+    out.line(f"{found.mode} mode on node {found.node}{against}", "bold")
+    for each in found.changes if diff else found.changes[:MOST_SERVICES]:
+        _show_change(each, out, diff=diff)
+    if not diff and len(found.changes) > MOST_SERVICES:
+        out.line(f"  and {len(found.changes) - MOST_SERVICES:,} more; --diff or --json shows all")
+    for old in found.removed:
+        out.line(f"  - {old.family} {old.what}: {counted(len(old.lines), 'piece')} removed", STYLES["-"])
+        for line in old.lines if diff else ():
+            out.line(f"      - {line}", STYLES["-"])
+    for unread in found.unread:
+        out.line(f"  not compared: {unread}", "red")
+    if found.flows_unread:
+        out.line(f"  open connections were not counted: {found.flows_unread}")
+    if found.nothing:
+        out.line("nothing changes" if not found.unread else "nothing changes in what was compared", "green")
+        return
+    size = counted(found.lines, "line") + (f", {counted(found.writes, 'write')}" if found.writes else "")
+    out.line(f"{size}; {found.untouched:,} of {counted(found.services, 'Service')} are not touched")
+
+
+def _show_change(change: ServiceChange, out: Output, *, diff: bool) -> None:
+    sign = SIGNS[change.change]
+    name = f"Service {change.service}" if change.service else "common to all Services"
+    if not change.service and change.change == "gone":
+        name = "a Service that does not exist"
+    out.line(f"  {sign} {change.family} {name:<32} {change.what}   ({counted(len(change.pieces), 'line')})", STYLES[sign])  # fmt: skip
+    ports = [front for front in change.lost if front.startswith(NODE_PORT)]
+    for port in ports:
+        out.line(f"  ! {change.family} {name:<32} {port} leaves", STYLES["!"])
+    if change.flows:
+        what = "flow that leads there" if change.flows == 1 else "flows that lead there"
+        out.line(
+            f"      {change.flows:,} established {what}: TCP stays until it ends, UDP and SCTP are deleted"
+        )
+    for piece in change.pieces if diff else ():
+        _show_piece(piece, out)
+
+
+def _show_piece(piece: Piece, out: Output) -> None:
+    if piece.held:
+        out.line(f"      - {piece.held}", STYLES["-"])
+    if piece.wanted:
+        out.line(f"      + {piece.wanted}", STYLES["+"])
+
+
+COMMAND: Final = Command(
+    name="plan",
+    summary="Show what a start would change in the kernel.",
+    description=(
+        "Shows what a start with this configuration would change in the kernel of this node, Service by Service, and the open\n"
+        "connections that it touches. Nothing is changed. + a Service is new, - it is gone, ~ it changes, ! a node port leaves."
+    ),
+    examples=(
+        ("What would these manifests change?", "kube-proxy plan --manifests new/"),
+        ("Every line of it, in the syntax of the system's own tools", "kube-proxy plan --manifests new/ --diff"),
+        ("What would another mode change?", "kube-proxy plan --mode nftables"),
+        ("What do two sets of manifests differ in, on any machine?", "kube-proxy plan --manifests new/ --against old/ --node n1"),
+    ),
+    statuses=((0, "nothing would change"), (CHANGES, "something would change")),
+    options=_options,
+    run=_run,
+)  # fmt: skip
