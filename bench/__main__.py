@@ -24,6 +24,7 @@ BENCHES = (
     "ranges",
     "start",
     "userspace",
+    "verify",
 )
 
 

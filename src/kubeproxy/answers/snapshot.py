@@ -27,6 +27,7 @@ class Snapshot(Struct, frozen=True):
         drivers: the drivers of the daemon, if it answers. In a mode that leads packets to a relay, only they
             know what the kernel holds in place of endpoints.
         past: the moment that is answered for, if it is a former one; "" for the present.
+        planned: the plans that were asked for so far.
     """
 
     state: State
@@ -38,6 +39,7 @@ class Snapshot(Struct, frozen=True):
     objects: Mapping[str, bytes | None] = {}
     drivers: Mapping[Family, Driver] = {}
     past: str = ""
+    planned: dict[Family, dict[Key, ServicePlan]] = {}
 
     @property
     def name(self) -> str:
@@ -53,5 +55,7 @@ class Snapshot(Struct, frozen=True):
         node = self.node(family)
         if node is None:
             return {}
-        planned = ((key, self.state.plan(key, node)) for key in self.state.services)
-        return {key: plan for key, plan in planned if plan is not None}
+        if family not in self.planned:
+            planned = ((key, self.state.plan(key, node)) for key in self.state.services)
+            self.planned[family] = {key: plan for key, plan in planned if plan is not None}
+        return self.planned[family]

@@ -14,7 +14,7 @@ from kubeproxy.config.validate import validate
 from kubeproxy.insight import origin, snapshot
 from kubeproxy.insight.changes import Piece, counted
 from kubeproxy.insight.origin import Origin
-from kubeproxy.insight.planned import NODE_PORT, Planned, ServiceChange, of_kernel, of_manifests
+from kubeproxy.insight.planned import NODE_PORT, PlannedChanges, ServiceChange, of_kernel, of_manifests
 
 CHANGES: Final = 2
 MOST_SERVICES: Final = 50
@@ -76,7 +76,7 @@ def _in_mode(found: Origin, mode: str) -> Origin:
     return replace(found, options=replace(found.options, config=config))
 
 
-def show(found: Planned, out: Output, *, diff: bool) -> None:
+def show(found: PlannedChanges, out: Output, *, diff: bool) -> None:
     """Writes what changes for people."""
     if found.cannot:
         return

@@ -6,16 +6,17 @@ Service (base chains, hooks, rules that all Services share) are attributed to no
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
+from kubeproxy.api.addresses import join
 from kubeproxy.backends.base import KernelComparison
 from kubeproxy.backends.shared.compared import flat
 from kubeproxy.insight.kernel_lines import LineParts, parts
-from kubeproxy.model.plan import Front, ServicePlan, fronts_of
+from kubeproxy.model.plan import Front, Key, ServicePlan, fronts_of
 
 COMMON: Final = ""
 """What belongs to no Service, or to none that is known."""
@@ -74,7 +75,8 @@ class Owners:
                 if front[0]:
                     self._addresses.setdefault(front[0], name)
         self._chains: dict[str, str] = {}
-        self._described: dict[str, str] | None = None
+        self._described: dict[Key, frozenset[str]] = {}
+        self._by_endpoint: dict[str, list[ServicePlan]] | None = None
 
     def learn(self, lines: Iterable[LineParts]) -> None:
         """Notes the chains of Services that lines name."""
@@ -99,18 +101,34 @@ class Owners:
             if found:
                 return found
         found = self._chains.get(about.inside) or self._chains.get(about.target)
-        return found or self._by_description().get(line, COMMON)
+        return found or self._by_description(line, about)
 
-    def _by_description(self) -> dict[str, str]:
-        if self._described is None:
-            self._described = {}
-            if self._describe is not None:
-                for plan in self._plans:
-                    name = "/".join(plan.key)
-                    for line in flat(self._describe(plan)):
-                        if self._described.setdefault(line, name) != name:
-                            self._described[line] = COMMON  # several Services share it
-        return self._described
+    def _by_description(self, line: str, about: LineParts) -> str:
+        """The only Service whose description has a line; only those are asked that may."""
+        if about.endpoint:
+            candidates: Iterable[ServicePlan] = self._users().get(about.endpoint, ())
+        elif about.inside.startswith(_OWN_CHAINS):
+            candidates = self._plans
+        else:
+            return COMMON
+        found = [plan.key for plan in candidates if line in self._lines_of(plan)]
+        return "/".join(found[0]) if len(found) == 1 else COMMON
+
+    def _lines_of(self, plan: ServicePlan) -> frozenset[str]:
+        lines = self._described.get(plan.key)
+        if lines is None:
+            text = self._describe(plan) if self._describe is not None else ()
+            lines = self._described[plan.key] = frozenset(flat(text))
+        return lines
+
+    def _users(self) -> Mapping[str, list[ServicePlan]]:
+        """The plans that have an endpoint."""
+        if self._by_endpoint is None:
+            self._by_endpoint = defaultdict(list)
+            for plan in self._plans:
+                for endpoint in {join(e.address, e.port) for port in plan.ports for e in port.endpoints}:
+                    self._by_endpoint[endpoint].append(plan)
+        return self._by_endpoint
 
 
 _OWN_CHAINS: Final = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-")

@@ -25,6 +25,7 @@ _ELEMENT_FRONT = re.compile(r"(?:([0-9a-f.:]+) \. )?(tcp|udp|sctp) \. (\d+)\b")
 _HAIRPIN = re.compile(r"([0-9a-f.:]+) \. \1 \. (?:tcp|udp|sctp) \. (\d+)")
 _ADDRESS_ONLY = re.compile(r"[0-9a-f.:]+")
 _ENTRY_FRONT = re.compile(r"([0-9a-f.:]+),(tcp|udp|sctp):(\d+)")
+_LOOP_BACK = re.compile(r"([0-9a-f.:]+),(?:tcp|udp|sctp):(\d+),\1")
 _NODE_PORT_SET = re.compile(r"NODE-PORT(?:-LOCAL)?-(TCP|UDP|SCTP)")
 _COMMENT = re.compile(
     r'comment "?(?:\([^)]*\) )?([a-z0-9](?:[-a-z0-9.]*[a-z0-9])?/[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?)'
@@ -74,6 +75,9 @@ def parts(line: str) -> LineParts:
     if found := _SERVER.fullmatch(line):
         at = f"{found[2]}/{_BY_FLAG[found[1]]}"
         return LineParts(f"virtual server {at}", "", f"server {at}", _front_of(found[2], _BY_FLAG[found[1]]))
+    if (found := _ENTRY.fullmatch(line)) and (hairpin := _LOOP_BACK.fullmatch(found[2])):
+        endpoint = _joined(hairpin[1], hairpin[2])
+        return LineParts(f"set {found[1]}", found[1], line, endpoint=endpoint)
     if found := _ENTRY.fullmatch(line):
         return LineParts(f"set {found[1]}", found[1], line, _entry_front(found[1], found[2]))
     if found := _ADDRESS.fullmatch(line):

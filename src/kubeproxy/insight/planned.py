@@ -56,7 +56,7 @@ class ServiceChange(Struct, frozen=True, gc=False, rename="camel"):
     pieces: Sequence[Piece] = ()
 
 
-class Planned(Struct, frozen=True, rename="camel"):
+class PlannedChanges(Struct, frozen=True, rename="camel"):
     """The answer of `plan`.
 
     Attributes:
@@ -95,14 +95,14 @@ class Planned(Struct, frozen=True, rename="camel"):
         return not self.changes and not self.removed
 
 
-async def of_kernel(snapshot: Snapshot, machine: Machine) -> Planned:
+async def of_kernel(snapshot: Snapshot, machine: Machine) -> PlannedChanges:
     """What a start would change in the kernel.
 
     Args:
         snapshot: the cluster.
         machine: this host.
     """
-    made = Planned(
+    made = PlannedChanges(
         snapshot.mode.name, snapshot.name, services=len(snapshot.state.services), troubles=snapshot.troubles
     )
     if cannot := unreadable(snapshot):
@@ -132,7 +132,7 @@ async def of_kernel(snapshot: Snapshot, machine: Machine) -> Planned:
     )
 
 
-def of_manifests(before: Snapshot, after: Snapshot, against: str) -> Planned:
+def of_manifests(before: Snapshot, after: Snapshot, against: str) -> PlannedChanges:
     """What changes from one snapshot to another; no kernel is asked.
 
     Args:
@@ -141,7 +141,7 @@ def of_manifests(before: Snapshot, after: Snapshot, against: str) -> Planned:
         against: where the former came from.
     """
     describe = after.mode.describe
-    made = Planned(
+    made = PlannedChanges(
         after.mode.name,
         after.name,
         against,
@@ -177,7 +177,7 @@ def of_manifests(before: Snapshot, after: Snapshot, against: str) -> Planned:
     return _summed(made, changes)
 
 
-def _summed(made: Planned, changes: Sequence[ServiceChange]) -> Planned:
+def _summed(made: PlannedChanges, changes: Sequence[ServiceChange]) -> PlannedChanges:
     concerned = {each.service for each in changes if each.change in {"new", "changed"}}
     return replace(
         made,
@@ -315,7 +315,7 @@ def _count(parts: Sequence[Piece]) -> str:
     return "1 piece" if len(parts) == 1 else f"{len(parts):,} pieces"
 
 
-def _counted(planned: Planned, snapshot: Snapshot, machine: Machine) -> Planned:
+def _counted(planned: PlannedChanges, snapshot: Snapshot, machine: Machine) -> PlannedChanges:
     """Adds the numbers of open flows that the changes touch."""
     if not snapshot.mode.tracked or not any(each.lost or _gone(each) for each in planned.changes):
         return planned

@@ -171,7 +171,12 @@ def compare(held: HeldTable, kernel: FakeNftKernel) -> KernelComparison:
         kernel: the kernel after the `load`.
     """
     left = tuple(kernel.listing())
-    found = compared(held.commands, HeldTable(left).commands, steps(held, kernel))
+    sent = steps(held, kernel)
+    found = compared(
+        lambda: HeldTable(_without(held.made, left)).commands(),
+        lambda: HeldTable(_without(left, held.made)).commands(),
+        sent,
+    )
     if not held.part:
         return found
     # A chain or set that these Services do not need may be another's.
@@ -183,3 +188,27 @@ def compare(held: HeldTable, kernel: FakeNftKernel) -> KernelComparison:
 def _name(command: str) -> str:
     """The chain or set that a command is about: "add rule ip TABLE NAME ..."."""
     return command.split(" ", 5)[4]
+
+
+def _without(made: Iterable[NftMessage], others: Iterable[NftMessage]) -> tuple[NftMessage, ...]:
+    """Messages without the elements that are in others, too.
+
+    There may be a million, and putting them into words is slow.
+    Ends of intervals are separate elements, so all of a set of intervals stay.
+    """
+    known: dict[str, set[bytes]] = {}
+    for message in others:
+        if message.kind == messages.NEWSETELEM:
+            a = wire.attributes(message.body)
+            known.setdefault(wire.string(a[2]), set()).update(objects.split(bytes(a[3])))
+    found = []
+    for message in made:
+        if message.kind == messages.NEWSETELEM:
+            a = wire.attributes(message.body)
+            name = wire.string(a[2])
+            if name != layout.SERVICE_CIDRS:
+                rest = [e for e in objects.split(bytes(a[3])) if e not in known.get(name, ())]
+                found += messages.add_elements(TableName(message.family, wire.string(a[1])), name, rest)
+                continue
+        found.append(message)
+    return tuple(found)
