@@ -1,4 +1,4 @@
-"""What a start removes when its own rules are in place: rules of other modes, and of the other variant of iptables."""
+"""The rules of other modes and of the other variant of iptables, which a start removes when its own are there."""
 
 import asyncio
 from collections import Counter

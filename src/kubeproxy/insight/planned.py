@@ -38,11 +38,11 @@ class ServiceChange(Struct, frozen=True, gc=False, rename="camel"):
     Attributes:
         service: namespace/name; "" if it is not known, or if it belongs to no Service.
         family: the IP family.
-        change: whether the Service is new to the kernel, gone, or changes. "common" is what belongs to no Service.
+        change: whether the Service is new to the kernel, gone, or changes; "common" is what belongs to none.
         what: in words.
         gained: fronts that come, as "address:port/protocol" or "node port N/protocol".
         lost: fronts that leave.
-        flows: the number of open connections and answered flows to fronts that leave or to endpoints that leave.
+        flows: the number of open connections and answered flows to fronts or endpoints that leave.
         pieces: each element, rule, chain, virtual server that changes.
     """
 
