@@ -18,7 +18,7 @@ from kubeproxy.insight.planned import NODE_PORT, PlannedChanges, ServiceChange, 
 
 CHANGES: Final = 2
 MOST_SERVICES: Final = 50
-"""So many Services are written for people without --diff; JSON has all."""
+"""So many Services are written in text without --diff; JSON has all."""
 
 SIGNS: Final = {"new": "+", "gone": "-", "changed": "~", "common": "~"}
 STYLES: Final = {"+": "green", "-": "red", "~": "yellow", "!": "bold red"}
@@ -77,7 +77,7 @@ def _in_mode(found: Origin, mode: str) -> Origin:
 
 
 def show(found: PlannedChanges, out: Output, *, diff: bool) -> None:
-    """Writes what changes for people."""
+    """Writes what changes as text."""
     if found.cannot:
         return
     against = f", compared with {found.against}" if found.against else ", compared with the kernel"

@@ -74,11 +74,13 @@ def _show_kernel(found: Verified, out: Output) -> None:
     stale = [flow for flow in found.flows if not flow.ends]
     ending = len(found.flows) - len(stale)
     if stale:
-        out.line(f"conntrack: {len(stale):,} flows lead to no endpoint of their Service", "red")
+        out.line(f"conntrack: {counted(len(stale), 'flow')} to no endpoint of the Service", "red")
     elif not found.flows_unread:
         out.line("conntrack: no flow has to be deleted", "green")
     if ending:
-        out.line(f"conntrack: {ending:,} connections to endpoints that are gone; they end by themselves")
+        out.line(
+            f"conntrack: {counted(ending, 'connection')} to endpoints that are gone; they end by themselves"
+        )
     for flow in sorted(found.flows, key=lambda flow: flow.ends)[:MOST_LINES]:
         out.line(f"  {_flow(flow)}")
     if len(found.flows) > MOST_LINES:

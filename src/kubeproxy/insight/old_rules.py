@@ -1,4 +1,4 @@
-"""The rules of other modes and of the other variant of iptables, which a start removes when its own are there."""
+"""The rules of other modes, and of the other variant of iptables, that a start removes."""
 
 import asyncio
 from collections import Counter
