@@ -53,6 +53,25 @@ def take(
     return found, moment, snapshot
 
 
+def since(flags: Mapping[str, Any], machine: Machine, at: str, node: str = "") -> tuple[Snapshot, Snapshot]:
+    """The cluster at a moment, and as it is now, or was when the journal ended: for `plan --at`.
+
+    Args:
+        flags: the flags of the daemon that were given with the command.
+        machine: this host.
+        at: the moment, as people name it.
+        node: the node to answer for; "" for the one that the journal is of.
+
+    Raises:
+        PastError: it is not known.
+    """
+    found, _, then = take(flags, machine, at, node)
+    try:
+        return then, journals.snapshot(found, time.time())
+    except JournalError as e:
+        raise PastError(str(e)) from e
+
+
 def explain(
     flags: Mapping[str, Any], machine: Machine, arguments: argparse.Namespace
 ) -> tuple[Snapshot, Answer]:

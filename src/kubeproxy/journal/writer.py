@@ -101,6 +101,13 @@ class JournalWriter:
                 )
             self._failing = True
             return False, False
+        except Exception:
+            # The thread must not end: then nothing would be recorded, and nothing said so.
+            self._folder.end()
+            if not self._failing:
+                log.exception("The journal in %(file)s cannot be written", {"file": self._folder.path})
+            self._failing = True
+            return False, False
         if self._failing:
             log.info("The journal in %(file)s is written again", {"file": self._folder.path})
             self._failing = False

@@ -9,11 +9,13 @@ from msgspec.structs import replace
 from kubeproxy.api.rows import Condition, EndpointPortRow, EndpointRow, NodeRow, PortRow, ServiceRow, SliceRow
 from kubeproxy.cli import command
 from kubeproxy.cli.replay import line
+from kubeproxy.insight import past
 from kubeproxy.insight.history import Event, events, service_words, slice_words
 from kubeproxy.insight.journal import Journal
 from kubeproxy.journal import records
 from kubeproxy.journal.records import Record
 from kubeproxy.journal.writer import Batch
+from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.model.node import NodeConfig
 from tests.unit.journal.test_journal import Disk
 
@@ -213,6 +215,15 @@ def test_explain_before_and_after_a_change(folder, start, capsys):
     status, out, err = explain(capsys, folder, ago(2000))
     assert (status, "no Service" in out) == (0, True)
     assert "kube-proxy did not run at that moment: it ended at " in err
+
+
+def test_the_cluster_then_and_now(folder):
+    then, now = past.since({"journal": str(folder)}, FakeMachine(()), "-55m")
+    assert (then.mode.name, now.mode.name) == ("iptables", "nftables")
+    assert set(then.plans("IPv4")) == {("shop", "api")}
+    assert now.plans("IPv4") == {}
+    assert not then.own
+    assert then.past < now.past
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,17 @@ def test_a_folder_that_others_can_change_is_not_used(tmp_path, caplog, mode, wor
     disk.close()
 
 
+def test_an_unforeseen_error_does_not_end_the_thread(tmp_path, caplog):
+    disk = Disk(tmp_path)
+    assert disk.write(Batch(opening=opening(1.0, Hub("here"))))[0]
+    unencodable: Any = object()
+    assert disk.write(Batch(changes=(unencodable,))) == (False, False)
+    assert "TypeError" in caplog.text
+    assert disk.write(Batch(opening=opening(2.0, Hub("here"), "lost")))[0]
+    disk.close()
+    assert [each.opened.at for each in Journal(tmp_path).segments] == [1.0, 2.0]
+
+
 def test_two_daemons_do_not_write_in_one_folder(tmp_path, caplog):
     first, second = Disk(tmp_path), Disk(tmp_path)
     assert first.write(Batch(opening=opening(1.0, Hub("here"))))[0]
