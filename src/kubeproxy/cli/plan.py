@@ -15,6 +15,7 @@ from kubeproxy.insight import origin, snapshot
 from kubeproxy.insight.changes import Piece, counted
 from kubeproxy.insight.origin import Origin
 from kubeproxy.insight.planned import NODE_PORT, PlannedChanges, ServiceChange, of_kernel, of_manifests
+from kubeproxy.machine.base import Machine
 
 CHANGES: Final = 2
 MOST_SERVICES: Final = 50
@@ -35,12 +36,18 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--against", default="", metavar="FILE",
         help="compare with the manifests of a file or folder, not with the kernel: what changes from them",
     )  # fmt: skip
+    parser.add_argument(
+        "--at", default="", metavar="MOMENT",
+        help="compare with the plans of a former moment, from the journal: 03:12:07, 2026-11-29T03:12:07Z or -10m",
+    )  # fmt: skip
 
 
 def _run(asked: Asked) -> int:
     from kubeproxy.machine.linux import LinuxMachine
 
     arguments, out, machine = asked.arguments, asked.out, LinuxMachine()
+    if arguments.at:
+        return _since(asked, machine)
     try:
         found = _in_mode(origin.find(asked.flags, machine, os.environ), arguments.mode)
         with out.progress("reading Services and EndpointSlices"):
@@ -63,6 +70,29 @@ def _run(asked: Asked) -> int:
         show(planned, out, diff=arguments.diff)
     if planned.cannot:
         raise CommandError(planned.cannot)
+    return 0 if planned.nothing else CHANGES
+
+
+def _since(asked: Asked, machine: Machine) -> int:
+    """What changed since a former moment, from the journal."""
+    from kubeproxy.insight import past
+
+    arguments = asked.arguments
+    if arguments.against or arguments.mode:
+        raise CommandError(
+            "--at compares with the plans of a former moment, and takes no --against and no --mode"
+        )
+    try:
+        then, now = past.since(asked.flags, machine, arguments.at, arguments.node)
+    except past.PastError as e:
+        raise CommandError(str(e)) from e
+    planned = of_manifests(then, now, f"the journal at {then.past}")
+    for trouble in planned.troubles:
+        asked.out.note(trouble)
+    if arguments.json:
+        asked.out.json(planned)
+    else:
+        show(planned, asked.out, diff=arguments.diff)
     return 0 if planned.nothing else CHANGES
 
 

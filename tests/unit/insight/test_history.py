@@ -1,5 +1,6 @@
 """What happened, in words; and the explanation of a packet of the past."""
 
+import json
 import time
 from pathlib import Path
 
@@ -215,6 +216,15 @@ def test_explain_before_and_after_a_change(folder, start, capsys):
     status, out, err = explain(capsys, folder, ago(2000))
     assert (status, "no Service" in out) == (0, True)
     assert "kube-proxy did not run at that moment: it ended at " in err
+
+
+def test_plan_says_what_changed_since_a_moment(folder, capsys):
+    assert command.main("plan", ["--journal", str(folder), "--at", "-55m", "--json"]) == 2
+    (change,) = json.loads(capsys.readouterr().out)["changes"]
+    assert (change["service"], change["change"]) == ("shop/api", "gone")
+    assert command.main("plan", ["--journal", str(folder), "--at", "-1m"]) == 0
+    assert "nothing changes" in capsys.readouterr().out
+    assert command.main("plan", ["--journal", str(folder), "--at", "-1m", "--mode", "ipvs"]) == 1
 
 
 def test_the_cluster_then_and_now(folder):
