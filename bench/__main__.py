@@ -22,6 +22,7 @@ BENCHES = (
     "pace",
     "page",
     "ranges",
+    "top",
     "start",
     "userspace",
     "verify",

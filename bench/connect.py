@@ -73,11 +73,11 @@ def _mode(mode: str, services: int, path: str, rounds: int) -> Found:
         Path(folder, "cluster.json").write_text(json.dumps(listed))
         with netns.inside(node):
             for _ in range(rounds * TURNS):
-                found.bare.extend(_connect(POD, PORT))
+                found.bare.extend(connections(POD, PORT))
         with rig.Proxy(node, "--proxy-mode", mode, "--manifests", folder, path=path), netns.inside(node):
             for _ in range(rounds * TURNS):
-                found.direct.extend(_connect(POD, PORT))
-                found.through.extend(_connect(cluster[asked]["spec"]["clusterIP"], 80))
+                found.direct.extend(connections(POD, PORT))
+                found.through.extend(connections(cluster[asked]["spec"]["clusterIP"], 80))
     return found
 
 
@@ -110,7 +110,8 @@ def _node_and_pod() -> Iterator[str]:
             netns.delete([pod])
 
 
-def _connect(address: str, port: int) -> list[float]:
+def connections(address: str, port: int) -> list[float]:
+    """The seconds of some connections, one after the other, each closed by a reset."""
     seconds = []
     reset = struct.pack("ii", 1, 0)
     for _ in range(CONNECTIONS):

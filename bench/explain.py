@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench import objects, rig
-from bench.connect import POD, _connect, _node_and_pod
+from bench.connect import POD, _node_and_pod, connections
 from kubeproxy.api.addresses import pack
 from kubeproxy.insight import daemon
 from kubeproxy.netlink.nft import messages
@@ -57,12 +57,12 @@ def main(rounds: int) -> None:
             ):
                 rig.row(what, _ms(rig.median(found)), f"{rig.median(found) / base:.1f} x")
             rig.row("  the daemon's part of it", _ms(rig.median(answered)))
-            plain = [seconds for _ in range(rounds) for seconds in _connect(front, 80)]
+            plain = [seconds for _ in range(rounds) for seconds in connections(front, 80)]
             with _tracing(front):
                 traced = []
                 for _ in range(rounds):
                     time.sleep(1.5)  # so many a second are traced
-                    traced += _connect(front, 80)[:TRACED]
+                    traced += connections(front, 80)[:TRACED]
             rig.row("a connection through the ClusterIP", f"{1e6 * rig.median(plain):.0f} us")
             rig.row(
                 "  the same, traced",

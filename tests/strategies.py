@@ -304,4 +304,5 @@ def nodes(draw: st.DrawFn, family: Family = IPV4) -> NodeConfig:
         node_port_ranges=(f"{address}/{32 if ipv4 else 128}",) if ranged else (),
         node_port_addresses=(address,) if ranged else (),
         localhost_node_ports=ipv4 and not ranged and draw(st.booleans()),
+        counters=draw(st.booleans()),
     )

@@ -2,13 +2,24 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
+import select
+import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
+import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,11 +39,13 @@ from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
 WEB, DEAD = "10.96.0.10", "10.96.0.11"
 WEB6, SIX = "fd00:10:96::10", "fd00:10:244:1::b"
 GONE = "10.244.1.250"  # an address of no Pod
-MODES: dict[str, tuple[str, Variant]] = {
-    "nftables": ("nftables", "nf_tables"),
-    "iptables-nf_tables": ("iptables", "nf_tables"),
-    "iptables-legacy": ("iptables", "legacy"),
+MODES: dict[str, tuple[Variant, dict[str, Any], str]] = {
+    "nftables": ("nf_tables", {"mode": "nftables"}, "events"),
+    "nftables-counters": ("nf_tables", {"mode": "nftables", "nftables": {"counters": True}}, "counters"),
+    "iptables-nf_tables": ("nf_tables", {"mode": "iptables"}, "counters"),
+    "iptables-legacy": ("legacy", {"mode": "iptables"}, "counters"),
 }
+"""The variant of iptables, the configuration, and where the figures are from."""
 
 
 def fill(station: Station) -> None:
@@ -48,12 +61,25 @@ def fill(station: Station) -> None:
 @pytest.fixture(params=MODES)
 def station(request: pytest.FixtureRequest, lab: Lab, tmp_path: Path) -> Station:
     """A station whose daemon has run; its rules are there."""
-    mode, variant = MODES[request.param]
-    made = Station(lab, tmp_path, variant, mode=mode)
+    return programmed(lab, tmp_path, request.param)
+
+
+def programmed(lab: Lab, folder: Path, name: str) -> Station:
+    """A station whose daemon has run; its rules are there."""
+    variant, settings, _ = MODES[name]
+    folder.mkdir(exist_ok=True)
+    made = Station(lab, folder, variant, **settings)
     fill(made)
     with made.running():
         pass
     return made
+
+
+@pytest.fixture
+def source(request: pytest.FixtureRequest, station: Station) -> str:
+    """Where the figures of the station are from."""
+    del station
+    return MODES[request.node.callspec.params["station"]][2]
 
 
 @contextlib.contextmanager
@@ -78,12 +104,13 @@ def watching(station: Station) -> Iterator[TopWatch]:
 def port(watch: TopWatch, name: str, family: str = "IPv4") -> TopPort:
     """The one port of a Service, after everything was read again."""
     watch.look(everything=True)
-    (found,) = watch.top(lambda key: key == ("default", name)).services
+    (found,) = watch.top([("default", name)]).services
     return next(each for each in found.ports if each.family == family)
 
 
-def test_connections_are_counted_by_endpoint(station: Station) -> None:
+def test_connections_are_counted_by_endpoint(station: Station, source: str) -> None:
     with watching(station) as watch:
+        assert watch.top().sources.connections == source
         for role, address, number in (("client", WEB, 80), ("out", "192.0.2.1", 30080), ("node", WEB, 80)):
             before = {each.address: each.connections or 0 for each in port(watch, "web").endpoints}
             answered = asked(station.lab, role, address, number, times=30)
@@ -93,6 +120,9 @@ def test_connections_are_counted_by_endpoint(station: Station) -> None:
             }
             assert counted == {EP11: answered[EP11], EP12: answered[EP12]}, (role, watch.top())
         assert found.connections == 90
+        watch.look([("default", "web")])
+        (again,) = watch.top([("default", "web")]).services
+        assert sum(each.connections or 0 for each in again.ports) == 90
         assert sum(each.share or 0 for each in found.endpoints) == pytest.approx(1, abs=1e-3)
         assert found.connections_per_second
         assert (found.unanswered, found.waiting, found.uneven) == (0, 0, False)
@@ -215,3 +245,183 @@ def test_bytes_are_counted_while_it_is_asked_for(station: Station) -> None:
             assert found.received_per_second
     finally:
         station.lab.run("node", "sysctl", "-w", f"{name}={before.strip()}")
+
+
+def test_services_that_are_looked_at_are_read_alone(lab: Lab, tmp_path: Path) -> None:
+    """And affinity: its rules count."""
+    made = Station(lab, tmp_path, mode="nftables", nftables={"counters": True})
+    fill(made)
+    made.folder.put(
+        service("sticky", "10.96.0.13", session_affinity="ClientIP"),
+        endpoints("sticky", EP11, EP12, local=(EP11, EP12), node=NODE_NAME),
+    )
+    with made.running():
+        pass
+    with watching(made) as watch:
+        first = asked(lab, "client", "10.96.0.13", times=5) + asked(lab, "node", "10.96.0.13", times=7)
+        web = asked(lab, "client", WEB, times=9)
+        watch.look([("default", "sticky"), ("default", "web")])
+        found = {each.name: each.ports[0] for each in watch.top().services}
+        counted = {each.address: each.connections for each in found["sticky"].endpoints}
+        assert counted == {EP11: first[EP11], EP12: first[EP12]}
+        assert not found["sticky"].uneven
+        assert {each.address: each.connections for each in found["web"].endpoints} == web
+
+
+def test_a_table_gets_counters_and_loses_them_while_packets_pass(lab: Lab, tmp_path: Path) -> None:
+    before = programmed(lab, tmp_path / "a", "nftables")
+    plain = listed(lab)
+    assert "counter" not in plain
+    with answered_all_the_time(lab):
+        after = programmed(lab, tmp_path / "b", "nftables-counters")
+        counted = listed(lab)
+        assert "counter" in counted
+        assert without_counters(counted) == without_counters(plain)
+        with watching(after) as watch:
+            answers = asked(lab, "client", WEB, times=8)
+            assert (port(watch, "web").connections or 0) >= sum(answers.values())
+        with before.running():
+            pass
+        assert listed(lab) == plain
+
+
+def test_counters_are_no_drift(lab: Lab, tmp_path: Path) -> None:
+    made = Station(lab, tmp_path, mode="nftables", nftables={"counters": True, "syncPeriod": "1s"})
+    fill(made)
+    with made.running() as daemon:
+        asked(lab, "client", WEB, times=12)
+        with watching(made) as watch:
+            total = port(watch, "web").connections or 0
+            asked(lab, "client", WEB, times=3)
+            until(lambda: (port(watch, "web").connections or 0) == total + 3)
+            made.folder.put(
+                service("more", "10.96.0.14"), endpoints("more", EP11, local=(EP11,), node=NODE_NAME)
+            )
+            until(lambda: "10.96.0.14" in lab.run("node", "nft", "list", "table", "ip", "kube-proxy"))
+            assert port(watch, "web").connections == total + 3
+            lab.run("node", "nft", "flush", "map", "ip", "kube-proxy", "endpoints-2")
+            until(lambda: ask(lab, "client", WEB) in {EP11, EP12})
+            assert (port(watch, "web").connections or 0) > total + 3, (
+                "new elements count from 0, the sum goes on"
+            )
+        assert daemon.log().count("changed table") == 1
+
+
+def listed(lab: Lab) -> str:
+    """The IPv4 table in the node, with what nft says of counters, but without their values."""
+    found = lab.run("node", "nft", "list", "table", "ip", "kube-proxy")
+    return re.sub(r"counter packets \d+ bytes \d+", "counter", found)
+
+
+def without_counters(listing: str) -> list[str]:
+    """The words of a listing, but that of counters; elements in one order."""
+    return sorted(re.split(r",|\n", " ".join(listing.replace(" counter", "").split(" "))))
+
+
+@contextlib.contextmanager
+def answered_all_the_time(lab: Lab) -> Iterator[None]:
+    """A client connects all the time, until the block ends; each connection must be answered."""
+    found: list[str] = []
+    ended = threading.Event()
+
+    def connect() -> None:
+        while not ended.is_set():
+            found.append(ask(lab, "client", WEB))
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    assert found
+    assert set(found) <= {EP11, EP12}, Counter(found)
+
+
+class Window:
+    """`kube-proxy top` in a window of a terminal."""
+
+    def __init__(self, station: Station, *arguments: str) -> None:
+        self.terminal, inner = pty.openpty()
+        fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 140, 0, 0))
+        self.before = termios.tcgetattr(inner)
+        flags = ("--config", str(station.config), "--manifests", str(station.folder.path))
+        command = [sys.executable, "-m", "kubeproxy", "top", "--interval", "0.5", *arguments, *flags]
+        self.process = subprocess.Popen(
+            ["ip", "netns", "exec", station.lab.name("node"), *command, "--hostname-override", NODE_NAME],
+            stdin=inner, stdout=inner, stderr=inner, env={**{k: v for k, v in os.environ.items() if k not in {"COLUMNS", "LINES"}}, "TERM": "xterm"},
+        )  # fmt: skip
+        self.inner = inner
+        self.seen = ""
+
+    def shows(self, text: str) -> None:
+        """Waits until something is shown after what was waited for before."""
+
+        def found() -> bool:
+            if select.select([self.terminal], [], [], 0.1)[0]:
+                self.seen += os.read(self.terminal, 1 << 16).decode(errors="replace")
+            return text in self.seen
+
+        until(found, f"{text!r} is not shown: {self.seen[-3000:]!r}")
+        self.seen = self.seen.partition(text)[2]
+
+    def press(self, keys: str) -> None:
+        """Sends keys."""
+        os.write(self.terminal, keys.encode())
+
+    def ended(self) -> int:
+        """The exit status, when it has put the terminal back as it was."""
+        with ThreadPoolExecutor() as pool:
+            drained = pool.submit(self._drain)
+            code = self.process.wait(60)
+            after = termios.tcgetattr(self.inner)
+            os.close(self.inner)
+            drained.result()
+        os.close(self.terminal)
+        assert after == self.before
+        return code
+
+    def _drain(self) -> None:
+        with contextlib.suppress(OSError):
+            while os.read(self.terminal, 1 << 16):
+                pass
+
+
+def test_the_view_follows_the_cluster_and_obeys_keys(lab: Lab, tmp_path: Path) -> None:
+    made = Station(lab, tmp_path, mode="nftables")
+    fill(made)
+    with made.running():
+        window = Window(made)
+        window.shows("default/web:80")
+        made.folder.put(endpoints("web", EP11, local=(EP11,), node=NODE_NAME))
+        window.shows(f"-{EP12}:8080 by EndpointSlice default/web-1")
+        window.press("/web\r\r")
+        window.shows(f"{EP11}:8080")
+        window.press("\x1b")
+        window.press("q")
+        assert window.ended() == 0
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_a_view_that_is_ended_leaves_the_terminal_as_it_was(
+    lab: Lab, tmp_path: Path, end: signal.Signals
+) -> None:
+    made = Station(lab, tmp_path, mode="nftables")
+    fill(made)
+    window = Window(made, "default/web")
+    window.shows(f"{EP11}:8080")
+    window.process.send_signal(end)
+    assert window.ended() == (0 if end == signal.SIGTERM else 130)
+
+
+def test_in_userspace_mode_the_relay_has_the_connections(lab: Lab, tmp_path: Path) -> None:
+    made = Station(lab, tmp_path, mode="userspace")
+    fill(made)
+    with made.running(), watching(made) as watch:
+        answers = asked(lab, "client", WEB, times=6)
+        assert set(answers) <= {EP11, EP12}
+        found = port(watch, "web")
+        assert found.connections == 6
+        assert {(each.address, each.connections) for each in found.endpoints} == {(EP11, None), (EP12, None)}
+        assert any("the relay" in trouble for trouble in watch.top().troubles)

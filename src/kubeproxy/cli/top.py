@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
@@ -15,6 +16,7 @@ from kubeproxy.model.plan import Key
 
 if TYPE_CHECKING:
     from kubeproxy.answers.snapshot import Snapshot
+    from kubeproxy.insight.snapshot import LiveCluster
     from kubeproxy.insight.top.values import Top
     from kubeproxy.insight.top.watch import TopWatch
 
@@ -62,38 +64,53 @@ def _accounting(machine: Machine, *, wanted: bool) -> Iterator[None]:
 
 
 def _run(asked: Asked) -> int:
+    from kubeproxy.insight import snapshot
+    from kubeproxy.insight.origin import OriginError
+
+    interval = asked.arguments.interval
+    if not LEAST_SECONDS <= interval <= MOST_SECONDS:
+        raise CommandError(
+            f"--interval {interval:g}: seconds, at least {LEAST_SECONDS:g} and at most {MOST_SECONDS:g}"
+        )
+    try:
+        asyncio.run(_answer(asked))
+    except (OriginError, snapshot.SnapshotError) as e:
+        raise CommandError(str(e)) from e
+    return 0
+
+
+async def _answer(asked: Asked) -> None:
     from kubeproxy.insight import origin, snapshot
+    from kubeproxy.insight.top import changes
     from kubeproxy.insight.top.watch import TopWatch
     from kubeproxy.machine.linux import LinuxMachine
 
     arguments, out = asked.arguments, asked.out
-    if not LEAST_SECONDS <= arguments.interval <= MOST_SECONDS:
-        raise CommandError(
-            f"--interval {arguments.interval:g}: seconds, at least {LEAST_SECONDS:g} and at most {MOST_SECONDS:g}"
-        )
     machine = LinuxMachine()
-    try:
+    async with contextlib.AsyncExitStack() as stack:
         with out.progress("reading Services and EndpointSlices"):
-            taken = asyncio.run(
-                snapshot.take(origin.find(asked.flags, machine, os.environ), machine, node=arguments.node)
+            found = origin.find(asked.flags, machine, os.environ)
+            cluster = await stack.enter_async_context(snapshot.follow(found, machine, node=arguments.node))
+        taken = cluster.snapshot
+        if not taken.own:
+            raise CommandError(
+                f"node {taken.name} is not this host: what its kernel counts can only be read there"
             )
-    except (origin.OriginError, snapshot.SnapshotError) as e:
-        raise CommandError(str(e)) from e
-    if not taken.own:
-        raise CommandError(
-            f"node {taken.name} is not this host: what its kernel counts can only be read there"
-        )
-    only = named(arguments.service, taken)
-    with (
-        _accounting(machine, wanted=arguments.accounting),
-        contextlib.closing(TopWatch(taken, machine)) as watch,
-    ):
-        found = once(watch, only, arguments.interval, out)
+        only = named(arguments.service, taken)
+        stack.enter_context(_accounting(machine, wanted=arguments.accounting))
+        watch = stack.enter_context(contextlib.closing(TopWatch(taken, machine)))
+        changes.note_first(watch, cluster)
+        if not (arguments.once or arguments.json) and sys.stdin.isatty() and sys.stdout.isatty():
+            from kubeproxy.insight.top import terminal
+
+            await terminal.show(watch, cluster, only, arguments.interval, out.console)
+            return
+        with out.progress(f"watching for {arguments.interval:g} s"):
+            seen = await once(watch, cluster, only, arguments.interval)
     if arguments.json:
-        out.json(found)
-        return 0
-    show(found, out, details=only is not None)
-    return 0
+        out.json(seen)
+    else:
+        show(seen, out, details=only is not None)
 
 
 def named(text: str, taken: "Snapshot") -> Key | None:
@@ -113,16 +130,18 @@ def named(text: str, taken: "Snapshot") -> Key | None:
     return key
 
 
-def once(watch: "TopWatch", only: Key | None, interval: float, out: Output) -> "Top":
+async def once(watch: "TopWatch", cluster: "LiveCluster", only: Key | None, interval: float) -> "Top":
     """Two readings, an interval apart."""
-    with out.progress(f"watching for {interval:g} s"):
-        watch.look(everything=True)
-        end = time.monotonic() + interval
-        while (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, POLL_SECONDS))
-            watch.poll()
-        watch.look(everything=True)
-    return watch.top((lambda key: key == only) if only is not None else (lambda _: True))
+    from kubeproxy.insight.top import changes
+
+    watch.look(everything=True)
+    end = time.monotonic() + interval
+    while (left := end - time.monotonic()) > 0:
+        await asyncio.sleep(min(left, POLL_SECONDS))
+        watch.poll()
+    changes.follow(watch, cluster)
+    watch.look(everything=True)
+    return watch.top(None if only is None else [only])
 
 
 def show(found: "Top", out: Output, *, details: bool) -> None:

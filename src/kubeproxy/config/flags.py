@@ -168,6 +168,7 @@ FLAGS: Final = (
     Flag("journal", "string", OURS, "A folder in which the changes of the last hours are kept, for kube-proxy replay and explain --at. Empty: they are not kept.", always=True),
     Flag("journal-size", "size", OURS, "How many bytes the journal may have. At least 1Mi.", default="64Mi", always=True),
     Flag("status-page", "string", OURS, "When the status page is served, at / on the metrics address: loopback (only at an address that only this host can reach), always or never.", default="loopback", always=True),
+    Flag("nftables-counters", "bool", OURS, "In nftables mode, let the kernel count the connections of each endpoint.", "nftables.counters"),
     Flag("cleanup-force", "bool", OURS, "Let --cleanup remove everything although another kube-proxy runs on this node.", always=True),
     Flag("cleanup-variant", "string", OURS, "Let --cleanup remove only the rules in the tables of one variant of iptables: legacy or nf_tables. For a node whose kube-proxy uses the other variant or none, and may run meanwhile.", always=True),
 

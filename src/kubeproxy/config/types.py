@@ -125,12 +125,13 @@ class IPVS(Struct, gc=False, frozen=True, rename="camel"):
 
 
 class NFTables(Struct, gc=False, frozen=True, rename="camel"):
-    """Settings of nftables mode."""
+    """Settings of nftables mode; `counters` (connections by endpoint) is not known to the reference."""
 
     masquerade_bit: Int32 = 14
     masquerade_all: bool = False
     sync_period: Duration | None = None
     min_sync_period: Duration | None = None
+    counters: bool = False
 
 
 class Winkernel(Struct, gc=False, frozen=True, rename="camel"):

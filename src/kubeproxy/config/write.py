@@ -17,7 +17,9 @@ from kubeproxy.config.durations import Duration
 from kubeproxy.config.types import API_VERSION, KIND, SYNC_PERIOD, KubeProxyConfiguration
 
 _OFF: Final = {"healthzBindAddress": "0.0.0.0:0", "metricsBindAddress": "127.0.0.1:0"}
-_OMITTED_IF_EMPTY: Final = frozenset({"featureGates", "windowsRunAsService", "vmodule", "splitStream"})
+_OMITTED_IF_EMPTY: Final = frozenset(
+    {"featureGates", "windowsRunAsService", "vmodule", "splitStream", "counters"}
+)
 
 
 def write(config: KubeProxyConfiguration, path: str) -> None:

@@ -7,18 +7,23 @@ EndpointSlices there is no answer.
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+from msgspec import Struct
 
 from kubeproxy import backends, nodewatch
 from kubeproxy import host as hosts
 from kubeproxy.answers.snapshot import Snapshot
+from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES, Family, family_of
 from kubeproxy.hub import Hub
 from kubeproxy.insight.origin import Origin
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import LOOPBACK
+from kubeproxy.model.plan import Key
+from kubeproxy.model.state import Touched
 from kubeproxy.sources.base import Source, Status
 from kubeproxy.sources.client import Client
 from kubeproxy.sources.errors import ApiError, UnreachableError
@@ -34,13 +39,50 @@ class SnapshotError(Exception):
     """The cluster cannot be read; the message has the reason."""
 
 
+class ObjectChange(NamedTuple):
+    """An object that changed a Service.
+
+    Attributes:
+        object: e.g. "EndpointSlice shop/api-x8f2k".
+        triggered: when that was caused, as the object says it in an annotation; "" if it does not.
+    """
+
+    object: str
+    triggered: str = ""
+
+
+def _about(kind: str, namespace: str, name: str) -> str:
+    return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
+
+
 class _Sink(Hub):
-    """A hub that remembers which first lists are complete."""
+    """A hub that remembers which first lists are complete, and which objects changed what."""
 
     def __init__(self, node: str) -> None:
         super().__init__(node)
+        self.changes: dict[Key, ObjectChange] = {}
         self._open = {"Service", "EndpointSlice", "Node", "ServiceCIDR"}
         self.complete_all = asyncio.Event()
+
+    def set(self, obj: types.Object) -> None:
+        """See `Sink`."""
+        metadata = obj.metadata
+        annotations = metadata.annotations if isinstance(obj, types.EndpointSlice) else None
+        triggered = annotations.triggered or "" if annotations is not None else ""
+        self._object = ObjectChange(_about(type(obj).__name__, metadata.namespace, metadata.name), triggered)
+        super().set(obj)
+
+    def gone(self, kind: str, namespace: str, name: str) -> None:
+        """See `Sink`."""
+        self._object = ObjectChange(_about(kind, namespace, name))
+        super().gone(kind, namespace, name)
+
+    def _touch(self, touched: Touched, triggered: float | None = None) -> None:
+        super()._touch(touched, triggered)
+        for key in touched:
+            last = self.changes.get(key)
+            if last is None or self._object.triggered >= last.triggered:
+                self.changes[key] = self._object
 
     def complete(self, kind: str) -> None:
         """See `Sink`."""
@@ -48,6 +90,19 @@ class _Sink(Hub):
         self._open.discard(kind)
         if not self._open:
             self.complete_all.set()
+
+
+class LiveCluster(Struct, frozen=True):
+    """The cluster while it is read.
+
+    Attributes:
+        snapshot: what was read first. Its state changes with the cluster.
+        changes: what changed since it was emptied last: Services, each with the object that changed, e.g.
+            "EndpointSlice shop/api-x8f2k", and when it did, if the object says so.
+    """
+
+    snapshot: Snapshot
+    changes: dict[Key, ObjectChange]
 
 
 async def take(
@@ -70,6 +125,25 @@ async def take(
     Raises:
         SnapshotError: the cluster cannot be read, or the node cannot be worked out.
         OSError: manifests do not exist.
+    """
+    async with follow(origin, machine, node=node, paths=paths, patience=patience) as found:
+        return found.snapshot
+
+
+@contextlib.asynccontextmanager
+async def follow(
+    origin: Origin,
+    machine: Machine,
+    *,
+    node: str = "",
+    paths: Sequence[str] = (),
+    patience: float = PATIENCE_SECONDS,
+) -> AsyncIterator[LiveCluster]:
+    """Reads the cluster, as `take` does, and all changes until the block ends.
+
+    Raises:
+        SnapshotError: see `take`.
+        OSError: see `take`.
     """
     config = origin.options.config
     name = node or config.node_name
@@ -100,16 +174,17 @@ async def take(
             except (ApiError, UnreachableError) as e:
                 objects[path] = None
                 troubles.append(f"{path} cannot be read: {e}")
+        troubles += [f"{status.kind}: {status.trouble}" for status in statuses.values() if status.trouble]
+        if hub.node is None:
+            troubles.append(
+                f"Node {name} is not known: zone, podCIDRs and addresses of its object are missing from the answer"
+            )
+        taken = _snapshot(origin, machine, hub, name, own=own, troubles=troubles, objects=objects)
+        yield LiveCluster(taken, hub.changes)
     finally:
         reading.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await reading
-    troubles += [f"{status.kind}: {status.trouble}" for status in statuses.values() if status.trouble]
-    if hub.node is None:
-        troubles.append(
-            f"Node {name} is not known: zone, podCIDRs and addresses of its object are missing from the answer"
-        )
-    return _snapshot(origin, machine, hub, name, own=own, troubles=troubles, objects=objects)
 
 
 def _source(

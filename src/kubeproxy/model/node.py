@@ -70,6 +70,7 @@ class NodeConfig(Struct, frozen=True, gc=False):
         service_cidrs: the ranges of ClusterIPs of this family; empty if they are not known.
         external_ips: whether Services' externalIPs are used (gate AllowServiceExternalIPs, KEP-5707).
         ipvs: settings of ipvs mode; None in other modes.
+        counters: in nftables mode, the kernel counts the connections of each endpoint.
     """
 
     family: Family = IPV4
@@ -90,6 +91,7 @@ class NodeConfig(Struct, frozen=True, gc=False):
     service_cidrs: tuple[str, ...] = ()
     external_ips: bool = True
     ipvs: IPVSSettings | None = None
+    counters: bool = False
 
     @property
     def follows_addresses(self) -> bool:

@@ -32,6 +32,15 @@ _TCP_INFO, _TCP_STATE = 1, 1
 _SEEN_REPLY, _ASSURED, _DNAT = 2, 4, 32
 _SYN_SENT = 1
 _ATTRIBUTE = struct.Struct("=HH")
+_COUNTERS_ORIGINAL, _COUNTERS_REPLY, _COUNTED_BYTES = 9, 10, 2
+_PLACE_PATHS = (
+    (_STATUS,),
+    (_PROTOCOL_INFO, _TCP_INFO, _TCP_STATE),
+    (_COUNTERS_ORIGINAL, _COUNTED_BYTES),
+    (_COUNTERS_REPLY, _COUNTED_BYTES),
+)
+_PLACE_HEADERS = ((8, _STATUS), (5, _TCP_STATE), (12, _COUNTED_BYTES), (12, _COUNTED_BYTES))
+"""The attributes of `FlowPlaces`, and their headers: length and type."""
 _TCP_STATES = (
     *(
         "NONE",
@@ -259,19 +268,27 @@ class TranslatedFlow(NamedTuple):
     answered: bool
 
 
-def translated(namespace: Namespace, family: int) -> Iterator[TranslatedFlow]:
-    """Lists the flows of a family whose destination was translated, by Services or by other programs.
+def translated(namespace: Namespace, family: int, *, marked: bool = True) -> Iterator[TranslatedFlow]:
+    """Lists the flows of a family whose destination was translated, by rules of Services or by other rules.
 
     The kernel selects them (since Linux 5.15; earlier ones are listed whole, and the others are left out
     here). Ten thousand flows take about 30 ms.
 
     Flows that are added or removed at the same time may be missing or listed twice.
 
+    Args:
+        namespace: the network namespace.
+        family: AF_INET or AF_INET6.
+        marked: only those that rules have translated. IPVS translates without the mark by which the kernel
+            selects them, so all are listed then, and selected here.
+
     Raises:
         OSError: the kernel has no ctnetlink, or we lack CAP_NET_ADMIN.
     """
-    selected = _NFGENMSG.pack(family, 0, 0) + wire.be32(_STATUS, _DNAT) + wire.be32(_STATUS_MASK, _DNAT)
-    places: dict[int, tuple[int, int]] = {}
+    selected = _NFGENMSG.pack(family, 0, 0)
+    if marked:
+        selected += wire.be32(_STATUS, _DNAT) + wire.be32(_STATUS_MASK, _DNAT)
+    values = FlowReader()
     with wire.Socket(namespace, wire.NETFILTER) as kernel:
         try:
             for reply in kernel.dump(_GET, selected):
@@ -279,32 +296,82 @@ def translated(namespace: Namespace, family: int) -> Iterator[TranslatedFlow]:
                 flow = decode(message)
                 if flow is None or flow.destination == flow.source:
                     continue
-                size = len(message)
-                status, state = places.get(size, (0, 0))
-                if not status or not _matches(message, status, state):
-                    status, state = places[size] = _places(message)
                 yield TranslatedFlow(
                     flow.protocol,
                     flow.destination,
                     flow.source,
-                    message[state] if state else None,
-                    bool(message[status + 3] & _SEEN_REPLY),
+                    values.state(message),
+                    values.is_answered(message),
                 )
         except wire.NetlinkError as e:
             if e.errno != errno.EINTR:
                 raise
 
 
-def _places(message: memoryview) -> tuple[int, int]:
-    """Where in the message of a flow its status and its TCP state are; 0 for what it does not have.
+class FlowPlaces(NamedTuple):
+    """Where in the message of a flow some values are; 0 for those that it does not have.
 
-    Messages of one length nearly always have one layout. So this is found once, and only checked for the
-    others.
+    Attributes:
+        status: its status bits, four bytes.
+        state: the TCP state, one byte.
+        sent: bytes of the client, eight bytes.
+        received: bytes of the answers, eight bytes.
     """
+
+    status: int
+    state: int
+    sent: int
+    received: int
+
+    def match(self, message: memoryview) -> bool:
+        """Whether the values are there in another message of the same length."""
+        for place, header in zip(self, _PLACE_HEADERS, strict=True):
+            if place and _ATTRIBUTE.unpack_from(message, place - 4) != header:
+                return False
+        return True
+
+
+class FlowReader:
+    """Reads values of flows. Messages of one length nearly always have one layout, which is searched once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, FlowPlaces] = {}
+
+    def places(self, message: memoryview) -> FlowPlaces:
+        """Where the values are."""
+        size = len(message)
+        found = self._known.get(size)
+        if found is None or not found.match(message):
+            found = self._known[size] = FlowPlaces(
+                *(_nested(message, *path) for path in _PLACE_PATHS),
+            )
+        return found
+
+    def is_answered(self, message: memoryview) -> bool:
+        """Whether there was an answer."""
+        status = self.places(message).status
+        return bool(status and message[status + 3] & _SEEN_REPLY)
+
+    def state(self, message: memoryview) -> int | None:
+        """The state of a TCP connection (enum tcp_conntrack); None for others."""
+        state = self.places(message).state
+        return message[state] if state else None
+
+    def counted(self, message: memoryview) -> tuple[int, int] | None:
+        """The bytes of the client and of the answers; None if they were not counted."""
+        places = self.places(message)
+        if not places.sent or not places.received:
+            return None
+        sent, received = places.sent, places.received
+        return int.from_bytes(message[sent : sent + 8]), int.from_bytes(message[received : received + 8])
+
+
+def _nested(message: memoryview, *kinds: int) -> int:
+    """Where the value of an attribute inside of others begins; 0 if there is none."""
     at, end = 4, len(message)
-    for kind in (_PROTOCOL_INFO, _TCP_INFO, _TCP_STATE):
+    for kind in kinds:
         at, end = _value(message, at, end, kind)
-    return _value(message, 4, len(message), _STATUS)[0], at
+    return at
 
 
 def _value(message: memoryview, at: int, end: int, kind: int) -> tuple[int, int]:
@@ -315,13 +382,6 @@ def _value(message: memoryview, at: int, end: int, kind: int) -> tuple[int, int]
             return at + 4, at + length
         at += max(length, 4) + 3 & ~3
     return 0, 0
-
-
-def _matches(message: memoryview, status: int, state: int) -> bool:
-    """Whether the status and the TCP state are where they were in another message of the same length."""
-    return _ATTRIBUTE.unpack_from(message, status - 4) == (8, _STATUS) and (
-        not state or _ATTRIBUTE.unpack_from(message, state - 4) == (5, _TCP_STATE)
-    )
 
 
 def decode(message: memoryview) -> ConntrackFlow | None:

@@ -18,10 +18,7 @@ from kubeproxy.netlink.namespace import Namespace
 
 _NEW_GROUP, _DESTROY_GROUP = 1, 3  # NFNLGRP_CONNTRACK_NEW, NFNLGRP_CONNTRACK_DESTROY
 _DESTROY = 2  # IPCTNL_MSG_CT_DELETE
-_STATUS, _PROTOCOL_INFO, _COUNTERS_ORIGINAL, _COUNTERS_REPLY = 3, 4, 9, 10
-_BYTES = 2
-_SEEN_REPLY = 2
-_SYN_SENT, _CLOSE = 1, 8
+_CLOSE = 8
 _BUFFER = 16 << 20
 _MOST_AT_ONCE = 20_000
 """So many datagrams are read by one call."""
@@ -59,18 +56,23 @@ class FlowEvents(wire.Closing):
         losses: how many times the kernel had more notifications than could be received.
     """
 
-    def __init__(self, namespace: Namespace) -> None:
+    def __init__(self, namespace: Namespace, *, new: bool = True) -> None:
         """Starts to receive.
+
+        Args:
+            namespace: the network namespace.
+            new: receive those of flows that begin, too.
 
         Raises:
             OSError: the kernel has no ctnetlink, or we lack CAP_NET_ADMIN.
         """
         self.losses = 0
+        self._values = conntrack.FlowReader()
         self._socket: wire.Socket = wire.Socket(namespace, wire.NETFILTER, receive_buffer=_BUFFER)
         program = ctypes.create_string_buffer(_TRANSLATED)
         self._socket.set_filter(struct.pack("HL", len(_TRANSLATED) // _STEP.size, ctypes.addressof(program)))
         try:
-            for group in (_NEW_GROUP, _DESTROY_GROUP):
+            for group in (_NEW_GROUP, _DESTROY_GROUP) if new else (_DESTROY_GROUP,):
                 self._socket.join(group)
         except OSError:
             self._socket.close()
@@ -88,7 +90,7 @@ class FlowEvents(wire.Closing):
             try:
                 for message in self._socket.receive(wait=False):
                     seen = True
-                    if event := _event(message):
+                    if event := self._event(message):
                         found.append(event)
             except OSError:
                 self.losses += 1
@@ -97,33 +99,25 @@ class FlowEvents(wire.Closing):
                 break
         return found
 
-
-def _event(message: wire.Message) -> FlowEvent | None:
-    flow = conntrack.decode(message.body)
-    if flow is None or flow.destination == flow.source:
-        return None
-    if message.type & 0xFF != _DESTROY:
-        return FlowEvent(False, flow.protocol, flow.destination, flow.source)
-    found = wire.attributes(message.body[4:])
-    answered = bool(int.from_bytes(found.get(_STATUS, b"")) & _SEEN_REPLY)
-    state = conntrack.tcp_state(found.get(_PROTOCOL_INFO))
-    return FlowEvent(
-        True,
-        flow.protocol,
-        flow.destination,
-        flow.source,
-        unanswered=not answered,
-        reset=answered and state == _CLOSE,
-        sent=_bytes(found.get(_COUNTERS_ORIGINAL)),
-        received=_bytes(found.get(_COUNTERS_REPLY)),
-    )
-
-
-def _bytes(counters: memoryview | None) -> int | None:
-    if counters is None:
-        return None
-    found = wire.attributes(counters).get(_BYTES)
-    return None if found is None else int.from_bytes(found)
+    def _event(self, message: wire.Message) -> FlowEvent | None:
+        body = message.body
+        flow = conntrack.decode(body)
+        if flow is None or flow.destination == flow.source:
+            return None
+        if message.type & 0xFF != _DESTROY:
+            return FlowEvent(False, flow.protocol, flow.destination, flow.source)
+        answered = self._values.is_answered(body)
+        sent, received = self._values.counted(body) or (None, None)
+        return FlowEvent(
+            True,
+            flow.protocol,
+            flow.destination,
+            flow.source,
+            not answered,
+            answered and self._values.state(body) == _CLOSE,
+            sent,
+            received,
+        )
 
 
 _STEP: Final = struct.Struct("HBBI")  # struct sock_filter

@@ -1,13 +1,18 @@
 """Counts of `top`: rates between readings, shares that are uneven, and how they are shown."""
 
+from collections.abc import Callable, Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kubeproxy.backends.shared.totals import Totals
 from kubeproxy.insight.top import table
+from kubeproxy.insight.top.screen import Screen, keys
 from kubeproxy.insight.top.tally import Rates, uneven
 from kubeproxy.insight.top.values import LastChange, Top, TopEndpoint, TopPort, TopService, TopSources
+from kubeproxy.insight.top.watch import Order
+from kubeproxy.model.plan import Key
 
 A, B, C = ("10.244.1.1", 80), ("10.244.1.2", 80), ("10.244.1.3", 80)
 
@@ -93,3 +98,88 @@ def test_what_needs_attention_is_marked() -> None:
     assert detailed["10.244.1.1:80"] == ""
     assert detailed["10.244.1.3:80"] == "red"
     assert detailed["10.244.1.9:80"] == "yellow"
+
+
+class Known:
+    """Figures of made-up Services."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def ranking(self, order: Order, wanted: Callable[[Key], bool] | None = None) -> list[Key]:
+        found = [("shop", name) for name in self.names if wanted is None or wanted(("shop", name))]
+        return found if order != "name" else sorted(found)
+
+    def top(self, keys: Sequence[Key] | None = None) -> Top:
+        ports = (
+            TopPort("http", "IPv4", "TCP", 80, 1.0, 1, None, None, 0, 0, 0, 0, False,
+                    (TopEndpoint("10.244.1.1", 80, 1.0, 1.0, 1),)),
+        )  # fmt: skip
+        services = tuple(TopService(*key, ports) for key in (keys or self.ranking("name")))
+        return Top("n1", "nftables", 1.0, services, TopSources("counters"), ("something is missing",))
+
+
+def rows(screen: Screen, known: Known, height: int = 8) -> list[str]:
+    lines = screen.render(known, 60, height)
+    assert len(lines) == height
+    assert all(len(text) <= 60 for text, _ in lines)
+    return [text.split()[0] for text, _ in lines if text.startswith(("shop/", "  10."))]
+
+
+def test_the_view_is_sorted_filtered_and_opened_by_keys() -> None:
+    known, screen = Known("web", "api", "apix"), Screen()
+    assert rows(screen, known) == ["shop/web:http", "shop/api:http", "shop/apix:http"]
+    for _ in range(4):
+        screen.press("s")
+    assert screen.order == "name"
+    assert rows(screen, known)[0] == "shop/api:http"
+    for key in "/api":
+        screen.press(key)
+    assert rows(screen, known) == ["shop/api:http", "shop/apix:http"]
+    screen.press("\r")
+    screen.press("\x1b[B")
+    rows(screen, known)
+    screen.press("\r")
+    assert screen.opened == ("shop", "apix")
+    assert rows(screen, known) == ["shop/apix:http", "10.244.1.1:80"]
+    screen.press("\x1b")
+    assert rows(screen, known) == ["shop/api:http", "shop/apix:http"]
+    screen.press("\x1b")
+    assert len(rows(screen, known)) == 3
+    assert not screen.ended
+    screen.press("q")
+    assert screen.ended
+
+
+def test_more_services_than_fit_are_shown_in_pages() -> None:
+    known, screen = Known(*[f"s{i:03}" for i in range(100)]), Screen()
+    first = rows(screen, known, 13)
+    assert first[0] == "shop/s000:http"
+    screen.press("\x1b[6~")
+    second = rows(screen, known, 13)
+    assert not set(first) & set(second)
+    assert screen.shown[0] == ("shop", "s010")
+    for _ in range(300):
+        screen.press("j")
+    assert rows(screen, known, 13)
+    assert screen.shown[-1] == ("shop", "s099")
+    for _ in range(300):
+        screen.press("k")
+    assert rows(screen, known, 13) == first
+
+
+@given(
+    st.lists(st.sampled_from(["s", "/", "\r", "\x1b", "j", "k", "a", "\x7f", "\x1b[5~", "\x1b[6~", "é"])),
+    st.integers(1, 40),
+)
+def test_no_key_disturbs_the_view(pressed: list[str], height: int) -> None:
+    known, screen = Known("web", "api"), Screen()
+    for key in pressed:
+        screen.press(key)
+        screen.render(known, 80, height)
+    screen.press("\x03")
+    assert screen.ended
+
+
+def test_what_a_terminal_sends_is_divided_into_keys() -> None:
+    assert keys("s\x1b[A\x1b[6~/é\x1bOB\x1b") == ["s", "\x1b[A", "\x1b[6~", "/", "é", "\x1bOB", "\x1b"]

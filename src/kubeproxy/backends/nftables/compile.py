@@ -61,8 +61,8 @@ class Compiler:
         address = BITS[node.family] // 8
         self._node = node
         self._statements = Statements(node)
-        self._by_front = packing.EndpointElements(node.family, address + 8)
-        self._by_port = packing.EndpointElements(node.family, 8)
+        self._by_front = packing.EndpointElements(node.family, address + 8, counted=node.counters)
+        self._by_port = packing.EndpointElements(node.family, 8, counted=node.counters)
 
     def compile(self, plan: ServicePlan | None) -> ServiceElements:
         """What a Service needs; nothing for None."""

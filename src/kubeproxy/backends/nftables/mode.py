@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from kubeproxy.backends.base import Comparable, Driver
+from kubeproxy.backends.base import Comparable, ConnectionCounter, Driver
 from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config import checks
 from kubeproxy.config.checks import Problem
@@ -38,6 +38,13 @@ def _describe(node: NodeConfig, plan: "ServicePlan", _: int) -> list[str]:
     return describe.service(plan, node, TableName(IP if node.family == IPV4 else IP6, layout.TABLE))
 
 
+def _counter(machine: "Machine", node: NodeConfig) -> ConnectionCounter:
+    from kubeproxy.backends.nftables.counts import MapCounter
+    from kubeproxy.netlink.nft.kernel import NftKernel
+
+    return MapCounter(NftKernel(machine), node)
+
+
 def _cleanup(machine: "Machine") -> None:
     from kubeproxy.backends.nftables import cleanup
 
@@ -50,9 +57,9 @@ def _serves(machine: "Machine") -> bool:
     return cleanup.serves(machine)
 
 
-def _node(node: NodeConfig, _: KubeProxyConfiguration) -> NodeConfig:
+def _node(node: NodeConfig, config: KubeProxyConfiguration) -> NodeConfig:
     """A relay serves node ports on localhost where the configuration names it (KEP-6032)."""
-    return replace(node, localhost_relay=node.ranges_hold_loopback)
+    return replace(node, localhost_relay=node.ranges_hold_loopback, counters=config.nftables.counters)
 
 
 def _problems(config: KubeProxyConfiguration) -> Iterator[Problem]:
@@ -72,6 +79,7 @@ MODE: Final = Mode(
     open=_open,
     reader=_reader,
     describe=_describe,
+    counter=_counter,
     untraceable=lambda _, __: "",
     cleanup=_cleanup,
     serves=_serves,

@@ -5,7 +5,7 @@ sets of bytes are compared and nothing is ever decoded. That is why attributes a
 and without the NESTED flag.
 
     element    len 1 | key: len 1 | len 1 | bytes | key end: len 10 | len 1 | bytes
-               | data: len 2 | len 1 | bytes | flags | userdata
+               | data: len 2 | len 1 | bytes | counter | flags | userdata
     data of a verdict map:  len 2 | len 2 | code: len 1 | be32 | chain: len 2 | text
 
 A front is its key's bytes: address, protocol and port, each padded to four. A slot is a number in the host's
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from kubeproxy.api.addresses import BITS, Family, pack
+from kubeproxy.netlink.nft import objects
 from kubeproxy.netlink.nft.messages import GOTO
 from kubeproxy.netlink.wire import attribute, be32, text
 
@@ -95,16 +96,18 @@ def _comment(text: str) -> bytes:
 class EndpointElements:
     """Elements that map a front and a slot to an endpoint, for fronts of one length."""
 
-    def __init__(self, family: Family, key_bytes: int) -> None:
+    def __init__(self, family: Family, key_bytes: int, *, counted: bool = False) -> None:
         """Precomputes what all elements have in common.
 
         Args:
             family: of the endpoints.
             key_bytes: length of a front.
+            counted: each has a counter.
         """
         key, data = key_bytes + 4, BITS[family] // 8 + 4
+        self._end = objects.COUNTER if counted else b""
         self._head = (
-            _HEADER.pack(4 + 4 + 4 + key + 4 + 4 + data, 1)
+            _HEADER.pack(4 + 4 + 4 + key + 4 + 4 + data + len(self._end), 1)
             + _HEADER.pack(8 + key, 1)
             + _HEADER.pack(4 + key, 1)
         )
@@ -112,7 +115,7 @@ class EndpointElements:
 
     def tail(self, address: str, port: int) -> bytes:
         """An endpoint's part of its elements."""
-        return self._middle + pack(address) + _PORT.pack(port)
+        return self._middle + pack(address) + _PORT.pack(port) + self._end
 
     def elements(self, key: bytes, tails: list[bytes]) -> list[bytes]:
         """The elements of a front, for endpoints in the order of their slots."""

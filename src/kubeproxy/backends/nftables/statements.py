@@ -40,6 +40,7 @@ class Statements:
         self._source_offset, self._destination_offset = (12, 16) if ipv4 else (8, 24)
         self._mark = node.masquerade_mark
         self._local = node.local_traffic
+        self._counters = (x.counter(),) if node.counters else ()
 
     def source(self, register: int) -> bytes:
         """Loads the source address."""
@@ -70,6 +71,7 @@ class Statements:
             x.compare(0, packing.PROTOCOLS[protocol][:1]),
             x.immediate(0, pack(address)),
             x.immediate(self.words, port.to_bytes(2)),
+            *self._counters,
             x.dnat(self.family, 0, self.words),
         )
 

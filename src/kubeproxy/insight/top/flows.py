@@ -38,8 +38,15 @@ class OpenFlows(Struct, frozen=True, gc=False):
     waiting: Counter[Endpoint]
 
 
-def list_open(machine: Machine, fronts: Mapping[Family, FrontIndex]) -> dict[PortName, OpenFlows]:
+def list_open(
+    machine: Machine, fronts: Mapping[Family, FrontIndex], *, marked: bool = True
+) -> dict[PortName, OpenFlows]:
     """Lists the open connections.
+
+    Args:
+        machine: this host.
+        fronts: the Service ports of each family.
+        marked: only those that rules have translated; IPVS needs none.
 
     Raises:
         OSError: they cannot be listed.
@@ -48,7 +55,7 @@ def list_open(machine: Machine, fronts: Mapping[Family, FrontIndex]) -> dict[Por
     waiting: dict[PortName, Counter[Place]] = {}
     for family, known in fronts.items():
         domain = socket.AF_INET if family == IPV4 else socket.AF_INET6
-        for protocol, destination, source, state, _ in conntrack.translated(machine, domain):
+        for protocol, destination, source, state, _ in conntrack.translated(machine, domain, marked=marked):
             if state in _OVER or (port := known.find(protocol, destination)) is None:
                 continue
             counts = waiting if state in _SYN_SENT else open_
@@ -95,14 +102,18 @@ class FlowWatch:
     Attributes:
         ports: the counts.
         bytes: whether bytes of some flow were counted.
+        changed: the ports where connections began or bytes were counted since this was emptied.
     """
 
-    def __init__(self, machine: Machine, find: Callable[[int, Place], PortName | None]) -> None:
+    def __init__(
+        self, machine: Machine, find: Callable[[int, Place], PortName | None], *, begins: bool = True
+    ) -> None:
         """Begins to count.
 
         Args:
             machine: this host.
             find: the Service port that serves a place, of a protocol.
+            begins: count connections that begin, too.
 
         Raises:
             OSError: the kernel does not report flows.
@@ -112,11 +123,12 @@ class FlowWatch:
                 raise OSError(errno.EOPNOTSUPP, f"sysctl {_EVENTS} is 0")
         except FileNotFoundError:
             pass
-        self._events = FlowEvents(machine)
+        self._events = FlowEvents(machine, new=begins)
         self._find = find
         self._places: dict[Place, Endpoint] = {}
         self.ports: dict[PortName, FlowCounts] = {}
         self.bytes = False
+        self.changed: set[PortName] = set()
 
     @property
     def losses(self) -> int:
@@ -137,11 +149,13 @@ class FlowWatch:
                 at = self._places[event.source] = endpoint(event.source)
             if not event.ended:
                 counts.began[at] += 1
+                self.changed.add(port)
                 continue
             counts.unanswered[at] += event.unanswered
             counts.resets[at] += event.reset
             if event.sent is not None and event.received is not None:
                 self.bytes = True
+                self.changed.add(port)
                 counts.sent[at] += event.sent
                 counts.received[at] += event.received
 

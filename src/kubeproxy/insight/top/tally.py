@@ -19,16 +19,17 @@ class Rates:
         since: the counts since the beginning, by endpoint.
         per_second: how fast they grew between the last two readings; None before there are two.
         total: the last reading.
+        at: when that was.
     """
 
-    __slots__ = ("_at", "_base", "per_second", "since", "total")
+    __slots__ = ("_base", "at", "per_second", "since", "total")
 
     def __init__(self) -> None:
         self.since: dict[Endpoint, int] = {}
         self.per_second: dict[Endpoint, float] | None = None
         self.total: Mapping[Endpoint, int] = {}
         self._base: dict[Endpoint, int] | None = None
-        self._at = 0.0
+        self.at = 0.0
 
     def read(self, counts: Mapping[Endpoint, int], at: float) -> None:
         """The counts were read.
@@ -39,8 +40,8 @@ class Rates:
         """
         if self._base is None:
             self._base = dict(counts)
-        elif at > self._at:
-            before, passed = self.total, at - self._at
+        elif at > self.at:
+            before, passed = self.total, at - self.at
             self.per_second = {
                 endpoint: (count - before.get(endpoint, 0)) / passed
                 for endpoint, count in counts.items()
@@ -51,7 +52,11 @@ class Rates:
                 for endpoint, count in counts.items()
                 if (grown := count - self._base.get(endpoint, 0))
             }
-        self.total, self._at = dict(counts), at
+        self.total, self.at = dict(counts), at
+
+    def rest(self, at: float) -> None:
+        """Until a time, the counts were as they were read last."""
+        self.at = max(at, self.at)
 
     def begin(self) -> None:
         """From now on counts are compared with those of now: the endpoints changed."""

@@ -9,8 +9,11 @@ answer.
 import errno
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Final
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Final, Literal
+
+from msgspec.structs import replace
 
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api.addresses import Family
@@ -22,8 +25,11 @@ from kubeproxy.insight.top.values import LastChange, Top, TopEndpoint, TopPort, 
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 
-SHARE: Final = 0.006
+SHARE: Final = 0.003
 """The share of a processor that each of the two lists may take."""
+
+Order = Literal["connections", "open", "bytes", "failures", "name"]
+"""What Services are compared by: new connections, open ones, bytes per second, failed connections, names."""
 
 COUNTERS: Final = "counters"
 EVENTS: Final = "events"
@@ -84,6 +90,9 @@ class TopWatch:
         self._received: dict[PortName, Rates] = {}
         self._open: dict[PortName, OpenFlows] | None = None
         self._changes: dict[Key, LastChange] = {}
+        self._sorted: list[Key] | None = None
+        self._bytes = False
+        self._read: dict[Family, float] = {}
         self._counters: dict[Family, ConnectionCounter] = {}
         self._counting = False
         self._pace_counters, self._pace_open = Pace(cost), Pace(cost)
@@ -91,12 +100,19 @@ class TopWatch:
         for node in snapshot.nodes:
             for key, plan in snapshot.plans(node.family).items():
                 self._set(node.family, key, plan)
+        if not snapshot.mode.forwards:
+            self._trouble(
+                "relay",
+                f"in {snapshot.mode.name} mode figures are of Services, not of endpoints: the relay of this node"
+                " connects to endpoints itself",
+            )
         self._flows: FlowWatch | None = None
+        self._pace_counters.read(lambda: self._read_counters((), clock()), clock())
         try:
-            self._flows = FlowWatch(machine, self._find)
+            self._flows = FlowWatch(machine, self._find, begins=not self._counting)
         except OSError as e:
             self._trouble("events", f"connections that begin and end are not seen: {self._why(e)}")
-        self._began = clock()
+        self._began = self._looked = clock()
 
     def close(self) -> None:
         """Closes the sources."""
@@ -117,10 +133,6 @@ class TopWatch:
         """Notes the last change of a Service."""
         self._changes[key] = change
 
-    def services(self) -> set[Key]:
-        """All Services."""
-        return {port.service for fronts in self._fronts.values() for port in fronts.ports}
-
     def endpoints(self, family: Family, key: Key) -> frozenset[Endpoint]:
         """The endpoints of a Service."""
         return frozenset().union(*(self._endpoints(port) for port in self._fronts[family].of(key)))
@@ -129,6 +141,23 @@ class TopWatch:
         """Takes in what the kernel reported; to be called several times a second when there is much."""
         if self._flows is not None:
             self._flows.poll()
+
+    def ranking(self, order: Order, wanted: Callable[[Key], bool] | None = None) -> list[Key]:
+        """The Services in an order: first those that have anything to show, then the others by name.
+
+        Args:
+            order: what is compared.
+            wanted: whether a Service is part of the answer; None for all.
+        """
+        weights: dict[Key, float] = {}
+        for weight in self._weights(order):
+            for port, value in weight:
+                if value:
+                    weights[port.service] = weights.get(port.service, 0) + value
+        keys = self._services() if wanted is None else [key for key in self._services() if wanted(key)]
+        busy = [key for key in keys if key in weights]  # by name, and stays so where weights are equal
+        busy.sort(key=weights.__getitem__, reverse=True)
+        return [*busy, *(key for key in keys if key not in weights)]
 
     def look(self, only: Collection[Key] = (), *, everything: bool = False) -> None:
         """Reads what may be read now.
@@ -147,31 +176,52 @@ class TopWatch:
             self._pace_open.read(self._read_open, now)
         self._read_flows(now)
 
-    def top(self, wanted: Callable[[Key], bool] = lambda _: True) -> Top:
+    def top(self, keys: Iterable[Key] | None = None) -> Top:
         """What is known now.
 
         Args:
-            wanted: whether a Service is part of the answer.
+            keys: the Services of the answer; None for all, the busiest first.
         """
         now = self._clock()
-        by_service: dict[Key, list[TopPort]] = {}
-        for fronts in self._fronts.values():
-            for name, plan in fronts.ports.items():
-                if wanted(name.service):
-                    by_service.setdefault(name.service, []).append(self._port(name, plan))
-        services = [
-            TopService(*key, tuple(sorted(ports, key=_order)), self._changes.get(key))
-            for key, ports in by_service.items()
-        ]
-        services.sort(key=busy)
         return Top(
             node=self._snapshot.name,
             mode=self._snapshot.mode.name,
             seconds=round(now - self._began, 3),
-            services=tuple(services),
+            services=tuple(
+                [self._service(key) for key in (self.ranking("connections") if keys is None else keys)]
+            ),
             sources=self._sources(now),
             troubles=(*self._snapshot.troubles, *self._troubles.values()),
         )
+
+    def _service(self, key: Key) -> TopService:
+        ports = [
+            self._port(name, fronts.ports[name])
+            for fronts in self._fronts.values()
+            for name in fronts.of(key)
+        ]
+        return TopService(*key, tuple(sorted(ports, key=_order)), self._changes.get(key))
+
+    def _services(self) -> list[Key]:
+        """All Services, by name."""
+        if self._sorted is None:
+            self._sorted = sorted({port.service for fronts in self._fronts.values() for port in fronts.ports})
+        return self._sorted
+
+    def _weights(self, order: Order) -> Iterator[Iterable[tuple[PortName, float]]]:
+        """Numbers of Service ports that are added up and compared."""
+        flows = self._flows.ports if self._flows is not None else {}
+        if order == "connections":
+            since = 0.0 if self._counting else self._looked
+            yield ((port, _speed(rates, since)) for port, rates in self._rates.items() if rates.per_second)
+        elif order == "bytes":
+            for of_port in (self._sent, self._received):
+                yield ((port, _speed(rates, self._looked)) for port, rates in of_port.items())
+        elif order == "open":
+            yield ((port, each.open.total()) for port, each in (self._open or {}).items())
+        elif order == "failures":
+            yield ((port, each.waiting.total()) for port, each in (self._open or {}).items())
+            yield ((port, each.unanswered.total() + each.resets.total()) for port, each in flows.items())
 
     def _sources(self, now: float) -> TopSources:
         def age(pace: Pace) -> float:
@@ -182,7 +232,7 @@ class TopWatch:
             connections=source,
             connections_age=age(self._pace_counters) if self._counting else 0.0,
             open_age=None if self._open is None else age(self._pace_open),
-            bytes=bool(self._flows and self._accounting()),
+            bytes=bool(self._flows and self._bytes),
             losses=self._flows.losses if self._flows else 0,
         )
 
@@ -198,6 +248,7 @@ class TopWatch:
                 )
 
     def _set(self, family: Family, key: Key, plan: ServicePlan | None) -> None:
+        self._sorted = None
         self._fronts[family].set(key, plan)
         if (counter := self._counters.get(family)) is not None:
             counter.set(key, plan)
@@ -226,21 +277,26 @@ class TopWatch:
             self._troubles.pop(f"counters {family}", None)
             if counts is None:
                 continue
-            self._counting = True
+            if not self._counting:
+                self._counting = True
+                self._rates.clear()  # they were counted by events
             fronts = self._fronts[family]
-            names = (name for key in only for name in fronts.of(key)) if only else fronts.ports
-            self._take(((name, counts.get(name.id, {})) for name in names), now)
-
-    def _take(self, counts: Iterable[tuple[PortName, Mapping[Endpoint, int]]], now: float) -> None:
-        for name, found in counts:
-            rates = self._rates.get(name)
-            if rates is None:
-                rates = self._rates[name] = Rates()
-            rates.read(found, now)
+            before = self._read.get(family)
+            for name in [name for key in only for name in fronts.of(key)] if only else fronts.ports:
+                found = counts.get(name.id, {})
+                rates = self._rates.get(name)
+                if rates is None:
+                    if not found:
+                        continue
+                    rates = self._rates[name] = Rates() if before is None else _from_zero(before)
+                rates.read(found, now)
+            if not only:
+                self._read[family] = now
 
     def _read_open(self) -> None:
         try:
-            self._open = list_open(self._machine, self._fronts)
+            by_ipvs = any(node.ipvs is not None for node in self._snapshot.nodes)
+            self._open = list_open(self._machine, self._fronts, marked=not by_ipvs)
             self._troubles.pop("open", None)
         except OSError as e:
             self._open = None
@@ -250,18 +306,35 @@ class TopWatch:
         if self._flows is None:
             return
         ports = self._flows.ports
-        if not self._counting:
-            for fronts in self._fronts.values():
-                self._take(((name, ports[name].began if name in ports else {}) for name in fronts.ports), now)
-        for name, counts in ports.items():
-            self._sent.setdefault(name, _from_zero(self._began)).read(counts.sent, now)
-            self._received.setdefault(name, _from_zero(self._began)).read(counts.received, now)
-        if not self._accounting():
+        changed, self._flows.changed = self._flows.changed, set()
+        for name in changed:
+            counts = ports[name]
+            if not self._counting:
+                self._read_rates(self._rates, name, counts.began, now)
+            if self._flows.bytes:
+                self._read_rates(self._sent, name, counts.sent, now)
+                self._read_rates(self._received, name, counts.received, now)
+        self._looked = now
+        self._bytes = self._accounting()
+        if not self._bytes:
             self._trouble(
                 "bytes", f"bytes are not counted: sysctl {ACCOUNTING} is 0; --accounting sets it meanwhile"
             )
         else:
             self._troubles.pop("bytes", None)
+
+    def _rate(self, rates: Rates | None, at: Endpoint) -> float:
+        moves = rates is not None and rates.at >= self._looked
+        return round((rates.per_second or {}).get(at, 0.0), 1) if rates is not None and moves else 0.0
+
+    def _read_rates(
+        self, of: dict[PortName, Rates], name: PortName, counts: Counter[Endpoint], now: float
+    ) -> None:
+        rates = of.get(name)
+        if rates is None:
+            rates = of[name] = _from_zero(self._began)
+        rates.rest(self._looked)
+        rates.read(counts, now)
 
     def _accounting(self) -> bool:
         try:
@@ -282,6 +355,17 @@ class TopWatch:
 
     def _port(self, name: PortName, plan: PortPlan) -> TopPort:
         endpoints = self._of_port(name, plan)
+        port = self._summed(name, plan, endpoints)
+        if self._snapshot.mode.forwards:
+            return port
+        # The relay has the connections of clients, and connects to endpoints itself.
+        return replace(
+            port,
+            uneven=False,
+            endpoints=tuple(TopEndpoint(each.address, each.port) for each in endpoints if each.planned),
+        )
+
+    def _summed(self, name: PortName, plan: PortPlan, endpoints: tuple[TopEndpoint, ...]) -> TopPort:
         return TopPort(
             name=name.name.partition(":")[2],
             family=name.family,
@@ -303,10 +387,12 @@ class TopWatch:
         planned = {(each.address, each.port): None for each in plan.endpoints}
         rates = self._rates.get(name)
         since = rates.since if rates is not None else {}
-        per_second = rates.per_second if rates is not None else None
+        known = self._counting or self._flows is not None
+        moves = rates is not None and (self._counting or rates.at >= self._looked)
+        per_second = rates.per_second if rates is not None and moves else {} if known else None
         flows = self._flows.ports.get(name) if self._flows is not None else None
         open_ = self._open.get(name) if self._open is not None else None
-        bytes_ = self._flows is not None and self._accounting()
+        bytes_ = self._flows is not None and self._bytes
         others = dict.fromkeys([*(open_.open if open_ else ()), *(open_.waiting if open_ else ()), *since])
         odd = uneven(since, planned) if _equal_chances(plan, self._snapshot, name.family) else frozenset()
         connections = sum(since.values())
@@ -317,9 +403,9 @@ class TopWatch:
                 port=at[1],
                 connections_per_second=None if per_second is None else round(per_second.get(at, 0.0), 3),
                 share=round(since.get(at, 0) / connections, 4) if connections else None,
-                connections=None if rates is None else since.get(at, 0),
-                sent_per_second=_rate(sent, at) if bytes_ else None,
-                received_per_second=_rate(received, at) if bytes_ else None,
+                connections=since.get(at, 0) if known else None,
+                sent_per_second=self._rate(sent, at) if bytes_ else None,
+                received_per_second=self._rate(received, at) if bytes_ else None,
                 open=None if self._open is None else open_.open[at] if open_ else 0,
                 waiting=None if self._open is None else open_.waiting[at] if open_ else 0,
                 unanswered=None if self._flows is None else flows.unanswered[at] if flows else 0,
@@ -337,16 +423,17 @@ def _from_zero(at: float) -> Rates:
     return rates
 
 
-def _rate(rates: Rates | None, at: Endpoint) -> float:
-    return round((rates.per_second or {}).get(at, 0.0), 1) if rates is not None else 0.0
-
-
 def _equal_chances(plan: PortPlan, snapshot: Snapshot, family: Family) -> bool:
     """Whether each endpoint of a port is chosen with the same chance, by whomever."""
     node = snapshot.node(family)
     scheduler = node.ipvs.scheduler if node is not None and node.ipvs is not None else ""
     mixed = plan.uses_cluster and plan.uses_local and set(plan.cluster) != set(plan.local)
     return not plan.affinity and not mixed and scheduler in {"", "rr"}
+
+
+def _speed(rates: Rates, since: float) -> float:
+    """How fast counts grow; 0 if they were read before a time: at this time all that grow were read."""
+    return sum((rates.per_second or {}).values()) if rates.at >= since else 0.0
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
@@ -361,18 +448,3 @@ def _whole(values: Iterable[int | None]) -> int | None:
 
 def _order(port: TopPort) -> tuple[str, int, str]:
     return port.family, port.port, port.protocol
-
-
-def busy(service: TopService) -> tuple[float, float, float, str, str]:
-    """A key that sorts the busiest first, and those in trouble before those in none."""
-
-    def total(values: Iterable[float | None]) -> float:
-        return -sum(value or 0 for value in values)
-
-    return (
-        total(port.connections_per_second for port in service.ports),
-        total(float((port.waiting or 0) + (port.unanswered or 0)) for port in service.ports),
-        total(port.open for port in service.ports),
-        service.namespace,
-        service.name,
-    )

@@ -100,6 +100,11 @@ def bitwise(register: int, mask: bytes, xor: bytes) -> bytes:
     )
 
 
+def counter() -> bytes:
+    """Counts packets and bytes, from 0 on."""
+    return _expression("counter", be64(1, 0), be64(2, 0))
+
+
 def limit(per_second: int) -> bytes:
     """Continues only for so many packets per second."""
     return _expression("limit", be64(1, per_second), be64(2, 1), be32(3, per_second))

@@ -5,6 +5,7 @@ second.
 """
 
 import errno
+import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -27,6 +28,18 @@ from kubeproxy.netlink.nft.messages import (
 )
 
 _LENGTH = struct.Struct("=H")
+
+
+def _nest(kind: int, *values: bytes) -> bytes:
+    """A nested attribute as the kernel lists it: without the flag."""
+    return wire.attribute(kind, b"".join(values))
+
+
+_NAME = b"counter\0"
+COUNTER = _nest(7, wire.text(1, "counter"), _nest(2, wire.be64(1, 0), wire.be64(2, 0)))
+"""The counter of an element, as the kernel lists it before any packet. Its values are bytes and packets."""
+
+_COUNTED = re.compile(re.escape(COUNTER[:24]) + rb".{8}" + re.escape(COUNTER[32:36]) + rb"(.{8})", re.DOTALL)
 
 
 class ChainInfo(NamedTuple):
@@ -158,14 +171,43 @@ def sets(kernel: NftKernel, table: TableName) -> dict[str, SetInfo]:
 
 
 def elements(kernel: NftKernel, table: TableName, name: str) -> Iterator[bytes]:
-    """The elements of a set or map, each as the attribute with which it would be added."""
+    """The elements of a set or map, each as the attribute with which it would be added; counters are at 0."""
+    for listed in _listings(kernel, table, name):
+        yield from split(_uncounted(listed))
+
+
+def counted_elements(kernel: NftKernel, table: TableName, name: str) -> Iterator[bytes]:
+    """The elements of a set or map as `elements` returns them, but counters have their values."""
+    for listed in _listings(kernel, table, name):
+        yield from split(listed)
+
+
+def _listings(kernel: NftKernel, table: TableName, name: str) -> Iterator[bytes]:
     for body in kernel.dump(GETSETELEM, table.family, wire.text(1, table.name) + wire.text(2, name)):
         listed = wire.attributes(body).get(3)
         if listed is not None:
-            yield from split(bytes(listed))
+            yield bytes(listed)
 
 
-def element(kernel: NftKernel, table: TableName, name: str, key: bytes) -> bytes | None:
+def _uncounted(listed: bytes) -> bytes:
+    """A list of elements whose counters are at 0."""
+    return _COUNTED.sub(COUNTER, listed) if _NAME in listed else listed
+
+
+def packets(element: bytes, at: int) -> int | None:
+    """The packets that the counter of an element has counted; None if it has no counter.
+
+    Args:
+        element: an element of `counted_elements`.
+        at: where in it the counter is.
+    """
+    found = _COUNTED.match(element, at)
+    return None if found is None else int.from_bytes(found[1])
+
+
+def element(
+    kernel: NftKernel, table: TableName, name: str, key: bytes, *, counted: bool = False
+) -> bytes | None:
     """One element of a set or map, found by its key; of an interval set the element that holds the key.
 
     Args:
@@ -173,6 +215,7 @@ def element(kernel: NftKernel, table: TableName, name: str, key: bytes) -> bytes
         table: the table.
         name: the set.
         key: an element with this key, as the attribute it would be added by.
+        counted: its counter has its value; otherwise it is at 0.
 
     Returns:
         The element as `elements` has it; None if there is none, or no such set.
@@ -185,7 +228,8 @@ def element(kernel: NftKernel, table: TableName, name: str, key: bytes) -> bytes
         for reply in kernel.ask(GETSETELEM, table.family, body):
             listed = wire.attributes(reply).get(3)
             if listed is not None:
-                return split(bytes(listed))[0]
+                found = bytes(listed)
+                return split(found if counted else _uncounted(found))[0]
     except wire.NetlinkError as e:
         if e.errno != errno.ENOENT:
             raise

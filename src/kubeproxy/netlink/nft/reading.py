@@ -228,6 +228,9 @@ class Reader:
     def _masq(self, _: wire.Attributes) -> None:
         self._write("masquerade fully-random")
 
+    def _counter(self, _: wire.Attributes) -> None:
+        self._write("counter")  # without its values, which change all the time
+
     def _reject(self, _: wire.Attributes) -> None:
         self._write("reject")
 
@@ -254,7 +257,7 @@ class Reader:
 _STEPS: Final[dict[str, Callable[[Reader, wire.Attributes], None]]] = {
     name: getattr(Reader, f"_{name}")
     for name in (
-        "payload", "meta", "ct", "immediate", "cmp", "bitwise", "numgen", "lookup", "dynset", "fib", "nat", "masq", "reject",
+        "payload", "meta", "ct", "immediate", "cmp", "bitwise", "numgen", "lookup", "dynset", "fib", "nat", "masq", "reject", "counter",
     )
 }  # fmt: skip
 

@@ -232,6 +232,8 @@ def _element(element: wire.Attributes, made: _Set) -> str:
     first = _parts(_key(element), made.key)
     last = _parts(bytes(wire.attributes(element[10])[1]), made.key) if 10 in element else first
     words = [" . ".join(_range(*ends) for ends in zip(made.key, first, last, strict=True))]
+    if 7 in element:
+        words.append("counter")  # without its values, which change all the time
     words += _comment(element.get(6, b""))
     if 2 in element:
         data = wire.attributes(element[2])

@@ -18,7 +18,7 @@ def rendered(*expressions: bytes) -> str:
 @pytest.mark.parametrize(
     ("expression", "words"),
     [
-        (wire.nested(1, wire.text(1, "counter"), wire.nested(2)), "expression 'counter' is not supported"),
+        (wire.nested(1, wire.text(1, "quota"), wire.nested(2)), "expression 'quota' is not supported"),
         (x.payload(0, x.NETWORK_HEADER, 1, 1), "attributes of expression 'payload' are not supported"),
         (x.meta(0, 99), "attributes of expression 'meta' are not supported"),
         (x.lookup("none", 0), "attributes of expression 'lookup' are not supported"),
