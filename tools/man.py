@@ -7,6 +7,7 @@ page cannot differ from the program. The format is man(7) of groff.
 from collections.abc import Iterator
 
 from kubeproxy import __version__
+from kubeproxy.cli import COMMANDS, command
 from kubeproxy.config.flags import Flag, known
 
 ABOUT = (
@@ -50,7 +51,16 @@ def _lines(platform: str) -> Iterator[str]:
     yield f'.TH KUBE\\-PROXY 8 "" "kubeproxy {__version__}" "System Administration"'
     yield from (".nh", ".ad l")  # names of flags and features stay whole
     yield from (".SH NAME", "kube\\-proxy \\- program the kernel so that Kubernetes Services are reachable")
-    yield from (".SH SYNOPSIS", ".B kube\\-proxy", ".RI [ flags ]", ".SH DESCRIPTION")
+    yield from (
+        ".SH SYNOPSIS",
+        ".B kube\\-proxy",
+        ".RI [ flags ]",
+        ".br",
+        ".B kube\\-proxy",
+        ".I command",
+        ".RI [ options ]",
+        ".SH DESCRIPTION",
+    )
     for number, paragraph in enumerate(ABOUT):
         yield from ([".PP"] if number else [])
         yield escaped(paragraph)
@@ -61,9 +71,14 @@ def _lines(platform: str) -> Iterator[str]:
             group = flag.group
             yield f".SS {escaped(group)}"
         yield from _flag(flag)
+    yield ".SH COMMANDS"
+    yield escaped(
+        "Without a command, the daemon runs. The commands answer questions and change nothing; each has --help."
+    )
+    yield from _terms(tuple((name, command.load(name).summary) for name in COMMANDS))
     yield from (".SH EXIT STATUS", *_terms(STATUS), ".SH FILES", *_terms(FILES), ".SH EXAMPLES")
-    for intent, command in EXAMPLES:
-        yield from (".PP", escaped(intent), ".PP", ".RS 4", ".nf", escaped(command), ".fi", ".RE")
+    for intent, line in EXAMPLES:
+        yield from (".PP", escaped(intent), ".PP", ".RS 4", ".nf", escaped(line), ".fi", ".RE")
     yield from (".SH SEE ALSO", ".BR iptables (8),", ".BR nft (8),", ".BR ipvsadm (8),", ".BR conntrack (8)")
 
 

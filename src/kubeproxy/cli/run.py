@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from kubeproxy import __version__, log
+from kubeproxy.cli import COMMANDS
 from kubeproxy.config import KUBERNETES, ConfigError
 from kubeproxy.config.commandline import help_text, parse
 from kubeproxy.config.load import RunOptions, load
@@ -52,7 +53,7 @@ def version_text(form: str) -> str:
 def _main(argv: Sequence[str]) -> int:
     values = parse(argv, sys.platform)
     if values.get("help"):
-        return _print(help_text(sys.platform))
+        return _print(help_text(sys.platform, commands=COMMANDS))
     if values.get("version") in {"true", "raw"}:
         return _print(version_text(values["version"]))
     options = load(values, sys.platform)

@@ -108,12 +108,13 @@ def _unknown(argument: str, name: str, flags: Mapping[str, Flag]) -> str:
     return f"unknown flag: --{name}" + (f" (did you mean --{close[0]}?)" if close else "")
 
 
-def help_text(platform: str, width: int = 100) -> str:
+def help_text(platform: str, width: int = 100, commands: Sequence[str] = ()) -> str:
     """The text of -h.
 
     Args:
         platform: `sys.platform`.
         width: how long a line may be.
+        commands: the names of the commands.
     """
     from textwrap import wrap
 
@@ -123,6 +124,8 @@ def help_text(platform: str, width: int = 100) -> str:
         "Usage:",
         "  kube-proxy [flags]",
     ]
+    if commands:
+        lines += [f"  kube-proxy {'|'.join(commands)} ...   (each with --help)"]
     group = ""
     for flag in known(platform).values():
         if flag.group != group:
