@@ -55,10 +55,9 @@ def _lines(platform: str) -> Iterator[str]:
         ".SH SYNOPSIS",
         ".B kube\\-proxy",
         ".RI [ flags ]",
-        ".br",
+        ".PP",
         ".B kube\\-proxy",
-        ".I command",
-        ".RI [ options ]",
+        '.RI command " [ options ]"',
         ".SH DESCRIPTION",
     )
     for number, paragraph in enumerate(ABOUT):

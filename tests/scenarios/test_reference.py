@@ -1,7 +1,7 @@
 """The rules recorded of the reference, evaluated, do what the plans say, packet by packet."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pytest
 from msgspec.structs import replace
@@ -14,7 +14,7 @@ from kubeproxy.insight.reference.rules import IptablesRules
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.select import Endpoint
 from kubeproxy.model.verdict import Packet, Verdict
-from tests.fakes.manners import IPTABLES, NFTABLES
+from tests.fakes.manners import IPTABLES, NFTABLES, of
 from tests.lab import cases, probe
 from tests.lab.probe import Outcomes
 from tests.scenarios.world import LOCAL_ADDRESSES, WAN, World, outcome
@@ -51,7 +51,8 @@ def router(mode: str, name: str, family: Family) -> Router:
             element = tuple(rest.split(" ")[0].split(","))
             sets[of] = sets.get(of, frozenset()) | {(parse_address(element[0]) if "." in element[0] or ":" in element[0] else element[0], *element[1:])}  # fmt: skip
     local = [*LOCAL_ADDRESSES[family], *(addresses(name) if mode == "ipvs" else ())]
-    return Router(IptablesRules(saved(parts, family), local, sets), local, servers(parts.get("ipvsadm", ())))
+    mine = {at: each for at, each in servers(parts.get("ipvsadm", ())).items() if family_of(at[1]) == family}
+    return Router(IptablesRules(saved(parts, family), local, sets), local, mine)
 
 
 def addresses(name: str) -> list[str]:
@@ -100,6 +101,8 @@ class Judged:
         return self._targets[backend.address, backend.port][1]
 
 
+IN_IPVS = [name for name in cases.NAMES if (cases.ORACLE / f"expected/ipvs/{name}.rules").exists()]
+
 UNSEEN = [
     ("EPERM", "no answer"),  # what is dropped after IPVS has handled it is not reported to the sender
     ("no answer", "ECONNREFUSED"),  # over IPv6 a rejection may be reported within the recorded time
@@ -124,10 +127,12 @@ def test_ipvs(name: str) -> None:
     assert judged == expected, probe.differences(expected, judged)
 
 
-def compared(router_: Router, world: World, family: Family, manners: Manners) -> Comparison:
+def compared(
+    router_: Router, world: World, family: Family, manners: Manners, bound: Collection[str] = ()
+) -> Comparison:
     return compare(
         router_, world.plans(family), world.book(family, manners), world.nodes[family], LOCAL_ADDRESSES[family],
-        named=router_.named(), own_source=WAN[family],
+        named=router_.named(), own_source=WAN[family], bound=bound,
     )  # fmt: skip
 
 
@@ -137,6 +142,15 @@ def test_all_kinds_of_packets(name: str) -> None:
     for family in FAMILIES:
         found = compared(router("iptables", name, family), world, family, IPTABLES)
         assert found.kinds > 0 or not world.plans(family)
+        assert [str(each) for each in found.differences] == []
+        assert found.unknown == ()
+
+
+@pytest.mark.parametrize("name", IN_IPVS)
+def test_all_kinds_of_packets_in_ipvs_mode(name: str) -> None:
+    world = World.of_case(name, "ipvs")
+    for family in FAMILIES:
+        found = compared(router("ipvs", name, family), world, family, of("ipvs"), addresses(name))
         assert [str(each) for each in found.differences] == []
         assert found.unknown == ()
 

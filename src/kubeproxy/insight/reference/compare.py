@@ -104,6 +104,7 @@ def compare(
     *,
     named: Iterable[tuple[str, Transport, int]] = (),
     own_source: str = "",
+    bound: Collection[str] = (),
 ) -> Comparison:
     """Compares rules with plans.
 
@@ -115,12 +116,15 @@ def compare(
         local_addresses: its addresses.
         named: fronts that the rules name: address ("" for a node port), protocol and port.
         own_source: the address from which the node sends; "" for the one of its Node.
+        bound: addresses of Services that the node has on an interface of its own, as in ipvs mode: a
+            process of the node sends to such an address from that address.
     """
     kinds = 0
     differences: list[Difference] = []
     unknown: dict[str, None] = {}
     for front in _fronts(plans, node, local_addresses, named):
-        for what, packet in _packets(rules, front, node, local_addresses, own_source or node.address):
+        own = front.address if front.address in bound else own_source or node.address
+        for what, packet in _packets(rules, front, node, local_addresses, own):
             try:
                 found = rules.outcome(packet)
             except UnknownRuleError as e:

@@ -30,15 +30,17 @@ _PROTOCOLS: Final = {IPPROTO_TCP: "tcp", IPPROTO_UDP: "udp", IPPROTO_SCTP: "sctp
 
 
 class KernelRules(Struct, frozen=True):
-    """IptablesRules of kube-proxy in the kernel.
+    """Rules of kube-proxy in the kernel.
 
     Attributes:
         what: which, e.g. "iptables (nf_tables)".
         router: evaluates them.
+        bound: the addresses of Services that ipvs mode has on an interface.
     """
 
     what: str
     router: Router
+    bound: tuple[str, ...] = ()
 
 
 def find(machine: Machine, family: Family, local_addresses: tuple[str, ...]) -> list[KernelRules]:
@@ -79,7 +81,7 @@ def _rules(machine: Machine, family: Family, local_addresses: tuple[str, ...]) -
         own = (*local_addresses, *bound)
         rules = IptablesRules(lines, own, sets)
         yield KernelRules(
-            f"{'ipvs' if servers else 'iptables'} ({tables.variant})", Router(rules, own, servers)
+            f"{'ipvs' if bound else 'iptables'} ({tables.variant})", Router(rules, own, servers), bound
         )
 
 

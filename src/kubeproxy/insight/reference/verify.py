@@ -65,6 +65,7 @@ def against_reference(snapshot: Snapshot, machine: Machine, rules: str = "") -> 
             node,
             addresses,
             named=one.router.named(),
+            bound=one.bound,
         )
         results.append(Against(node.family, one.what, compared))
     if not results:
