@@ -81,7 +81,7 @@ def test_packets_go_where_the_verdict_says(
 
 
 @pytest.mark.vm
-@examples(5)  # each takes ten times as long there
+@examples(3)  # each takes ten times as long there
 @given(config=random_case.configurations(), objects=random_case.objects())
 def test_packets_go_where_the_verdict_says_in_ipvs_mode(
     lab: Lab, config: Document, objects: list[Document]
