@@ -15,6 +15,7 @@ from kubeproxy.api.rows import Condition, EndpointPortRow, EndpointRow, SliceRow
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import FORWARD, Front, Key, PortPlan, ServicePlan
+from kubeproxy.model.planning import merit
 from kubeproxy.model.select import Endpoint
 from kubeproxy.model.state import State
 from kubeproxy.model.verdict import Book, Packet, Verdict
@@ -295,20 +296,10 @@ def _by_address(rows: Iterable[_Row], port: PortPlan) -> dict[tuple[str, int], _
         for given in each.piece.ports:
             if _serves(given, port):
                 at = (each.row.address, given.port)
-                if at not in found or _merit(each) > _merit(found[at]):
+                other = found.get(at)
+                if other is None or merit(each.row, local=each.local) > merit(other.row, local=other.local):
                     found[at] = each
     return found
-
-
-def _merit(each: _Row) -> tuple[bool, bool, bool, bool]:
-    """The order in which `plan` prefers endpoints at one address and port."""
-    conditions = each.row.conditions
-    return (
-        not conditions & Condition.TERMINATING,
-        bool(conditions & Condition.READY),
-        bool(conditions & Condition.SERVING),
-        each.local,
-    )
 
 
 def _excluded(verdict: Verdict, rows: Sequence[_Row], port: PortPlan, node: NodeConfig) -> Iterator[Excluded]:

@@ -207,7 +207,7 @@ def _candidates(served: Iterable[tuple[SliceRow, int]], node: str) -> list[tuple
             at = join(row.address, number)
             candidate = (row, Endpoint(row.address, number, row.node == node))
             other = found.get(at)
-            if other is None or _merit(candidate) > _merit(other):
+            if other is None or merit(row, local=candidate[1].local) > merit(other[0], local=other[1].local):
                 found[at] = candidate
     return [found[at] for at in sorted(found)]
 
@@ -223,19 +223,22 @@ def _serving(
     return cluster if serving == cluster else serving
 
 
-def _merit(candidate: tuple[EndpointRow, Endpoint]) -> tuple[bool, bool, bool, bool]:
+def merit(row: EndpointRow, *, local: bool) -> tuple[bool, bool, bool, bool]:
     """The rank of endpoints with equal address and port: not terminating, then ready, serving, local.
 
     There are two when a Pod gets the address of a Pod that terminates, and while an endpoint moves between
     slices.
+
+    Args:
+        row: the endpoint.
+        local: it is on this node.
     """
-    row, endpoint = candidate
     conditions = row.conditions
     return (
         not conditions & _TERMINATING,
         bool(conditions & _READY),
         bool(conditions & _SERVING),
-        endpoint.local,
+        local,
     )
 
 
