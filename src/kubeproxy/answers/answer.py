@@ -9,7 +9,7 @@ from typing import Literal
 from msgspec import UNSET, Struct, UnsetType, field
 
 from kubeproxy.answers.seen import Followed, Live
-from kubeproxy.model.explain import Excluded, Stage
+from kubeproxy.model.explain import Excluded, Reached, Stage
 
 State = Literal["agrees", "differs", "unread"]
 
@@ -24,19 +24,6 @@ class HeldRule(Struct, frozen=True, gc=False):
 
     text: str
     number: int = 0
-
-
-class EndpointAnswer(Struct, frozen=True):
-    """An endpoint that is reached. See `model.explain.Reached`."""
-
-    address: str
-    port: int
-    share: float
-    local: bool
-    node: str
-    zone: str
-    masquerade: bool
-    slice: str
 
 
 class Answer(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -81,7 +68,7 @@ class Answer(Struct, frozen=True, kw_only=True, rename="camel"):
     port_name: str
     front: str
     masquerade: bool
-    endpoints: tuple[EndpointAnswer, ...]
+    endpoints: tuple[Reached, ...]
     excluded: tuple[Excluded, ...]
     stages: tuple[Stage, ...]
     kernel: State = "unread"

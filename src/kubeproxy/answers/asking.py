@@ -2,8 +2,10 @@
 
 from typing import Final
 
+from msgspec.structs import replace
+
 from kubeproxy.answers import kernel, packets
-from kubeproxy.answers.answer import Answer, EndpointAnswer
+from kubeproxy.answers.answer import Answer
 from kubeproxy.answers.kernel import KernelState
 from kubeproxy.answers.packets import PacketError
 from kubeproxy.answers.snapshot import Snapshot
@@ -68,16 +70,7 @@ def answer(snapshot: Snapshot, explained: Explanation, kernel: KernelState = _UN
         front=verdict.front,
         masquerade=verdict.masquerade or carried,
         endpoints=tuple(
-            EndpointAnswer(
-                each.address,
-                each.port,
-                round(each.share, 4),
-                each.local,
-                each.node,
-                each.zone,
-                each.masquerade or carried,
-                each.slice,
-            )
+            replace(each, share=round(each.share, 4), masquerade=each.masquerade or carried)
             for each in explained.endpoints
         ),
         excluded=explained.excluded,

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from kubeproxy import log as klog
-from kubeproxy.answers.answer import Answer, EndpointAnswer
+from kubeproxy.answers.answer import Answer
 from kubeproxy.config import ConfigError
 from kubeproxy.config.load import RunOptions, load
 from kubeproxy.hub import Hub
+from kubeproxy.model.explain import Reached
 from kubeproxy.model.plan import LostFront, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
 from kubeproxy.reconcile.reconciler import Reconciler
@@ -469,9 +470,7 @@ class TestQuestions:
         assert (await question(made, b'{"from": "node", "to": ":80"}')).status == 503
 
     async def test_an_answer_is_bounded(self, made: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        endpoints = tuple(
-            EndpointAnswer(f"10.1.0.{n}", 80, 0.004, False, "", "", False, "s") for n in range(250)
-        )
+        endpoints = tuple(Reached(f"10.1.0.{n}", 80, 0.004, False, "", "", False, "s") for n in range(250))
         answer = Answer(
             source="10.1.0.1", destination="10.96.0.1", port=80, protocol="TCP", interface="", mode="nftables",
             node="here", verdict="forward", reason="", service="", port_name="", front="", masquerade=False,
