@@ -22,7 +22,7 @@ from kubeproxy.exchange import Exchange, set_oom_score
 from kubeproxy.linux import instance
 from kubeproxy.machine.base import Machine
 from kubeproxy.notify import notify
-from kubeproxy.session import mode_of, open_drivers
+from kubeproxy.session import open_drivers
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +234,7 @@ class App:
             found=found,
         )
         troubles = sysctls.apply(self._machine, config.conntrack)
-        await open_drivers(self._machine, self._mode or mode_of(self._options), host)
+        await open_drivers(self._machine, self._mode or self._options.mode, host)
         if troubles:
             return 1
         log.info("What needs full privileges is set up for %(mode)s mode", {"mode": config.mode})
@@ -262,7 +262,7 @@ class App:
                 "version": __version__,
                 "kubernetes": KUBERNETES,
                 "mode": self._options.config.mode,
-                "rules": "" if (self._mode or mode_of(self._options)).tracked else " without rules",
+                "rules": "" if (self._mode or self._options.mode).tracked else " without rules",
                 "configuration": self._options.config_file or "flags",
             },
         )

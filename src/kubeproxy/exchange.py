@@ -35,7 +35,7 @@ from kubeproxy.notify import notify
 from kubeproxy.serve import explaining
 from kubeproxy.serve.exposition import Provider
 from kubeproxy.serve.serving import Serving
-from kubeproxy.session import FIRST_SYNC_SECONDS, Session, concern, mode_of
+from kubeproxy.session import FIRST_SYNC_SECONDS, Session, concern
 
 if TYPE_CHECKING:
     from kubeproxy.answers.snapshot import Snapshot
@@ -327,7 +327,7 @@ class Exchange:
         return session
 
     def _open_feed(self, options: RunOptions, machine: Machine, mode: Mode | None) -> Feed:
-        return feeds.open_feed(options, machine, mode or mode_of(options), self.events)
+        return feeds.open_feed(options, machine, mode or options.mode, self.events)
 
     async def _read(self, feed: Feed) -> None:
         """Reads a source, until it is cancelled."""

@@ -55,12 +55,6 @@ FAILURES: Final = 3
 _LOOK_SECONDS: Final = 0.05
 
 
-def mode_of(options: RunOptions) -> Mode:
-    """The mode that the options name."""
-    mode = backends.mode(options.config.mode)
-    return backends.mode(mode.without_rules) if options.userspace_listen and mode.without_rules else mode
-
-
 def concern(config: KubeProxyConfiguration) -> KubeProxyConfiguration:
     """The part of a configuration a session depends on. If it is equal, a change needs no new session."""
     return structs.replace(
@@ -136,7 +130,7 @@ class Session:
             before: the Node as it was last known.
         """
         self.options = options
-        self.mode = mode or mode_of(options)
+        self.mode = mode or options.mode
         self.feed = feed
         self.loops: list[Reconciler] = []
         self.cleaners: list[FlowCleaner] = []

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from kubeproxy import backends
 from kubeproxy.api.limits import read_file
+from kubeproxy.backends.mode import Mode
 from kubeproxy.config import ConfigError
 from kubeproxy.config.decode import UNKNOWN_FIELD, decode
 from kubeproxy.config.defaults import (
@@ -79,6 +80,12 @@ class RunOptions(Struct, gc=False, frozen=True):
     warnings: tuple[str, ...] = ()
     unknown_fields: tuple[str, ...] = ()
     given: Mapping[str, Any] = {}
+
+    @property
+    def mode(self) -> Mode:
+        """The mode that is named, or the one that does the same without rules if that is asked for."""
+        named = backends.mode(self.config.mode)
+        return backends.mode(named.without_rules) if self.userspace_listen and named.without_rules else named
 
     def report(self, log: Logger, but: "RunOptions | None" = None) -> None:
         """Logs what the operator should know.

@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
-from kubeproxy import backends, nodewatch
 from kubeproxy import host as hosts
+from kubeproxy import nodewatch
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES, Family, family_of
@@ -257,9 +257,6 @@ def _snapshot(
             f"this host does not have the address of Node {name}, {host.primary.address}: it is answered for as a"
             " node elsewhere, and this kernel is not read",
         )
-    mode = backends.mode(config.mode)
-    if origin.options.userspace_listen and mode.without_rules:
-        mode = backends.mode(mode.without_rules)
     addresses: dict[Family, tuple[str, ...]] = {}
     for node in host.nodes:
         if own:
@@ -271,4 +268,4 @@ def _snapshot(
         node.with_addresses(addresses[node.family]).with_service_cidrs(hub.service_cidrs)
         for node in host.nodes
     )
-    return Snapshot(hub.state, mode, nodes, addresses, own, tuple(troubles), objects)
+    return Snapshot(hub.state, origin.options.mode, nodes, addresses, own, tuple(troubles), objects)
