@@ -9,6 +9,7 @@ from typing import Final
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.cli.command import Asked, Command, CommandError
 from kubeproxy.cli.output import Output
+from kubeproxy.cli.reading import READING
 from kubeproxy.config import ConfigError
 from kubeproxy.config.load import RunOptions
 from kubeproxy.insight import origin
@@ -78,7 +79,7 @@ def look(asked: Asked, machine: Machine, costly: Collection[Costly]) -> Facts:
     """
     arguments = asked.arguments
     only = _service(arguments.service) if arguments.service else None
-    with asked.out.progress("reading Services and EndpointSlices"):
+    with asked.out.progress(READING):
         taken, options = _snapshot(asked, machine)
     if only is not None and taken.value is None:
         raise CommandError(f"Services cannot be read: {taken.reason}")

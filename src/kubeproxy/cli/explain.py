@@ -1,7 +1,6 @@
 """`kube-proxy explain`: why a packet goes where it goes."""
 
 import argparse
-import os
 from typing import Final
 
 from msgspec import UNSET
@@ -136,25 +135,14 @@ async def ask(asked: Asked, machine: Machine) -> Answer:
         CommandError: it cannot be answered.
     """
     from kubeproxy.answers import asking, packets
-    from kubeproxy.insight import origin, snapshot
+    from kubeproxy.cli import reading
 
     arguments = asked.arguments
     try:
         path = packets.pod_path(arguments.source)
-        with asked.out.progress("reading Services and EndpointSlices"):
-            taken = await snapshot.take(
-                origin.find(asked.flags, machine, os.environ),
-                machine,
-                node=arguments.node,
-                paths=[path] if path else [],
-            )
+        taken = await reading.cluster(asked, machine, paths=[path] if path else [])
         found = await asking.ask(taken, machine, arguments.source, arguments.destination, arguments.interface)
-    except (
-        origin.OriginError,
-        snapshot.SnapshotError,
-        packets.PacketError,
-        asking.QuestionError,
-    ) as e:
+    except (packets.PacketError, asking.QuestionError) as e:
         raise CommandError(str(e)) from e
     for trouble in taken.troubles:
         asked.out.note(trouble)

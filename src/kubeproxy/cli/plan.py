@@ -2,16 +2,15 @@
 
 import argparse
 import asyncio
-import os
 import sys
 from typing import Final
 
 from msgspec.structs import replace
 
+from kubeproxy.cli import reading
 from kubeproxy.cli.command import Asked, Command, CommandError
 from kubeproxy.cli.output import Output
 from kubeproxy.config.validate import validate
-from kubeproxy.insight import origin, snapshot
 from kubeproxy.insight.changes import Piece, counted
 from kubeproxy.insight.origin import Origin
 from kubeproxy.insight.planned import NODE_PORT, PlannedChanges, ServiceChange, of_kernel, of_manifests
@@ -48,29 +47,15 @@ def _run(asked: Asked) -> int:
     arguments, out, machine = asked.arguments, asked.out, LinuxMachine()
     if arguments.at:
         return _since(asked, machine)
-    try:
-        found = _in_mode(origin.find(asked.flags, machine, os.environ), arguments.mode)
-        with out.progress("reading Services and EndpointSlices"):
-            taken = asyncio.run(snapshot.take(found, machine, node=arguments.node))
-            if arguments.against:
-                other = replace(found, options=replace(found.options, manifests=(arguments.against,)))
-                before = asyncio.run(snapshot.take(other, machine, node=arguments.node))
-        if arguments.against:
-            planned = of_manifests(before, taken, arguments.against)
-        else:
-            with out.progress("reading the kernel"):
-                planned = asyncio.run(of_kernel(taken, machine))
-    except (origin.OriginError, snapshot.SnapshotError) as e:
-        raise CommandError(str(e)) from e
-    for trouble in planned.troubles:
-        out.note(trouble)
-    if arguments.json:
-        out.json(planned)
-    else:
-        show(planned, out, diff=arguments.diff)
-    if planned.cannot:
-        raise CommandError(planned.cannot)
-    return 0 if planned.nothing else CHANGES
+    found = _in_mode(reading.configuration(asked, machine), arguments.mode)
+    taken = asyncio.run(reading.cluster(asked, machine, found=found))
+    if arguments.against:
+        other = replace(found, options=replace(found.options, manifests=(arguments.against,)))
+        before = asyncio.run(reading.cluster(asked, machine, found=other))
+        return _report(of_manifests(before, taken, arguments.against), asked)
+    with out.progress("reading the kernel"):
+        planned = asyncio.run(of_kernel(taken, machine))
+    return _report(planned, asked)
 
 
 def _since(asked: Asked, machine: Machine) -> int:
@@ -86,13 +71,19 @@ def _since(asked: Asked, machine: Machine) -> int:
         then, now = past.since(asked.flags, machine, arguments.at, arguments.node)
     except past.PastError as e:
         raise CommandError(str(e)) from e
-    planned = of_manifests(then, now, f"the journal at {then.past}")
+    return _report(of_manifests(then, now, f"the journal at {then.past}"), asked)
+
+
+def _report(planned: PlannedChanges, asked: Asked) -> int:
+    """Writes what changes; returns the exit status."""
     for trouble in planned.troubles:
         asked.out.note(trouble)
-    if arguments.json:
+    if asked.arguments.json:
         asked.out.json(planned)
     else:
-        show(planned, asked.out, diff=arguments.diff)
+        show(planned, asked.out, diff=asked.arguments.diff)
+    if planned.cannot:
+        raise CommandError(planned.cannot)
     return 0 if planned.nothing else CHANGES
 
 

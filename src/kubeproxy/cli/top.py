@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -65,7 +64,6 @@ def _accounting(machine: Machine, *, wanted: bool) -> Iterator[None]:
 
 def _run(asked: Asked) -> int:
     from kubeproxy.insight import snapshot
-    from kubeproxy.insight.origin import OriginError
 
     interval = asked.arguments.interval
     if not LEAST_SECONDS <= interval <= MOST_SECONDS:
@@ -74,13 +72,14 @@ def _run(asked: Asked) -> int:
         )
     try:
         asyncio.run(_answer(asked))
-    except (OriginError, snapshot.SnapshotError) as e:
+    except snapshot.SnapshotError as e:
         raise CommandError(str(e)) from e
     return 0
 
 
 async def _answer(asked: Asked) -> None:
-    from kubeproxy.insight import origin, snapshot
+    from kubeproxy.cli.reading import READING, configuration
+    from kubeproxy.insight import snapshot
     from kubeproxy.insight.top import changes
     from kubeproxy.insight.top.watch import TopWatch
     from kubeproxy.machine.linux import LinuxMachine
@@ -88,8 +87,8 @@ async def _answer(asked: Asked) -> None:
     arguments, out = asked.arguments, asked.out
     machine = LinuxMachine()
     async with contextlib.AsyncExitStack() as stack:
-        with out.progress("reading Services and EndpointSlices"):
-            found = origin.find(asked.flags, machine, os.environ)
+        with out.progress(READING):
+            found = configuration(asked, machine)
             cluster = await stack.enter_async_context(snapshot.follow(found, machine, node=arguments.node))
         taken = cluster.snapshot
         if not taken.own:

@@ -2,15 +2,13 @@
 
 import argparse
 import asyncio
-import os
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Final
 
-from kubeproxy.answers.snapshot import Snapshot
+from kubeproxy.cli import reading
 from kubeproxy.cli.command import Asked, Command, CommandError
 from kubeproxy.cli.output import Output
-from kubeproxy.insight import origin, snapshot
 from kubeproxy.insight.changes import Piece, counted
 from kubeproxy.insight.kernel_diff import FamilyDiff
 from kubeproxy.insight.reference.verify import Against, AgainstError, against_reference
@@ -38,7 +36,7 @@ def _run(asked: Asked) -> int:
         raise CommandError("--rules says which rules of the reference to compare: add --against reference")
     try:
         return _against(asked) if asked.arguments.against else _kernel(asked)
-    except (origin.OriginError, snapshot.SnapshotError, AgainstError) as e:
+    except AgainstError as e:
         raise CommandError(str(e)) from e
 
 
@@ -48,13 +46,9 @@ def _kernel(asked: Asked) -> int:
 
     machine, out = LinuxMachine(), asked.out
 
-    async def read() -> Snapshot:
-        with out.progress("reading Services and EndpointSlices"):
-            return await snapshot.take(
-                origin.find(asked.flags, machine, os.environ), machine, node=asked.arguments.node
-            )
-
-    found = asyncio.run(verified(read, machine, lambda: out.progress("reading the kernel")))
+    found = asyncio.run(
+        verified(lambda: reading.cluster(asked, machine), machine, lambda: out.progress("reading the kernel"))
+    )
     for trouble in found.troubles:
         out.note(trouble)
     if asked.arguments.json:
@@ -130,10 +124,7 @@ def _against(asked: Asked) -> int:
     from kubeproxy.machine.linux import LinuxMachine
 
     machine = LinuxMachine()
-    with asked.out.progress("reading Services and EndpointSlices"):
-        taken = asyncio.run(
-            snapshot.take(origin.find(asked.flags, machine, os.environ), machine, node=asked.arguments.node)
-        )
+    taken = asyncio.run(reading.cluster(asked, machine))
     for trouble in taken.troubles:
         asked.out.note(trouble)
     with asked.out.progress("comparing rules with plans"):
