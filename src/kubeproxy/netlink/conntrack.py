@@ -25,36 +25,15 @@ from kubeproxy.netlink.namespace import Namespace
 SCTP, TCP, UDP = protocols.SCTP, protocols.TCP, protocols.UDP
 
 _SUBSYSTEM = 1 << 8
-_GET, _DELETE, _GET_STATS_CPU, _GET_STATS = (_SUBSYSTEM | kind for kind in (1, 2, 4, 5))
+GET, _DELETE, _GET_STATS_CPU, _GET_STATS = (_SUBSYSTEM | kind for kind in (1, 2, 4, 5))
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
-_STATUS, _PROTOCOL_INFO, _STATUS_MASK = 3, 4, 26
-_TCP_INFO, _TCP_STATE = 1, 1
-_SEEN_REPLY, _ASSURED, _DNAT = 2, 4, 32
+STATUS, PROTOCOL_INFO, STATUS_MASK = 3, 4, 26
+TCP_INFO, TCP_STATE = 1, 1
+SEEN_REPLY, _ASSURED = 2, 4
 _SYN_SENT = 1
-_ATTRIBUTE = struct.Struct("=HH")
-_COUNTERS_ORIGINAL, _COUNTERS_REPLY, _COUNTED_BYTES = 9, 10, 2
-_PLACE_PATHS = (
-    (_STATUS,),
-    (_PROTOCOL_INFO, _TCP_INFO, _TCP_STATE),
-    (_COUNTERS_ORIGINAL, _COUNTED_BYTES),
-    (_COUNTERS_REPLY, _COUNTED_BYTES),
-)
-_PLACE_HEADERS = ((8, _STATUS), (5, _TCP_STATE), (12, _COUNTED_BYTES), (12, _COUNTED_BYTES))
-"""The attributes of `FlowPlaces`, and their headers: length and type."""
 _TCP_STATES = (
-    *(
-        "NONE",
-        "SYN_SENT",
-        "SYN_RECV",
-        "ESTABLISHED",
-        "FIN_WAIT",
-        "CLOSE_WAIT",
-        "LAST_ACK",
-        "TIME_WAIT",
-        "CLOSE",
-    ),
-    "SYN_SENT2",
-)
+    "NONE", "SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE", "SYN_SENT2",
+)  # fmt: skip
 """Source: enum tcp_conntrack."""
 
 _TUPLE_IP, _TUPLE_PROTO, _TUPLE_ZONE = 1, 2, 3
@@ -65,7 +44,7 @@ _FILTER_ORIG, _FILTER_REPLY = 1, 2
 _BY_SOURCE, _BY_DESTINATION, _BY_NUMBER, _BY_SOURCE_PORT, _BY_DESTINATION_PORT = 1, 2, 8, 16, 32
 _ENTRIES, _MOST_ENTRIES = 1, 2
 _WITH_PORTS = frozenset({TCP, UDP, SCTP})
-_NFGENMSG = struct.Struct(">BBH")
+NFGENMSG = struct.Struct(">BBH")
 _BATCH = 500
 _UNFILTERED = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 """The errors of kernels that support filters, but not the requested one."""
@@ -128,20 +107,20 @@ class ConntrackFlow(NamedTuple):
     def state(self) -> str:
         """The state of a TCP connection as conntrack names it; of others ASSURED, REPLIED or UNREPLIED."""
         found = wire.attributes(self.message[4:])
-        number = tcp_state(found.get(_PROTOCOL_INFO))
+        number = tcp_state(found.get(PROTOCOL_INFO))
         if number is not None:
             return _TCP_STATES[number] if number < len(_TCP_STATES) else str(number)
-        status = int.from_bytes(found.get(_STATUS, b""))
-        return "ASSURED" if status & _ASSURED else "REPLIED" if status & _SEEN_REPLY else "UNREPLIED"
+        status = int.from_bytes(found.get(STATUS, b""))
+        return "ASSURED" if status & _ASSURED else "REPLIED" if status & SEEN_REPLY else "UNREPLIED"
 
     @property
     def unanswered(self) -> bool:
         """Whether it is a TCP connection in state SYN_SENT without a reply."""
         found = wire.attributes(self.message[4:])
-        if self.protocol != TCP or not found.keys() >= {_STATUS, _PROTOCOL_INFO}:
+        if self.protocol != TCP or not found.keys() >= {STATUS, PROTOCOL_INFO}:
             return False
-        status = int.from_bytes(found[_STATUS])
-        return tcp_state(found[_PROTOCOL_INFO]) == _SYN_SENT and not status & _SEEN_REPLY
+        status = int.from_bytes(found[STATUS])
+        return tcp_state(found[PROTOCOL_INFO]) == _SYN_SENT and not status & SEEN_REPLY
 
     @property
     def name(self) -> bytes:
@@ -166,7 +145,7 @@ def usage(namespace: Namespace) -> Usage:
         OSError: the kernel has no ctnetlink, or we lack CAP_NET_ADMIN.
     """
     with wire.Socket(namespace, wire.NETFILTER) as kernel:
-        for reply in kernel.request(_GET_STATS, _NFGENMSG.pack(0, 0, 0)):
+        for reply in kernel.request(_GET_STATS, NFGENMSG.pack(0, 0, 0)):
             found = wire.attributes(reply.body[4:])
             return Usage(*(int.from_bytes(found.get(kind, b"")) for kind in (_ENTRIES, _MOST_ENTRIES)))
     raise OSError(errno.ENOTSUP, "no count of tracked flows")
@@ -188,7 +167,7 @@ def counters(namespace: Namespace) -> dict[str, int]:
     """
     total = dict.fromkeys(_COUNTERS.values(), 0)
     with wire.Socket(namespace, wire.NETFILTER) as kernel:
-        for reply in kernel.dump(_GET_STATS_CPU, _NFGENMSG.pack(0, 0, 0)):
+        for reply in kernel.dump(_GET_STATS_CPU, NFGENMSG.pack(0, 0, 0)):
             for kind, value in wire.attributes(reply.body[4:]).items():
                 if kind in _COUNTERS:
                     total[_COUNTERS[kind]] += int.from_bytes(value)
@@ -221,15 +200,15 @@ def flows(
     Raises:
         OSError: the kernel has no ctnetlink, or we lack CAP_NET_ADMIN.
     """
-    body = _NFGENMSG.pack(family, 0, 0)
+    body = NFGENMSG.pack(family, 0, 0)
     if unanswered:
-        body += wire.be32(_STATUS, 0) + wire.be32(_STATUS_MASK, _SEEN_REPLY)
+        body += wire.be32(STATUS, 0) + wire.be32(STATUS_MASK, SEEN_REPLY)
     with wire.Socket(namespace, wire.NETFILTER) as kernel:
         try:
             yield from _list(kernel, family, protocol, body + _filter(protocol, destination, source))
         except wire.NetlinkError as e:
             if e.errno in _UNFILTERED:
-                yield from _list(kernel, family, protocol, _NFGENMSG.pack(family, 0, 0))
+                yield from _list(kernel, family, protocol, NFGENMSG.pack(family, 0, 0))
             elif e.errno != errno.EINTR:
                 raise
 
@@ -237,7 +216,7 @@ def flows(
 def _list(kernel: wire.Socket, family: int, protocol: int, body: bytes) -> Iterator[ConntrackFlow]:
     head, expected = _LAYOUTS[AF_INET6 if family == AF_INET6 else AF_INET]
     size = 4 + head.size
-    for reply in kernel.dump(_GET, body):
+    for reply in kernel.dump(GET, body):
         message = reply.body
         if len(message) >= size:
             first, destination, number, port, second, source, source_port = head.unpack_from(message, 4)
@@ -248,140 +227,6 @@ def _list(kernel: wire.Socket, family: int, protocol: int, body: bytes) -> Itera
         flow = _read(message)
         if flow is not None and flow.protocol == protocol:
             yield flow
-
-
-class TranslatedFlow(NamedTuple):
-    """A tracked flow whose destination was translated.
-
-    Attributes:
-        protocol: its number.
-        destination: the place to which the client sends.
-        source: the place from which the answers are sent.
-        state: of a TCP connection its state (enum tcp_conntrack); None for others.
-        answered: whether there was an answer.
-    """
-
-    protocol: int
-    destination: bytes
-    source: bytes
-    state: int | None
-    answered: bool
-
-
-def translated(namespace: Namespace, family: int, *, marked: bool = True) -> Iterator[TranslatedFlow]:
-    """Lists the flows of a family whose destination was translated, by rules of Services or by other rules.
-
-    The kernel selects them (since Linux 5.15; earlier ones are listed whole, and the others are left out
-    here). Ten thousand flows take about 30 ms.
-
-    Flows that are added or removed at the same time may be missing or listed twice.
-
-    Args:
-        namespace: the network namespace.
-        family: AF_INET or AF_INET6.
-        marked: only those that rules have translated. IPVS translates without the mark by which the kernel
-            selects them, so all are listed then, and selected here.
-
-    Raises:
-        OSError: the kernel has no ctnetlink, or we lack CAP_NET_ADMIN.
-    """
-    selected = _NFGENMSG.pack(family, 0, 0)
-    if marked:
-        selected += wire.be32(_STATUS, _DNAT) + wire.be32(_STATUS_MASK, _DNAT)
-    values = FlowReader()
-    with wire.Socket(namespace, wire.NETFILTER) as kernel:
-        try:
-            for reply in kernel.dump(_GET, selected):
-                message = reply.body
-                flow = decode(message)
-                if flow is None or flow.destination == flow.source:
-                    continue
-                yield TranslatedFlow(
-                    flow.protocol,
-                    flow.destination,
-                    flow.source,
-                    values.state(message),
-                    values.is_answered(message),
-                )
-        except wire.NetlinkError as e:
-            if e.errno != errno.EINTR:
-                raise
-
-
-class FlowPlaces(NamedTuple):
-    """Where in the message of a flow some values are; 0 for those that it does not have.
-
-    Attributes:
-        status: its status bits, four bytes.
-        state: the TCP state, one byte.
-        sent: bytes of the client, eight bytes.
-        received: bytes of the answers, eight bytes.
-    """
-
-    status: int
-    state: int
-    sent: int
-    received: int
-
-    def match(self, message: memoryview) -> bool:
-        """Whether the values are there in another message of the same length."""
-        for place, header in zip(self, _PLACE_HEADERS, strict=True):
-            if place and _ATTRIBUTE.unpack_from(message, place - 4) != header:
-                return False
-        return True
-
-
-class FlowReader:
-    """Reads values of flows. Messages of one length nearly always have one layout, which is searched once."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, FlowPlaces] = {}
-
-    def places(self, message: memoryview) -> FlowPlaces:
-        """Where the values are."""
-        size = len(message)
-        found = self._known.get(size)
-        if found is None or not found.match(message):
-            found = self._known[size] = FlowPlaces(
-                *(_nested(message, *path) for path in _PLACE_PATHS),
-            )
-        return found
-
-    def is_answered(self, message: memoryview) -> bool:
-        """Whether there was an answer."""
-        status = self.places(message).status
-        return bool(status and message[status + 3] & _SEEN_REPLY)
-
-    def state(self, message: memoryview) -> int | None:
-        """The state of a TCP connection (enum tcp_conntrack); None for others."""
-        state = self.places(message).state
-        return message[state] if state else None
-
-    def counted(self, message: memoryview) -> tuple[int, int] | None:
-        """The bytes of the client and of the answers; None if they were not counted."""
-        places = self.places(message)
-        if not places.sent or not places.received:
-            return None
-        sent, received = places.sent, places.received
-        return int.from_bytes(message[sent : sent + 8]), int.from_bytes(message[received : received + 8])
-
-
-def _nested(message: memoryview, *kinds: int) -> int:
-    """Where the value of an attribute inside of others begins; 0 if there is none."""
-    at, end = 4, len(message)
-    for kind in kinds:
-        at, end = _value(message, at, end, kind)
-    return at
-
-
-def _value(message: memoryview, at: int, end: int, kind: int) -> tuple[int, int]:
-    """Where the value of an attribute begins and ends; (0, 0) if there is none."""
-    while at and at + 4 <= end:
-        length, found = _ATTRIBUTE.unpack_from(message, at)
-        if found & ~wire.NESTED == kind:
-            return at + 4, at + length
-        at += max(length, 4) + 3 & ~3
-    return 0, 0
 
 
 def decode(message: memoryview) -> ConntrackFlow | None:
@@ -399,8 +244,8 @@ def tcp_state(protocol_info: memoryview | bytes | None) -> int | None:
 
     None if there is none.
     """
-    info = wire.attributes(wire.attributes(protocol_info or b"").get(_TCP_INFO, b""))
-    return info[_TCP_STATE][0] if _TCP_STATE in info else None
+    info = wire.attributes(wire.attributes(protocol_info or b"").get(TCP_INFO, b""))
+    return info[TCP_STATE][0] if TCP_STATE in info else None
 
 
 def _read(message: memoryview) -> ConntrackFlow | None:
@@ -500,7 +345,7 @@ def delete_unanswered(namespace: Namespace, listed: Sequence[ConntrackFlow]) -> 
     with wire.Socket(namespace, wire.NETFILTER) as kernel:
         for flow in listed:
             try:
-                replies = kernel.request(_GET, bytes(flow.message[:4]) + flow.name)
+                replies = kernel.request(GET, bytes(flow.message[:4]) + flow.name)
                 now = next((_read(reply.body) for reply in replies), None)
                 if now is None or now.name != flow.name or not now.unanswered:
                     continue

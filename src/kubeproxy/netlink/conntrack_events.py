@@ -13,7 +13,9 @@ import ctypes
 import struct
 from typing import Final, NamedTuple
 
-from kubeproxy.netlink import conntrack, wire
+from kubeproxy.netlink import wire
+from kubeproxy.netlink.conntrack import decode
+from kubeproxy.netlink.flow_values import FlowReader
 from kubeproxy.netlink.namespace import Namespace
 
 _NEW_GROUP, _DESTROY_GROUP = 1, 3  # NFNLGRP_CONNTRACK_NEW, NFNLGRP_CONNTRACK_DESTROY
@@ -67,7 +69,7 @@ class FlowEvents(wire.Closing):
             OSError: the kernel has no ctnetlink, or we lack CAP_NET_ADMIN.
         """
         self.losses = 0
-        self._values = conntrack.FlowReader()
+        self._values = FlowReader()
         self._socket: wire.Socket = wire.Socket(namespace, wire.NETFILTER, receive_buffer=_BUFFER)
         program = ctypes.create_string_buffer(_TRANSLATED)
         self._socket.set_filter(struct.pack("HL", len(_TRANSLATED) // _STEP.size, ctypes.addressof(program)))
@@ -101,7 +103,7 @@ class FlowEvents(wire.Closing):
 
     def _event(self, message: wire.Message) -> FlowEvent | None:
         body = message.body
-        flow = conntrack.decode(body)
+        flow = decode(body)
         if flow is None or flow.destination == flow.source:
             return None
         if message.type & 0xFF != _DESTROY:

@@ -15,7 +15,7 @@ from kubeproxy.api.addresses import IPV4, Family, unpack
 from kubeproxy.insight.top.fronts import FrontIndex, Place, PortName
 from kubeproxy.insight.top.tally import Endpoint
 from kubeproxy.machine.base import Machine
-from kubeproxy.netlink import conntrack
+from kubeproxy.netlink import flow_values
 from kubeproxy.netlink.conntrack_events import FlowEvents
 
 ACCOUNTING: Final = "net/netfilter/nf_conntrack_acct"
@@ -55,7 +55,7 @@ def list_open(
     waiting: dict[PortName, Counter[Place]] = {}
     for family, known in fronts.items():
         domain = socket.AF_INET if family == IPV4 else socket.AF_INET6
-        for protocol, destination, source, state, _ in conntrack.translated(machine, domain, marked=marked):
+        for protocol, destination, source, state, _ in flow_values.translated(machine, domain, marked=marked):
             if state in _OVER or (port := known.find(protocol, destination)) is None:
                 continue
             counts = waiting if state in _SYN_SENT else open_
