@@ -1,6 +1,5 @@
 """A running daemon answers `explain` from what it knows, and lists connections; only root and its own user may ask."""
 
-import json
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from kubeproxy.insight import daemon as asked
 from kubeproxy.machine.linux import LinuxMachine
 from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import Station, until
+from tests.kernel.test_explain import explain, sources
 from tests.lab import netns
 from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
 
@@ -38,29 +38,12 @@ def question(station: Station, source: str, destination: str) -> Any:
         return asked.ask(LinuxMachine(), source, destination, "")
 
 
-def explain(station: Station, *arguments: str) -> tuple[int, dict[str, Any], str]:
-    with station.lab.inside("node"):
-        done = subprocess.run(
-            [sys.executable, "-m", "kubeproxy", "explain", "--json", *arguments],
-            check=False, capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
-    return done.returncode, json.loads(done.stdout or "{}"), done.stderr
-
-
 def test_the_daemon_says_what_the_command_says(station: Station) -> None:
     for destination in (f"{WEB}:80", "web.default", "gone.default:80", f"{WEB}:81", "10.96.0.99:80/udp"):
         told = question(station, POD, destination)
         assert told is not None
         assert told.kernel == "agrees", told.differences
-        flags = (
-            "--config",
-            str(station.config),
-            "--manifests",
-            str(station.folder.path),
-            "--hostname-override",
-            NODE_NAME,
-        )
-        _, read, said = explain(station, "--from", POD, "--to", destination, *flags)
+        _, read, said = explain(station, "--from", POD, "--to", destination, *sources(station))
         _, found, _ = explain(station, "--from", POD, "--to", destination)
         assert found == read, said
         assert (told.verdict, told.service) == (read["verdict"], read["service"])
