@@ -7,9 +7,9 @@ together share a line. A token bucket limits the lines: what exceeds it is repor
 that time, or not at all if it ended meanwhile.
 
 Every node of a cluster has the same findings, so an Event from each would flood the API server. Events are
-written only of port names that do not match, which is a mistake in the objects themselves, and only by the
-node of the Service's first endpoint, by address. That endpoints are missing or not ready is normal and can be
-seen in the EndpointSlices.
+written only of mistakes in the objects themselves (names of ports that do not match, annotations), and only
+by the node of the Service's first endpoint, by address. That endpoints are missing or not ready is normal and
+can be seen in the EndpointSlices.
 """
 
 import asyncio
@@ -48,6 +48,7 @@ MOST_NAMES: Final = 10
 """How many Services are named in a line."""
 
 _AT_ONCE = 500
+_READ_SLICES = "ReadEndpointSlices"
 
 Event = Callable[[Key, str, str, str], None]
 """Writes an Event of a Service: its key, a reason, an action and a note; see `events.Events.service`."""
@@ -61,14 +62,14 @@ class _Words(Struct, frozen=True, gc=False):
         many: the text for several Services.
         one: the text for a single Service, with fields of the `Finding`.
         over: what a Service has when the finding has ended; "" if the end is not reported.
-        event: whether an Event is written, too.
+        event: the action of the Event that is written, too; "" for none.
     """
 
     level: int
     many: str
     one: str
     over: str
-    event: bool = False
+    event: str = ""
 
 
 _WORDS: Final[Mapping[Reason, _Words]] = {
@@ -90,14 +91,14 @@ _WORDS: Final[Mapping[Reason, _Words]] = {
         "port {ports} is in none of its {family}EndpointSlices, connections to it are rejected;{detail} names and"
         " protocols must be the same in the Service and its EndpointSlices",
         "endpoints for its ports",
-        event=True,
+        event=_READ_SLICES,
     ),
     "UnknownEndpointPort": _Words(
         logging.WARNING,
         "have EndpointSlices with ports that the Service does not have, these ports are ignored",
         "its {family}EndpointSlices have port {ports}, which the Service does not have: it is ignored",
         "",
-        event=True,
+        event=_READ_SLICES,
     ),
     "NoLocalEndpointsInternal": _Words(
         logging.INFO,
@@ -119,6 +120,13 @@ _WORDS: Final[Mapping[Reason, _Words]] = {
         "do not exist but have EndpointSlices, which are ignored",
         "there is no such Service, {detail} is ignored",
         "",
+    ),
+    "IgnoredAnnotation": _Words(
+        logging.WARNING,
+        "have annotations that cannot be used and are ignored",
+        "an annotation is ignored: {detail}",
+        "no annotation that is ignored",
+        event="ReadAnnotations",
     ),
 }
 
@@ -235,7 +243,7 @@ class Reporter:
         level = max(words.level, logging.INFO) if summary else words.level
         for key, finding in found:
             if words.event and self._is_first_endpoints_node(key):
-                self._event(key, reason, "ReadEndpointSlices", _filled(words.one, finding))
+                self._event(key, reason, words.event, _filled(words.one, finding))
         if not found or not log.isEnabledFor(level):
             return 0
         names = list(dict.fromkeys(f"{namespace}/{name}" for (namespace, name), _ in found))

@@ -261,3 +261,29 @@ async def test_a_partial_change_judges_what_changed_and_nothing_else(
         rig.set(endpoints("s5", "10.1.0.1"), endpoints("s5", "10.1.0.2"))
         await rig.clock.advance(100)
         assert judged == [("default", "s5")]
+
+
+async def test_an_annotation_that_cannot_be_used(rig: Rig) -> None:
+    plain = service("web", "10.96.0.1")
+    metadata = types.ObjectMeta(
+        "web", "default", annotations=types.Annotations(balancing="best", weights="zone:a=2 zone:b")
+    )
+    rig.set(plain, endpoints("web", "10.1.0.1", local=["10.1.0.1"], node="here"))
+    async with rig.running():
+        rig.set(types.Service(metadata, plain.spec))
+        assert rig.counts() == {"IgnoredAnnotation": 1}
+        await rig.clock.advance(SETTLED)
+        first, second = rig.lines()
+        assert first == (
+            "W Service default/web: an annotation is ignored: kube-proxy/balancing: 'best' is not random, maglev or"
+            " least-connections"
+        )
+        assert second.startswith(
+            "W Service default/web: an annotation is ignored: kube-proxy/weights: 'zone:b' is"
+        )
+        assert [event[:3] for event in rig.events] == [
+            (("default", "web"), "IgnoredAnnotation", "ReadAnnotations")
+        ] * 2
+        rig.set(plain)
+        await rig.clock.advance(SETTLED)
+        assert rig.lines() == ["I Service default/web: it has no annotation that is ignored now"]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from sys import intern
 
-from kubeproxy.api import types
+from kubeproxy.api import annotations, types
 from kubeproxy.api.addresses import (
     IPV6,
     Family,
@@ -20,6 +20,8 @@ from kubeproxy.api.addresses import (
     parse_address,
     parse_range,
 )
+from kubeproxy.api.annotations import AnnotationReader
+from kubeproxy.api.balancing import balancing
 from kubeproxy.api.rows import (
     Condition,
     EndpointPortRow,
@@ -82,6 +84,7 @@ def service(wire: types.Service, complain: Complain) -> ServiceRow | None:
         )
     external_local = _policy(spec.external_traffic_policy, "spec.externalTrafficPolicy", complain)
     load_balancer_ips, source_ranges = _load_balancer(wire, complain)
+    affinity, reader, ours = _affinity(spec, complain), AnnotationReader(), meta.annotations
     return ServiceRow(
         namespace=namespace,
         name=name,
@@ -90,13 +93,17 @@ def service(wire: types.Service, complain: Complain) -> ServiceRow | None:
         external_ips=_addresses(_each("spec.externalIPs", spec.external_ips), complain),
         load_balancer_ips=load_balancer_ips,
         source_ranges=source_ranges,
-        affinity=_affinity(spec, complain),
+        affinity=affinity,
         internal_local=_policy(spec.internal_traffic_policy, "spec.internalTrafficPolicy", complain),
         external_local=external_local,
         health_check_port=_number(spec.health_check_node_port, 0, 65535, "spec.healthCheckNodePort", complain)
         if external_local and spec.type == "LoadBalancer"
         else 0,
-        proxy_protocol=meta.annotations is not None and _proxy_protocol(meta.annotations, complain),
+        proxy_protocol=reader.choice(
+            annotations.PROXY_PROTOCOL, ours.proxy_protocol if ours else None, {"v2": True}, default=False
+        ),
+        balancing=balancing(ours, reader, affinity=bool(affinity)) if ours else None,
+        ignored=tuple(reader.ignored),
     )
 
 
@@ -138,11 +145,12 @@ def endpoint_slice(wire: types.EndpointSlice, complain: Complain) -> SliceRow | 
                 conditions |= _TERMINATING
         node = intern(ep.node_name) if ep.node_name else ""
         zone = intern(ep.zone) if ep.zone else ""
+        pods = "" if ep.target_ref is None else _pods(ep.target_ref)
         if hints is None:
-            endpoints.append(EndpointRow(address, conditions, node, (), (), zone))
+            endpoints.append(EndpointRow(address, conditions, node, (), (), zone, pods))
         else:
             zones, nodes = _hints(hints.for_zones), _hints(hints.for_nodes)
-            endpoints.append(EndpointRow(address, conditions, node, zones, nodes, zone))
+            endpoints.append(EndpointRow(address, conditions, node, zones, nodes, zone, pods))
     namespace, _ = _names(wire.metadata)
     return SliceRow(
         namespace,
@@ -150,6 +158,7 @@ def endpoint_slice(wire: types.EndpointSlice, complain: Complain) -> SliceRow | 
         family,
         _endpoint_ports(wire.ports, "ports", complain),
         tuple(endpoints),
+        intern(labels.group or ""),
     )
 
 
@@ -174,7 +183,8 @@ def endpoints(wire: types.Endpoints, complain: Complain) -> tuple[SliceRow, ...]
             for j, given in enumerate(addresses or ()):
                 address = _address(given.ip, f"subsets[{i}].{field}[{j}].ip", complain)
                 if address:
-                    row = EndpointRow(address, conditions, intern(given.node_name or ""))
+                    pods = "" if given.target_ref is None else _pods(given.target_ref)
+                    row = EndpointRow(address, conditions, intern(given.node_name or ""), pods=pods)
                     families.setdefault(family_of(address), []).append(row)
         rows += [SliceRow(namespace, name, family, ports, tuple(found)) for family, found in families.items()]
     return tuple(rows)
@@ -296,16 +306,6 @@ def _affinity(spec: types.ServiceSpec, complain: Complain) -> int:
     )
 
 
-def _proxy_protocol(given: types.Annotations, complain: Complain) -> bool:
-    version = given.proxy_protocol
-    if version not in {None, "v2"}:
-        complain(
-            'metadata.annotations["kube-proxy/proxy-protocol"]',
-            f"{version!r:.40} is not v2; endpoints get no PROXY protocol header",
-        )
-    return version == "v2"
-
-
 def _policy(given: str | None, field: str, complain: Complain) -> bool:
     if given not in {None, "", "Cluster", "Local"}:
         complain(field, f"{given!r:.40} is unknown; Cluster is used")
@@ -327,6 +327,11 @@ def _endpoint_ports(
         else:
             rows.append(EndpointPortRow(intern(port.name or ""), protocol, port.port))
     return tuple(rows)
+
+
+def _pods(of: types.TargetRef) -> str:
+    """What the names of Pods that were made together have in common; "" if it is no Pod."""
+    return intern(of.name.rpartition("-")[0]) if of.kind == "Pod" else ""
 
 
 def _hints(given: tuple[types.Hint, ...] | None) -> tuple[str, ...]:

@@ -13,6 +13,15 @@ from kubeproxy.api.addresses import Family
 
 Protocol = Literal["TCP", "UDP", "SCTP"]
 
+Method = Literal["random", "maglev", "least-connections"]
+"""How an endpoint is chosen for a new connection."""
+
+WeightKind = Literal["zone", "node", "pods", "group", "address", "any"]
+"""By what the endpoints are selected that have a weight; see `WeightRow`."""
+
+Near = Literal["", "node", "zone"]
+"""Which endpoints are preferred: none, those on the node, those in the zone of the node."""
+
 
 class PortRow(Struct, frozen=True, gc=False, omit_defaults=True):
     """One port of a Service. `node_port` is 0 where there is none."""
@@ -21,6 +30,54 @@ class PortRow(Struct, frozen=True, gc=False, omit_defaults=True):
     protocol: Protocol
     port: int
     node_port: int = 0
+
+
+class WeightRow(Struct, frozen=True, gc=False):
+    """A rule that gives some endpoints a weight.
+
+    Attributes:
+        kind: by what they are selected.
+        name: the zone, the node, what `EndpointRow.pods` is or begins with, the group of their EndpointSlice,
+            or the address; "" for all endpoints.
+        weight: the weight; 0 for no new connections.
+    """
+
+    kind: WeightKind
+    name: str
+    weight: int
+
+
+class BalancingRow(Struct, frozen=True, gc=False, omit_defaults=True):
+    """How a Service wants new connections to be divided among its endpoints.
+
+    Attributes:
+        method: how an endpoint is chosen.
+        by_port: the hash of Maglev is of the client's address and port, otherwise of its address.
+        table_size: the number of slots of Maglev's table; 0 for the default.
+        weights: the rules of weights. Of those that match an endpoint the first counts; if none does, the
+            weight is 1.
+        near: the endpoints that get all connections until each has `bound` of them open.
+        bound: that number; 0 if none are preferred.
+    """
+
+    method: Method = "random"
+    by_port: bool = False
+    table_size: int = 0
+    weights: tuple[WeightRow, ...] = ()
+    near: Near = ""
+    bound: int = 0
+
+
+class IgnoredAnnotation(Struct, frozen=True, gc=False):
+    """An annotation of a Service that cannot be used, or a part of it.
+
+    Attributes:
+        name: the annotation.
+        reason: what is wrong with it.
+    """
+
+    name: str
+    reason: str
 
 
 class ServiceRow(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -34,6 +91,8 @@ class ServiceRow(Struct, frozen=True, gc=False, omit_defaults=True):
         affinity: seconds a client stays with its endpoint; 0 without ClientIP affinity.
         health_check_port: healthCheckNodePort where it is to be served, else 0.
         proxy_protocol: its endpoints expect PROXY protocol headers, version 2.
+        balancing: how new connections are divided; None: at random, with equal shares.
+        ignored: its annotations that cannot be used.
     """
 
     namespace: str
@@ -48,6 +107,8 @@ class ServiceRow(Struct, frozen=True, gc=False, omit_defaults=True):
     external_local: bool = False
     health_check_port: int = 0
     proxy_protocol: bool = False
+    balancing: BalancingRow | None = None
+    ignored: tuple[IgnoredAnnotation, ...] = ()
 
 
 class Condition(IntFlag):
@@ -66,7 +127,9 @@ class EndpointRow(Struct, frozen=True, gc=False, omit_defaults=True):
         node: the name of its node, "" if it is not known.
         zone_hints: the zones it is hinted for.
         node_hints: the nodes it is hinted for.
-        zone: the zone it is in, "" if it is not known. Nothing is planned by it; it is shown by commands.
+        zone: the zone it is in, "" if it is not known.
+        pods: the name of its Pod without what follows the last "-": what the Pods of one ReplicaSet,
+            StatefulSet or DaemonSet have in common; "" if it is no Pod.
     """
 
     address: str
@@ -75,6 +138,7 @@ class EndpointRow(Struct, frozen=True, gc=False, omit_defaults=True):
     zone_hints: tuple[str, ...] = ()
     node_hints: tuple[str, ...] = ()
     zone: str = ""
+    pods: str = ""
 
 
 class EndpointPortRow(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -86,13 +150,18 @@ class EndpointPortRow(Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class SliceRow(Struct, frozen=True, gc=False, omit_defaults=True):
-    """An EndpointSlice of one Service."""
+    """An EndpointSlice of one Service.
+
+    Attributes:
+        group: its label `kube-proxy/group`, "" if it has none.
+    """
 
     namespace: str
     service: str
     family: Family
     ports: tuple[EndpointPortRow, ...]
     endpoints: tuple[EndpointRow, ...]
+    group: str = ""
 
 
 class NodeRow(Struct, frozen=True, gc=False, omit_defaults=True):

@@ -15,7 +15,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct, field
 
-from kubeproxy.api import jsontext
+from kubeproxy.api import annotations, jsontext
 from kubeproxy.api.jsontext import BROKEN
 
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
@@ -29,6 +29,7 @@ class Labels(Struct, gc=False, frozen=True):
     proxy_name: str | None = field(default=None, name="service.kubernetes.io/service-proxy-name")
     headless: str | None = field(default=None, name="service.kubernetes.io/headless")
     zone: str | None = field(default=None, name="topology.kubernetes.io/zone")
+    group: str | None = field(default=None, name=annotations.GROUP)
 
 
 class Annotations(Struct, gc=False, frozen=True):
@@ -36,11 +37,24 @@ class Annotations(Struct, gc=False, frozen=True):
 
     Attributes:
         triggered: of an EndpointSlice: when the change behind it happened (RFC 3339).
-        proxy_protocol: of a Service: the version of the PROXY protocol its endpoints expect; ours.
+        proxy_protocol: of a Service: the version of the PROXY protocol its endpoints expect. This one and
+            the following are ours (`api.annotations`).
+        balancing: of a Service: how an endpoint is chosen.
+        maglev_hash: of a Service: what of a client's address Maglev's hash is of.
+        maglev_table_size: of a Service: the number of slots of Maglev's table.
+        weights: of a Service: the weights of its endpoints.
+        prefer: of a Service: the endpoints that are preferred.
+        spill_over: of a Service: up to how many open connections each they are.
     """
 
     triggered: str | None = field(default=None, name="endpoints.kubernetes.io/last-change-trigger-time")
-    proxy_protocol: str | None = field(default=None, name="kube-proxy/proxy-protocol")
+    proxy_protocol: str | None = field(default=None, name=annotations.PROXY_PROTOCOL)
+    balancing: str | None = field(default=None, name=annotations.BALANCING)
+    maglev_hash: str | None = field(default=None, name=annotations.MAGLEV_HASH)
+    maglev_table_size: str | None = field(default=None, name=annotations.MAGLEV_TABLE_SIZE)
+    weights: str | None = field(default=None, name=annotations.WEIGHTS)
+    prefer: str | None = field(default=None, name=annotations.PREFER)
+    spill_over: str | None = field(default=None, name=annotations.SPILL_OVER)
 
 
 class ObjectMeta(Struct, gc=False, frozen=True, rename="camel"):
@@ -141,6 +155,13 @@ class EndpointHints(Struct, gc=False, frozen=True, rename="camel"):
     for_nodes: tuple[Hint, ...] | None = None
 
 
+class TargetRef(Struct, gc=False, frozen=True):
+    """The object that an endpoint stands for."""
+
+    kind: str = ""
+    name: str = ""
+
+
 class SliceEndpoint(Struct, gc=False, frozen=True, rename="camel"):
     """One endpoint. All its addresses lead to it; the first is used."""
 
@@ -149,6 +170,7 @@ class SliceEndpoint(Struct, gc=False, frozen=True, rename="camel"):
     node_name: str | None = None
     zone: str | None = None
     hints: EndpointHints | None = None
+    target_ref: TargetRef | None = None
 
 
 class EndpointPort(Struct, gc=False, frozen=True):
@@ -173,6 +195,7 @@ class EndpointAddress(Struct, gc=False, frozen=True, rename="camel"):
 
     ip: str = ""
     node_name: str | None = None
+    target_ref: TargetRef | None = None
 
 
 class EndpointSubset(Struct, gc=False, frozen=True, rename="camel"):

@@ -4,7 +4,15 @@ from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
-from kubeproxy.api.rows import Condition, EndpointRow, NodeRow, PortRow, ServiceRow, SliceRow
+from kubeproxy.api.rows import (
+    BalancingRow,
+    Condition,
+    EndpointRow,
+    NodeRow,
+    PortRow,
+    ServiceRow,
+    SliceRow,
+)
 from kubeproxy.insight import moments
 from kubeproxy.insight.journal import Journal, Past, Segment
 from kubeproxy.journal.records import (
@@ -215,6 +223,26 @@ def service_words(before: ServiceRow, after: ServiceRow) -> Iterator[str]:
     for name, was, is_ in values:
         if was != is_:
             yield f"{name}: {was} -> {is_}"
+    for name, was, is_ in zip(
+        ("balancing", "weights", "preferred"), _balancing(before), _balancing(after), strict=True
+    ):
+        if was != is_:
+            yield f"{name}: {was} -> {is_}"
+    if before.ignored != after.ignored:
+        ignored = [", ".join(f"{a.name} ({a.reason})" for a in row.ignored) for row in (before, after)]
+        yield f"annotations that are ignored: {ignored[0] or 'none'} -> {ignored[1] or 'none'}"
+
+
+def _balancing(row: ServiceRow) -> tuple[str, str, str]:
+    """The method, the weights and the preferred endpoints of a Service."""
+    given = row.balancing or BalancingRow()
+    method: str = given.method
+    if method == "maglev":
+        size = f", table of {given.table_size}" if given.table_size else ""
+        method += f" of the client's address{' and port' if given.by_port else ''}{size}"
+    weights = [f"{each.kind}:{each.name}={each.weight}" for each in given.weights]
+    near = f"those of this {given.near} up to {given.bound} connections each" if given.near else "none"
+    return method, ", ".join(weights).replace("any:", "*") or "none", near
 
 
 def _ports(ports: Iterable[PortRow]) -> str:
@@ -235,6 +263,9 @@ def slice_words(before: Iterable[SliceRow], after: Iterable[SliceRow]) -> Iterat
     if before and after and services[0] != services[1]:
         yield f"belongs to Service {', '.join(services[1])}, before to {', '.join(services[0])}"
     ports = [dict.fromkeys(port for row in rows for port in row.ports) for rows in (before, after)]
+    groups = [", ".join(sorted({row.group or "none" for row in rows})) for rows in (before, after)]
+    if before and after and groups[0] != groups[1]:
+        yield f"group: {groups[0]} -> {groups[1]}"
     if before and after and list(ports[0]) != list(ports[1]):
         texts = [
             ", ".join(f"{f'{p.name} ' if p.name else ''}{p.port}/{p.protocol}" for p in each) or "none"
@@ -262,7 +293,8 @@ def _condition(row: EndpointRow) -> str:
 def _endpoint(before: EndpointRow, after: EndpointRow) -> Iterator[str]:
     if before.conditions != after.conditions:
         yield f"is {_condition(after)}, was {_condition(before)}"
-    for name, old, new in (("node", before.node, after.node), ("zone", before.zone, after.zone)):
+    places = ("node", before.node, after.node), ("zone", before.zone, after.zone)
+    for name, old, new in (*places, ("Pods", before.pods, after.pods)):
         if old != new:
             yield f"{name} {old or 'not known'} -> {new or 'not known'}"
     hints = ("zones", before.zone_hints, after.zone_hints), ("nodes", before.node_hints, after.node_hints)

@@ -27,6 +27,7 @@ Reason = Literal[
     "NoLocalEndpointsInternal",
     "NoLocalEndpointsExternal",
     "NoService",
+    "IgnoredAnnotation",
 ]
 """The kinds of findings:
 
@@ -37,12 +38,13 @@ Reason = Literal[
 - UnknownEndpointPort: an EndpointSlice has a port that the Service does not have.
 - NoLocalEndpointsInternal, -External: a traffic policy is Local, and all usable endpoints are on other nodes.
 - NoService: EndpointSlices name a Service that does not exist.
+- IgnoredAnnotation: an annotation of the Service, of those that are ours, cannot be used.
 """
 
 REASONS: Final[Sequence[Reason]] = get_args(Reason)
 
 MOST_NAMES: Final = 5
-"""The maximum number of ports or slices that a detail names."""
+"""The maximum number of ports or slices that a detail names, and of findings of one annotation."""
 
 _READY = int(Condition.READY)
 _DRAINING = int(Condition.SERVING | Condition.TERMINATING)
@@ -56,7 +58,8 @@ class Finding(Struct, frozen=True, gc=False):
         family: the IP family that it concerns; "" for all families of the Service.
         ports: the ports that it concerns, as text; "" for all ports of the Service.
         detail: for NoEndpoints, the families of the endpoints; for PortWithoutEndpoints, the ports of the
-            EndpointSlices; for NoService, the EndpointSlices.
+            EndpointSlices; for NoService, the EndpointSlices; for IgnoredAnnotation, the annotation and what
+            is wrong with it.
     """
 
     reason: Reason
@@ -82,7 +85,8 @@ def of_service(service: ServiceRow, slices: Iterable[SliceRow], node: str) -> tu
         for finding in findings:
             limited = Finding(finding.reason, family, finding.ports, finding.detail)
             merged[finding if finding in everywhere else limited] = None
-    return tuple(merged)
+    ignored = [Finding("IgnoredAnnotation", detail=f"{a.name}: {a.reason}") for a in service.ignored]
+    return (*merged, *ignored[:MOST_NAMES])
 
 
 def _of_family(service: ServiceRow, family: Family, pieces: Sequence[SliceRow], node: str) -> list[Finding]:

@@ -93,7 +93,7 @@ apiVersion: v1
 kind: Endpoints
 metadata: {name: web, namespace: shop}
 subsets:
-- addresses: [{ip: 10.244.1.5, nodeName: node-1, hostname: web-0, targetRef: {kind: Pod}}]
+- addresses: [{ip: 10.244.1.5, nodeName: node-1, hostname: web-0, targetRef: {kind: Pod, name: web-0}}]
   notReadyAddresses: [{ip: 10.244.1.6}]
   ports: [{name: http, port: 8080}]
 """,
@@ -183,6 +183,7 @@ class TestWhatAServerSends:
                 "node-1",
                 "a",
                 types.EndpointHints((types.Hint("a"),), (types.Hint("node-1"),)),
+                types.TargetRef("Pod", "web-0"),
             ),
             types.SliceEndpoint(("10.244.1.6",), types.EndpointConditions()),
         )
@@ -192,7 +193,7 @@ class TestWhatAServerSends:
         endpoints = read("Endpoints", of_server("Endpoints"))
         assert endpoints.subsets == (
             types.EndpointSubset(
-                (types.EndpointAddress("10.244.1.5", "node-1"),),
+                (types.EndpointAddress("10.244.1.5", "node-1", types.TargetRef("Pod", "web-0")),),
                 (types.EndpointAddress("10.244.1.6"),),
                 (types.EndpointPort("http", 8080),),
             ),

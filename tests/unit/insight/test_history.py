@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from kubeproxy.api.rows import Condition, EndpointPortRow, EndpointRow, NodeRow, PortRow, ServiceRow, SliceRow
+from kubeproxy.api.rows import (
+    BalancingRow,
+    Condition,
+    EndpointPortRow,
+    EndpointRow,
+    IgnoredAnnotation,
+    NodeRow,
+    PortRow,
+    ServiceRow,
+    SliceRow,
+    WeightRow,
+)
 from kubeproxy.cli import command
 from kubeproxy.cli.replay import line
 from kubeproxy.insight import past
@@ -40,6 +51,22 @@ SLICE = SliceRow(
         ({"external_local": True}, "externalTrafficPolicy: Cluster -> Local"),
         ({"health_check_port": 31000}, "healthCheckNodePort: 0 -> 31000"),
         ({"proxy_protocol": True}, "PROXY protocol: False -> True"),
+        (
+            {"balancing": BalancingRow("maglev", by_port=True, table_size=251)},
+            "balancing: random -> maglev of the client's address and port, table of 251",
+        ),
+        (
+            {"balancing": BalancingRow(weights=(WeightRow("zone", "a", 3), WeightRow("any", "", 2)))},
+            "weights: none -> zone:a=3, *=2",
+        ),
+        (
+            {"balancing": BalancingRow(near="zone", bound=10)},
+            "preferred: none -> those of this zone up to 10 connections each",
+        ),
+        (
+            {"ignored": (IgnoredAnnotation("kube-proxy/weights", "it has no rule"),)},
+            "annotations that are ignored: none -> kube-proxy/weights (it has no rule)",
+        ),
     ],
 )
 def test_how_a_service_differs(change, words):
@@ -59,6 +86,7 @@ def test_each_field_of_a_service_is_worded():
         "affinity",
     }
     worded |= {"internal_local", "external_local", "health_check_port", "proxy_protocol"}
+    worded |= {"balancing", "ignored"}
     assert set(ServiceRow.__struct_fields__) == worded
     assert set(EndpointRow.__struct_fields__) == {
         "address",
@@ -67,6 +95,7 @@ def test_each_field_of_a_service_is_worded():
         "zone_hints",
         "node_hints",
         "zone",
+        "pods",
     }
 
 
@@ -81,6 +110,7 @@ def test_each_field_of_a_service_is_worded():
         ({"conditions": Condition.TERMINATING}, "is terminating, was ready"),
         ({"node": ""}, "node n1 -> not known"),
         ({"zone": "z1"}, "zone not known -> z1"),
+        ({"pods": "api-7d9f"}, "Pods not known -> api-7d9f"),
         ({"zone_hints": ("z1", "z2")}, "hints for zones none -> z1, z2"),
         ({"node_hints": ("n1",)}, "hints for nodes none -> n1"),
     ],

@@ -7,7 +7,16 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from kubeproxy.insight.doctor.check import ERROR, NOTE, WARNING, Check, Group, Severity, Symptom
-from kubeproxy.insight.doctor.checks import daemon, endpoints, kernel, programs, rules, services, tracking
+from kubeproxy.insight.doctor.checks import (
+    annotations,
+    daemon,
+    endpoints,
+    kernel,
+    programs,
+    rules,
+    services,
+    tracking,
+)
 from kubeproxy.insight.doctor.facts import Facts, UnreadError
 
 CHECKS: Final[tuple[Check, ...]] = (
@@ -16,6 +25,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     *kernel.CHECKS,
     *tracking.CHECKS,
     *services.CHECKS,
+    *annotations.CHECKS,
     *endpoints.CHECKS,
     *rules.CHECKS,
 )

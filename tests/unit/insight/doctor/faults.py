@@ -343,6 +343,11 @@ def taken(world: World) -> None:
     world.machine.files["tcp"] = LISTENS.format("010200C0:7580").encode()
 
 
+@fault("KP075")
+def annotation(world: World) -> None:
+    world.api["metadata"]["annotations"] = {"kube-proxy/weights": "heavy"}
+
+
 def seen(number: str, error: str) -> None:
     FAULTS[number] = lambda world: world.seen.update({("10.244.1.11", 8080): error})
 
