@@ -3,7 +3,7 @@
 For every mode that this kernel has, with a cluster of 10,000 Services x 10 endpoints behind an API server in
 a process of its own:
 
-start      from the start of the program to READY
+start      from the start of the program to READY, and its processor time until then
 change     one endpoint added at the API server until the kernel's rules change; the median of some
 resident   memory when the program is ready and these changes are done
 idle       resident memory with an empty cluster, and processor time of a quiet minute
@@ -36,6 +36,7 @@ class Figures(NamedTuple):
     """Of one run."""
 
     start: float
+    processor: float
     change: float
     resident: float
     ipv6: int
@@ -79,6 +80,7 @@ def _show(way: pace.Way, trees: dict[str, Path]) -> None:
         rig.row(f"  {what}", f"{before:.{digits}f} {unit}", f"{after:.{digits}f} {unit}", ratio)
 
     row("start to READY", "s", lambda name: [f.start for f in found[name]])
+    row("start to READY, processor time", "s", lambda name: [f.processor for f in found[name]])
     row("one change", "ms", lambda name: [1e3 * f.change for f in found[name]], 1)
     row("resident, full", "MB", lambda name: [f.resident for f in found[name]], 1)
     row("IPv6 syncs by IPv4 changes", "", lambda name: [float(f.ipv6) for f in found[name]], 0)
@@ -111,11 +113,18 @@ def _figures(way: pace.Way) -> Figures:
         pace.server(node, SERVICES, ENDPOINTS) as port,
         rig.Proxy(node, *_flags(way, port), path=path) as proxy,
     ):
+        processor = proxy.processor_seconds()
         time.sleep(1)
         syncs = _ipv6_syncs(proxy)
         change = pace.Changer(node, way.variant, port, SERVICES, ENDPOINTS)
         seconds = [change() for _ in range(CHANGES)]
-        return Figures(proxy.seconds, rig.median(seconds), proxy.megabytes()[0], _ipv6_syncs(proxy) - syncs)
+        return Figures(
+            proxy.seconds,
+            processor,
+            rig.median(seconds),
+            proxy.megabytes()[0],
+            _ipv6_syncs(proxy) - syncs,
+        )
 
 
 def _idle(way: pace.Way) -> Idle:

@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -22,7 +23,7 @@ from kubeproxy.exchange import Exchange, set_oom_score
 from kubeproxy.linux import instance
 from kubeproxy.machine.base import Machine
 from kubeproxy.notify import notify
-from kubeproxy.session import open_drivers
+from kubeproxy.session import FIRST_SYNC_SECONDS, open_drivers
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +182,7 @@ class App:
         """
         if alone is not None and alone.fileno() >= 0:
             asyncio.get_running_loop().add_reader(alone.fileno(), alone.answer)
+        asyncio.get_running_loop().call_later(FIRST_SYNC_SECONDS, gc.enable)  # if there is no sync until then
         self._stop = asyncio.get_running_loop().create_future()
         if self._early is not None:
             self._stop.set_result(self._early)

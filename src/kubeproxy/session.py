@@ -299,6 +299,9 @@ class Session:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_SYNC_SECONDS):
                 await self.synced()
+        # What is here stays: neither now nor later is it searched for garbage.
+        gc.freeze()
+        gc.enable()
         for loop in self.loops:
             loop.watch()
         assert self._group is not None
@@ -315,7 +318,6 @@ class Session:
                 "refused": len(refused),
             },
         )
-        gc.freeze()  # not collected before: what is here stays, and to look through it would keep the first change waiting
         await self._clean_up()
         await self._clean_variants()
 

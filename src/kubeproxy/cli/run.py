@@ -75,7 +75,8 @@ def _act(options: RunOptions) -> int:
         write(options.config, options.write_config_to)
         logger.info("Wrote configuration to %(file)s", {"file": options.write_config_to})
         return 0
-    gc.set_threshold(*_GC_THRESHOLD)  # already for the imports, which allocate much and leave no garbage
+    gc.set_threshold(*_GC_THRESHOLD)
+    gc.disable()  # imports and the first lists allocate much that stays; `Session` enables it
     from kubeproxy import app
 
     try:
