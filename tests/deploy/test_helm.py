@@ -14,7 +14,7 @@ from kubeproxy import __version__
 from tests.deploy import objects
 from tests.deploy.cluster import with_kube_proxy
 from tests.deploy.objects import DEPLOY, Object
-from tests.deploy.test_kustomize import options_of
+from tests.deploy.test_kustomize import has_journal, options_of
 from tests.tools import call
 
 CHART = DEPLOY / "helm/kube-proxy"
@@ -112,6 +112,18 @@ def test_the_configuration_is_passed_on(tmp_path: Path) -> None:
     assert ports == {"healthz": 20256, "metrics": 20249}
 
 
+@pytest.mark.parametrize("least", [False, True])
+def test_a_journal_and_the_status_page(tmp_path: Path, least: bool) -> None:
+    values = {**REQUIRED, "leastPrivilege": least, "statusPage": "always"}
+    journal = {"enabled": True, "path": "/var/log/changes", "size": "128Mi"}
+    found = helm(tmp_path, {**values, "journal": journal})
+    assert [wrong for each in found.values() for wrong in objects.complaints(each)] == []
+    pod = objects.pod(found)
+    assert "--status-page=always" in pod["containers"][0]["command"]
+    has_journal(pod, "/var/log/changes", "128Mi")
+    assert "journal" not in str(objects.pod(helm(tmp_path, {**values, "journal": {"enabled": False}})))
+
+
 def test_another_configuration_has_another_name(tmp_path: Path) -> None:
     """So it is rolled out node by node."""
     names = {
@@ -146,6 +158,10 @@ def test_it_does_not_work_without_image_and_address() -> None:
         ({"leastPriviledge": True}, "leastPriviledge"),
         ({"leastPrivilege": "yes"}, "/leastPrivilege"),
         ({"monitoring": {"enable": True}}, "/monitoring"),
+        ({"statusPage": "open"}, "/statusPage"),
+        ({"journal": {"enabled": True, "size": "a lot"}}, "/journal/size"),
+        ({"journal": {"enabled": True, "path": "journal"}}, "/journal/path"),
+        ({"journal": {"enabled": True, "path": "/var/lib/kube-proxy/journal"}}, "/journal/path"),
     ],
 )
 def test_the_schema_refuses(tmp_path: Path, values: dict[str, Any], place: str) -> None:

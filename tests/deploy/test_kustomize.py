@@ -12,6 +12,7 @@ import yaml
 from kubeproxy.config.commandline import parse as parse_flags
 from kubeproxy.config.decode import decode
 from kubeproxy.config.defaults import with_defaults, with_platform_defaults
+from kubeproxy.config.load import load
 from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.config.validate import validate
 from kubeproxy.sources import apiserver
@@ -197,12 +198,17 @@ def test_the_example_changes_what_it_says_and_no_more() -> None:
     assert changed == {"image", "KUBERNETES_SERVICE_HOST", "clusterCIDR"}
 
 
-def test_what_the_example_has_in_comments_brings_monitoring(tmp_path: Path) -> None:
+def test_what_the_example_has_in_comments_brings_monitoring_a_journal_and_the_status_page(
+    tmp_path: Path,
+) -> None:
     base = os.path.relpath(KUSTOMIZE, tmp_path.resolve())
     text, changes = re.subn(
-        "^# (- )", r"\1", (KUSTOMIZE / "example/kustomization.yaml").read_text(), flags=re.MULTILINE
+        "^# (- |components:)",
+        r"\1",
+        (KUSTOMIZE / "example/kustomization.yaml").read_text(),
+        flags=re.MULTILINE,
     )
-    assert changes == 1
+    assert changes == 4
     (tmp_path / "kustomization.yaml").write_text(text.replace("- ../", f"- {base}/"))
     settings = (KUSTOMIZE / "example/config.conf").read_text()
     (opened,) = re.findall(r"^# For Prometheus: (.*)\nmetricsBindAddress: .*$", settings, re.MULTILINE)
@@ -223,6 +229,36 @@ def test_what_the_example_has_in_comments_brings_monitoring(tmp_path: Path) -> N
     (container,) = objects.pod(found)["containers"]
     assert endpoint["port"] in {port["name"] for port in container["ports"]}
     assert objects.only(found.values(), "PrometheusRule")["metadata"]["namespace"] == "kube-system"
+    assert list(objects.complaints(daemon_set)) == []
+    assert "--status-page=always" in container["command"]
+    has_journal(objects.pod(found), "/var/lib/kubeproxy-journal", "64Mi")
+
+
+def has_journal(pod: Object, folder: str, size: str) -> None:
+    """The proxy writes a journal in a folder of the node, and nothing of the configuration is hidden by it."""
+    (container,) = pod["containers"]
+    flags = [arg.replace("$(NODE_NAME)", "node") for arg in container["command"][1:]]
+    values = parse_flags(flags, "linux")
+    options = load({name: value for name, value in values.items() if name != "config"}, "linux")
+    assert (options.journal, options.journal_bytes) == (folder, int(size.removesuffix("Mi")) << 20)
+    (mount,) = (each for each in container["volumeMounts"] if each["mountPath"] == folder)
+    (volume,) = (each for each in pod["volumes"] if each["name"] == mount["name"])
+    assert volume["hostPath"] == {"path": folder, "type": "DirectoryOrCreate"}
+    assert not mount.get("readOnly")
+    assert not any(
+        folder.startswith(f"{each['mountPath']}/") for each in container["volumeMounts"] if each is not mount
+    )
+
+
+@pytest.mark.parametrize("overlay", ["fresh", "least-privilege"])
+def test_the_journal_fits_each_overlay(tmp_path: Path, overlay: str) -> None:
+    base = os.path.relpath(KUSTOMIZE, tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(
+        f"resources: [{base}/overlays/{overlay}]\ncomponents: [{base}/components/journal]\n"
+    )
+    found = objects.parse(call("kubectl", "kustomize", tmp_path))
+    assert [wrong for each in found.values() for wrong in objects.complaints(each)] == []
+    has_journal(objects.pod(found), "/var/lib/kubeproxy-journal", "64Mi")
 
 
 # kubeadm
@@ -270,6 +306,18 @@ def test_kubeadms_arguments_and_configuration_are_taken() -> None:
     config = options_of(config_map["data"]["config.conf"])
     assert config.cluster_cidr == "10.20.0.0/16"
     assert config.client_connection.kubeconfig == "/var/lib/kube-proxy/kubeconfig.conf"
+
+
+@pytest.mark.parametrize("component", ["journal", "status-page"])
+def test_the_components_are_patches_of_kubeadms_daemon_set_too(component: str) -> None:
+    (patch,) = (KUSTOMIZE / "components" / component).glob(f"{component}.yaml")
+    command = ("patch", "--local", "-f", KUBEADM / "daemonset.yaml", "--type=json", "--patch-file", patch)
+    found = objects.parse(call("kubectl", *command, "-o", "yaml"))
+    assert [wrong for each in found.values() for wrong in objects.complaints(each)] == []
+    if component == "journal":
+        has_journal(objects.pod(found), "/var/lib/kubeproxy-journal", "64Mi")
+    else:
+        assert "--status-page=always" in objects.pod(found)["containers"][0]["command"]
 
 
 # The checks themselves

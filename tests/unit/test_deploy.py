@@ -33,7 +33,7 @@ def test_the_unit() -> None:
     arguments = re.findall(
         r"^(?:# )?ARGS=\"(.*)\"$", (DEPLOY / "systemd/kube-proxy.default").read_text(), re.MULTILINE
     )
-    assert len(arguments) == 2
+    assert len(arguments) == 3
     flags = arguments[0].split()
     (start,) = given["ExecStart"]
     assert start.endswith(" $ARGS")
@@ -42,6 +42,10 @@ def test_the_unit() -> None:
     assert given["OOMScoreAdjust"] == [str(options.config.oom_score_adj)]
     (before,) = given["ExecStartPre"]
     assert before == f"-+{start.removesuffix('$ARGS')}--init-only $ARGS"
+    journals = [parse(each.split(), "linux").get("journal") for each in arguments]
+    (folder,) = given["StateDirectory"]  # it can be written, everything else cannot
+    assert journals == [None, None, f"/var/lib/{folder}"]
+    assert (given["ProtectSystem"], given["StateDirectoryMode"]) == (["strict"], ["0700"])
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
