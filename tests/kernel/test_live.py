@@ -1,5 +1,6 @@
 """`explain` on a node with traffic: traced packets are as predicted, and what other programs do to them is named."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -25,6 +26,7 @@ POD = "10.244.1.100"
 MODES: dict[str, tuple[str, Variant]] = {
     "nftables": ("nftables", "nf_tables"),
     "iptables": ("iptables", "nf_tables"),
+    "legacy": ("iptables", "legacy"),
 }
 
 
@@ -33,6 +35,7 @@ class Node:
 
     def __init__(self, lab: Lab, station: Station, daemon: Daemon) -> None:
         self.lab, self.station, self.daemon = lab, station, daemon
+        self.legacy = station.tables.variant == "legacy"
 
     def explain(self, *arguments: str) -> tuple[int, dict[str, Any]]:
         """Exit status and answer of `explain`, with the programs the daemon has."""
@@ -100,7 +103,9 @@ def test_packets_do_what_was_predicted(
     assert code == {"forward": 0, "reject": 4}[verdict]
     reached = {f"{each['address']}:{each['port']}" for each in found["endpoints"]}
     for packet in live["packets"]:
-        assert packet["verdict"] == verdict
+        unseen = verdict == "reject" and node.legacy  # nf_tables does not trace what these rules do
+        assert (packet["verdict"], bool(packet["lost"])) == ("drop" if unseen else verdict, unseen)
+        assert packet["answer"] == ("came" if verdict == "forward" else "")
         if verdict == "forward" and ":10:96" not in address:
             assert packet["destination"] in reached
     assert "changed table" not in node.daemon.log()
@@ -120,6 +125,129 @@ def test_a_drop_of_another_program_is_named(node: Node) -> None:
         assert packet["rule"].endswith("tcp dport 8080 drop")
         assert packet["handle"]
         assert packet["why"] == "predicted was forward"
+
+
+@contextlib.contextmanager
+def undone(lab: Lab, *commands: tuple[str, str]) -> Iterator[None]:
+    """A change of the node by commands, each beside the one that undoes it."""
+    for do, _ in commands:
+        lab.run("node", *do.split())
+    try:
+        yield
+    finally:
+        for _, undo in reversed(commands):
+            lab.run("node", *undo.split())
+
+
+def lost(node: Node, role: str, source: str, address: str, port: int = 80) -> str:
+    """Where packets are lost, of which none arrives."""
+    code, found = node.live(role, source, address, port)
+    live = found["live"]
+    assert (code, live["matches"], live["differs"]) == (5, 0, 4), live
+    assert {packet["verdict"] for packet in live["packets"]} == {"drop"}
+    (where,) = {packet["lost"] for packet in live["packets"]}
+    return str(where)
+
+
+def test_packets_that_no_rule_drops_are_missed(node: Node) -> None:
+    lab, drop = node.lab, "-p tcp --dport 8080 -j DROP"
+    with undone(lab, (f"iptables-legacy -A FORWARD {drop}", f"iptables-legacy -D FORWARD {drop}")):
+        where = lost(node, "client", POD, WEB)
+    assert where.startswith("in hook forward or postrouting, by something that nf_tables does not trace")
+    off = "net.ipv4.conf.cni0.forwarding"
+    with undone(lab, (f"sysctl -qw {off}=0", f"sysctl -qw {off}=1")):
+        where = lost(node, "client", POD, WEB)
+        assert where == f"by routing, received on cni0: forwarding is off: {off} is 0"
+        code, found = node.explain("--from", POD, "--to", f"{WEB}:80")
+        assert (code, found["verdict"]) == (5, "forward")
+        assert found["routing"] == f"forwarding is off: {off} is 0"
+        code, found = node.explain("--from", "node", "--to", f"{WEB}:80")  # is not forwarded
+        assert (code, found["routing"]) == (0, "")
+
+
+def test_the_reverse_path_filter_is_named(node: Node) -> None:
+    lab, client = node.lab, "198.51.100.7"
+    with undone(
+        lab,
+        ("ip link add other type veth peer name other-p", "ip link delete other"),
+        ("ip address add 192.0.9.1/24 dev other", "true"),
+        ("ip link set other up", "true"),
+        (f"ip route add {client} via 192.0.9.2 dev other", "true"),
+        ("sysctl -qw net.ipv4.conf.eth0.rp_filter=1", "sysctl -qw net.ipv4.conf.eth0.rp_filter=0"),
+    ):
+        where = lost(node, "out", client, "192.0.2.1", 30080)
+        code, found = node.explain("--from", client, "--to", ":30080", "--interface", "eth0")
+    why = f"rp_filter of eth0 is 1 (strict), and the route to {client} leaves by other: set it to 2 (loose), or correct the route"
+    assert where == f"by routing, received on eth0: {why}"
+    assert (code, found["routing"]) == (5, why)
+
+
+def test_what_translates_packets_instead_is_named(node: Node) -> None:
+    lab = node.lab
+    for hook, rule, seen in (
+        ("nat hook prerouting priority -150", f"dnat to {EP11}:9999", "forward"),
+        ("filter hook prerouting priority -300", "notrack", "pass"),
+    ):
+        lab.run("node", "nft", "add table ip other")
+        lab.run("node", "nft", f"add chain ip other first {{ type {hook} ; }}")
+        lab.run("node", "nft", f"add rule ip other first ip daddr {WEB} tcp dport 80 {rule}")
+        try:
+            code, found = node.live("client", POD, WEB)
+        finally:
+            lab.run("node", "nft", "delete table ip other")
+        live = found["live"]
+        assert (code, live["matches"], live["differs"]) == (5, 0, 4), live
+        for packet in live["packets"]:
+            assert packet["verdict"] == seen
+            assert (packet["table"], packet["chain"]) == ("ip other", "first")
+            assert packet["rule"].endswith(rule)
+
+
+def answers(node: Node) -> set[str]:
+    """What becomes of the answers to packets of which each leaves the node."""
+    code, found = node.live("client", POD, WEB)
+    live = found["live"]
+    assert (code, live["matches"], live["differs"]) == (0, 4, 0), live
+    return {packet["answer"] for packet in live["packets"]}
+
+
+def test_answers_that_do_not_come(node: Node) -> None:
+    lab, chain = node.lab, "{ type filter hook %s priority -5; }"
+    for pod in ("ep11", "ep12"):
+        lab.run(
+            pod,
+            "nft",
+            f"add table ip f; add chain ip f in {chain % 'input'}; add rule ip f in tcp dport 8080 drop",
+        )
+    try:
+        assert answers(node) == {"none"}
+        for pod in ("ep11", "ep12"):
+            lab.run(pod, "nft", "flush chain ip f in; add rule ip f in tcp dport 8080 reject with tcp reset")
+        assert answers(node) == {"refused"}
+    finally:
+        for pod in ("ep11", "ep12"):
+            lab.run(pod, "nft", "delete table ip f")
+    lab.run(
+        "node",
+        "nft",
+        f"add table ip f; add chain ip f fw {chain % 'forward'}; add rule ip f fw tcp sport 8080 drop",
+    )
+    code, found = node.live("client", POD, WEB)
+    live = found["live"]
+    assert (code, live["matches"], live["differs"]) == (5, 0, 4), live
+    for packet in live["packets"]:
+        assert (packet["verdict"], packet["answer"], packet["table"]) == ("forward", "dropped", "ip f")
+        assert packet["rule"] == "tcp sport 8080 drop"
+
+
+def test_connections_may_be_made_for_it(node: Node) -> None:
+    code, found = node.explain("--from", "node", "--to", f"{EP12}:8080", "--live", "3", "--connect")
+    assert code == 0
+    assert [(each["verdict"], each["answer"], each["match"]) for each in found["live"]["packets"]] == [
+        ("pass", "came", True)
+    ] * 3
+    code, found = node.explain("--from", "node", "--to", f"{WEB}:80", "--live", "3", "--connect")
+    assert (code, found["live"]["matches"]) == (0, 3)
 
 
 def test_no_packets_is_no_difference(node: Node) -> None:

@@ -50,6 +50,7 @@ class Answer(Struct, frozen=True, kw_only=True, rename="camel"):
         differences: how it differs.
         rules: what it holds for this packet.
         unread: why it was not compared.
+        routing: why the routing of this host drops the packet; "" if it does not, or that is not known.
         live: what was seen of real packets; not there if none were traced.
         flows: its open connections; left out if they were not requested.
         at: the former moment that is answered for, RFC 3339; left out for the present.
@@ -75,6 +76,7 @@ class Answer(Struct, frozen=True, kw_only=True, rename="camel"):
     differences: tuple[str, ...] = ()
     rules: tuple[HeldRule, ...] = ()
     unread: str = ""
+    routing: str = ""
     live: Live | UnsetType = UNSET
     flows: Followed | UnsetType = UNSET
     at: str | UnsetType = UNSET

@@ -4,14 +4,15 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from kubeproxy.answers import kernel, packets
+from kubeproxy.answers import kernel, packets, routing
 from kubeproxy.answers.answer import Answer
 from kubeproxy.answers.kernel import KernelState
 from kubeproxy.answers.packets import PacketError
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api.addresses import family_of
 from kubeproxy.machine.base import Machine
-from kubeproxy.model.explain import Explanation, explain
+from kubeproxy.model.explain import Explanation, Stage, explain
+from kubeproxy.model.plan import FORWARD
 
 _UNREAD: Final = KernelState()
 
@@ -42,7 +43,22 @@ async def ask(snapshot: Snapshot, machine: Machine, source: str, destination: st
     if node is None or manners is None:
         raise QuestionError(f"{snapshot.mode.name} mode cannot be explained")
     explained = explain(snapshot.state, node, snapshot.local_addresses[family], manners, packet)
-    return answer(snapshot, explained, await kernel.look(snapshot, machine, explained))
+    found = answer(snapshot, explained, await kernel.look(snapshot, machine, explained))
+    obstacle = _obstacle(snapshot, machine, found)
+    if not obstacle:
+        return found
+    return replace(
+        found, routing=obstacle, stages=(*found.stages, Stage("routing", f"drops packets: {obstacle}"))
+    )
+
+
+def _obstacle(snapshot: Snapshot, machine: Machine, found: Answer) -> str:
+    """Why the routing of this host drops a packet that rules forward, "" if it does not."""
+    if found.verdict != FORWARD or not snapshot.own or not snapshot.mode.forwards:
+        return ""
+    return routing.obstacle(
+        machine, found.source, [each.address for each in found.endpoints], found.interface
+    )
 
 
 def answer(snapshot: Snapshot, explained: Explanation, kernel: KernelState = _UNREAD) -> Answer:

@@ -1,37 +1,68 @@
 """What the kernel does with real packets of a flow, beside what was predicted.
 
 Packets are traced by nf_tables (`netlink.nft.trace`). Of each it is seen where it leaves for, whether it is
-masqueraded on the way, or which rule of whichever table drops or rejects it.
+masqueraded on the way, and which rule of whichever table drops or rejects it. A packet that is gone although
+no rule dropped it was lost by something that nf_tables does not trace: routing, or rules of legacy iptables.
+The first answers of endpoints are traced as well, where they come in.
 """
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Iterable, Mapping
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from msgspec.structs import replace
 
 from kubeproxy import backends, protocols
+from kubeproxy.answers import routing
 from kubeproxy.answers.answer import Answer
-from kubeproxy.answers.seen import Live, Seen, TracedPacket
+from kubeproxy.answers.seen import Live, Reply, Seen, TracedPacket
 from kubeproxy.api.addresses import IPV4, family_of, join, pack, unpack
-from kubeproxy.backends.base import SyncError, UnsupportedError
 from kubeproxy.linux import run
 from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages, reading
 from kubeproxy.netlink.nft.kernel import NftKernel
-from kubeproxy.netlink.nft.trace import FAMILIES, TracedFlow, TraceEvent, Tracer
+from kubeproxy.netlink.nft.trace import (
+    DELIVERED,
+    FAMILIES,
+    FORWARDED,
+    RECEIVED,
+    SENT,
+    START,
+    TracedFlow,
+    TraceEvent,
+    Tracer,
+)
 
 QUIET_SECONDS: Final = 0.25
 """When no event of a packet came for so long, there are no more."""
 
+CONNECT_SECONDS: Final = 0.5
+"""So long a connection that is made for this waits for an answer."""
+
+MOST_ANSWERING: Final = 16
+"""Answers of so many endpoints are traced."""
+
 _MASQUERADES: Final = frozenset({"masquerade", "MASQUERADE", "masq"})
 _REJECTS: Final = frozenset({"reject", "REJECT"})
+_DIVERTS: Final = frozenset(
+    {"dnat", "DNAT", "redirect", "REDIRECT", "notrack", "NOTRACK", "CT", "tproxy", "TPROXY"}
+)
+"""What changes the destination of a packet, or excludes it from translation."""
+
+_ENDS_HERE: Final = (
+    "this mode connects to endpoints itself: packets of clients end at its sockets; its own connections are traced by"
+    " --from node --to ENDPOINT:PORT"
+)
 _COMMENT: Final = re.compile(r'comment "[^"]*"|/\*.*?\*/')
 
 
-async def watch(machine: Machine, answer: Answer, count: int, seconds: float) -> Live:
+async def watch(
+    machine: Machine, answer: Answer, count: int, seconds: float, *, connect: bool = False
+) -> Live:
     """Traces packets of the flow of an answered question.
 
     Args:
@@ -39,26 +70,41 @@ async def watch(machine: Machine, answer: Answer, count: int, seconds: float) ->
         answer: the prediction.
         count: so many packets.
         seconds: how long to wait for them.
+        connect: make so many connections, too; the packets are those of a process of this host.
     """
-    mode = backends.mode(answer.mode)
+    if answer.service and not backends.mode(answer.mode).forwards:
+        return Live(cannot=_ENDS_HERE)
     try:
-        cannot = await asyncio.to_thread(mode.untraceable, machine, family_of(answer.destination))
-        if cannot:
-            return Live(cannot=cannot)
         tracer = Tracer(machine, _flow(answer))
-    except (OSError, SyncError, UnsupportedError) as e:
+    except OSError as e:
         lacking = machine.lacks(("CAP_NET_ADMIN",))
         why = f"; this process has no {lacking[0]}" if lacking else ""
         return Live(cannot=f"the kernel does not trace: {e}{why}")
     loop = asyncio.get_running_loop()
     start = loop.time()
     with tracer:
+        connecting = asyncio.create_task(_connect(machine, answer, count if connect else 0))
         packets = await _gather(tracer, count, seconds)
+        connecting.cancel()
         took = loop.time() - start
-        rules = _Rules(machine)
-        found = tuple(rules.judge(events, answer) for events in packets.values())
+        judge = _LiveJudge(machine, answer, complete=not tracer.losses)
+        found = tuple(judge.judge(packets.values()))
     matches = sum(each.match for each in found)
     return Live(found, matches, len(found) - matches, tracer.losses, round(took, 1))
+
+
+async def _connect(machine: Machine, answer: Answer, count: int) -> None:
+    """Connects to the destination of a question, and closes each connection at once."""
+    domain = socket.AF_INET if family_of(answer.destination) == IPV4 else socket.AF_INET6
+    kind = socket.SOCK_DGRAM if answer.protocol == "UDP" else socket.SOCK_STREAM
+    loop = asyncio.get_running_loop()
+    for _ in range(count):
+        with contextlib.suppress(OSError), machine.socket(domain, kind) as client:
+            client.setblocking(False)
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await loop.sock_connect(client, (answer.destination, answer.port))
+            if kind == socket.SOCK_DGRAM:
+                client.send(b"")
 
 
 def _flow(answer: Answer) -> TracedFlow:
@@ -70,64 +116,157 @@ def _flow(answer: Answer) -> TracedFlow:
         pack(answer.destination),
         answer.port,
         own=not answer.interface,
+        endpoints=tuple((pack(address), port) for address, port in _answering(answer)),
     )
 
 
+def _answering(answer: Answer) -> list[tuple[str, int]]:
+    """The endpoints whose answers are traced; a destination that is no Service answers itself."""
+    if answer.verdict == "pass":
+        return [(answer.destination, answer.port)]
+    return [(each.address, each.port) for each in answer.endpoints[:MOST_ANSWERING]]
+
+
 async def _gather(tracer: Tracer, count: int, seconds: float) -> dict[int, list[TraceEvent]]:
-    """The events of the first packets, until these are complete or the time is over."""
+    """The events of the first packets that come in time, and of answers, until these are complete."""
     loop = asyncio.get_running_loop()
     arrived = asyncio.Event()
     loop.add_reader(tracer.fileno(), arrived.set)
     packets: dict[int, list[TraceEvent]] = {}
-    last: dict[int, float] = {}
+    last: dict[int, float] = {}  # of first packets
     deadline = loop.time() + seconds
     try:
-        while (now := loop.time()) < deadline:
-            if len(packets) >= count and all(now - at >= QUIET_SECONDS for at in last.values()):
+        while True:
+            now = loop.time()
+            over = len(last) >= count or now >= deadline
+            if over and all(now - at >= QUIET_SECONDS for at in last.values()):
                 break
             try:
-                async with asyncio.timeout(min(QUIET_SECONDS, deadline - now)):
+                async with asyncio.timeout(QUIET_SECONDS if over else min(QUIET_SECONDS, deadline - now)):
                     await arrived.wait()
             except TimeoutError:
                 continue
             arrived.clear()
             for event in tracer.read():
-                if event.packet in packets or len(packets) < count:
+                if event.passed == START and event.packet not in last and (over or len(last) >= count):
+                    continue
+                if event.passed or event.packet in packets:
                     packets.setdefault(event.packet, []).append(event)
+                if event.passed == START or event.packet in last:
                     last[event.packet] = loop.time()
     finally:
         loop.remove_reader(tracer.fileno())
     return packets
 
 
-class _Rules:
-    """The rules that packets met, read when they are needed."""
+class _LiveJudge:
+    """Decides what became of packets. The rules that they met are read when they are needed."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, answer: Answer, *, complete: bool) -> None:
+        """Starts without any.
+
+        Args:
+            machine: this host.
+            answer: the prediction.
+            complete: no event was lost.
+        """
         self._machine = machine
+        self._answer = answer
+        self._complete = complete
         self._texts: dict[tuple[int, str, str, int], str] = {}
 
-    def judge(self, events: list[TraceEvent], answer: Answer) -> TracedPacket:
-        """What became of a packet, and whether that was predicted."""
-        sources = [_place(event.source) for event in events if event.source]
-        places = [_place(event.destination) for event in events if event.destination]
-        end = places[-1] if places else (answer.destination, answer.port)
-        masquerade = any(not _MASQUERADES.isdisjoint(self.words(event)) for event in events if event.handle)
-        stop = next((event for event in reversed(events) if event.verdict == messages.DROP), None)
-        seen: Seen = "pass" if end == (answer.destination, answer.port) else "forward"
-        if stop is not None:
-            seen = "drop" if _REJECTS.isdisjoint(self.words(stop)) else "reject"
-        packet = TracedPacket(join(*sources[0]) if sources else "", seen, join(*end), masquerade, match=True)
-        if stop is not None:
-            packet = replace(
-                packet,
-                table=f"{FAMILIES.get(stop.family, stop.family)} {stop.table}",
-                chain=stop.chain,
-                handle=stop.handle,
-                rule=self.text(stop) if stop.handle else "its policy is drop",
-            )
+    def judge(self, packets: Iterable[list[TraceEvent]]) -> Iterator[TracedPacket]:
+        """What became of packets and their answers, and whether that was predicted.
+
+        Args:
+            packets: the events of each, first packets and answers.
+        """
+        routes = [_Path(events) for events in packets]
+        answers = {(path.source, path.destination): path for path in routes if not path.first}
+        for path in routes:
+            if path.first:
+                packet = self._packet(path)
+                reply = answers.get((path.end, path.left))
+                yield self._answered(packet, path, reply) if packet.match else packet
+
+    def _packet(self, path: "_Path") -> TracedPacket:
+        """What became of a first packet."""
+        answer = self._answer
+        asked = answer.destination, answer.port
+        end = _place(path.end) if path.end else asked
+        masquerade = any(
+            not _MASQUERADES.isdisjoint(self.words(event)) for event in path.rules if event.handle
+        )
+        if SENT in path.passed:  # rules of legacy iptables are not seen
+            masquerade = masquerade or path.left[:-2] != path.source[:-2]
+        seen: Seen = "pass" if end == asked else "forward"
+        packet = TracedPacket(join(*_place(path.source)), seen, join(*end), masquerade, match=True)
+        packet = self._stopped(packet, path)
         why = _difference(packet, end, answer)
+        if why and packet.verdict in {"forward", "pass"}:
+            return self._diverted(packet, why, path.rules)
         return replace(packet, match=not why, why=why)
+
+    def _stopped(self, packet: TracedPacket, path: "_Path") -> TracedPacket:
+        """A packet, with the rule that dropped it, or the place where it was lost, if it was."""
+        if path.stop is not None:
+            verdict: Seen = "drop" if _REJECTS.isdisjoint(self.words(path.stop)) else "reject"
+            return replace(self._by(packet, path.stop), verdict=verdict)
+        if self._complete and path.passed.isdisjoint({SENT, DELIVERED}):
+            return replace(packet, verdict="drop", lost=self._lost(path))
+        return packet
+
+    def _answered(self, packet: TracedPacket, path: "_Path", reply: "_Path | None") -> TracedPacket:
+        """A packet that was treated as predicted, with what became of the answer."""
+        if SENT not in path.passed or _place(path.end) not in _answering(self._answer):
+            return packet
+        if reply is None:
+            return replace(packet, answer="none" if self._complete else "")
+        stopped = self._stopped(packet, reply)
+        if stopped.table or stopped.lost:
+            kind: Reply = "lost" if stopped.lost else "dropped"
+            why = "the endpoint answered, and the answer did not leave this host"
+            return replace(stopped, verdict=packet.verdict, answer=kind, match=False, why=why)
+        refused = self._answer.protocol == "TCP" and reply.reset
+        return replace(packet, answer="refused" if refused else "came")
+
+    def _lost(self, path: "_Path") -> str:
+        """Where a packet was lost."""
+        untraced = "by something that nf_tables does not trace, such as a rule of legacy iptables (iptables-legacy-save -c)"
+        for name, hook in ((FORWARDED, "forward or postrouting"), (RECEIVED, "input")):
+            if name in path.passed:
+                return f"in hook {hook}, {untraced}"
+        if not path.interface:
+            return f"in hook output or postrouting, {untraced}"
+        name = self._machine.interface_name(path.interface)
+        source, destination = _place(path.source)[0], _place(path.end)[0]
+        why = routing.obstacle(self._machine, source, [destination], name)
+        return (
+            f"by routing, received on {name}: {why}"
+            if why
+            else f"in hook prerouting or by routing, {untraced}"
+        )
+
+    def _diverted(self, packet: TracedPacket, why: str, rules: Sequence[TraceEvent]) -> TracedPacket:
+        """A packet that went elsewhere, with the rule that sent it there or excluded it from translation."""
+        found = replace(packet, match=False, why=why)
+        for event in reversed(rules):
+            if event.handle and not _DIVERTS.isdisjoint(self.words(event)):
+                return self._by(found, event)
+        if self._answer.protocol == "TCP":
+            return found
+        tracked = "no rule did this, so its flow was tracked before; `kube-proxy verify` lists such flows"
+        return replace(found, why=f"{why}; {tracked}")
+
+    def _by(self, packet: TracedPacket, event: TraceEvent) -> TracedPacket:
+        """A packet with the rule, or policy, that decided."""
+        return replace(
+            packet,
+            table=f"{FAMILIES.get(event.family, event.family)} {event.table}",
+            chain=event.chain,
+            handle=event.handle,
+            rule=self.text(event) if event.handle else "its policy is drop",
+        )
 
     def words(self, event: TraceEvent) -> set[str]:
         """The text of an event's rule, without its comment."""
@@ -173,8 +312,38 @@ class _Rules:
             return " ".join(_names(expressions))
 
 
+class _Path:
+    """The way of a packet through the hooks.
+
+    Attributes:
+        first: it is the first packet of a connection; otherwise the answer to one.
+        passed: the chains of our table that it passed.
+        rules: the rules and policies that it met.
+        stop: the last one that dropped it; None if none did.
+        source, destination: where it came from and was sent to, address and port.
+        left, end: the same at the last place where it was seen.
+        interface: the index of the interface that received it; 0 if this host sent it.
+        reset: it resets its TCP connection.
+    """
+
+    def __init__(self, events: Sequence[TraceEvent]) -> None:
+        """Reads its events, in their order."""
+        self.passed = {event.passed for event in events}
+        self.first = START in self.passed
+        self.rules = [event for event in events if not event.passed]
+        self.stop = next((e for e in reversed(self.rules) if e.verdict == messages.DROP), None)
+        sources = [event.source for event in events if event.source] or [b"\0" * 6]
+        ends = [event.destination for event in events if event.destination] or [b"\0" * 6]
+        self.source, self.left = sources[0], sources[-1]
+        self.destination, self.end = ends[0], ends[-1]
+        self.interface = next((event.interface for event in events if event.interface), 0)
+        self.reset = any(event.reset for event in events)
+
+
 def _difference(packet: TracedPacket, end: tuple[str, int], answer: Answer) -> str:
     """How a packet differs from the prediction, "" if it does not."""
+    if packet.lost and answer.verdict == "reject":  # which of the two it was is not seen
+        return ""
     if packet.verdict != answer.verdict:
         return f"predicted was {answer.verdict}"
     if packet.verdict != "forward":
@@ -199,15 +368,27 @@ def _place(place: bytes) -> tuple[str, int]:
     return unpack(place[:-2]), int.from_bytes(place[-2:])
 
 
-def shown(packet: TracedPacket) -> str:
-    """What became of a packet, as a line of text."""
-    text = f"{packet.source} {_WORDS[packet.verdict]}"
+def shown(packet: TracedPacket, source: str) -> str:
+    """What became of a packet, as a line of text; `source` is where it came from."""
+    text = f"{source} {_WORDS[packet.verdict]}"
     if packet.verdict in {"forward", "pass"}:
         text += f" {packet.destination}{', masqueraded' if packet.masquerade else ''}"
-    if packet.table:
+    answer = _ANSWERS.get(packet.answer, "")
+    if packet.lost:
+        text = f"{text}{answer} {packet.lost}" if answer else f"{source} lost {packet.lost}"
+    elif packet.table:
         rule = f"rule with handle {packet.handle}: {packet.rule}" if packet.handle else packet.rule
-        text += f" in table {packet.table}, chain {packet.chain}, {rule}"
+        text += f"{answer} in table {packet.table}, chain {packet.chain}, {rule}"
+    else:
+        text += answer
     return text if packet.match else f"{text}; {packet.why}"
 
 
 _WORDS: Final = {"forward": "->", "pass": "passed to", "drop": "dropped", "reject": "rejected"}
+_ANSWERS: Final = {
+    "came": ", answered",
+    "refused": ", which refused the connection",
+    "none": ", no answer came back to this node",
+    "dropped": ", its answer was dropped",
+    "lost": ", its answer was lost",
+}

@@ -5,6 +5,9 @@ from typing import Literal
 from msgspec import Struct
 
 Seen = Literal["forward", "drop", "reject", "pass"]
+Reply = Literal["", "came", "refused", "none", "dropped", "lost"]
+"""The answer of the endpoint: not looked for; it left this host or was received by it; a TCP reset; nothing
+came; it came, and this host dropped or lost it."""
 
 
 class TracedPacket(Struct, frozen=True, rename="camel", gc=False):
@@ -17,10 +20,13 @@ class TracedPacket(Struct, frozen=True, rename="camel", gc=False):
         masquerade: its source became an address of the node.
         match: that is what was predicted.
         why: how it differs, "" if it does not.
-        table: the table whose rule dropped or rejected it, with its family.
+        answer: what became of the endpoint's answer.
+        table: the table, with its family, of the rule that decided: that dropped or rejected it, dropped the
+            answer, or sent it elsewhere.
         chain: the chain.
         handle: the handle of the rule; 0: it was the policy of the chain.
         rule: the rule.
+        lost: where it, or the answer, was lost, if no rule that nf_tables traces did that; "" if it was not.
     """
 
     source: str
@@ -29,10 +35,12 @@ class TracedPacket(Struct, frozen=True, rename="camel", gc=False):
     masquerade: bool
     match: bool
     why: str = ""
+    answer: Reply = ""
     table: str = ""
     chain: str = ""
     handle: int = 0
     rule: str = ""
+    lost: str = ""
 
 
 class Live(Struct, frozen=True):

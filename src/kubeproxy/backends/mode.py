@@ -51,10 +51,6 @@ def _same(node: NodeConfig, _: KubeProxyConfiguration) -> NodeConfig:
     return node
 
 
-def _unknown(_: "Machine", __: Family) -> str:
-    return "it is not known whether packets of this mode can be traced"
-
-
 class Mode(Struct, frozen=True, kw_only=True):
     """One way of programming Services.
 
@@ -85,7 +81,6 @@ class Mode(Struct, frozen=True, kw_only=True):
         describe: what the kernel must contain for a Service on a node, in the syntax of the system's own
             tools; the number is that of the endpoints of all Services. None: that depends on the process
             that programs it.
-        untraceable: why nf_tables cannot trace packets of the mode of a family on a machine, "" if it can.
         cleanup: removes what the mode, or the reference in it, left in the kernel of a machine. It raises
             OSError or SyncError if something was refused; all else is removed. None: it leaves nothing but
             what other modes remove.
@@ -115,7 +110,6 @@ class Mode(Struct, frozen=True, kw_only=True):
     reader: "Callable[[Machine, NodeConfig], Comparable] | None" = None
     counter: "Callable[[Machine, NodeConfig], ConnectionCounter] | None" = None
     describe: "Callable[[NodeConfig, ServicePlan, int], list[str]] | None" = None
-    untraceable: "Callable[[Machine, Family], str]" = _unknown
     cleanup: "Callable[[Machine], None] | None" = None
     serves: "Callable[[Machine], bool] | None" = None
     clean_tables: "Callable[[Tables], int] | None" = None

@@ -7,7 +7,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from kubeproxy.answers.answer import Answer
-from kubeproxy.answers.seen import Followed, Live
+from kubeproxy.answers.seen import Followed, Live, TracedPacket
 from kubeproxy.api.addresses import FAMILIES, join
 from kubeproxy.cli.command import Asked, Command, CommandError
 from kubeproxy.cli.output import Output
@@ -57,6 +57,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help=f"trace N real packets of the flow, {LIVE_PACKETS} if no number is given, and compare them with the prediction",
     )  # fmt: skip
     parser.add_argument(
+        "--connect", action="store_true", help="with --live and --from node: make these connections, too"
+    )  # fmt: skip
+    parser.add_argument(
         "--timeout", type=float, default=LIVE_SECONDS, metavar="SECONDS",
         help=f"how long --live waits for packets; {LIVE_SECONDS:g} if not given",
     )  # fmt: skip
@@ -75,6 +78,8 @@ def _run(asked: Asked) -> int:
         raise CommandError(f"--live {arguments.live}: a number from 1 to {MOST_LIVE}")
     if not 0 < arguments.timeout <= MOST_SECONDS:
         raise CommandError(f"--timeout {arguments.timeout:g}: seconds, above 0 and at most {MOST_SECONDS:g}")
+    if arguments.connect and (arguments.live is None or arguments.source != "node"):
+        raise CommandError("--connect makes connections of this node for --live: add --live, and --from node")
     machine = LinuxMachine()
     if arguments.at:
         return _past(asked, machine)
@@ -89,7 +94,7 @@ def _run(asked: Asked) -> int:
     if asked.arguments.json:
         asked.out.json(found)
     differs = found.kernel == "differs" or (found.live is not UNSET and found.live.differs)
-    return DIFFERS if differs else STATUSES[found.verdict]
+    return DIFFERS if differs or found.routing else STATUSES[found.verdict]
 
 
 def _past(asked: Asked, machine: Machine) -> int:
@@ -171,7 +176,9 @@ def _see(found: Answer, asked: Asked, machine: Machine) -> Answer:
             seen = (
                 Live(cannot=elsewhere)
                 if elsewhere
-                else asyncio.run(live.watch(machine, found, arguments.live, arguments.timeout))
+                else asyncio.run(
+                    live.watch(machine, found, arguments.live, arguments.timeout, connect=arguments.connect)
+                )
             )
         found = replace(found, live=seen)
         if not arguments.json:
@@ -188,14 +195,16 @@ def show(found: Answer, out: Output, asked_at: str = "") -> None:
         "bold",
     )
     for stage in found.stages:
-        style = {"verdict": "green" if found.verdict in {"forward", "pass"} else "red"}.get(stage.name, "")
+        good = found.verdict in {"forward", "pass"}
+        style = {"verdict": "green" if good else "red", "routing": "red"}.get(stage.name, "")
         out.line(f"  {stage.name:<14}{stage.text}", style)
     label = "to"
     for to in found.endpoints:
         at = f"{join(to.address, to.port)}"
         where = " ".join(part for part in (to.node, to.zone) if part)
-        masquerade = ", masqueraded" if to.masquerade else ""
-        out.line(f"  {label:<14}{at:<24} {100 * to.share:5.1f} %  {where}{masquerade}")
+        notes = [where] if where else []
+        notes += ["terminating"] * to.terminating + ["masqueraded"] * to.masquerade
+        out.line(f"  {label:<14}{at:<24} {100 * to.share:5.1f} %  {', '.join(notes)}".rstrip())
         label = ""
     label = "not to"
     for other in found.excluded:
@@ -246,12 +255,18 @@ def show_live(found: Live, wanted: int, out: Output) -> None:
     )
     if found.losses:
         text += f"; {found.losses} times the kernel had more to report than could be received"
-    if len(found.packets) < wanted:
+    if not found.packets:
+        text += "; none came: the client did not connect, or its packets do not reach this node"
+    elif len(found.packets) < wanted:
         text += f"; no more than {len(found.packets)} of {wanted} came"
     out.line(f"  {'live':<14}{text}", "red" if found.differs else "")
+    groups: dict[str, list[TracedPacket]] = {}
     for packet in found.packets:
-        label = "MATCH" if packet.match else "DIFFERS"
-        out.line(f"  {'':<14}{label:<8}{shown(packet)}", "" if packet.match else "red")
+        groups.setdefault(shown(packet, packet.source.rpartition(":")[0]), []).append(packet)
+    for first, *others in groups.values():
+        label = "MATCH" if first.match else "DIFFERS"
+        same = f"   ({len(others)} more like this)" if others else ""
+        out.line(f"  {'':<14}{label:<8}{shown(first, first.source)}{same}", "" if first.match else "red")
 
 
 COMMAND: Final = Command(
@@ -265,6 +280,7 @@ COMMAND: Final = Command(
         ("Where do connections of a Pod to a Service go?", "kube-proxy explain --from 10.244.1.2 --to api.shop:80"),
         ("What happens to a client outside of the cluster at a node port?", "kube-proxy explain --from 203.0.113.7 --to :30080"),
         ("Do real packets do that, and which rule drops them?", "kube-proxy explain --from 10.244.1.2 --to api.shop:80 --live 20"),
+        ("Why does an endpoint not answer this node?", "kube-proxy explain --from node --to 10.244.1.12:8080 --live --connect"),
         ("Where do the connections that are open now go?", "kube-proxy explain --from 10.244.1.2 --to api.shop:80 --follow"),
         ("Where did they go last night?", "kube-proxy explain --from 10.244.1.2 --to api.shop:80 --at 03:12:07"),
         ("And on another node, from manifests?", "kube-proxy explain --from node --to 10.96.0.10:53/udp --manifests DIR --node n2"),
@@ -273,7 +289,7 @@ COMMAND: Final = Command(
         (0, "the packet is forwarded, or is for no Service"),
         (3, "it is dropped"),
         (4, "it is rejected"),
-        (DIFFERS, "the kernel does not hold what is planned, or a traced packet was treated differently"),
+        (DIFFERS, "the kernel does not hold what is planned, routing drops the packet, or a traced packet was treated differently"),
     ),
     options=_options,
     run=_run,

@@ -12,7 +12,9 @@ from msgspec import Struct
 
 from kubeproxy.api.addresses import contains, join
 from kubeproxy.api.rows import Condition, EndpointPortRow, EndpointRow, SliceRow
+from kubeproxy.api.types import listed
 from kubeproxy.model.manners import Manners
+from kubeproxy.model.misses import misses
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import FORWARD, Front, Key, PortPlan, ServicePlan
 from kubeproxy.model.planning import merit
@@ -29,11 +31,15 @@ Reason = Literal[
     "no such port name",
     "other family",
     "duplicate",
+    "source not allowed",
 ]
 """Why an endpoint gets no packets. "other zone" and "other node" are those its hints name."""
 
 UNKNOWN_INTERFACE: Final = "?"
 """The interface of a packet that is received on an unknown one."""
+
+MOST_RANGES: Final = 5
+"""The maximum number of source ranges that are listed."""
 
 MOST_MISSES: Final = 5
 """The maximum number of similar fronts that are listed."""
@@ -51,6 +57,7 @@ class Reached(Struct, frozen=True):
         zone: its zone, "" if it is not known.
         masquerade: the source of packets to it becomes an address of the node.
         slice: the name of the EndpointSlice it is from.
+        terminating: it is terminating, and still serves; no endpoint is ready.
     """
 
     address: str
@@ -61,6 +68,7 @@ class Reached(Struct, frozen=True):
     zone: str
     masquerade: bool
     slice: str
+    terminating: bool = False
 
 
 class Excluded(Struct, frozen=True):
@@ -157,11 +165,13 @@ def explain(
     plan = next(plan for plan in plans if verdict.port in plan.ports)
     rivals = state.rivals(node_port if verdict.front == "node port" else front, node)
     rows = list(_rows(state.named_slices(plan.key), node))
+    reached = tuple(_reached(verdict, packet, rows, verdict.port))
     stages = (
         Stage("front", _front(plan, verdict.port, verdict, rivals)),
         Stage("source", _source(packet, node, local_addresses)),
         *_policies(packet, verdict, verdict.port),
         *_topology(verdict, verdict.port, rows, node),
+        *_endpoints(plan, rows, reached),
         Stage("verdict", f"{verdict.action}: {verdict.reason}"),
     )
     return Explanation(
@@ -170,7 +180,7 @@ def explain(
         plan.key,
         stages,
         tuple(plans),
-        tuple(_reached(verdict, packet, rows, verdict.port)),
+        reached,
         tuple(_excluded(verdict, rows, verdict.port, node)),
     )
 
@@ -230,7 +240,8 @@ def _policies(packet: Packet, verdict: Verdict, port: PortPlan) -> Iterator[Stag
     if port.source_ranges and packet.destination in port.load_balancer_ips:
         inside = [cidr for cidr in port.source_ranges if contains(cidr, packet.source)]
         text = f"{packet.source} is in {inside[0]}" if inside else f"{packet.source} is in none of them"
-        yield Stage("source ranges", f"loadBalancerSourceRanges has {len(port.source_ranges)} ranges; {text}")
+        ranges = listed(port.source_ranges, MOST_RANGES)
+        yield Stage("source ranges", f"loadBalancerSourceRanges: {ranges}; {text}")
     if port.affinity:
         yield Stage(
             "affinity",
@@ -267,6 +278,15 @@ def _topology(verdict: Verdict, port: PortPlan, rows: Sequence[_Row], node: Node
     yield Stage("topology", text)
 
 
+def _endpoints(plan: ServicePlan, rows: Sequence[_Row], reached: Sequence[Reached]) -> Iterator[Stage]:
+    """What is wrong with the endpoints as a whole: there are none, or only terminating ones are left."""
+    if not rows:
+        text = f"no EndpointSlice of Service {plan.namespace}/{plan.name} has an endpoint: its selector matches no Pod"
+        yield Stage("endpoints", text)
+    elif reached and all(each.terminating for each in reached):
+        yield Stage("endpoints", "no endpoint is ready; those that are terminating still serve")
+
+
 def _serves(given: EndpointPortRow, port: PortPlan) -> bool:
     return given.name == port.name.partition(":")[2] and given.protocol == port.protocol
 
@@ -286,7 +306,12 @@ def _reached(verdict: Verdict, packet: Packet, rows: Sequence[_Row], port: PortP
             given.row.zone if given else "",
             verdict.masquerades(packet, endpoint),
             given.slice if given else "",
+            given is not None and _is_draining(given.row),
         )
+
+
+def _is_draining(row: EndpointRow) -> bool:
+    return row.conditions & (Condition.TERMINATING | Condition.READY) == Condition.TERMINATING
 
 
 def _by_address(rows: Iterable[_Row], port: PortPlan) -> dict[tuple[str, int], _Row]:
@@ -350,6 +375,8 @@ def _why(each: _Row, verdict: Verdict, port: PortPlan, node: NodeConfig) -> tupl
         return "not ready", ""
     if verdict.local and not each.local:
         return "not on this node", "the traffic policy is Local"
+    if verdict.action != FORWARD:
+        return "source not allowed", "see the source ranges"
     if port.topology == "PreferSameNode":
         return "other node", f"hinted for node {', '.join(row.node_hints)}"
     if port.topology == "PreferSameZone":
@@ -362,39 +389,12 @@ def _no_service(
 ) -> Iterator[Stage]:
     """The explanation of a packet that is for no Service: similar fronts, and the verdict."""
     at = join(packet.destination, packet.port)
-    misses = list(_misses(state, local_addresses, packet))
+    near = list(misses(state, local_addresses, packet))
     text = f"{at} {packet.protocol} is not a front of any Service"
-    if misses:
-        text += f"; near: {'; '.join(misses[:MOST_MISSES])}"
-        if len(misses) > MOST_MISSES:
-            text += f" and {len(misses) - MOST_MISSES} more"
+    if near:
+        text += f"; near: {'; '.join(near[:MOST_MISSES])}"
+        if len(near) > MOST_MISSES:
+            text += f" and {len(near) - MOST_MISSES} more"
     yield Stage("front", text)
     yield Stage("source", _source(packet, node, local_addresses))
     yield Stage("verdict", f"{verdict.action}: {verdict.reason}")
-
-
-def _misses(state: State, local_addresses: Collection[str], packet: Packet) -> Iterator[str]:
-    """Fronts that differ from a destination only in port or protocol, and endpoints that have its address."""
-    own = packet.destination in local_addresses
-    for key, row in state.services.items():
-        fronts = {
-            **dict.fromkeys(row.load_balancer_ips, "load balancer IP"),
-            **dict.fromkeys(row.external_ips, "external IP"),
-            **dict.fromkeys(row.cluster_ips, "ClusterIP"),
-        }
-        kind = fronts.get(packet.destination)
-        name = "/".join(key)
-        if kind:
-            ports = ", ".join(
-                f"{port.port} {port.protocol}{f' ({port.name})' if port.name else ''}" for port in row.ports
-            )
-            yield f"Service {name} has this {kind}, with port {ports}"
-        for port in row.ports:
-            if own and port.node_port == packet.port and port.protocol == packet.protocol:
-                yield f"node port {port.node_port} of Service {name} is not served at this address"
-            elif own and port.node_port == packet.port:
-                yield f"Service {name} has node port {port.node_port} {port.protocol}"
-    for key in state.sliced:
-        for slice_name, piece in state.named_slices(key):
-            if any(endpoint.address == packet.destination for endpoint in piece.endpoints):
-                yield f"it is an endpoint of Service {'/'.join(key)} (EndpointSlice {slice_name})"

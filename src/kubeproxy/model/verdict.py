@@ -195,8 +195,8 @@ class Book:
         return address in self._addresses and address not in self._local_addresses
 
     def _refused(self, port: PortPlan, action: Action, kind: FrontKind, *, local: bool) -> Verdict:
-        where = "this node" if action == DROP else "the cluster"
-        return Verdict(action, f"{kind}: no usable endpoint on {where}", port, front=kind, local=local)
+        where = "on this node" if action == DROP else "in the cluster"
+        return Verdict(action, f"{kind}: no usable endpoint {where}", port, front=kind, local=local)
 
     def _is_of_local_pod(self, packet: Packet) -> bool:
         by = self._node.local_traffic

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from kubeproxy.api.addresses import IPV4, Family
+from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Comparable, ConnectionCounter, Driver
 from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config.types import KubeProxyConfiguration
@@ -34,14 +34,6 @@ def _counter(machine: "Machine", node: NodeConfig) -> ConnectionCounter:
     from kubeproxy.backends.iptables.counts import RuleCounter
 
     return RuleCounter(programs.find(machine, node.family, attempt=False))
-
-
-def _untraceable(machine: "Machine", family: Family) -> str:
-    from kubeproxy.backends import programs
-
-    if programs.find(machine, family, attempt=False).variant == "nf_tables":
-        return ""
-    return "the rules are in legacy tables, whose packets nf_tables does not trace"
 
 
 def _describe(node: NodeConfig, plan: "ServicePlan", endpoints: int) -> list[str]:
@@ -95,7 +87,6 @@ MODE: Final = Mode(
     reader=_reader,
     counter=_counter,
     describe=_describe,
-    untraceable=_untraceable,
     cleanup=_cleanup,
     serves=_serves,
     clean_tables=_clean_tables,

@@ -92,7 +92,6 @@ MODE: Final = Mode(
     open=_open,
     reader=_reader,
     describe=_describe,
-    untraceable=lambda _, __: "IPVS chooses the endpoint itself, between the hooks in which nf_tables traces",
     cleanup=_cleanup,
     serves=_serves,
     clean_tables=_clean_tables,

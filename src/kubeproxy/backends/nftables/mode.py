@@ -80,7 +80,6 @@ MODE: Final = Mode(
     reader=_reader,
     describe=_describe,
     counter=_counter,
-    untraceable=lambda _, __: "",
     cleanup=_cleanup,
     serves=_serves,
 )

@@ -35,5 +35,4 @@ MODE: Final = Mode(
     node=_node,
     open=_open,
     reader=nftables.MODE.reader,
-    untraceable=lambda _, __: "this mode connects to endpoints itself: packets of clients end at its sockets",
 )

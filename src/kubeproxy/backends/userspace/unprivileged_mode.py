@@ -39,5 +39,4 @@ MODE: Final = Mode(
     lasting=False,
     node=_node,
     open=_open,
-    untraceable=lambda _, __: "this mode connects to endpoints itself: packets of clients end at its sockets",
 )

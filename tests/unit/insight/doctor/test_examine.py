@@ -156,3 +156,18 @@ async def read_rules(world: World) -> str:
 def test_connections_that_an_earlier_run_tried_are_no_finding(world: World) -> None:
     world.flow(300, "SYN_SENT", ("10.244.2.12", 8080), ("10.244.2.12", 8080))
     assert bad(examine(world.facts())) == {}
+
+
+def test_answers_that_do_not_reach_clients(world: World) -> None:
+    world.flow(5, "SYN_RECV", ("10.244.2.12", 8080), ("10.96.0.10", 80))
+    (result,) = examine(world.facts(), {"KP083"})
+    assert [symptom.finding for symptom in result.found] == [
+        "shop/api: answers of endpoint 10.244.2.12:8080 do not reach clients"
+    ]
+
+
+def test_a_bridge_is_suspected_if_most_connections_to_it_wait(world: World) -> None:
+    FAULTS["KP032"](world)
+    world.flow(2, "ESTABLISHED", ("10.244.1.11", 8080), ("10.96.0.10", 80))
+    (result,) = examine(world.facts(), {"KP032"})
+    assert result.status == NOTE

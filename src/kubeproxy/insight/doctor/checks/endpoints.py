@@ -12,6 +12,7 @@ from kubeproxy.model.plan import FORWARD, Key, PortPlan
 
 _GROUP: Final = "endpoints"
 _REFUSED: Final = "Connection refused"
+_EXPLAIN: Final = "kube-proxy explain"
 _FEW: Final = 3
 """Less than so many unanswered connections are no finding: each one is unanswered at first."""
 
@@ -59,7 +60,8 @@ def silent(facts: Facts) -> Iterator[Symptom]:
         yield Symptom(
             f"{service}: endpoint {place} does not answer, yet is ready",
             "connect from this node: no answer within 2 s",
-            "check the network between the nodes, and NetworkPolicies that forbid connections of nodes",
+            f"{_EXPLAIN} --from node --to {place} --live --connect names the rule of this node that drops packets, if one does;"
+            " otherwise check the network between the nodes, and NetworkPolicies that forbid connections of nodes",
             service=service,
         )
 
@@ -110,20 +112,32 @@ def _flows(facts: Facts) -> Iterator[tuple[FlowCount, Key, PortPlan]]:
     looks_at="tracked TCP connections by endpoint",
 )
 def unanswered(facts: Facts) -> Iterator[Symptom]:
-    """Clients sent SYNs through a Service to an endpoint, and no answer was ever seen from it."""
-    waiting: Counter[tuple[Key, tuple[str, int]]] = Counter()
-    answered: Counter[tuple[Key, tuple[str, int]]] = Counter()
+    """Clients sent SYNs to an endpoint through a Service, and no answer was seen, or it was lost."""
+    states: dict[tuple[Key, tuple[str, int]], Counter[str]] = {}
+    fronts: dict[tuple[Key, tuple[str, int]], str] = {}
     for flow, key, _ in _flows(facts):
         if flow.protocol == "TCP" and flow.endpoint != flow.front:
-            counts = waiting if flow.state == "SYN_SENT" and not flow.replied else answered
-            counts[key, flow.endpoint] += flow.count
-    for (key, place), count in waiting.items():
-        if count >= _FEW and count > answered[key, place]:
+            states.setdefault((key, flow.endpoint), Counter())[flow.state] += flow.count
+            fronts[key, flow.endpoint] = join(*flow.front)
+    for (key, place), counts in states.items():
+        name, at = "/".join(key), join(*place)
+        trace = f"{_EXPLAIN} --from CLIENT --to {fronts[key, place]} --live"
+        silent, lost = counts["SYN_SENT"], counts["SYN_RECV"]
+        answered = counts.total() - silent - lost
+        if silent >= _FEW and silent > answered + lost:
             yield Symptom(
-                f"{'/'.join(key)}: clients get no answer from endpoint {join(*place)}",
-                f"{count} connections are in state SYN_SENT, {answered[key, place]} were answered",
-                "check the Pod and the network to its node; if answers take another way, see KP031 and KP032",
-                service="/".join(key),
+                f"{name}: clients get no answer from endpoint {at}",
+                f"{silent} connections are in state SYN_SENT, {answered + lost} were answered",
+                f"{trace} shows whether their packets leave this node and answers come back; if they leave, check the Pod and the network"
+                " to its node; if answers take another way, see KP031 and KP032",
+                service=name,
+            )
+        elif lost >= _FEW and lost > answered:
+            yield Symptom(
+                f"{name}: answers of endpoint {at} do not reach clients",
+                f"{lost} connections are in state SYN_RECV: the endpoint answered, and the client has not confirmed it; {answered} were established",
+                f"{trace} names the rule of this node that drops the answers, if one does; otherwise look between the client and this node",
+                service=name,
             )
 
 
@@ -223,7 +237,7 @@ def fronts(facts: Facts) -> Iterator[Symptom]:
             yield Symptom(
                 f"{'/'.join(key)}: ClusterIP {join(front[0], front[2])} does not answer, and its endpoints do",
                 f"connect from this node: {seen}",
-                f"kube-proxy explain --from node --to {join(front[0], front[2])} says where the packet goes and whether the kernel agrees",
+                f"{_EXPLAIN} --from node --to {join(front[0], front[2])} says where the packet goes and whether the kernel agrees",
                 service="/".join(key),
             )
 

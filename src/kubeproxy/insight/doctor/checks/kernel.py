@@ -135,17 +135,21 @@ def bridges(facts: Facts) -> Iterator[Symptom]:
         )
         if not bridged:
             continue
-        waiting = sum(
-            flow.count
+        of_family = [(bridge, a) for bridge, a in networks if (len(a.packed) == 4) == (family == IPV4)]
+        flows = [
+            flow
             for flow in (facts.tracking.value.flows if facts.tracking.value else ())
-            if flow.state == "SYN_SENT" and flow.endpoint != flow.front and _on(networks, flow.endpoint[0])
-        )
+            if flow.protocol == "TCP" and flow.endpoint != flow.front and _on(of_family, flow.endpoint[0])
+        ]
+        waiting = sum(flow.count for flow in flows if flow.state == "SYN_SENT")
+        answered = sum(flow.count for flow in flows) - waiting
         yield Symptom(
             f"{family}: bridges do not show packets between their ports to iptables",
             f"net.bridge.{name} is {value if value is not None else 'not there (module br_netfilter is not loaded)'};"
-            f" bridges: {', '.join(bridged)}; {waiting} connections to endpoints there wait for an answer",
+            f" bridges: {', '.join(bridged)}; {waiting} connections to endpoints there wait for an answer,"
+            f" {answered} were answered",
             f"if Pods of one node do not reach each other through a Service: modprobe br_netfilter; sysctl -w net.bridge.{name}=1",
-            severity=None if waiting else NOTE,
+            severity=None if waiting > answered else NOTE,
         )
 
 
