@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,7 +87,7 @@ def measure(way: Way, services: int, count: int) -> Found:
     with rig.node() as node, rig.path(way.variant) as path, server(node, services, count) as port:
         flags = ("--master", f"http://127.0.0.1:{port}", "--proxy-mode", way.mode, "-v", "3")
         with rig.Proxy(node, *flags, path=path) as proxy:
-            change = Changer(node, way.variant, port, services, count)
+            change = Changer(node, rig.fingerprint(way.variant), port, services, count)
             first = change()
             later = [change() for _ in range(LATER)]
             if way.variant == "legacy":
@@ -110,9 +110,18 @@ def full_syncs(proxy: rig.Proxy) -> int:
 class Changer:
     """Replaces an endpoint of one Service after another."""
 
-    def __init__(self, node: str, variant: str, port: int, services: int, count: int) -> None:
+    def __init__(self, node: str, look: Callable[[], object], port: int, services: int, count: int) -> None:
+        """Changes nothing yet.
+
+        Args:
+            node: the network namespace of the node.
+            look: a value that differs once a change is made.
+            port: that of the API server.
+            services: how many there are.
+            count: the endpoints of each.
+        """
         self._node, self._port, self._services, self._count = node, port, services, count
-        self._fingerprint = rig.fingerprint(variant)
+        self._look = look
         self._done = 0
 
     def __call__(self) -> float:
@@ -126,7 +135,7 @@ class Changer:
         with netns.inside(self._node):
             connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
             connection.connect()
-            seen = rig.Watcher(self._node, self._fingerprint)
+            seen = rig.Watcher(self._node, self._look)
             started = time.perf_counter()
             connection.request("PUT", path, msgspec.json.encode(slice_))
             status = connection.getresponse().status

@@ -27,7 +27,7 @@ from kubeproxy.netlink.nft import messages, objects
 from kubeproxy.netlink.nft.fake import FakeNftKernel
 from kubeproxy.netlink.nft.kernel import NftKernel, TransactionRefusedError
 from kubeproxy.netlink.nft.lookout import Lookout
-from kubeproxy.netlink.nft.messages import IP, IP6, NftMessage, TableName
+from kubeproxy.netlink.nft.messages import IP, IP6, TableName
 
 log = logging.getLogger(__name__)
 
@@ -173,8 +173,10 @@ class NFTablesDriver:
             if self._replace():
                 self._remember(())
                 return {}
-        self._kernel.commit(self._static(there=there))
-        return self._correct(FoundTable(self._kernel, self._table))
+        made = frame.table(self._table, self._content.compiler.node)
+        self._kernel.commit([messages.delete_table(self._table), *made] if there else made)
+        # What was just written is known, so it is not read.
+        return self._correct(FoundTable(HeldTable(tuple(made)).in_memory(), self._table))
 
     def _correct(self, held: FoundTable) -> Failures:
         failures = TableLoad(self._content, held, self._commit, self._had).run()
@@ -185,11 +187,6 @@ class NFTablesDriver:
         """After a full sync: what each Service has, refused ones, too."""
         kept = {key: self._had[key] for key in failures if key in self._had}
         self._had = ChainMap(self._content.plans, kept) if kept else self._content.plans
-
-    def _static(self, *, there: bool) -> list[NftMessage]:
-        """The table with everything that does not depend on Services, in place of the one that is there."""
-        gone = [messages.delete_table(self._table)] if there else []
-        return gone + frame.table(self._table, self._content.compiler.node)
 
     def _replace(self) -> bool:
         """Replaces a table by ours, in one transaction; returns whether that was accepted.
@@ -212,7 +209,12 @@ class NFTablesDriver:
                 )
         try:
             self._kernel.commit(
-                [*self._static(there=True), *transaction.beforehand(), *transaction.messages()]
+                [
+                    messages.delete_table(self._table),
+                    *frame.table(self._table, compiler.node),
+                    *transaction.beforehand(),
+                    *transaction.messages(),
+                ]
             )
         except TransactionRefusedError as e:
             log.warning(

@@ -1,7 +1,7 @@
 """What a change of Services sends: what changed and no more, in an order the kernel takes."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from kubeproxy.backends.nftables import layout, packing
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages as m
 from kubeproxy.netlink.nft import objects
+from kubeproxy.netlink.nft.fake import FakeNftKernel
 from kubeproxy.netlink.nft.messages import NftMessage, TableName
 from tests.fakes.cluster import endpoints, service
 from tests.unit.backends.nftables.rig import Content, Rig
@@ -227,3 +228,22 @@ def test_what_somebody_changed_is_mended() -> None:
         rig = rig.restarted()
         assert not rig.full()
         assert rig.table() == right
+
+
+def test_a_table_that_was_just_written_is_not_read() -> None:
+    kernel = _Counting()
+    rig = Rig(kernel)
+    rig.tell(service("web", "10.96.0.1"), endpoints("web", *pods(3)))
+    assert not rig.full()
+    assert not kernel.listed
+    assert rig.table() == rig.fresh().table()
+
+
+class _Counting(FakeNftKernel):
+    """Counts how often it is asked to list something after the first commit."""
+
+    listed = 0
+
+    def dump(self, kind: int, family: int, body: bytes = b"") -> Iterable[memoryview]:
+        self.listed += bool(self.commits)
+        return super().dump(kind, family, body)
