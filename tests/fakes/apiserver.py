@@ -357,16 +357,22 @@ def _parse(path: str) -> tuple[Kind | None, str, str]:
 
 def load(store: Store, path: Path) -> int:
     """Puts the objects of a YAML or JSON file (documents, and Lists in them); returns how many."""
+    count = 0
+    for document in _documents(path):
+        for obj in (document or {}).get("items", [document]):
+            if obj and obj.get("kind") in KINDS:
+                store.put(obj)
+                count += 1
+    return count
+
+
+def _documents(path: Path) -> list[Any]:
+    if path.suffix == ".json":  # a YAML reader takes ten times as long
+        return [msgspec.json.decode(path.read_bytes())]
     import yaml
 
-    count = 0
     with path.open("rb") as file:
-        for document in yaml.load_all(file, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-            for obj in (document or {}).get("items", [document]):
-                if obj and obj.get("kind") in KINDS:
-                    store.put(obj)
-                    count += 1
-    return count
+        return list(yaml.load_all(file, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 async def _serve(host: str, port: int, paths: list[Path]) -> None:
