@@ -1,11 +1,16 @@
 """What packets do in random clusters is what the verdict says, in every mode: the oracle's cases are few."""
 
+import itertools
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
+from kubeproxy.api.addresses import family_of, is_loopback, join
+from kubeproxy.insight import daemon
+from kubeproxy.machine.linux import LinuxMachine
 from kubeproxy.model.manners import Manners
 from tests.fakes.manners import IPTABLES, IPVS, NFTABLES
 from tests.lab import cases, probe, random_case
@@ -14,7 +19,7 @@ from tests.lab.probe import SOME_LOST, Outcomes
 from tests.lab.random_case import Document
 from tests.lab.topology import Lab
 from tests.scenarios.carried import carried, forgive
-from tests.scenarios.world import World, outcome
+from tests.scenarios.world import CLIENTS, World, outcome, parse_front
 
 MANNERS: dict[str, Manners] = {"iptables": IPTABLES, "nftables": NFTABLES, "ipvs": IPVS}
 START_SECONDS = 120.0
@@ -58,8 +63,26 @@ def check(lab: Lab, mode: str, config: Document, objects: list[Document]) -> Non
         file, manifests, wanted = laid_out(config, objects, mode, Path(folder))
         with Daemon(lab, kube_proxy(file, manifests), timeout=START_SECONDS):
             measured = probe.outcomes(lab, wanted, endpoints)
+            assert differences(lab, wanted) == {}
     forgive(wanted, measured, fronts="")
     assert measured == wanted, probe.differences(wanted, measured)
+
+
+def differences(lab: Lab, fronts: Outcomes) -> dict[str, Any]:
+    """How the kernel differs from what the daemon explains of a packet to each front, each from another client."""
+    clients = itertools.cycle(client for client in fronts if client in CLIENTS)
+    found: dict[str, Any] = {}
+    for front in sorted({front for asked in fronts.values() for front in asked}):
+        address, port, protocol = parse_front(front)
+        if is_loopback(address):
+            continue
+        source = CLIENTS[next(clients)][0][family_of(address)]
+        with lab.inside("node"):
+            told = daemon.ask(LinuxMachine(), source, f"{join(address, port)}/{protocol.lower()}", "")
+        assert told is not None, front
+        if told.kernel != "agrees":
+            found[f"{source} to {front}"] = told.unread or told.differences
+    return found
 
 
 def examples(count: int) -> settings:

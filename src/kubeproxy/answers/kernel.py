@@ -175,12 +175,17 @@ def _rules(
 def _only(port: PortPlan, front: str, packet: Packet) -> PortPlan:
     """A Service port with one of its fronts."""
     at = (packet.destination,)
-    return replace(
+    only = replace(
         port,
         cluster_ip=port.cluster_ip if front == "ClusterIP" else "",
         external_ips=at if front == "external IP" else (),
         load_balancer_ips=at if front == "load balancer IP" else (),
         node_port=port.node_port if front == "node port" else 0,
+    )
+    return replace(
+        only,
+        cluster=only.cluster if only.uses_cluster else (),
+        local=only.local if only.uses_local else (),
     )
 
 
