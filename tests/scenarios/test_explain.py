@@ -83,6 +83,7 @@ def _accounts_for_all(
 def test_a_packet_as_people_name_it(name: str, tmp_path: Path) -> None:
     snapshot = taken(name, "iptables", tmp_path)
     machine = FakeMachine(ADDRESSES)
+    machine.interfaces |= {"cni0": 3, "wan": 4}
     for client, fronts in cases.expected("iptables", name).items():
         if client == "node":
             continue

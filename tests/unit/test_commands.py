@@ -120,7 +120,7 @@ def test_an_answer_for_programs_and_one_for_people(manifests):
         ),
         (
             ["explain", "--from", "node", "--to", "apu.shop", "--manifests", "MANIFESTS"],
-            "did you mean api.shop?",
+            "did you mean shop/api?",
         ),
         (["explain", "--from", "node", "--to", ":1", "--live", "0"], "--live 0: a number from 1 to 1000"),
         (["explain", "--from", "node", "--to", ":1", "--live", "x"], "argument --live: invalid int value"),
@@ -141,6 +141,15 @@ def test_an_answer_for_programs_and_one_for_people(manifests):
         (["replay", "/nowhere", "--since", "-1m", "--until", "-2m"], "--since -1m is after --until -2m"),
         (["replay", "/nowhere", "--service", "api"], "a Service is written as NAMESPACE/NAME"),
         (["completion", "fish"], "invalid choice"),
+        (["explian", "--from", "node"], "there is no command 'explian'; did you mean 'explain'?"),
+        (
+            ["plan", "--manifests", "MANIFESTS", "--hostname-override", "n1", "--against", "/nowhere"],
+            "--against /nowhere: there is no such file or folder",
+        ),
+        (
+            ["explain", "--from", "node", "--to", ":1", "--live", "--from", "10.0.0.1", "--connect"],
+            "--from node",
+        ),
     ],
 )
 def test_a_wrong_question_gets_one_line(manifests, arguments, message):
@@ -149,6 +158,43 @@ def test_a_wrong_question_gets_one_line(manifests, arguments, message):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert message in line
     assert "Traceback" not in done.stderr
+
+
+def test_programs_get_json_when_the_question_is_wrong(manifests):
+    sources = ("--manifests", str(manifests), "--hostname-override", "n1")
+    for arguments, message in (
+        (["explain", "--from", "node", "--to", "apu.shop", *sources], "there is no Service shop/apu"),
+        (["explain", "--to", "api.shop"], "--from"),
+        (["doctor", "--check", "KP999", *sources], "there is no check KP999"),
+        (["verify", "--config", "/nowhere"], "/nowhere"),
+        (["plan", *sources, "--mode", "none"], "--mode none"),
+        (["top", "api", *sources], "did you mean shop/api?"),
+        (["replay", "/nowhere"], "/nowhere"),
+    ):
+        done = kube_proxy(*arguments, "--json")
+        assert done.returncode == command.FAILED
+        assert message in json.loads(done.stdout)["error"]
+        assert message in done.stderr
+
+
+def test_manifests_that_cannot_be_used_are_named(manifests):
+    (manifests / "b.yaml").write_text("kind: [")
+    question = (
+        "--from",
+        "node",
+        "--to",
+        "api.shop",
+        "--manifests",
+        str(manifests),
+        "--hostname-override",
+        "n1",
+    )
+    done = kube_proxy("explain", *question)
+    assert done.returncode == 4
+    notes = [line for line in done.stderr.splitlines() if "b.yaml" in line]
+    assert len(notes) == 1
+    assert notes[0].startswith(f"Note: {manifests}/b.yaml cannot be used: line ")
+    assert "starting" not in done.stderr
 
 
 def test_completion_in_bash():

@@ -54,7 +54,8 @@ async def ask(snapshot: Snapshot, machine: Machine, source: str, destination: st
 
 def _obstacle(snapshot: Snapshot, machine: Machine, found: Answer) -> str:
     """Why the routing of this host drops a packet that rules forward, "" if it does not."""
-    if found.verdict != FORWARD or not snapshot.own or not snapshot.mode.forwards:
+    here = snapshot.own and not snapshot.past and (found.kernel != "unread" or machine.holder() is not None)
+    if found.verdict != FORWARD or not here or not snapshot.mode.forwards:
         return ""
     return routing.obstacle(
         machine, found.source, [each.address for each in found.endpoints], found.interface

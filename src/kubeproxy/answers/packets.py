@@ -1,17 +1,18 @@
 """Packets as users specify them: `--from` a source `--to` a destination.
 
 A source is an address, `node` for a process of the node, or `pod/NAMESPACE/NAME`. A destination is
-`ADDRESS:PORT`, `SERVICE.NAMESPACE`, `SERVICE.NAMESPACE:PORT` with a number or the name of a port, or `:PORT`
-for a node port, each with `/PROTOCOL` if it is not TCP.
+`ADDRESS:PORT`, `SERVICE.NAMESPACE` or `NAMESPACE/SERVICE`, with `:PORT` if it has several, a number or a
+name, or `:PORT` for a node port, each with `/PROTOCOL` if it is not TCP.
 """
 
 import json
 from collections.abc import Iterable
-from difflib import get_close_matches
+from ipaddress import ip_address
 from typing import Final
 
 from msgspec import Struct
 
+from kubeproxy.answers import names
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api.addresses import FAMILIES, Family, family_of, is_loopback, parse_address
 from kubeproxy.api.rows import PortRow, Protocol, ServiceRow
@@ -21,7 +22,7 @@ from kubeproxy.model.verdict import Packet
 
 PROTOCOLS: Final[tuple[Protocol, ...]] = ("TCP", "UDP", "SCTP")
 _POD: Final = "pod/"
-_SUFFIXES: Final = (".cluster.local", ".svc")
+_FORMS: Final = "a destination is ADDRESS:PORT, SERVICE.NAMESPACE[:PORT] or :NODEPORT, with /udp or /sctp if it is not TCP"
 
 
 class PacketError(Exception):
@@ -72,6 +73,8 @@ def packet(
         PacketError: one of them cannot be understood, or does not exist.
     """
     to = parse_destination(snapshot, destination)
+    if interface and snapshot.own and not machine.interface(interface):
+        raise PacketError(f"--interface {interface}: this host has no such interface")
     sources = _sources(snapshot, source)
     family = _family(snapshot, source, sources, destination, to)
     node = snapshot.node(family)
@@ -97,16 +100,18 @@ def parse_destination(snapshot: Snapshot, text: str) -> Destination:
     rest, slash, given = text.rpartition("/") if "/" in text else (text, "", "")
     protocol = next((p for p in PROTOCOLS if p == given.upper()), None)
     if slash and protocol is None:
-        raise PacketError(f"--to {text}: {given!r} is not a protocol; use tcp, udp or sctp")
+        if ":" in rest or "." in rest or not rest:
+            raise PacketError(f"--to {text}: {given!r} is not a protocol; use tcp, udp or sctp. {_FORMS}")
+        rest = text  # NAMESPACE/SERVICE
     host, port = _split(rest)
     address = _address(host)
-    if not host or address:
+    if address or (not host and port):
         number = _number(port)
         if number is None:
             form = (
-                "a node port is written as :PORT"
-                if not host
-                else "an address needs a port, as in 10.96.0.1:443"
+                "an address needs a port, as in 10.96.0.1:443 or [fd00::1]:443"
+                if address
+                else "a node port is written as :PORT, a number from 1 to 65535"
             )
             raise PacketError(f"--to {text}: {form}")
         return Destination((address,) if address else (), number, protocol or "TCP")
@@ -138,17 +143,13 @@ def _number(text: str) -> int | None:
 def _of_service(
     snapshot: Snapshot, text: str, host: str, port: str, protocol: Protocol | None
 ) -> Destination:
-    for suffix in _SUFFIXES:
-        host = host.removesuffix(suffix)
-    name, dot, namespace = host.partition(".")
-    if not dot or not name or not namespace:
-        raise PacketError(
-            f"--to {text}: a destination is ADDRESS:PORT, SERVICE.NAMESPACE[:PORT] or :NODEPORT, with /udp or /sctp if it"
-            " is not TCP"
-        )
-    service = snapshot.state.services.get((namespace, name))
+    key = names.service(host)
+    if key is None or host.replace(".", "").isdecimal():
+        same = sorted(f"{key[1]}.{key[0]}" for key in snapshot.state.services if key[1] == host)
+        raise PacketError(f"--to {text or repr(text)}: {f'did you mean {same[0]}? ' if same else ''}{_FORMS}")
+    service = snapshot.state.services.get(key)
     if service is None:
-        raise PacketError(f"--to {text}: {_no_such_service(snapshot, namespace, name)}")
+        raise PacketError(f"--to {text}: {names.missing(snapshot.state, key)}")
     found = [
         each
         for each in service.ports
@@ -161,17 +162,10 @@ def _of_service(
     raise PacketError(f"--to {text}: the Service has no such port; it has {_ports(service)}")
 
 
-def _no_such_service(snapshot: Snapshot, namespace: str, name: str) -> str:
-    if (namespace, name) in snapshot.state.foreign:
-        return f"Service {namespace}/{name} is not proxied: it is headless, of type ExternalName, or another proxy serves it"
-    names = [f"{key[1]}.{key[0]}" for key in snapshot.state.services]
-    close = get_close_matches(f"{name}.{namespace}", names, 1)
-    return f"there is no Service {namespace}/{name}" + (f"; did you mean {close[0]}?" if close else "")
-
-
 def _ports(service: ServiceRow) -> str:
     def shown(port: PortRow) -> str:
-        return f"{port.name or port.port}{'' if port.protocol == 'TCP' else f'/{port.protocol.lower()}'}"
+        number = f"{port.port}/{port.protocol.lower()}"
+        return f"{port.name} ({number})" if port.name else number
 
     return ", ".join(map(shown, service.ports)) or "no ports"
 
@@ -183,7 +177,7 @@ def _sources(snapshot: Snapshot, source: str) -> tuple[str, ...]:
     if path := pod_path(source):
         return _pod_addresses(snapshot, source, path)
     address = _address(source.strip("[]"))
-    if not address:
+    if not address or ip_address(address).is_unspecified:
         raise PacketError(f"--from {source}: a source is an address, `node`, or pod/NAMESPACE/NAME")
     return (address,)
 

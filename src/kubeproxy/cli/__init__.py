@@ -29,6 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from kubeproxy.cli import command
 
         return command.main(arguments[0], arguments[1:])
+    if arguments and arguments[0][:1].isalpha():
+        from difflib import get_close_matches
+
+        close = get_close_matches(arguments[0], COMMANDS, 1)
+        if close:
+            sys.stderr.write(f"Error: there is no command {arguments[0]!r}; did you mean {close[0]!r}?\n")
+            return 1
     from kubeproxy.cli import run
 
     return run.main(arguments)

@@ -28,6 +28,9 @@ from kubeproxy.config.kinds import KINDS
 
 _NEGATIVE: Final = re.compile(r"-[0-9.]")
 
+_SILENT: Final = frozenset({"kubeproxy.host", "kubeproxy.sources.unusable"})
+"""Loggers whose warnings are not written: the daemon reports the first, and answers have the second."""
+
 FAILED: Final = 1
 INTERRUPTED: Final = 130
 COMMON_STATUSES: Final = (
@@ -112,8 +115,9 @@ def parser(command: Command) -> Parser:
 
 def main(name: str, argv: Sequence[str]) -> int:
     """Runs a command and returns its exit status."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("kubeproxy.host").setLevel(logging.ERROR)  # its doubts are reported by the daemon
+    notes = logging.StreamHandler(sys.stderr)
+    notes.addFilter(lambda record: record.name not in _SILENT)
+    logging.basicConfig(level=logging.WARNING, format="Note: %(message)s", handlers=[notes])
     out = Output()
     try:
         command = load(name)
@@ -122,13 +126,12 @@ def main(name: str, argv: Sequence[str]) -> int:
         flags = parse(others, sys.platform)
         return command.run(Asked(arguments, flags, out))
     except ConfigError as e:
-        for error in e.errors:
-            out.error(error)
+        out.error(*e.errors, as_json="--json" in argv)
     except (CommandError, OSError) as e:
         if isinstance(e, BrokenPipeError):  # as with `kube-proxy explain ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return FAILED
-        out.error(str(e))
+        out.error(str(e), as_json="--json" in argv)
     except KeyboardInterrupt:
         return INTERRUPTED
     return FAILED

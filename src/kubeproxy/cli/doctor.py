@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Sequence
 from typing import Final
 
+from kubeproxy.answers import names
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.cli.command import Asked, Command, CommandError
 from kubeproxy.cli.output import Output
@@ -19,7 +20,6 @@ from kubeproxy.insight.doctor.examine import CHECKS, Examined, examine, failed
 from kubeproxy.insight.doctor.facts import Facts, Part
 from kubeproxy.insight.doctor.gather import gather
 from kubeproxy.machine.base import Machine
-from kubeproxy.model.plan import Key
 
 FOUND: Final = 2
 MOST_LINES: Final = 5
@@ -78,13 +78,16 @@ def look(asked: Asked, machine: Machine, costly: Collection[Costly]) -> Facts:
         CommandError: the question is wrong.
     """
     arguments = asked.arguments
-    only = _service(arguments.service) if arguments.service else None
     with asked.out.progress(READING):
         taken, options = _snapshot(asked, machine)
-    if only is not None and taken.value is None:
-        raise CommandError(f"Services cannot be read: {taken.reason}")
-    if only is not None and taken.value is not None and only not in taken.value.state.services:
-        raise CommandError(_unknown(only, taken.value))
+    only = None
+    if arguments.service:
+        if taken.value is None:
+            raise CommandError(taken.reason)
+        try:
+            only = names.known(taken.value.state, arguments.service)
+        except ValueError as e:
+            raise CommandError(str(e)) from e
     with asked.out.progress("looking at the node and its endpoints"):
         return gather(machine, taken, options, only=only, costly=costly)
 
@@ -123,28 +126,6 @@ def _checks(given: Sequence[str]) -> frozenset[str]:
             f"there is no check {text}; docs/doctor.md lists them, {min(known)} to {max(known)}"
         )
     return ids
-
-
-def _service(text: str) -> Key:
-    """A Service by its name.
-
-    Raises:
-        CommandError: it is not written so.
-    """
-    parts = text.split("/") if "/" in text else text.split(".")[1::-1]
-    if len(parts) != 2 or not all(parts):
-        raise CommandError(f"{text!r} is no Service: write NAMESPACE/NAME, e.g. shop/api")
-    return parts[0], parts[1]
-
-
-def _unknown(key: Key, taken: Snapshot) -> str:
-    from difflib import get_close_matches
-
-    name = "/".join(key)
-    if key in taken.state.foreign:
-        return f"Service {name} is not served by kube-proxy: it is headless, of type ExternalName, or of another proxy"
-    near = get_close_matches(name, ["/".join(each) for each in taken.state.services], n=1)
-    return f"there is no Service {name}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def show(results: Sequence[Examined], out: Output, *, everything: bool) -> None:

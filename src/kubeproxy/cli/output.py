@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 class Output:
     """Standard output and standard error."""
 
+    def __init__(self) -> None:
+        """Writes nothing yet."""
+        self._wrote_json = False
+
     @cached_property
     def console(self) -> "Console":
         """Standard output for text, which is written as it is, without markup."""
@@ -28,6 +32,7 @@ class Output:
 
     def json(self, value: Any) -> None:
         """Writes a value as indented JSON."""
+        self._wrote_json = True
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
 
     def line(self, text: str = "", style: str = "") -> None:
@@ -39,9 +44,17 @@ class Output:
         """
         self.console.print(text, style=style or None)
 
-    def error(self, message: str) -> None:
-        """Reports an error."""
-        sys.stderr.write(f"Error: {message}\n")
+    def error(self, *messages: str, as_json: bool = False) -> None:
+        """Reports errors.
+
+        Args:
+            messages: one line each.
+            as_json: a program reads JSON: it gets an object with the errors, unless it has got a result.
+        """
+        for message in messages:
+            sys.stderr.write(f"Error: {message}\n")
+        if as_json and not self._wrote_json:
+            self.json({"error": "; ".join(messages)})
 
     def note(self, message: str) -> None:
         """Reports what the reader should know about the result, without being part of it."""

@@ -51,7 +51,10 @@ def _run(asked: Asked) -> int:
     taken = asyncio.run(reading.cluster(asked, machine, found=found))
     if arguments.against:
         other = replace(found, options=replace(found.options, manifests=(arguments.against,)))
-        before = asyncio.run(reading.cluster(asked, machine, found=other))
+        try:
+            before = asyncio.run(reading.cluster(asked, machine, found=other))
+        except FileNotFoundError as e:
+            raise CommandError(f"--against {arguments.against}: there is no such file or folder") from e
         return _report(of_manifests(before, taken, arguments.against), asked)
     with out.progress("reading the kernel"):
         planned = asyncio.run(of_kernel(taken, machine))

@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from kubeproxy.answers import names
 from kubeproxy.cli.command import Asked, Command, CommandError
 from kubeproxy.cli.output import Output
 from kubeproxy.insight import moments
@@ -72,13 +73,13 @@ def _run(asked: Asked) -> int:
 
 
 def _service(text: str) -> str:
-    """The Service that is asked for, also as `name.namespace`."""
-    if not text or "/" in text:
-        return text
-    name, dot, namespace = text.partition(".")
-    if not dot:
-        raise CommandError(f"--service {text}: a Service is written as NAMESPACE/NAME")
-    return f"{namespace.removesuffix('.cluster.local').removesuffix('.svc')}/{name}"
+    """The Service that is asked for, as namespace/name; "" for all."""
+    if not text:
+        return ""
+    key = names.service(text)
+    if key is None:
+        raise CommandError(f"--service {text}: {names.FORM}")
+    return "/".join(key)
 
 
 def _write(found: Iterator[Event]) -> None:

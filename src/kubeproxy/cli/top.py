@@ -118,15 +118,14 @@ def named(text: str, taken: "Snapshot") -> Key | None:
     Raises:
         CommandError: there is none.
     """
+    from kubeproxy.answers import names
+
     if not text:
         return None
-    namespace, slash, name = text.rpartition("/")
-    key = (namespace if slash else "default", name)
-    if key not in taken.state.services:
-        same = sorted("/".join(each) for each in taken.state.services if each[1] == name)
-        hint = f"; did you mean {' or '.join(same[:3])}?" if same else "; it is written as NAMESPACE/NAME"
-        raise CommandError(f"there is no Service {'/'.join(key)}{hint}")
-    return key
+    try:
+        return names.known(taken.state, text)
+    except ValueError as e:
+        raise CommandError(str(e)) from e
 
 
 async def once(watch: "TopWatch", cluster: "LiveCluster", only: Key | None, interval: float) -> "Top":

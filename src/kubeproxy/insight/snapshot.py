@@ -27,6 +27,7 @@ from kubeproxy.model.state import Touched
 from kubeproxy.sources.base import Source, Status
 from kubeproxy.sources.client import Client
 from kubeproxy.sources.errors import ApiError, UnreachableError
+from kubeproxy.sources.manifests import Manifests
 
 PATIENCE_SECONDS: Final = 30.0
 """So long Services and EndpointSlices are waited for."""
@@ -175,6 +176,7 @@ async def follow(
                 objects[path] = None
                 troubles.append(f"{path} cannot be read: {e}")
         troubles += [f"{status.kind}: {status.trouble}" for status in statuses.values() if status.trouble]
+        troubles += source.unusable.unknown() if isinstance(source, Manifests) else ()
         if hub.node is None:
             troubles.append(
                 f"Node {name} is not known: zone, podCIDRs and addresses of its object are missing from the answer"
@@ -193,8 +195,6 @@ def _source(
     """The source of the configuration, what it knows of its connections, and its client."""
     options = origin.options
     if options.manifests:
-        from kubeproxy.sources.manifests import Manifests
-
         return Manifests([Path(path) for path in options.manifests], hub), {}, None
     from kubeproxy.sources.apiserver import ApiServer
 

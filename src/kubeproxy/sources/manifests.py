@@ -67,7 +67,7 @@ class Manifests:
         sink: Sink,
         *,
         look_seconds: float = LOOK_SECONDS,
-        serves: Callable[[], bool] = lambda: False,
+        serves: Callable[[], bool] | None = None,
     ) -> None:
         """Reads nothing before `run`.
 
@@ -77,7 +77,7 @@ class Manifests:
             look_seconds: see the attribute; links to files and some file systems cause no notifications.
             serves: whether the kernel serves Services of an earlier run, which must not be removed because
                 their manifests cannot be read. Called in a thread, and only if something cannot be used at
-                the start.
+                the start. None: nothing is written from what is read, so nothing can be removed.
 
         Raises:
             FileNotFoundError: a path does not exist.
@@ -145,6 +145,8 @@ class Manifests:
             return True
         if self._waits:
             return False
+        if self._serves is None:
+            return True
         self._waits = await asyncio.to_thread(self._serves)
         if self._waits:
             log.error(

@@ -71,6 +71,8 @@ def snapshot(machine, tmp_path):
         ("10.244.1.2", "10.96.0.2:53/udp", Packet("10.244.1.2", "10.96.0.2", 53, "UDP", "eth0")),
         ("10.244.1.2", "api.shop", Packet("10.244.1.2", "10.96.0.1", 80, "TCP", "eth0")),
         ("10.244.1.2", "api.shop.svc.cluster.local:http", Packet("10.244.1.2", "10.96.0.1", 80, "TCP", "eth0")),
+        ("10.244.1.2", "shop/api:http/tcp", Packet("10.244.1.2", "10.96.0.1", 80, "TCP", "eth0")),
+        ("10.244.1.2", "shop/api", Packet("10.244.1.2", "10.96.0.1", 80, "TCP", "eth0")),
         ("10.244.1.2", "dns.shop:dns", Packet("10.244.1.2", "10.96.0.2", 53, "UDP", "eth0")),
         ("10.244.1.2", "dns.shop:53/tcp", Packet("10.244.1.2", "10.96.0.2", 53, "TCP", "eth0")),
         ("2001:db8::9", "api.shop:80", Packet("2001:db8::9", "fd00::1", 80, "TCP", "eth0")),
@@ -98,20 +100,33 @@ def test_what_is_meant(snapshot, machine, source, destination, expected):
         ("10.244.1.2", ":http", "a node port is written as :PORT"),
         ("10.244.1.2", "10.96.0.1:80/icmp", "'icmp' is not a protocol; use tcp, udp or sctp"),
         ("10.244.1.2", "api", "a destination is ADDRESS:PORT"),
-        ("10.244.1.2", "apu.shop", "there is no Service shop/apu; did you mean api.shop"),
-        ("10.244.1.2", "api.shop:81", "the Service has no such port; it has http"),
-        ("10.244.1.2", "api.shop:80/udp", "the Service has no such port; it has http"),
-        ("10.244.1.2", "dns.shop", "several ports, add one of them: dns/udp, dns-tcp"),
-        ("10.244.1.2", "none.shop", "not proxied: it is headless"),
+        ("10.244.1.2", "apu.shop", r"there is no Service shop/apu; did you mean shop/api\?"),
+        ("10.244.1.2", "API.SHOP", r"there is no Service SHOP/API; did you mean shop/api\?"),
+        ("10.244.1.2", "api.default", r"there is no Service default/api; did you mean shop/api\?"),
+        ("10.244.1.2", "api.shop:81", r"the Service has no such port; it has http \(80/tcp\)"),
+        ("10.244.1.2", "api.shop:80/udp", r"the Service has no such port; it has http \(80/tcp\)"),
+        ("10.244.1.2", "dns.shop", r"several ports, add one of them: dns \(53/udp\), dns-tcp \(53/tcp\)"),
+        ("10.244.1.2", "api", r"--to api: did you mean api.shop\?"),
+        ("10.244.1.2", "10.96.0.1:80:80", "a destination is ADDRESS:PORT"),
+        ("10.244.1.2", "10.96.0:80", "a destination is ADDRESS:PORT"),
+        ("10.244.1.2", "http://api.shop", "'api.shop' is not a protocol"),
+        ("10.244.1.2", ":", "--to :: a destination is ADDRESS:PORT"),
+        ("0.0.0.0", "api.shop", "a source is an address"),
+        ("10.244.1.2", "none.shop", "not served by kube-proxy: it is headless"),
         ("10.244.1.2", "[fd00::1]:80", "--from 10.244.1.2 is IPv4, --to .* is IPv6"),
         ("pod/other/web-0", "api.shop", "it was not read; use its address instead"),
         ("", "api.shop", "a source is an address"),
-        ("10.244.1.2", "", "a node port is written as :PORT"),
+        ("10.244.1.2", "", "--to '': a destination is ADDRESS:PORT"),
     ],
 )
 def test_what_cannot_be_meant(snapshot, machine, source, destination, message):
     with pytest.raises(PacketError, match=message):
         packet(snapshot, machine, source, destination)
+
+
+def test_an_interface_that_does_not_exist(snapshot, machine):
+    with pytest.raises(PacketError, match="--interface eth9: this host has no such interface"):
+        packet(snapshot, machine, "10.244.1.2", "api.shop", "eth9")
 
 
 def test_a_pod_is_named_with_its_namespace():

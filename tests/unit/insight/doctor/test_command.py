@@ -69,7 +69,11 @@ def test_one_service(world: World) -> None:
     [
         (["--check", "KP999"], "there is no check KP999; docs/doctor.md lists them, KP001 to "),
         (["shop/apu"], "there is no Service shop/apu; did you mean shop/api?"),
-        (["api"], "'api' is no Service: write NAMESPACE/NAME"),
+        (
+            ["api"],
+            "'api': a Service is written as NAMESPACE/NAME or NAME.NAMESPACE, e.g. shop/api or api.shop; did you mean shop/api?",
+        ),
+        (["default/api"], "there is no Service default/api; did you mean shop/api?"),
         (["shop/none"], "Service shop/none is not served by kube-proxy: it is headless"),
     ],
 )
