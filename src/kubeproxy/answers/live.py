@@ -79,7 +79,7 @@ async def watch(
     except OSError as e:
         lacking = machine.lacks(("CAP_NET_ADMIN",))
         why = f"; this process has no {lacking[0]}" if lacking else ""
-        return Live(cannot=f"the kernel does not trace: {e}{why}")
+        return Live(cannot=f"the kernel does not trace: {e.strerror or e}{why}")
     loop = asyncio.get_running_loop()
     start = loop.time()
     with tracer:
@@ -254,9 +254,12 @@ class _LiveJudge:
             if event.handle and not _DIVERTS.isdisjoint(self.words(event)):
                 return self._by(found, event)
         if self._answer.protocol == "TCP":
-            return found
-        tracked = "no rule did this, so its flow was tracked before; `kube-proxy verify` lists such flows"
-        return replace(found, why=f"{why}; {tracked}")
+            by = (
+                "no rule that nf_tables traces did this: look at iptables-legacy-save -t nat, and ipvsadm -Ln"
+            )
+        else:
+            by = "no rule did this, so its flow was tracked before; `kube-proxy verify` lists such flows"
+        return replace(found, why=f"{why}; {by}")
 
     def _by(self, packet: TracedPacket, event: TraceEvent) -> TracedPacket:
         """A packet with the rule, or policy, that decided."""

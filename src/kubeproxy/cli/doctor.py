@@ -151,8 +151,8 @@ def show(results: Sequence[Examined], out: Output, *, everything: bool) -> None:
             else []
         )
         parts += [f"{count['skipped']} could not look"] if count["skipped"] else []
-        mark, style = _MARKS["ok" if not bad else WARNING]
-        out.line(f"{mark if not bad else '  '}  {group}: {', '.join(parts)}", style if not bad else "")
+        mark, style = ("  ", "") if bad else _MARKS["skipped" if count["skipped"] else "ok"]
+        out.line(f"{mark}  {group}: {', '.join(parts)}", style)
     reasons: dict[str, list[str]] = {}
     for each in results:
         if each.status == "skipped" and not everything:
@@ -168,8 +168,8 @@ def _show(each: Examined, out: Output, *, everything: bool) -> None:
         out.line(f"{mark}  {each.id}  {symptom.finding}", style)
         out.line(f"           {symptom.evidence}")
         out.line(f"           do: {symptom.remedy}   ({each.page})")
-    left = len(each.found) - len(shown)
-    if left and not everything:
+    left = sum(everything or symptom.severity != NOTE for symptom in each.found) - len(shown)
+    if left:
         out.line(f"           and {left} more findings of {each.id}; --all writes them")
 
 

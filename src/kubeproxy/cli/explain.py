@@ -18,6 +18,9 @@ DIFFERS: Final = 5
 MOST_RULES: Final = 12
 """So many of the things the kernel holds, and of the differences, are shown."""
 
+MOST_ENDPOINTS: Final = 20
+"""So many endpoints are shown that packets reach, and so many of the others."""
+
 LIVE_PACKETS: Final = 5
 """So many packets are traced if no number is given, ..."""
 
@@ -199,29 +202,39 @@ def show(found: Answer, out: Output, asked_at: str = "") -> None:
         style = {"verdict": "green" if good else "red", "routing": "red"}.get(stage.name, "")
         out.line(f"  {stage.name:<14}{stage.text}", style)
     label = "to"
-    for to in found.endpoints:
+    for to in found.endpoints[:MOST_ENDPOINTS]:
         at = f"{join(to.address, to.port)}"
         where = " ".join(part for part in (to.node, to.zone) if part)
         notes = [where] if where else []
         notes += ["terminating"] * to.terminating + ["masqueraded"] * to.masquerade
         out.line(f"  {label:<14}{at:<24} {100 * to.share:5.1f} %  {', '.join(notes)}".rstrip())
         label = ""
+    _show_more(len(found.endpoints), MOST_ENDPOINTS, out)
     label = "not to"
-    for other in found.excluded:
+    normal = [each for each in found.excluded if found.endpoints and each.reason == "other family"]
+    excluded = [each for each in found.excluded if each not in normal]
+    for other in excluded[:MOST_ENDPOINTS]:
         at = join(other.address, other.port) if other.port else other.address
         detail = f": {other.detail}" if other.detail else ""
         out.line(f"  {label:<14}{at:<24} {other.reason}{detail} (EndpointSlice {other.slice})")
         label = ""
+    _show_more(len(excluded), MOST_ENDPOINTS, out)
+    if normal:
+        out.line(f"  {label:<14}{len(normal)} endpoints of the other IP family")
     why = f": {found.unread}" if found.unread else ""
     out.line(f"  {'kernel':<14}{KERNEL[found.kernel]}{why}", "red" if found.kernel == "differs" else "")
     for difference in found.differences[:MOST_RULES]:
         out.line(f"  {'':<14}{difference}", "red")
-    if len(found.differences) > MOST_RULES:
-        out.line(f"  {'':<14}and {len(found.differences) - MOST_RULES} more; --json has all", "red")
+    _show_more(len(found.differences), MOST_RULES, out)
     for rule in found.rules[:MOST_RULES]:
         out.line(f"  {'':<14}{rule.text}{f'   (rule {rule.number})' if rule.number else ''}", "dim")
-    if len(found.rules) > MOST_RULES:
-        out.line(f"  {'':<14}and {len(found.rules) - MOST_RULES} more; --json has all", "dim")
+    _show_more(len(found.rules), MOST_RULES, out)
+
+
+def _show_more(count: int, most: int, out: Output) -> None:
+    """Writes how many lines are left out, if some are."""
+    if count > most:
+        out.line(f"  {'':<14}and {count - most} more; --json has all", "dim")
 
 
 def show_flows(found: Followed, out: Output) -> None:

@@ -195,7 +195,7 @@ def _source(
     """The source of the configuration, what it knows of its connections, and its client."""
     options = origin.options
     if options.manifests:
-        return Manifests([Path(path) for path in options.manifests], hub), {}, None
+        return Manifests([Path(path) for path in options.manifests], hub, serves=None), {}, None
     from kubeproxy.sources.apiserver import ApiServer
 
     source = ApiServer(

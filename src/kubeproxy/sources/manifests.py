@@ -67,7 +67,7 @@ class Manifests:
         sink: Sink,
         *,
         look_seconds: float = LOOK_SECONDS,
-        serves: Callable[[], bool] | None = None,
+        serves: Callable[[], bool] | None = lambda: False,
     ) -> None:
         """Reads nothing before `run`.
 

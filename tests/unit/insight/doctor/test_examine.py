@@ -171,3 +171,12 @@ def test_a_bridge_is_suspected_if_most_connections_to_it_wait(world: World) -> N
     world.flow(2, "ESTABLISHED", ("10.244.1.11", 8080), ("10.96.0.10", 80))
     (result,) = examine(world.facts(), {"KP032"})
     assert result.status == NOTE
+
+
+def test_connections_to_a_relay_are_not_those_to_endpoints(world: World) -> None:
+    world.config["mode"] = "userspace"
+    world.flow(5, "ESTABLISHED", ("192.0.2.1", 41507), ("10.96.0.10", 80))
+    world.flow(5, "SYN_SENT", ("192.0.2.1", 41507), ("10.96.0.10", 80))
+    world.flow(5, "UNREPLIED", ("192.0.2.1", 5353), ("10.96.0.53", 53), "UDP")
+    results = examine(world.facts(), {"KP083", "KP084", "KP085", "KP086"})
+    assert [each.status for each in results] == ["ok"] * 4

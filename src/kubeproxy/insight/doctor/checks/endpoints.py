@@ -97,8 +97,8 @@ def _fronts(facts: Facts) -> dict[tuple[str, str, int], tuple[Key, PortPlan]]:
 
 
 def _flows(facts: Facts) -> Iterator[tuple[FlowCount, Key, PortPlan]]:
-    """Tracked flows to fronts."""
-    fronts = _fronts(facts)
+    """Tracked flows to fronts, in modes that translate them: a relay connects to endpoints itself."""
+    fronts = _fronts(facts) if facts.snapshot().mode.forwards else {}
     for flow in facts.tracking().flows:
         if found := fronts.get((flow.protocol, *flow.front)):
             yield flow, *found
@@ -198,8 +198,6 @@ def abandoned(facts: Facts) -> Iterator[Symptom]:
 )
 def untranslated(facts: Facts) -> Iterator[Symptom]:
     """Packets to a Service with endpoints left this node untranslated: a rule did not match, or came late."""
-    if not facts.snapshot().mode.tracked or not facts.snapshot().mode.forwards:
-        return
     passed: Counter[tuple[Key, tuple[str, int]]] = Counter()
     for flow, key, port in _flows(facts):
         if (
