@@ -17,6 +17,7 @@ from kubeproxy.api.addresses import (
     IPV4,
     IPV6,
     Family,
+    contains,
     family_of,
     is_everything,
     is_link_local,
@@ -94,6 +95,7 @@ def host(
             masquerade_all=mode.masquerade_all(config),
             masquerade_mark=1 << mode.masquerade_bit(config),
             node_port_ranges=ranges[family],
+            names_loopback=names_loopback(node_ports, family),
             relay_ports=config.ports or (0, 0),
             external_ips=external_ips,
         )
@@ -123,10 +125,9 @@ def node_addresses(given: Sequence[str], bind_address: str) -> tuple[Family, dic
 
 
 def node_port_cidrs(config: KubeProxyConfiguration, addresses: Mapping[Family, str]) -> tuple[str, ...]:
-    """The configured ranges for node ports; with `primary` the node's addresses that are known."""
-    if not config.node_port_primary:
-        return config.node_port_cidrs
-    return tuple(f"{a}/{BITS[family_of(a)]}" for a in addresses.values() if not is_loopback(a))
+    """The configured ranges for node ports; with `primary` the node's addresses that are known, too."""
+    mine = [a for a in addresses.values() if not is_loopback(a)] if config.node_port_primary else ()
+    return (*(f"{a}/{BITS[family_of(a)]}" for a in mine), *config.node_port_cidrs)
 
 
 def node_port_ranges(given: Sequence[str]) -> dict[Family, tuple[str, ...]]:
@@ -136,6 +137,12 @@ def node_port_ranges(given: Sequence[str]) -> dict[Family, tuple[str, ...]]:
         mine = tuple(cidr for cidr in given if family_of(cidr) == family)
         ranges[family] = () if any(is_everything(cidr) for cidr in mine) else mine
     return ranges
+
+
+def names_loopback(given: Sequence[str], family: Family) -> bool:
+    """Whether ranges for node ports name loopback addresses of a family; that of all addresses does not."""
+    mine = [cidr for cidr in given if family_of(cidr) == family and not is_everything(cidr)]
+    return any(is_loopback(cidr.partition("/")[0]) or contains(cidr, LOOPBACK[family]) for cidr in mine)
 
 
 def local_traffic(

@@ -224,9 +224,18 @@ class TestNodePorts:
     def test_primary(self, addresses, v4, v6):
         assert self.ranges(("primary",), **addresses) == (v4, v6)
 
-    @pytest.mark.parametrize("given", [("primary", "10.0.0.0/8"), ("10.0.0.0/8",)])
-    def test_primary_is_a_word_of_its_own(self, given):
-        assert self.ranges(given, v4=V4)[0] == ("10.0.0.0/8",)
+    @pytest.mark.parametrize(
+        ("given", "v4", "v6"),
+        [
+            (("primary", "10.0.0.0/8"), (f"{V4}/32", "10.0.0.0/8"), (f"{V6}/128",)),
+            (("localhost",), ("127.0.0.0/8",), ("::1/128",)),
+            (("10.0.0.0/8", "localhost", "primary"), (f"{V4}/32", "10.0.0.0/8", "127.0.0.0/8"), (f"{V6}/128", "::1/128")),
+            (("all",), (), ()),
+            (("primary", "all", "localhost"), (), ()),
+        ],
+    )  # fmt: skip
+    def test_words_are_combined(self, given, v4, v6):
+        assert self.ranges(given, v4=V4, v6=V6) == (v4, v6)
 
     @pytest.mark.parametrize(
         ("fields", "v4"),
@@ -246,6 +255,8 @@ class TestNodePorts:
             ({"node_port_addresses": ("192.168.0.0/16", "127.0.0.0/8")}, True),
             ({"node_port_addresses": ("192.168.0.0/16", "::1/128")}, False),
             ({"node_port_addresses": ("primary",)}, False),
+            ({"node_port_addresses": ("primary", "localhost")}, True),
+            ({"node_port_addresses": ("all",)}, True),
         ],
     )
     def test_localhost(self, fields, v4):
@@ -261,6 +272,10 @@ class TestNodePorts:
             ("nftables", ("0.0.0.0/0", "::/0"), [False, False]),
             ("nftables", ("127.0.0.0/8",), [True, False]),
             ("nftables", ("192.168.0.0/16", "127.0.0.2/32", "::1/128"), [True, True]),
+            ("nftables", ("primary", "localhost"), [True, True]),
+            ("nftables", ("all",), [False, False]),
+            ("nftables", ("all", "localhost"), [True, True]),
+            ("nftables", ("0.0.0.0/0", "127.0.0.1/32"), [True, False]),
             ("userspace", None, [True, True]),
             ("userspace", ("::1/128",), [True, True]),
             ("userspace", ("primary",), [False, False]),
@@ -271,6 +286,20 @@ class TestNodePorts:
         row = NodeRow("n", addresses=(V4, V6))
         made = host(configured(mode=mode, node_port_addresses=ranges), "n", row, supported=DUAL)
         assert [node.localhost_relay for node in made.nodes] == expected
+
+    @pytest.mark.parametrize(
+        ("gates", "relay", "policy"),
+        [
+            ({}, True, False),
+            ({"KubeProxyNFTablesLocalhostNodePorts": True}, True, True),
+            ({"KubeProxyNFTablesLocalhostNodePorts": False}, False, False),
+            ({"AllBeta": False}, False, False),
+        ],
+    )
+    def test_the_gate_of_localhost(self, gates, relay, policy):
+        config = configured(mode="nftables", node_port_addresses=("localhost",), feature_gates=gates)
+        made = host(config, "n", NodeRow("n", addresses=(V4, V6)), supported=DUAL)
+        assert {(node.localhost_relay, node.localhost_policy) for node in made.nodes} == {(relay, policy)}
 
 
 class TestWhatCannotBeRight:

@@ -1,7 +1,8 @@
 """Node ports on localhost, for modes whose rules cannot serve them (KEP-6032).
 
 The kernel does not route packets to or from 127.0.0.1 off the host, and has no setting that allows it for
-::1. So a relay listens there. Its clients are processes of this node, so the Cluster policy applies to them.
+::1. So a relay listens there. Its clients are processes of this node, so the Cluster policy applies to them,
+unless the node asks for what v1.38 does.
 A port that another program has is reported and tried again at intervals; everything else works meanwhile.
 """
 
@@ -181,10 +182,11 @@ class Localhost:
         addresses = addresses_of(node)
         return {
             (key, address, port.node_port, port.protocol == "UDP"): relayed.listener(
-                plan, port, relayed.anybody(port.cluster), header=self._shared
+                plan, port, relayed.anybody(endpoints), header=self._shared
             )
             for port in (plan.ports if plan else ())
-            if port.node_port and port.cluster and port.protocol in relayed.RELAYED
+            if port.node_port and port.protocol in relayed.RELAYED
+            if (endpoints := port.external_endpoints if node.localhost_policy else port.cluster)
             for address in addresses
             if plan is not None
         }

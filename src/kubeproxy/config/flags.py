@@ -142,7 +142,7 @@ FLAGS: Final = (
     Flag("cluster-cidr", "string", LOCAL, "The range of the cluster's pods, or a pair of one IPv4 and one IPv6 range.", "cluster_cidr"),
     Flag("pod-bridge-interface", "string", LOCAL, "The bridge the pods are on, for BridgeInterface.", "detect_local.bridge_interface"),
     Flag("pod-interface-name-prefix", "string", LOCAL, "How the names of the pods' interfaces begin, for InterfaceNamePrefix.", "detect_local.interface_name_prefix"),
-    Flag("nodeport-addresses", "list", LOCAL, "Ranges of node addresses that serve NodePorts, or the word primary for the addresses in the Node object. Empty: all addresses; in nftables mode primary.", "node_port_addresses"),
+    Flag("nodeport-addresses", "list", LOCAL, "Ranges of node addresses that serve NodePorts, and the words primary (the addresses in the Node object), localhost (the loopback addresses) and all. Empty: all addresses; in nftables mode primary.", "node_port_addresses"),
 
     Flag("conntrack-max-per-core", "int", KERNEL, "How many connections to track for each CPU; 0 leaves the kernel's limit and ignores --conntrack-min.", "conntrack.max_per_core"),
     Flag("conntrack-min", "int", KERNEL, "How many connections to track at least, whatever the number of CPUs.", "conntrack.min"),
@@ -169,6 +169,7 @@ FLAGS: Final = (
     Flag("journal-size", "size", OURS, "How many bytes the journal may have. At least 1Mi.", default="64Mi", always=True),
     Flag("status-page", "string", OURS, "When the status page is served, at / on the metrics address: loopback (only at an address that only this host can reach), always or never.", default="loopback", always=True),
     Flag("nftables-counters", "bool", OURS, "In nftables mode, let the kernel count the connections of each endpoint.", "nftables.counters"),
+    Flag("node-condition", "bool", OURS, "Write whether this node serves the cluster's Services to its Node object, as the condition ServicesProgrammed. Needs the right to patch nodes/status.", "node_condition"),
     Flag("cleanup-force", "bool", OURS, "Let --cleanup remove everything although another kube-proxy runs on this node.", always=True),
     Flag("cleanup-variant", "string", OURS, "Let --cleanup remove only the rules in the tables of one variant of iptables: legacy or nf_tables. For a node whose kube-proxy uses the other variant or none, and may run meanwhile.", always=True),
 

@@ -1,10 +1,10 @@
 """Feature gates: which switches exist, what they are set to, and which settings are refused.
 
-The gates that concern kube-proxy are in a table, v1.36's and the ones v1.37 added. The reference binary also
-knows the gates of every other component, and files shared by a whole node name them, so those names are
-accepted and have no effect. A name that is in neither list but looks like a gate's is most likely another
-component's, of a release or a distribution that is unknown here, or it is misspelt: that is a warning,
-because a node must not be without a proxy for that reason. Anything else is an error.
+The gates that concern kube-proxy are in a table, v1.36's and the ones v1.37 added, as v1.38 has them. The
+reference binary also knows the gates of every other component, and files shared by a whole node name them, so
+those names are accepted and have no effect. A name that is in neither list but looks like a gate's is most
+likely another component's, of a release or a distribution that is unknown here, or it is misspelt: that is a
+warning, because a node must not be without a proxy for that reason. Anything else is an error.
 
 Source: the feature gates page of the Kubernetes documentation, v1.36 and v1.37.
 """
@@ -24,6 +24,9 @@ class Gate(Struct, gc=False, frozen=True):
     locked: bool = False
 
 
+LOCALHOST_NODE_PORTS: Final = "KubeProxyNFTablesLocalhostNodePorts"
+"""The gate of node ports on localhost in nftables mode (KEP-6032), with the stage and default of v1.38."""
+
 GATES: Final[Mapping[str, Gate]] = {
     "AllAlpha": Gate("Alpha", False),
     "AllBeta": Gate("Beta", False),
@@ -32,7 +35,7 @@ GATES: Final[Mapping[str, Gate]] = {
     "ComponentStatusz": Gate("Beta", True),
     "ContextualLogging": Gate("Beta", True),
     "KubeProxyIPVS": Gate("Deprecated", True),
-    "KubeProxyNFTablesLocalhostNodePorts": Gate("Alpha", False),
+    LOCALHOST_NODE_PORTS: Gate("Beta", True),
     "LoggingAlphaOptions": Gate("Alpha", False),
     "LoggingBetaOptions": Gate("Beta", True),
     "MultiCIDRServiceAllocator": Gate("GA", True, True),

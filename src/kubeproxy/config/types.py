@@ -10,6 +10,7 @@ A sync period that is not set stays None: the control loop then adapts the perio
 Source: kubeproxy.config.k8s.io/v1alpha1 API reference, https://kubernetes.io/docs/reference/config-api/.
 """
 
+from collections.abc import Mapping
 from socket import gethostname
 from typing import Annotated, Final
 
@@ -30,6 +31,13 @@ LONGEST_INTERFACE: Final = 15
 LOCAL_MODES: Final = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 PRIMARY: Final = "primary"
 """The value in nodePortAddresses that means the addresses in the Node object."""
+
+NODE_PORT_WORDS: Final[Mapping[str, tuple[str, ...]]] = {
+    PRIMARY: (),
+    "localhost": ("127.0.0.0/8", "::1/128"),
+    "all": ("0.0.0.0/0", "::/0"),
+}
+"""The words in nodePortAddresses (since v1.37), each with the ranges it stands for on every node."""
 
 SYNC_PERIOD: Final = Duration(30)
 
@@ -164,7 +172,11 @@ class Conntrack(Struct, gc=False, frozen=True, rename="camel"):
 
 
 class KubeProxyConfiguration(Struct, gc=False, frozen=True, rename="camel"):
-    """All fields of a configuration file."""
+    """All fields of a configuration file.
+
+    Attributes:
+        node_condition: write the condition ServicesProgrammed of the own Node; not known to the reference.
+    """
 
     feature_gates: dict[str, bool] = {}
     client_connection: ClientConnection = ClientConnection()
@@ -190,6 +202,7 @@ class KubeProxyConfiguration(Struct, gc=False, frozen=True, rename="camel"):
     config_sync_period: Duration = Duration(15 * 60)
     port_range: str = ""
     windows_run_as_service: bool = False
+    node_condition: bool = False
 
     @property
     def cluster_cidrs(self) -> tuple[str, ...]:
@@ -198,13 +211,14 @@ class KubeProxyConfiguration(Struct, gc=False, frozen=True, rename="camel"):
 
     @property
     def node_port_primary(self) -> bool:
-        """Whether NodePorts are served on the addresses in the Node object only."""
-        return self.node_port_addresses == (PRIMARY,)
+        """Whether NodePorts are served on the addresses in the Node object."""
+        return PRIMARY in (self.node_port_addresses or ())
 
     @property
     def node_port_cidrs(self) -> tuple[str, ...]:
-        """The ranges, in canonical form, whose local addresses serve NodePorts; if empty, all addresses."""
-        return _cidrs(self.node_port_addresses or ())
+        """The ranges, in canonical form, whose local addresses serve NodePorts, without those of the Node."""
+        given = self.node_port_addresses or ()
+        return _cidrs([cidr for text in given for cidr in NODE_PORT_WORDS.get(text, (text,))])
 
     @property
     def ipvs_exclude_cidrs(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from kubeproxy.config.types import (
     LINUX_MODES,
     LOCAL_MODES,
     LONGEST_INTERFACE,
-    PRIMARY,
+    NODE_PORT_WORDS,
     WINDOWS_MODES,
     KubeProxyConfiguration,
     Logging,
@@ -152,11 +152,8 @@ def _host_port(path: str, address: str, found: _Findings) -> None:
 
 def _node_ports(addresses: tuple[str, ...], found: _Findings) -> None:
     for i, address in enumerate(addresses):
-        if address == PRIMARY:
-            if len(addresses) > 1:
-                found.invalid(f"NodePortAddresses[{i}]", address, "can't use both 'primary' and CIDRs")
-            return
-        found.require(parse_cidr(address) is not None, f"NodePortAddresses[{i}]", address, CIDR)
+        sound = address in NODE_PORT_WORDS or parse_cidr(address) is not None
+        found.require(sound, f"NodePortAddresses[{i}]", address, CIDR)
 
 
 def _detect_local(config: KubeProxyConfiguration, platform: str, found: _Findings) -> None:

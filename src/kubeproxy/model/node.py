@@ -63,6 +63,9 @@ class NodeConfig(Struct, frozen=True, gc=False):
         local_addresses: in ipvs mode, all local addresses, sorted.
         localhost_node_ports: whether 127.0.0.1 accepts them too.
         localhost_relay: whether a relay serves node ports on loopback addresses, without rules.
+        localhost_policy: whether externalTrafficPolicy applies to what that relay serves, as in v1.38.
+        names_loopback: one of the configured ranges is of loopback addresses or, if it is not the range of
+            all addresses, contains 127.0.0.1 or ::1.
         listens: sockets on the node's own addresses serve the fronts, without rules.
         relayed: a relay forwards connections; its own have `masquerade_mark` and are not matched by the rules
             of Services.
@@ -85,6 +88,8 @@ class NodeConfig(Struct, frozen=True, gc=False):
     local_addresses: tuple[str, ...] = ()
     localhost_node_ports: bool = False
     localhost_relay: bool = False
+    localhost_policy: bool = False
+    names_loopback: bool = False
     listens: bool = False
     relayed: bool = False
     relay_ports: tuple[int, int] = (0, 0)
@@ -97,14 +102,6 @@ class NodeConfig(Struct, frozen=True, gc=False):
     def follows_addresses(self) -> bool:
         """Whether anything depends on the local addresses."""
         return bool(self.node_port_ranges) or self.ipvs is not None or self.listens
-
-    @property
-    def ranges_hold_loopback(self) -> bool:
-        """Whether one of the ranges of node ports is a loopback range, or contains 127.0.0.1 or ::1."""
-        return any(
-            is_loopback(cidr.partition("/")[0]) or contains(cidr, LOOPBACK[self.family])
-            for cidr in self.node_port_ranges
-        )
 
     def with_addresses(self, local: Iterable[str]) -> "NodeConfig":
         """A copy of the node with these local addresses."""

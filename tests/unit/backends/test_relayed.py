@@ -347,6 +347,18 @@ def test_localhost_beside_another_mode(relay: FakeRelay, caplog: pytest.LogCaptu
     assert relay.open_now == {}
 
 
+@pytest.mark.parametrize("policy", [False, True])
+def test_localhost_obeys_the_policy_if_that_is_asked_for(relay: FakeRelay, policy: bool) -> None:
+    backend = Localhost(Rules(), relay)
+    node = replace(NODE, localhost_relay=True, localhost_policy=policy)
+    port = free_port()
+    sync(backend, (None, plan(FAR, node_port=port, external_local=True)), full=True, node=node)
+    assert relay.open_now.keys() == (set() if policy else {(HERE, port, False)})
+    sync(backend, (None, plan(E1, FAR, node_port=port, external_local=True)), full=True, node=node)
+    targets = relay.open_now[HERE, port, False].choices[0].targets
+    assert targets == ((E1.address, 8080),) if policy else ((E1.address, 8080), (FAR.address, 8080))
+
+
 def sockets_told(backend: Localhost) -> list[float | Histogram]:
     return [f.value for f in backend.figures() if "localhost_nodeport" in f.name]
 

@@ -65,9 +65,7 @@ def _clean_tables(tables: "Tables") -> int:
 def _node(node: NodeConfig, config: KubeProxyConfiguration) -> NodeConfig:
     """Node ports work on localhost over IPv4, unless the configuration excludes it."""
     wanted = node.family == IPV4 and config.iptables.localhost_node_ports
-    return replace(
-        node, localhost_node_ports=wanted and (not node.node_port_ranges or node.ranges_hold_loopback)
-    )
+    return replace(node, localhost_node_ports=wanted and (not node.node_port_ranges or node.names_loopback))
 
 
 MODE: Final = Mode(

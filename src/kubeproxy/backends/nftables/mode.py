@@ -9,6 +9,7 @@ from kubeproxy.backends.base import Comparable, ConnectionCounter, Driver
 from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config import checks
 from kubeproxy.config.checks import Problem
+from kubeproxy.config.gates import LOCALHOST_NODE_PORTS, resolve
 from kubeproxy.config.types import PRIMARY, KubeProxyConfiguration
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
@@ -58,8 +59,17 @@ def _serves(machine: "Machine") -> bool:
 
 
 def _node(node: NodeConfig, config: KubeProxyConfiguration) -> NodeConfig:
-    """A relay serves node ports on localhost where the configuration names it (KEP-6032)."""
-    return replace(node, localhost_relay=node.ranges_hold_loopback, counters=config.nftables.counters)
+    """A relay serves node ports on localhost where the configuration names it (KEP-6032).
+
+    It serves UDP, too. If the feature gate is set, all else is as in v1.38.
+    """
+    gates = config.feature_gates
+    return replace(
+        node,
+        localhost_relay=node.names_loopback and resolve(gates)[LOCALHOST_NODE_PORTS],
+        localhost_policy=gates.get(LOCALHOST_NODE_PORTS, False),
+        counters=config.nftables.counters,
+    )
 
 
 def _problems(config: KubeProxyConfiguration) -> Iterator[Problem]:

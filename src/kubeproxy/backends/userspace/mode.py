@@ -22,7 +22,7 @@ def _open(machine: "Machine", node: NodeConfig) -> Driver:
 
 def _node(node: NodeConfig, _: KubeProxyConfiguration) -> NodeConfig:
     """The relay serves node ports on localhost, unless the configuration excludes it."""
-    return replace(node, localhost_relay=not node.node_port_ranges or node.ranges_hold_loopback)
+    return replace(node, localhost_relay=not node.node_port_ranges or node.names_loopback)
 
 
 MODE: Final = Mode(
