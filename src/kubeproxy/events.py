@@ -46,7 +46,13 @@ class Api(Protocol):
     """The requests an API server answers; see `sources.client.Client`."""
 
     def request(
-        self, method: str, path: str, body: object = None, *, query: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        strategic: bool = False,
     ) -> Awaitable[bytes]:
         """Makes one request and returns the answer's body."""
 

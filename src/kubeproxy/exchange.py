@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from kubeproxy import backends, progress, sysctls
 from kubeproxy import feed as feeds
 from kubeproxy import log as klog
-from kubeproxy import progress, sysctls
 from kubeproxy.backends.base import SyncError, UnsupportedError
 from kubeproxy.backends.mode import Mode
+from kubeproxy.condition import NodeCondition
 from kubeproxy.config import watch
 from kubeproxy.config.load import RunOptions
 from kubeproxy.events import Events
@@ -38,6 +39,7 @@ from kubeproxy.serve.serving import Serving
 from kubeproxy.session import FIRST_SYNC_SECONDS, Session, concern
 
 if TYPE_CHECKING:
+    from kubeproxy.answers.observed import Observed
     from kubeproxy.answers.snapshot import Snapshot
     from kubeproxy.journal.recorder import Recorder
 
@@ -63,6 +65,7 @@ class Exchange:
         feed: the source of the objects.
         events: records Events.
         serving: the health, metrics and debug pages.
+        condition: writes whether this proxy is ready to the own Node, if that is configured.
         trouble: why the content of the configuration file is not in force; "" if it is.
         session: the session in force; None before the first one.
         sessions: those that are not closed yet.
@@ -107,6 +110,9 @@ class Exchange:
         self._recorder: Recorder | None = None
         hub = Hub(options.config.node_name)  # until there is a feed
         self.serving = Serving(machine, options, hub, self.events, warnings=self._warnings)
+        self.condition = NodeCondition(
+            options.config.node_name, self.serving.health.troubles, clock=machine.clock
+        )
         self.serving.publish(self.figures, lambda: sysctls.figures(machine))
 
     async def open(self) -> None:
@@ -127,6 +133,7 @@ class Exchange:
             Exception: the first one cannot work here.
         """
         self._connect(self.feed, self._supervise(self._read(self.feed)))
+        self._supervise(self._write_condition())
         while True:
             self._news.clear()
             options, renewed, self._renewed = self._wanted, self._renewed, False
@@ -335,6 +342,15 @@ class Exchange:
             group.create_task(feed.source.run())
             group.create_task(progress.report(feed.hub, lambda: feed.hub.loops))
 
+    async def _write_condition(self) -> None:
+        """Writes the condition of the Node; rules that an earlier run left are looked for before."""
+        mode = self._mode or self.options.mode
+        if self.options.config.node_condition and await asyncio.to_thread(
+            backends.serves, self._machine, mode
+        ):
+            self.condition.serves()
+        await self.condition.run()
+
     async def _report(self, session: Session) -> None:
         """Reports probable mistakes in Services, when rules are in place or a timeout has passed."""
         with contextlib.suppress(TimeoutError):
@@ -351,6 +367,7 @@ class Exchange:
                 task.cancel()
         self.feed, self._reading, self._reporting = feed, reading, None
         self.events.write_to(feed.api)
+        self.condition.use(feed.api, wanted=self.options.config.node_condition)
         self.serving.read_from(
             feed.hub, feed.statuses, feed.missing, feed.figures, feed.reporter.figures, feed.contests.figures
         )
@@ -362,7 +379,7 @@ class Exchange:
         first, self._attached = self._attached is None, session
         if first:
             self.serving.answer_from(self._snapshot)
-            self._supervise(explaining.serve(self._machine, self._snapshot))
+            self._supervise(explaining.serve(self._machine, self._snapshot, self._observed))
         self._record(session)
         if self._reporting is None:
             self._reporting = self._supervise(self._report(session))
@@ -382,6 +399,11 @@ class Exchange:
         assert self._attached is not None
         return self._attached.snapshot()
 
+    def _observed(self) -> "Observed":
+        from kubeproxy.answers.observed import Observed
+
+        return Observed(self.serving.convergence.summary())
+
     def _use(self, options: RunOptions) -> None:
         """These options are in force now."""
         before, self.options, self.trouble = self.options.config, options, ""
@@ -390,6 +412,7 @@ class Exchange:
         if options.config.oom_score_adj != before.oom_score_adj:
             set_oom_score(self._machine, options.config.oom_score_adj)
         self.serving.use(options)
+        self.condition.use(self.feed.api, wanted=options.config.node_condition)
 
     def _ready(self) -> None:
         wrong = f"; {self.trouble}" if self.trouble else ""

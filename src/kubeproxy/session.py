@@ -68,6 +68,7 @@ def concern(config: KubeProxyConfiguration) -> KubeProxyConfiguration:
         show_hidden_metrics_for_version="",
         oom_score_adj=0,
         config_sync_period=KubeProxyConfiguration().config_sync_period,
+        node_condition=False,
     )
 
 

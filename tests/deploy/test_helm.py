@@ -58,6 +58,15 @@ def test_it_makes_the_objects_of_the_overlay(tmp_path: Path, least: bool, overla
     assert comparable(made) == comparable(objects.parse(objects.kustomize(overlay)))
 
 
+def test_the_condition_of_the_node_needs_one_more_right(tmp_path: Path) -> None:
+    without, with_it = (
+        objects.only(helm(tmp_path, {**REQUIRED, "config": config}).values(), "ClusterRole")["rules"]
+        for config in ({"nodeCondition": False}, {"nodeCondition": True})
+    )
+    added = {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]}
+    assert with_it == [*without, added]
+
+
 @pytest.mark.parametrize("monitoring", [False, True])
 @pytest.mark.parametrize("least", [False, True])
 def test_an_api_server_takes_them(tmp_path: Path, least: bool, monitoring: bool) -> None:

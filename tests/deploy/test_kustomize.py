@@ -121,6 +121,20 @@ def test_the_memory_that_is_requested_is_enough_for_10_000_services(folder: str)
     assert "limits" not in container["resources"]
 
 
+def test_the_right_to_write_the_condition_is_a_component(tmp_path: Path) -> None:
+    def rules(text: str) -> list[Any]:
+        found: list[Any] = objects.only(objects.parse(text).values(), "ClusterRole")["rules"]
+        return found
+
+    base = os.path.relpath(KUSTOMIZE, tmp_path)
+    (tmp_path / "kustomization.yaml").write_text(
+        f"resources: [{base}/overlays/fresh]\ncomponents: [{base}/components/node-condition]\n"
+    )
+    added = {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]}
+    text = call("kubectl", "kustomize", "--load-restrictor=LoadRestrictionsNone", tmp_path)
+    assert rules(text) == [*rules(objects.kustomize("overlays/fresh")), added]
+
+
 @rendered
 def test_the_role_allows_what_is_asked(folder: str) -> None:
     role = objects.only(objects.parse(objects.kustomize(folder)).values(), "ClusterRole")

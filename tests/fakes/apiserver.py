@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 import msgspec
 from aiohttp import web
 
-from tests.fakes import sentevents
+from tests.fakes import nodestatus, sentevents
 from tests.fakes.answers import send_list, send_watch
 from tests.fakes.discovery import discovery
 from tests.fakes.lines import Fault, abort
@@ -201,7 +201,8 @@ class FakeApiServer:
             self._transports.discard(transport)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        kind, namespace, name = _parse(request.path)
+        status = nodestatus.PATH.fullmatch(request.path)
+        kind, namespace, name = (KINDS["Node"], "", status[1]) if status else _parse(request.path)
         query = dict(request.query)
         verb = request.method.lower()
         if kind is not None and verb == "get" and not name:
@@ -244,6 +245,8 @@ class FakeApiServer:
         if event:
             answer = await sentevents.take(request, self.events, namespace, name, self.namespaces)
             return abort(request) if fault.then == "drop" else answer
+        if status:
+            return await nodestatus.take(request, self.store, name)
         if verb in ("watch", "stream"):
             return await self._watch(request, kind, namespace, query, fault)
         if verb == "list":

@@ -19,7 +19,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 import aiohttp
@@ -96,6 +96,13 @@ class WatchStream:
                 return lines
 
 
+class SentBody(NamedTuple):
+    """The body of a request and its media type."""
+
+    data: bytes
+    kind: str
+
+
 class Client:
     """Sends requests to one API server. Not to be shared between event loops.
 
@@ -135,7 +142,13 @@ class Client:
             await session.close()
 
     async def request(
-        self, method: str, path: str, body: object = None, *, query: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        strategic: bool = False,
     ) -> bytes:
         """Makes one request and returns the response's body.
 
@@ -144,12 +157,17 @@ class Client:
             path: absolute path below the server's URL, e.g. "/api/v1/services".
             body: a value to send as JSON, or None; with PATCH a JSON merge patch (RFC 7386).
             query: parameters.
+            strategic: the body of a PATCH is a strategic merge patch, which changes single elements of lists.
 
         Raises:
             ApiError: the server refused.
             UnreachableError: no complete response was received, or one that is larger than `LARGEST_ANSWER`.
         """
-        async with self._send(method, path, query, body, seconds=ANSWER_SECONDS) as response:
+        kind = "json"
+        if method == "PATCH":
+            kind = "strategic-merge-patch+json" if strategic else "merge-patch+json"
+        sent = None if body is None else SentBody(msgspec.json.encode(body), f"application/{kind}")
+        async with self._send(method, path, query, sent, seconds=ANSWER_SECONDS) as response:
             return await _body(response)
 
     @contextlib.asynccontextmanager
@@ -170,18 +188,22 @@ class Client:
 
     @contextlib.asynccontextmanager
     async def _send(
-        self, method: str, path: str, query: Mapping[str, str] | None, body: object, seconds: float | None
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: SentBody | None,
+        seconds: float | None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Yields the response to a request; `seconds` limits each wait for data, None only the first."""
         target = f"{path}?{urlencode(query)}" if query else path
-        data = None if body is None else msgspec.json.encode(body)
         with _translated():
             grant = await self._credentials.grant()
             self.server = grant.server
-            response = await self._answer(grant, method, target, data, seconds)
+            response = await self._answer(grant, method, target, body, seconds)
             if response.status == 401 and await self._renewed(response, grant):
                 grant = await self._credentials.grant()
-                response = await self._answer(grant, method, target, data, seconds)
+                response = await self._answer(grant, method, target, body, seconds)
             async with response:
                 if response.status >= 300:
                     raise api_error(
@@ -209,11 +231,11 @@ class Client:
         return renewed
 
     async def _answer(
-        self, grant: Grant, method: str, target: str, data: bytes | None, seconds: float | None
+        self, grant: Grant, method: str, target: str, body: SentBody | None, seconds: float | None
     ) -> aiohttp.ClientResponse:
         """Gets a response; follows a GET that is redirected to another server (see `redirects`)."""
         first = url = _url(grant.server + target)
-        response = await self._ask(grant, method, url, data, seconds)
+        response = await self._ask(grant, method, url, body, seconds)
         for _ in range(redirects.REQUESTS - 1):
             to = redirects.destination(method, url, response.status, response.headers)
             if to is None:
@@ -229,7 +251,7 @@ class Client:
                 grant = grant._replace(headers=())
             if url.origin() != first.origin():
                 grant = grant._replace(proxy=self._credentials.proxy_to(str(url)))
-            response = await self._ask(grant, method, url, data, seconds)
+            response = await self._ask(grant, method, url, body, seconds)
         return response
 
     def _socket(self, info: tuple[Any, ...]) -> socket.socket:
@@ -237,7 +259,7 @@ class Client:
         return _watched(self._make_socket(family, kind, protocol))
 
     async def _ask(
-        self, grant: Grant, method: str, url: URL, data: bytes | None, seconds: float | None
+        self, grant: Grant, method: str, url: URL, body: SentBody | None, seconds: float | None
     ) -> aiohttp.ClientResponse:
         if self._session is None:
             self._session = aiohttp.ClientSession(
@@ -248,9 +270,8 @@ class Client:
         headers = list(grant.headers)
         # Servers compress lists, never watches.
         headers.append(("Accept-Encoding", "gzip" if grant.compress and seconds else "identity"))
-        if data is not None:
-            kind = "merge-patch+json" if method == "PATCH" else "json"
-            headers.append(("Content-Type", f"application/{kind}"))
+        if body is not None:
+            headers.append(("Content-Type", body.kind))
         name = _without_zone(url)
         if name:
             headers.append(("Host", f"[{name}]" if url.is_default_port() else f"[{name}]:{url.port}"))
@@ -259,7 +280,7 @@ class Client:
                 response = await self._session.request(
                     method,
                     url,
-                    data=data,
+                    data=body and body.data,
                     headers=headers,
                     ssl=grant.context or True,
                     server_hostname=grant.server_name or (name if url.scheme == "https" else None),
