@@ -7,6 +7,7 @@ There is no registry, and nothing is formatted here: see `serve.metrics`.
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from math import inf
 from typing import Final, Literal
 
 from msgspec import Struct, structs
@@ -40,6 +41,17 @@ class Histogram:
         total.sum = self.sum + other.sum
         total._counts = [a + b for a, b in zip(self._counts, other._counts, strict=True)]  # noqa: SLF001 its own class
         return total
+
+    def quantile(self, share: float) -> float:
+        """The bound that this share of the values is within; infinity if some of them exceed all bounds.
+
+        0 if there are no values.
+        """
+        counts = self.cumulative()
+        if not counts[-1]:
+            return 0.0
+        at = bisect_left(counts, share * counts[-1])
+        return self.bounds[at] if at < len(self.bounds) else inf
 
     def cumulative(self) -> list[int]:
         """How many values were at most each bound; the last number is how many there were."""

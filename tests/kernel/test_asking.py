@@ -33,6 +33,15 @@ def station(lab: Lab, tmp_path: Path) -> Iterator[Station]:
         yield made
 
 
+def command(station: Station, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, output and complaints of a command in the namespace of this thread."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kubeproxy", *arguments, *sources(station)],
+        check=False, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
 def question(station: Station, source: str, destination: str) -> Any:
     with station.lab.inside("node"):
         return asked.ask(LinuxMachine(), source, destination, "")
@@ -52,6 +61,23 @@ def test_the_daemon_says_what_the_command_says(station: Station) -> None:
 def test_it_knows_of_changes(station: Station) -> None:
     station.folder.put(endpoints("web", EP11, local=(EP11,), node=NODE_NAME))
     until(lambda: [each.address for each in question(station, POD, f"{WEB}:80").endpoints] == [EP11])
+
+
+def test_it_has_observed_how_long_changes_took(station: Station) -> None:
+    def counts() -> dict[str, int]:
+        with station.lab.inside("node"):
+            found = asked.observed(LinuxMachine())
+        assert found is not None
+        return {each.kind: each.count for each in found.convergence if each.since == "received"}
+
+    before = counts()
+    station.folder.put(endpoints("web", EP11, local=(EP11,), node=NODE_NAME), service("new", "10.96.0.13"))
+    until(lambda: counts() == {**before, "endpoint_removed": 1, "service_added": 1})
+    with station.lab.inside("node"):
+        code, out, said = command(station, "top", "--once", "--interval", "0.2")
+    assert code == 0, said
+    assert "an endpoint that goes gets no new connection after" in out
+    assert "(p99.9 of 1 change, " in out
 
 
 @pytest.mark.parametrize(

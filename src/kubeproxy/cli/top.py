@@ -102,10 +102,10 @@ async def _answer(asked: Asked) -> None:
         if not (arguments.once or arguments.json) and sys.stdin.isatty() and sys.stdout.isatty():
             from kubeproxy.insight.top import terminal
 
-            await terminal.show(watch, cluster, only, arguments.interval, out.console)
+            await terminal.show(watch, cluster, only, arguments.interval, out.console, machine)
             return
         with out.progress(f"watching for {arguments.interval:g} s"):
-            seen = await once(watch, cluster, only, arguments.interval)
+            seen = await once(watch, cluster, only, arguments.interval, machine)
     if arguments.json:
         out.json(seen)
     else:
@@ -128,8 +128,11 @@ def named(text: str, taken: "Snapshot") -> Key | None:
         raise CommandError(str(e)) from e
 
 
-async def once(watch: "TopWatch", cluster: "LiveCluster", only: Key | None, interval: float) -> "Top":
+async def once(
+    watch: "TopWatch", cluster: "LiveCluster", only: Key | None, interval: float, machine: Machine
+) -> "Top":
     """Two readings, an interval apart."""
+    from kubeproxy.insight import daemon
     from kubeproxy.insight.top import changes
 
     watch.look(everything=True)
@@ -138,6 +141,7 @@ async def once(watch: "TopWatch", cluster: "LiveCluster", only: Key | None, inte
         await asyncio.sleep(min(left, POLL_SECONDS))
         watch.poll()
     changes.follow(watch, cluster)
+    watch.observed = await asyncio.to_thread(daemon.observed, machine)
     watch.look(everything=True)
     return watch.top(None if only is None else [only])
 
@@ -147,6 +151,8 @@ def show(found: "Top", out: Output, *, details: bool) -> None:
     from kubeproxy.insight.top import table
 
     out.line(table.about(found))
+    for text, style in table.observations(found):
+        out.line(text, style)
     for text, style in table.lines(found, most=MOST_SERVICES, details=details):
         out.line(text, style)
     ports = sum(len(service.ports) for service in found.services)

@@ -1,11 +1,12 @@
 """Asks the kube-proxy that runs here: it answers from what it knows, without reading the cluster again."""
 
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
 
 from kubeproxy.answers.answer import Answer
+from kubeproxy.answers.observed import Observed
 from kubeproxy.linux.instance import connect_to_ask
 from kubeproxy.machine.base import Machine
 
@@ -14,6 +15,9 @@ SECONDS: Final = 5.0
 
 _ANSWERED, _WRONG = 200, 400
 _PART_BYTES: Final = 1 << 16
+
+
+_T = TypeVar("_T")
 
 
 class RefusedQuestionError(Exception):
@@ -39,10 +43,23 @@ def ask(machine: Machine, source: str, destination: str, interface: str) -> Answ
         return None
     if status == _WRONG:
         raise RefusedQuestionError(body.decode(errors="replace"))
+    return _decoded(status, body, Answer)
+
+
+def observed(machine: Machine) -> Observed | None:
+    """What the daemon on this host has observed; None if no daemon answers."""
+    try:
+        status, body = _get(machine, "/observed")
+    except (OSError, ValueError, IndexError):
+        return None
+    return _decoded(status, body, Observed)
+
+
+def _decoded(status: int, body: bytes, kind: type[_T]) -> _T | None:
     if status != _ANSWERED:
         return None
     try:
-        return msgspec.json.decode(body, type=Answer)
+        return msgspec.json.decode(body, type=kind)
     except msgspec.DecodeError:  # it is of another version
         return None
 

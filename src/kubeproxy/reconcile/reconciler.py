@@ -52,25 +52,43 @@ log = logging.getLogger(__name__)
 _LONGEST_REFUSAL_SECONDS = 300.0
 
 
+class Waiting(Struct, gc=False):
+    """A Service that must be planned again.
+
+    Attributes:
+        since: when the first of its changes was received, by the reconciler's clock.
+        triggered: the Unix times of these changes in the cluster, as far as they are known.
+    """
+
+    since: float
+    triggered: list[float]
+
+
 class Synced(Struct, frozen=True, gc=False):
-    """A successful sync and its cost. What it changed in the kernel is reported by the ledger.
+    """A successful sync and its cost.
+
+    What is in the kernel is reported by the ledger.
 
     Attributes:
         full: whether everything was compared.
         started: when it started, by the reconciler's clock.
         seconds: how long it took.
         kernel_seconds: how much of that the driver took.
-        triggered: the Unix times of the changes in the cluster that led to the changes in the kernel, as far
-            as they are known.
         waited: how many seconds before it started the first of what led to it came in.
+        changes: what it changed in the kernel because of changes in the cluster, and since when each waited.
     """
 
     full: bool
     started: float
     seconds: float
     kernel_seconds: float = 0.0
-    triggered: Sequence[float] = ()
     waited: float = 0.0
+    changes: Sequence[tuple[Change, Waiting]] = ()
+
+    @property
+    def triggered(self) -> list[float]:
+        """The Unix times of the changes in the cluster that led to it, as far as they are known."""
+        return [at for _, waiting in self.changes for at in waiting.triggered]
 
 
 class Trouble(Struct, frozen=True, gc=False):
@@ -132,8 +150,9 @@ class Reconciler:
             detected=lambda words: self._troubled.call(Trouble("drift", words)),
         )
         self._wake = asyncio.Event()
-        self._pending: dict[Key, list[float]] = {}
-        self._retried: dict[Key, list[float]] = {}  # those of them that the kernel refused before
+        self._pending: dict[Key, Waiting] = {}
+        self._retried: dict[Key, Waiting] = {}  # those of them that the kernel refused before
+        self._unsynced: dict[Key, Waiting] = {}  # planned, but the syncs since then failed
         self._queued: float | None = None
         self._syncing: float | None = None
         self._full = True
@@ -204,12 +223,14 @@ class Reconciler:
         """
         if not keys:
             return
-        refused = self.ledger.refused
+        refused, now = self.ledger.refused, self._clock.now()
         for key in keys:
             pending = self._retried if key in refused else self._pending
-            before = pending.setdefault(key, [])
+            waiting = pending.get(key)
+            if waiting is None:
+                waiting = pending[key] = Waiting(now, [])
             if triggered is not None:
-                before.append(triggered)
+                waiting.triggered.append(triggered)
         self._queue()
 
     def set_node(self, node: NodeConfig) -> None:
@@ -326,8 +347,7 @@ class Reconciler:
                 count = len(plans)
             else:
                 changes = self.ledger.due()
-                if log.isEnabledFor(V5):
-                    self._explain(touched, changes)
+                self._explain(touched, changes)
                 if not changes and not node_changed:
                     return
                 await self._driver.apply(node, changes)
@@ -335,7 +355,7 @@ class Reconciler:
         except Exception as e:
             self._full = True
             self._queued = self._syncing
-            self._failed(e, full=full)
+            self._failed(e, touched, full=full)
             return
         finally:
             self._syncing = None
@@ -346,9 +366,18 @@ class Reconciler:
             self._watchdog.compared(ended, ended - started)
         else:
             self.ledger.applied(changes)
-        triggered = [at for c in changes for at in touched.get(c.key, ())] if touched else ()
-        seconds, waited = ended - started, started - queued
-        self._succeeded(Synced(full, started, seconds, ended - planned, triggered, waited), count)
+        waits = self._still_waiting(touched)
+        waiting = [(c, since) for c in changes if (since := waits.get(c.key))] if waits else ()
+        done = Synced(full, started, ended - started, ended - planned, started - queued, waiting)
+        self._succeeded(done, count)
+
+    def _still_waiting(self, touched: dict[Key, Waiting]) -> dict[Key, Waiting]:
+        """The Services that were touched, and since when they wait if earlier syncs failed."""
+        for key, before in self._unsynced.items():
+            newer = touched.get(key)
+            triggered = [*before.triggered, *(newer.triggered if newer else ())]
+            touched[key] = Waiting(before.since, triggered)
+        return touched
 
     def _loaded(self, failures: Failures, now: float, *, restoring: bool) -> Sequence[Change]:
         """Records a full sync; returns what it changed."""
@@ -379,6 +408,8 @@ class Reconciler:
 
     def _explain(self, touched: Iterable[Key], changes: Sequence[Change]) -> None:
         """Logs what touched Services mean on this node."""
+        if not log.isEnabledFor(V5):
+            return
         for key in set(touched) - {c.key for c in changes}:
             log.log(
                 V5,
@@ -392,7 +423,8 @@ class Reconciler:
                 {"service": ObjectRef(*c.key), "ipFamily": self.family, "meaning": meaning(c)},
             )
 
-    def _failed(self, error: Exception, *, full: bool) -> None:
+    def _failed(self, error: Exception, touched: dict[Key, Waiting], *, full: bool) -> None:
+        self._unsynced = self._still_waiting(touched)
         self.failed[full] += 1
         if isinstance(error, StaleError) and not full:
             log.info("%(ipFamily)s: full sync: %(reason)s", {"ipFamily": self.family, "reason": error})
@@ -409,6 +441,7 @@ class Reconciler:
         )
 
     def _succeeded(self, done: Synced, count: int) -> None:
+        self._unsynced = {}
         self.last_success = done.started + done.seconds
         self.failures_in_row = 0
         self.synced.set()

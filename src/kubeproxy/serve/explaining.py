@@ -1,4 +1,4 @@
-"""Answers questions of `kube-proxy explain` from what the daemon knows: no list is read for it.
+"""Answers questions of commands from what the daemon knows and has observed: no list is read for it.
 
 The server listens on a Unix socket with an abstract name, which belongs to the network namespace as the
 rules do. It answers
@@ -19,6 +19,7 @@ from kubeproxy.serve.http import Door
 from kubeproxy.serve.message import HTTPRequest, HTTPResponse, router, text
 
 if TYPE_CHECKING:
+    from kubeproxy.answers.observed import Observed
     from kubeproxy.answers.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -27,12 +28,15 @@ MOST_ASKING: Final = 16
 """So many commands may ask at a time."""
 
 
-async def serve(machine: Machine, snapshot: Callable[[], "Snapshot"]) -> None:
+async def serve(
+    machine: Machine, snapshot: Callable[[], "Snapshot"], observed: Callable[[], "Observed"]
+) -> None:
     """Serves until it is cancelled.
 
     Args:
         machine: the host.
         snapshot: what is known of the cluster now.
+        observed: what the daemon has observed so far.
     """
     try:
         listening = listen_for_questions(machine.socket)
@@ -46,7 +50,11 @@ async def serve(machine: Machine, snapshot: Callable[[], "Snapshot"]) -> None:
     async def explain(request: HTTPRequest) -> HTTPResponse:
         return await _explain(request, snapshot(), machine)
 
-    listener = await Door(MOST_ASKING).open(router({"GET /explain": explain}), listening, admits=is_trusted)
+    def observations(_: HTTPRequest) -> HTTPResponse:
+        return HTTPResponse(msgspec.json.encode(observed()), content_type="application/json")
+
+    routes = router({"GET /explain": explain, "GET /observed": observations})
+    listener = await Door(MOST_ASKING).open(routes, listening, admits=is_trusted)
     try:
         await asyncio.get_running_loop().create_future()
     finally:

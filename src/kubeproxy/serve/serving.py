@@ -17,6 +17,7 @@ from kubeproxy.machine.base import Machine
 from kubeproxy.model.plan import Key
 from kubeproxy.reconcile.reconciler import Reconciler
 from kubeproxy.serve import metrics
+from kubeproxy.serve.convergence import Convergence
 from kubeproxy.serve.exposition import Exposition, Provider, of_build
 from kubeproxy.serve.healthz import Health
 from kubeproxy.serve.http import Door
@@ -42,6 +43,7 @@ class Serving:
 
     Attributes:
         health: determines whether the proxy is healthy and ready.
+        convergence: how long changes take until they are in the kernel.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Serving:
             missing=lambda: self._missing(),  # noqa: PLW0108
             warnings=warnings,
         )
+        self.convergence = Convergence(clock=machine.clock)
         self._exposition = Exposition()
         self.publish(
             lambda: metrics.of_sources(list(self._statuses.values()), time.monotonic()),
@@ -86,6 +89,7 @@ class Serving:
             lambda: metrics.of_options(self._options),
             lambda: of_build(self._options.config, self._options.version),
             self._port_figures,
+            self.convergence.figures,
         )
         self._pages = Pages(options)
         self._page = StatusPage(machine, options, self.health)
@@ -182,6 +186,7 @@ class Serving:
         """
         for loop in loops:
             self._page.syncs.follow(loop)
+            self.convergence.follow(loop)
         return (
             *(metrics.FlowMetrics(cleaner).figures for cleaner in cleaners),
             *(metrics.LoopMetrics(loop, mode).figures for loop in loops),

@@ -1,11 +1,14 @@
 """Counts of `top`: rates between readings, shares that are uneven, and how they are shown."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from kubeproxy.answers.observed import Converged, Observed
 from kubeproxy.backends.shared.totals import Totals
 from kubeproxy.insight.top import table
 from kubeproxy.insight.top.screen import Screen, keys
@@ -100,6 +103,29 @@ def test_what_needs_attention_is_marked() -> None:
     assert detailed["10.244.1.9:80"] == "yellow"
 
 
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ((), "no endpoint has left since kube-proxy started"),
+        ([("service_added", "received", 3, 0.1)], "no endpoint has left since kube-proxy started"),
+        (
+            [("endpoint_removed", "received", 1, 0.005)],
+            "an endpoint that goes gets no new connection after 5 ms (p99.9 of 1 change, from when they arrived here)",
+        ),
+        (
+            [("endpoint_removed", "change", 1204, 2.0), ("endpoint_removed", "received", 1300, None)],
+            "an endpoint that goes gets no new connection after 2 s (p99.9 of 1,204 changes, from the change in the"
+            " cluster; more than 300 s from when they arrived here)",
+        ),
+    ],
+)  # fmt: skip
+def test_what_the_daemon_observed_is_one_line(found: Any, expected: str) -> None:
+    observed = Observed(tuple(Converged(kind, since, n, 0.001, 0.001, t) for kind, since, n, t in found))
+    top = Top("n1", "nftables", 2.0, (), TopSources(), observed=observed)
+    assert [text for text, _ in table.observations(top)] == [expected]
+    assert table.observations(replace(top, observed=None)) == []
+
+
 class Known:
     """Figures of made-up Services."""
 
@@ -158,7 +184,7 @@ def test_more_services_than_fit_are_shown_in_pages() -> None:
     screen.press("\x1b[6~")
     second = rows(screen, known, 13)
     assert not set(first) & set(second)
-    assert screen.shown[0] == ("shop", "s010")
+    assert screen.shown[0] == ("shop", "s009")
     for _ in range(300):
         screen.press("j")
     assert rows(screen, known, 13)

@@ -5,12 +5,12 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from kubeproxy.api.addresses import IPV4, IPV6, Family
-from kubeproxy.backends.base import Failures
+from kubeproxy.backends.base import Change, Failures
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
 from kubeproxy.model.state import State
-from kubeproxy.reconcile.reconciler import Reconciler, Synced
+from kubeproxy.reconcile.reconciler import Reconciler, Synced, Waiting
 from kubeproxy.serve.message import Handler, HTTPRequest, HTTPResponse
 from tests.fakes.clock import FakeClock
 from tests.unit.test_sync import Kernel
@@ -48,8 +48,9 @@ class Stage:
         else:
             ledger.applied(ledger.due())
         self.loop._queued = None
+        waiting = [(Change(plan.key, plan, plan), Waiting(0.0, list(triggered))) for plan in plans[:1]]
         self.loop._succeeded(
-            Synced(full, self.clock.time - seconds, seconds, kernel, triggered), len(ledger.plans)
+            Synced(full, self.clock.time - seconds, seconds, kernel, changes=waiting), len(ledger.plans)
         )
 
 

@@ -19,6 +19,7 @@ from kubeproxy.hub import Hub
 from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.reporter import Reporter
 from kubeproxy.serve import metrics
+from kubeproxy.serve.convergence import Convergence
 from kubeproxy.serve.healthz import Health
 from kubeproxy.serve.http import Door
 from kubeproxy.serve.metrics import FlowMetrics, LoopMetrics
@@ -28,7 +29,7 @@ from kubeproxy.sources.base import Status
 from kubeproxy.sources.doubts import Doubts
 from kubeproxy.sources.unusable import Unusable
 from tests.fakes.relay import FakeRelay
-from tests.unit.serve.stage import Stage, ask
+from tests.unit.serve.stage import Stage, ask, plan
 
 DOCS = Path(__file__).parents[3] / "docs/metrics.md"
 COUNTED_BY_THE_KERNEL = {
@@ -48,6 +49,7 @@ async def served(machine: FakeMachine) -> dict[str, str]:
         *Reporter(Hub("here").state, "here", lambda *_: None, files=True).figures(),
         *metrics.of_options(load({}, "linux")),
         *_of_exchange(machine),
+        *(await _of_convergence()),
         *Unusable().figures(),
         *sysctls.figures(machine),
         *Forwarding(machine, [Stage().loop], lambda *_, **__: None).figures(),
@@ -70,6 +72,13 @@ async def served(machine: FakeMachine) -> dict[str, str]:
 def _of_exchange(machine: FakeMachine) -> Iterable[Figure]:
     options = load({"hostname-override": "here", "manifests": [str(DOCS.parent)]}, "linux")
     return Exchange(options, machine, mode=None, supervise=asyncio.ensure_future, end=print).figures()
+
+
+async def _of_convergence() -> Iterable[Figure]:
+    stage, convergence = Stage(), Convergence()
+    convergence.follow(stage.loop)
+    stage.synced(plan())
+    return convergence.figures()
 
 
 def described(text: str) -> dict[str, str]:

@@ -17,8 +17,8 @@ _UP: Final = frozenset({"\x1b[A", "\x1bOA", "k"})
 _DOWN: Final = frozenset({"\x1b[B", "\x1bOB", "j"})
 _PAGE_UP, _PAGE_DOWN = "\x1b[5~", "\x1b[6~"
 _ERASE: Final = frozenset({"\x7f", "\b"})
-_FRAME_LINES: Final = 3
-"""The lines above and below the table: where figures are from, its heading, the help."""
+_FRAME_LINES: Final = 4
+"""The lines above and below the table: where figures are from, observations, its heading, the help."""
 
 
 class Figures(Protocol):
@@ -88,7 +88,11 @@ class Screen:
         if self.opened is not None:
             self.shown = [self.opened]
             found = figures.top(self.shown)
-            lines = [(table.about(found), "dim"), *table.lines(found, details=True)]
+            lines = [
+                (table.about(found), "dim"),
+                *table.observations(found),
+                *table.lines(found, details=True),
+            ]
         else:
             found, lines = self._table(figures, height)
         lines += [(f"Note: {trouble}", "yellow") for trouble in found.troubles]
@@ -114,7 +118,7 @@ class Screen:
         at = sum(len(service.ports) for service in found.services[: self._selected - first])
         if at < len(rows):
             rows[at] = rows[at][0], f"{rows[at][1]} reverse".strip()
-        return found, [(about, "dim"), heading, *rows]
+        return found, [(about, "dim"), *table.observations(found), heading, *rows]
 
     def _in_table(self, key: str) -> None:
         if key == "s":

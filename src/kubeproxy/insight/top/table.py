@@ -6,6 +6,7 @@ One for each Service port, or one for each endpoint of some.
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from kubeproxy.answers.observed import Observed
 from kubeproxy.api.addresses import join
 from kubeproxy.insight.top.values import Top, TopEndpoint, TopPort, TopService
 
@@ -56,6 +57,33 @@ def about(top: Top) -> str:
     listed = "" if sources.open_age is None else f"; open ones listed {sources.open_age:.0f} s ago"
     lost = f"; EVENTS WERE LOST {sources.losses} times: figures are too low" if sources.losses else ""
     return f"{top.mode} mode, node {top.node}, {top.seconds:.0f} s; {counted}{listed}{lost}"
+
+
+def observations(top: Top) -> list[Line]:
+    """What the daemon has observed; no line without a daemon."""
+    return [] if top.observed is None else [(_removal(top.observed), "dim")]
+
+
+def _removal(observed: Observed) -> str:
+    """How long clients can still be sent to an endpoint that leaves."""
+    found = {each.since: each for each in observed.convergence if each.kind == "endpoint_removed"}
+    if "received" not in found:
+        return "no endpoint has left since kube-proxy started"
+    shown = found.get("change", found["received"])
+    count = f"{shown.count:,} change{'' if shown.count == 1 else 's'}"
+    after = f"an endpoint that goes gets no new connection after {_seconds(shown.p999)} (p99.9 of {count}"
+    since = "from when they arrived here)"
+    if shown.since == "change":
+        since = (
+            f"from the change in the cluster; {_seconds(found['received'].p999)} from when they arrived here)"
+        )
+    return f"{after}, {since}"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "more than 300 s"
+    return f"{value:g} s" if value >= 1 else f"{1000 * value:g} ms"
 
 
 def number(value: float | None) -> str:

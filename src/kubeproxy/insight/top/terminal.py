@@ -9,10 +9,12 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from kubeproxy.insight import daemon
 from kubeproxy.insight.snapshot import LiveCluster
 from kubeproxy.insight.top import changes
 from kubeproxy.insight.top.screen import Screen, keys
 from kubeproxy.insight.top.watch import TopWatch
+from kubeproxy.machine.base import Machine
 from kubeproxy.model.plan import Key
 
 if TYPE_CHECKING:
@@ -24,7 +26,12 @@ POLL_SECONDS: Final = 0.25
 
 
 async def show(
-    watch: TopWatch, cluster: LiveCluster, only: Key | None, interval: float, console: "Console"
+    watch: TopWatch,
+    cluster: LiveCluster,
+    only: Key | None,
+    interval: float,
+    console: "Console",
+    machine: Machine,
 ) -> None:
     """Shows the figures until the operator ends it.
 
@@ -34,6 +41,7 @@ async def show(
         only: the only Service to be shown; None for all.
         interval: seconds between two readings.
         console: the terminal.
+        machine: this host.
     """
     from rich.live import Live
 
@@ -61,6 +69,7 @@ async def show(
                 if now >= due:
                     due = now + interval
                     changes.follow(watch, cluster)
+                    watch.observed = await asyncio.to_thread(daemon.observed, machine)
                     watch.look(screen.shown)
                     pressed.set()
                 if pressed.is_set():

@@ -6,6 +6,7 @@ between two readings.
 
 from msgspec import Struct
 
+from kubeproxy.answers.observed import Observed
 from kubeproxy.api.rows import Protocol
 
 
@@ -122,6 +123,7 @@ class Top(Struct, frozen=True, gc=False, rename="camel"):
         services: the busiest first.
         sources: where the figures are from.
         troubles: what could not be read, and why.
+        observed: what the daemon on this host has observed; null if none answers.
     """
 
     node: str
@@ -130,3 +132,4 @@ class Top(Struct, frozen=True, gc=False, rename="camel"):
     services: tuple[TopService, ...]
     sources: TopSources
     troubles: tuple[str, ...] = ()
+    observed: Observed | None = None

@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 from msgspec.structs import replace
 
+from kubeproxy.answers.observed import Observed
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api.addresses import Family
 from kubeproxy.backends.base import ConnectionCounter, SyncError, UnsupportedError
@@ -61,7 +62,11 @@ class Pace:
 
 
 class TopWatch:
-    """All sources of one node."""
+    """All sources of one node.
+
+    Attributes:
+        observed: what the daemon has observed, if it was asked.
+    """
 
     def __init__(
         self,
@@ -79,6 +84,7 @@ class TopWatch:
             clock: the time in seconds.
             cost: the processor time that was used, in seconds.
         """
+        self.observed: Observed | None = None
         self._snapshot, self._machine, self._clock = snapshot, machine, clock
         self._troubles: dict[str, str] = {}
         self._fronts = {
@@ -192,6 +198,7 @@ class TopWatch:
             ),
             sources=self._sources(now),
             troubles=(*self._snapshot.troubles, *self._troubles.values()),
+            observed=self.observed,
         )
 
     def _service(self, key: Key) -> TopService:
