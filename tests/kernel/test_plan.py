@@ -115,7 +115,7 @@ def test_two_sets_of_manifests(station: Station, tmp_path: Path) -> None:
     assert changes(answer, "changed")["default/web"]["what"] == f"endpoint {EP12}:8080 -> 10.244.1.13:8080"
     assert all(each["pieces"] for each in answer["changes"])
     done = run(station, "plan", "--against", "/nowhere")
-    assert (done.returncode, "/nowhere does not exist" in done.stderr) == (1, True)
+    assert (done.returncode, "--against /nowhere: there is no such file" in done.stderr) == (1, True)
     done = run(station, "plan", "--mode", "ipvs")
     assert (done.returncode, "the kernel has no IPVS" in done.stderr) == (1, True)
     done = run(station, "plan", "--mode", "magic")

@@ -45,6 +45,14 @@ def test_rules_of_the_reference(lab: Lab, tmp_path: Path, name: str, mode: str) 
     assert (status, answer["same"]) == (0, True)
 
 
+def test_the_plans_may_be_those_of_another_mode(lab: Lab, tmp_path: Path) -> None:
+    """A port that no Service has is rejected in nftables mode only."""
+    written(lab, "nodeport-addresses-primary", "iptables nft")
+    status, answer = ask(lab, "nodeport-addresses-primary", "iptables", tmp_path, "--mode", "nftables")
+    assert answer["mode"] == "nftables"
+    assert status == (0 if answer["same"] else 2)
+
+
 def test_a_changed_rule_is_found(lab: Lab, tmp_path: Path) -> None:
     written(lab, "clusterip-basic", "iptables nft")
     text = lab.run("node", "iptables-nft-save", "-t", "nat")

@@ -197,6 +197,18 @@ def test_manifests_that_cannot_be_used_are_named(manifests):
     assert "starting" not in done.stderr
 
 
+def test_flags_that_a_configuration_file_excludes_are_an_error(manifests, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n")
+    sources = ("--config", str(file), "--manifests", str(manifests), "--hostname-override", "n1")
+    done = kube_proxy("verify", *sources, "--proxy-mode", "nftables", "--cluster-cidr", "10.0.0.0/8")
+    assert done.returncode == command.FAILED
+    assert f"--proxy-mode, --cluster-cidr: no effect with the configuration file {file}" in done.stderr
+    assert (
+        json.loads(kube_proxy("plan", *sources, "--mode", "nftables", "--json").stdout)["mode"] == "nftables"
+    )
+
+
 def test_completion_in_bash():
     script = kube_proxy("completion", "bash").stdout
     ask = 'COMP_WORDS=(kube-proxy explain --interf); COMP_CWORD=2; _kube_proxy; echo "${COMPREPLY[@]}"'

@@ -211,16 +211,18 @@ def show(found: Answer, out: Output, asked_at: str = "") -> None:
         label = ""
     _show_more(len(found.endpoints), MOST_ENDPOINTS, out)
     label = "not to"
-    normal = [each for each in found.excluded if found.endpoints and each.reason == "other family"]
-    excluded = [each for each in found.excluded if each not in normal]
+    other_family = [each for each in found.excluded if each.reason == "other family"]
+    excluded = [each for each in found.excluded if each.reason != "other family"]
+    if not found.endpoints and not excluded:
+        excluded, other_family = other_family, []
     for other in excluded[:MOST_ENDPOINTS]:
         at = join(other.address, other.port) if other.port else other.address
         detail = f": {other.detail}" if other.detail else ""
         out.line(f"  {label:<14}{at:<24} {other.reason}{detail} (EndpointSlice {other.slice})")
         label = ""
     _show_more(len(excluded), MOST_ENDPOINTS, out)
-    if normal:
-        out.line(f"  {label:<14}{len(normal)} endpoints of the other IP family")
+    if other_family:
+        out.line(f"  {label:<14}{len(other_family)} endpoints of the other IP family")
     why = f": {found.unread}" if found.unread else ""
     out.line(f"  {'kernel':<14}{KERNEL[found.kernel]}{why}", "red" if found.kernel == "differs" else "")
     for difference in found.differences[:MOST_RULES]:

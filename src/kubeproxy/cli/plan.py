@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import sys
 from typing import Final
 
 from msgspec.structs import replace
@@ -10,9 +9,7 @@ from msgspec.structs import replace
 from kubeproxy.cli import reading
 from kubeproxy.cli.command import Asked, Command, CommandError
 from kubeproxy.cli.output import Output
-from kubeproxy.config.validate import validate
 from kubeproxy.insight.changes import Piece, counted
-from kubeproxy.insight.origin import Origin
 from kubeproxy.insight.planned import NODE_PORT, PlannedChanges, ServiceChange, of_kernel, of_manifests
 from kubeproxy.machine.base import Machine
 
@@ -47,7 +44,7 @@ def _run(asked: Asked) -> int:
     arguments, out, machine = asked.arguments, asked.out, LinuxMachine()
     if arguments.at:
         return _since(asked, machine)
-    found = _in_mode(reading.configuration(asked, machine), arguments.mode)
+    found = reading.configuration(asked, machine)
     taken = asyncio.run(reading.cluster(asked, machine, found=found))
     if arguments.against:
         other = replace(found, options=replace(found.options, manifests=(arguments.against,)))
@@ -88,16 +85,6 @@ def _report(planned: PlannedChanges, asked: Asked) -> int:
     if planned.cannot:
         raise CommandError(planned.cannot)
     return 0 if planned.nothing else CHANGES
-
-
-def _in_mode(found: Origin, mode: str) -> Origin:
-    """The configuration, in another mode if one is named."""
-    if not mode:
-        return found
-    config = replace(found.options.config, mode=mode)
-    if errors := validate(config, sys.platform):
-        raise CommandError(f"--mode {mode}: {errors[0]}")
-    return replace(found, options=replace(found.options, config=config))
 
 
 def show(found: PlannedChanges, out: Output, *, diff: bool) -> None:

@@ -1,11 +1,15 @@
 """Reads the cluster for a command; what is wrong is reported as a wrong question is."""
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.cli.command import Asked, CommandError
+from kubeproxy.config.validate import validate
 from kubeproxy.insight import origin, snapshot
 from kubeproxy.insight.origin import Origin
 from kubeproxy.machine.base import Machine
@@ -16,14 +20,23 @@ READING: Final = "reading Services and EndpointSlices"
 def configuration(asked: Asked, machine: Machine) -> Origin:
     """The configuration to answer for: that of the given flags, or of the running kube-proxy.
 
+    A command that has an option `--mode` answers for that mode, if it is given.
+
     Raises:
         CommandError: there is none.
         ConfigError: it cannot be used.
     """
     try:
-        return origin.find(asked.flags, machine, os.environ)
+        found = origin.find(asked.flags, machine, os.environ)
     except origin.OriginError as e:
         raise CommandError(str(e)) from e
+    mode = getattr(asked.arguments, "mode", "")
+    if not mode:
+        return found
+    config = replace(found.options.config, mode=mode)
+    if errors := validate(config, sys.platform):
+        raise CommandError(f"--mode {mode}: {errors[0]}")
+    return replace(found, options=replace(found.options, config=config))
 
 
 async def cluster(

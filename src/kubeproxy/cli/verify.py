@@ -26,6 +26,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help="compare with the rules that Kubernetes' kube-proxy has in this kernel, by what they do with packets",
     )  # fmt: skip
     parser.add_argument(
+        "--mode", default="", metavar="MODE", help="compare with the plans of another mode: iptables, nftables or ipvs"
+    )  # fmt: skip
+    parser.add_argument(
         "--rules", default="", metavar="KIND",
         help="with --against: which rules to compare if the kernel has several kinds, e.g. 'iptables (legacy)'",
     )  # fmt: skip
@@ -169,7 +172,7 @@ COMMAND: Final = Command(
         ("Before a migration: do the rules of Kubernetes' kube-proxy do what this program would do?",
          "kube-proxy verify --against reference --kubeconfig /var/lib/kube-proxy/kubeconfig.conf"),
         ("And what would differ in nftables mode?",
-         "kube-proxy verify --against reference --config /var/lib/kube-proxy/config.conf --proxy-mode nftables"),
+         "kube-proxy verify --against reference --config /var/lib/kube-proxy/config.conf --mode nftables"),
     ),
     statuses=((0, "nothing differs"), (DIFFERS, "something differs, or could be compared only in part")),
     options=_options,

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from kubeproxy.config.commandline import parse
+from kubeproxy.config.flags import known
 from kubeproxy.config.load import RunOptions
 from kubeproxy.config.load import load as load_options
 from kubeproxy.config.validate import validate
@@ -55,9 +56,20 @@ def find(flags: Mapping[str, Any], machine: Machine, environment: Mapping[str, s
         environment: the environment of this process.
 
     Raises:
-        OriginError: there is none.
+        OriginError: there is none, or it excludes flags that were given.
         ConfigError: it cannot be used.
     """
+    found = _find(flags, machine, environment)
+    ignored = [f"--{name}" for name in flags if not known(sys.platform)[name].always]
+    if found.options.config_file and ignored:
+        raise OriginError(
+            f"{', '.join(ignored)}: no effect with the configuration file {found.options.config_file}; change a copy of the"
+            " file, and name that with --config"
+        )
+    return found
+
+
+def _find(flags: Mapping[str, Any], machine: Machine, environment: Mapping[str, str]) -> Origin:
     if SOURCES & flags.keys():
         return Origin(_checked(load_options(flags, sys.platform)), environment=environment)
     holder = machine.holder()
