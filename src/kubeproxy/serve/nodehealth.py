@@ -90,6 +90,16 @@ class NodeHealth:
             for at in list(self._open):
                 self._close(at)
 
+    @property
+    def pending(self) -> bool:
+        """Whether a change of ports has not been looked at yet."""
+        return self._changed.is_set()
+
+    @property
+    def open(self) -> dict[At, Key]:
+        """The open ports, each with the Service that it answers for."""
+        return {at: key for at, (key, _) in self._open.items()}
+
     def figures(self) -> Iterable[Figure]:
         """How many ports are open, and how many are not although they should be."""
         family = {"ip_family": self._loop.family}

@@ -113,7 +113,7 @@ async def test_ports_come_move_and_go_with_their_services(rig: Rig, ports: list[
     rig.stage.synced(plan(port=first, ready=1), plan("api", port=second, ready=1), plan("none"), full=True)
     await until(lambda: rig.states == (2, 0))
     rig.stage.synced(plan(port=third, ready=1))
-    await until(lambda: not rig.ports._changed.is_set() and (("0.0.0.0", third) in rig.ports._open))
+    await until(lambda: not rig.ports.pending and (("0.0.0.0", third) in rig.ports.open))
     assert await closed(first)
     assert (await get(third))[0] == (await get(second))[0] == 200
     rig.stage.synced(gone=(WEB,))
@@ -128,7 +128,7 @@ async def test_a_port_that_passes_from_a_service_to_another(rig: Rig, ports: lis
     rig.stage.synced(plan(port=ports[0], ready=1), full=True)
     await until(lambda: rig.states == (1, 0))
     rig.stage.synced(plan("api", port=ports[0], ready=1), gone=(WEB,))
-    await until(lambda: rig.ports._open[("0.0.0.0", ports[0])][0] == API)
+    await until(lambda: rig.ports.open.get(("0.0.0.0", ports[0])) == API)
     assert b'"name": "api"' in (await get(ports[0]))[2]
     assert rig.failures == []
 
@@ -137,7 +137,7 @@ async def test_a_full_sync_tells_all(rig: Rig, ports: list[int]) -> None:
     rig.stage.synced(plan(port=ports[0], ready=1), full=True)
     await until(lambda: rig.states == (1, 0))
     rig.stage.synced(plan("api", port=ports[1], ready=1), full=True)
-    await until(lambda: ("0.0.0.0", ports[1]) in rig.ports._open)
+    await until(lambda: ("0.0.0.0", ports[1]) in rig.ports.open)
     assert await closed(ports[0])
 
 
@@ -148,7 +148,7 @@ async def test_a_service_that_the_kernel_refuses_stays_as_it_was(rig: Rig, ports
     changed = plan(port=ports[1], ready=5)
     rig.stage.synced(changed, plan("api", port=ports[2], ready=5), full=True, failures=refused)
     rig.stage.synced(plan("other"))
-    await until(lambda: not rig.ports._changed.is_set())
+    await until(lambda: not rig.ports.pending)
     assert rig.states == (1, 0)
     assert (await get(ports[0]))[1]["X-Load-Balancing-Endpoint-Weight"] == "1"
     rig.stage.synced(full=True)
@@ -206,7 +206,7 @@ async def test_ports_are_on_the_addresses_of_node_ports_and_follow_them(ports: l
             rig.stage.loop.node, node_port_addresses=("127.0.0.3", "127.0.0.4")
         )
         rig.stage.synced(plan(port=ports[0], ready=1), full=True)
-        await until(lambda: ("127.0.0.4", ports[0]) in rig.ports._open)
+        await until(lambda: ("127.0.0.4", ports[0]) in rig.ports.open)
         assert await closed(ports[0], "127.0.0.2")
         assert (await get(ports[0], "127.0.0.4"))[0] == (await get(ports[0], "127.0.0.3"))[0] == 200
 
@@ -215,7 +215,7 @@ async def test_no_address_in_the_ranges_is_no_port(ports: list[int]) -> None:
     rig = Rig(node_port_ranges=("192.0.2.0/24",))
     async with running(rig.ports.run()):
         rig.stage.synced(plan(port=ports[0], ready=1), full=True)
-        await until(lambda: not rig.ports._changed.is_set())
+        await until(lambda: not rig.ports.pending)
         assert rig.states == (0, 0)
         assert await closed(ports[0])
 
@@ -241,7 +241,7 @@ async def test_its_end_closes_all(ports: list[int]) -> None:
 async def test_changes_that_move_no_port_cost_nothing(rig: Rig, ports: list[int]) -> None:
     rig.stage.synced(plan(port=ports[0], ready=1), full=True)
     await until(lambda: rig.states == (1, 0))
-    await until(lambda: not rig.ports._changed.is_set())
+    await until(lambda: not rig.ports.pending)
     rig.stage.synced(plan(port=ports[0], ready=2), plan("api"))
-    assert not rig.ports._changed.is_set()
+    assert not rig.ports.pending
     assert (await get(ports[0]))[1]["X-Load-Balancing-Endpoint-Weight"] == "2"
