@@ -12,7 +12,9 @@ import pytest
 from kubeproxy.insight import daemon as asked
 from kubeproxy.machine.linux import LinuxMachine
 from tests.fakes.cluster import endpoints, service
+from tests.fakes.store import KINDS, Kind
 from tests.kernel.daemons import Station, until
+from tests.kernel.test_drills import ApiServer, node, served
 from tests.kernel.test_explain import explain, sources
 from tests.lab import netns
 from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
@@ -96,6 +98,31 @@ def test_a_wrong_question_is_refused(station: Station, source: str, destination:
     assert len(said.splitlines()) == 1
 
 
+def test_a_pod_is_looked_up_for_the_daemon(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "Pod", Kind("Pod", "v1", "pods"))
+    pod = {
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "name": "cart-0"},
+        "status": {"podIP": POD, "podIPs": [{"ip": POD}, {"ip": "fd00:10:244:1::64"}]},
+    }  # fmt: skip
+    with ApiServer(lab) as api:
+        api.put(node(), service("web", WEB), endpoints("web", EP11, local=(EP11,), node=NODE_NAME))
+
+        async def put() -> None:
+            api.server.store.put(pod)
+
+        api.do(put)
+        with served(lab, tmp_path, "nftables", api):
+            asked = Station(lab, tmp_path, mode="nftables")
+            lists = len(api.server.asked("Service", "list"))
+            code, found, said = explain(asked, "--from", "pod/shop/cart-0", "--to", "web.default:80")
+            assert (code, found["from"], found["kernel"]) == (0, POD, "agrees"), said
+            assert len(api.server.asked("Service", "list")) == lists
+            code, _, said = explain(asked, "--from", "pod/shop/cart-1", "--to", "web.default:80")
+            assert code == 1
+            assert "pods/cart-1 cannot be read" in said
+            assert len(said.splitlines()) == 1
+
+
 def test_other_users_get_no_answer(station: Station) -> None:
     code = (
         "import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0kube-proxy/answers');"
@@ -170,7 +197,6 @@ def test_in_userspace_mode_the_daemon_knows_its_sockets(lab: Lab, tmp_path: Path
         found = question(station, POD, f"{WEB}:80")
         assert any(f"{WEB} . tcp . 80" in rule.text for rule in found.rules)
         _, read, _ = explain(station, "--from", POD, "--to", f"{WEB}:80", "--node", NODE_NAME)
-        assert (read["kernel"], read["verdict"]) == ("unread", "forward")
-        assert "known only to the process" in read["unread"]
+        assert (read["kernel"], read["verdict"], read["differences"]) == ("agrees", "forward", [])
         _, seen, _ = explain(station, "--from", POD, "--to", f"{WEB}:80", "--live", "1", "--timeout", "1")
         assert "packets of clients end at its sockets" in seen["live"]["cannot"]

@@ -68,6 +68,24 @@ def test_a_changed_rule_is_found(lab: Lab, tmp_path: Path) -> None:
     assert not any("10.244.9.9:1" in each["plan"] for each in found)
 
 
+def test_rules_of_both_variants_are_compared_each(lab: Lab, tmp_path: Path) -> None:
+    for mode in ("iptables nft", "iptables legacy"):
+        written(lab, "clusterip-basic", mode)
+    status, answer = ask(lab, "clusterip-basic", "iptables", tmp_path)
+    kinds = {("IPv4", f"iptables ({variant})") for variant in ("legacy", "nf_tables")}
+    assert {(each["family"], each["rules"]) for each in answer["families"]} >= kinds
+    assert (status, answer["same"]) == (0, True)
+    lab.run("node", "iptables-legacy", "-t", "nat", "-D", "KUBE-SERVICES", "1")
+    status, answer = ask(lab, "clusterip-basic", "iptables", tmp_path / "changed")
+    differing = {each["rules"] for each in answer["families"] if each["comparison"]["differences"]}
+    assert (status, differing) == (2, {"iptables (legacy)"})
+    assert all(each["beside"] for each in answer["families"] if each["family"] == "IPv4")
+    status, answer = ask(
+        lab, "clusterip-basic", "iptables", tmp_path / "one", "--rules", "iptables (nf_tables)"
+    )
+    assert (status, answer["same"]) == (0, True)
+
+
 def _arguments(rule: str, target: str) -> list[str]:
     words = rule.split()[2:]
     words[-1] = target

@@ -1,5 +1,6 @@
 """Answers a question: what a packet is, the verdict on it and why, and whether the kernel agrees."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -21,7 +22,14 @@ class QuestionError(Exception):
     """The question cannot be answered; the message has the reason."""
 
 
-async def ask(snapshot: Snapshot, machine: Machine, source: str, destination: str, interface: str) -> Answer:
+async def ask(
+    snapshot: Snapshot,
+    machine: Machine,
+    source: str,
+    destination: str,
+    interface: str,
+    addresses: Sequence[str] = (),
+) -> Answer:
     """Determines the verdict on a packet.
 
     Args:
@@ -30,12 +38,13 @@ async def ask(snapshot: Snapshot, machine: Machine, source: str, destination: st
         source: who sends it, as `packets` reads it.
         destination: where to.
         interface: the interface it comes in by; "" to look it up.
+        addresses: the addresses of the source, if it is a Pod and they are known.
 
     Raises:
         QuestionError: it cannot be answered.
     """
     try:
-        packet = packets.packet(snapshot, machine, source, destination, interface)
+        packet = packets.packet(snapshot, machine, source, destination, interface, addresses=addresses)
     except PacketError as e:
         raise QuestionError(str(e)) from e
     family = family_of(packet.destination)

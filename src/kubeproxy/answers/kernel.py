@@ -6,16 +6,17 @@ later: the daemon may be programming a change.
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from kubeproxy.answers import reader
 from kubeproxy.answers.answer import HeldRule, State
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api.addresses import family_of
-from kubeproxy.backends.base import Comparable, HeldPart, Leading, SyncError, UnsupportedError
+from kubeproxy.backends.base import Comparable, HeldPart, SyncError, UnsupportedError
 from kubeproxy.backends.shared.compared import flat
 from kubeproxy.backends.shared.held_rules import HeldRules
 from kubeproxy.machine.base import Machine
@@ -28,7 +29,6 @@ SETTLE_SECONDS: Final = 0.5
 """After this time a difference is checked again."""
 
 _COMMENT: Final = re.compile(r' -m comment --comment (?:"[^"]*"|\S+)| comment "[^"]*"')
-Lead = Callable[[ServicePlan], ServicePlan]
 
 _NO_SERVICE: Final = ("", "")
 
@@ -61,24 +61,17 @@ async def look(snapshot: Snapshot, machine: Machine, explained: Explanation) -> 
         return KernelState(
             unread=f"the kernel is only known as it is now, and not as it was at {snapshot.past}"
         )
-    if not snapshot.own:
-        return KernelState(unread=f"node {snapshot.name} is not this host")
+    if unread := reader.unreadable(snapshot):
+        return KernelState(unread=unread)
     family = family_of(explained.packet.destination)
-    driving = snapshot.drivers.get(family)
-    if snapshot.mode.reader is None or not (snapshot.mode.forwards or isinstance(driving, Leading)):
-        return KernelState(
-            unread=f"what {snapshot.mode.name} mode has in the kernel is known only to the process that programs it"
-        )
     node = snapshot.node(family)
     assert node is not None
-    node = replace(node, relayed=not snapshot.mode.forwards)
-    lead = driving.in_kernel if isinstance(driving, Leading) else None
     try:
-        driver = await asyncio.to_thread(snapshot.mode.reader, machine, node)
+        driver = await reader.open_reader(snapshot, machine, node)
     except (OSError, SyncError, UnsupportedError) as e:
         return KernelState(unread=_why(machine, e))
     try:
-        found = await compare(driver, node, explained, snapshot.local_addresses[family], lead)
+        found = await compare(driver, node, explained, snapshot.local_addresses[family])
     except (OSError, SyncError) as e:
         return KernelState(unread=_why(machine, e))
     finally:
@@ -102,7 +95,6 @@ async def compare(
     node: NodeConfig,
     explained: Explanation,
     local_addresses: Iterable[str],
-    lead: Lead | None = None,
 ) -> KernelState | None:
     """Compares by a driver; None if the kernel has nothing of the mode.
 
@@ -111,18 +103,16 @@ async def compare(
         node: the node under the family of the packet.
         explained: the explanation of the packet.
         local_addresses: every address of the node.
-        lead: makes of a plan what the kernel holds of it; None: that is the plan.
 
     Raises:
         SyncError: the kernel cannot be read.
     """
     packet = explained.packet
-    lead = lead or _as_it_is
-    wanted = {key: lead(plan) for key, plan in _wanted(explained).items()}
+    wanted = _wanted(explained)
     read = wanted if explained.service else {**wanted, _NO_SERVICE: _phantom(packet, local_addresses)}
     for last in (False, True):
         held = await driver.read_part(node, read)
-        if not held.commands():
+        if held.empty:
             return None
         found = driver.compare(held, node, wanted)
         if last or not found:
@@ -133,12 +123,8 @@ async def compare(
         *(f"the kernel has, and should not: {line}" for line in found.foreign),
         *(f"rules are in another order: {line}" for line in found.reordered),
     )
-    rules = tuple(_rules(driver, held, node, explained, lead)) if explained.service else ()
+    rules = tuple(_rules(driver, held, node, explained)) if explained.service else ()
     return KernelState("differs" if found else "agrees", rules, differences)
-
-
-def _as_it_is(plan: ServicePlan) -> ServicePlan:
-    return plan
 
 
 def _wanted(explained: Explanation) -> dict[Key, ServicePlan]:
@@ -158,14 +144,12 @@ def _phantom(packet: Packet, local_addresses: Iterable[str]) -> ServicePlan:
 
 
 def _rules(
-    driver: Comparable, held: HeldPart, node: NodeConfig, explained: Explanation, lead: Lead
+    driver: Comparable, held: HeldPart, node: NodeConfig, explained: Explanation
 ) -> Iterable[HeldRule]:
     """What the kernel holds that this packet meets: without what is for other fronts of the Service port."""
     (plan,) = _wanted(explained).values()
     only = replace(plan, ports=(_only(plan.ports[0], explained.verdict.front, explained.packet),))
-    of_port, of_front = (
-        {_bare(line) for line in flat(driver.describe(node, lead(each)))} for each in (plan, only)
-    )
+    of_port, of_front = ({_bare(line) for line in flat(driver.describe(node, each))} for each in (plan, only))
     numbers = dict(held.numbers) if isinstance(held, HeldRules) else {}
     for line in held.commands():
         if _bare(line) in of_port & of_front:

@@ -6,7 +6,7 @@ name, or `:PORT` for a node port, each with `/PROTOCOL` if it is not TCP.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Final
 
@@ -58,16 +58,24 @@ def pod_path(source: str) -> str:
 
 
 def packet(
-    snapshot: Snapshot, machine: Machine, source: str, destination: str, interface: str = ""
+    snapshot: Snapshot,
+    machine: Machine,
+    source: str,
+    destination: str,
+    interface: str = "",
+    *,
+    addresses: Sequence[str] = (),
 ) -> Packet:
     """The packet that a source sends to a destination.
 
     Args:
-        snapshot: the cluster. If the source is a Pod, its object must have been requested by `pod_path`.
+        snapshot: the cluster. If the source is a Pod, its object must have been requested by `pod_path`,
+            unless its addresses are given.
         machine: this host.
         source: the source.
         destination: the destination.
         interface: the interface it comes in by; "" to look it up.
+        addresses: the addresses of the source, if it is a Pod and they are known.
 
     Raises:
         PacketError: one of them cannot be understood, or does not exist.
@@ -75,7 +83,9 @@ def packet(
     to = parse_destination(snapshot, destination)
     if interface and snapshot.own and not machine.interface(interface):
         raise PacketError(f"--interface {interface}: this host has no such interface")
-    sources = _sources(snapshot, source)
+    sources = tuple(map(_address, addresses)) if addresses else _sources(snapshot, source)
+    if "" in sources:
+        raise PacketError(f"--from {source}: its addresses cannot be read")
     family = _family(snapshot, source, sources, destination, to)
     node = snapshot.node(family)
     assert node is not None
@@ -175,17 +185,30 @@ def _sources(snapshot: Snapshot, source: str) -> tuple[str, ...]:
     if source == "node":
         return ()
     if path := pod_path(source):
-        return _pod_addresses(snapshot, source, path)
+        return pod_addresses(source, path, snapshot.objects, snapshot.troubles)
     address = _address(source.strip("[]"))
     if not address or ip_address(address).is_unspecified:
         raise PacketError(f"--from {source}: a source is an address, `node`, or pod/NAMESPACE/NAME")
     return (address,)
 
 
-def _pod_addresses(snapshot: Snapshot, source: str, path: str) -> tuple[str, ...]:
-    body = snapshot.objects.get(path)
+def pod_addresses(
+    source: str, path: str, objects: Mapping[str, bytes | None], troubles: Iterable[str]
+) -> tuple[str, ...]:
+    """The addresses of a Pod.
+
+    Args:
+        source: the Pod, as it was asked for.
+        path: its path of the API.
+        objects: what was read, by path.
+        troubles: why other objects could not be read, each beginning with its path.
+
+    Raises:
+        PacketError: it was not read, or has no address.
+    """
+    body = objects.get(path)
     if body is None:
-        why = next((trouble for trouble in snapshot.troubles if trouble.startswith(path)), "it was not read")
+        why = next((trouble for trouble in troubles if trouble.startswith(path)), "it was not read")
         raise PacketError(f"--from {source}: {why}; use its address instead")
     status = json.loads(body).get("status") or {}
     given: Iterable[str] = [each.get("ip", "") for each in status.get("podIPs") or ()]

@@ -159,6 +159,10 @@ class ByPrograms(Protocol):
 class HeldState(Protocol):
     """What the kernel holds of a mode, as it was read: a value that can be compared and printed."""
 
+    @property
+    def empty(self) -> bool:
+        """Whether the kernel holds nothing."""
+
     def lines(self) -> list[str]:
         """It in the syntax of the system's own tools."""
 

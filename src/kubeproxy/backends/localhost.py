@@ -8,21 +8,26 @@ A port that another program has is reported and tried again at intervals; everyt
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from kubeproxy.api.addresses import IPV4, is_loopback, join
 from kubeproxy.backends import relayed
 from kubeproxy.backends.base import (
     Carrying,
     Change,
+    Comparable,
     Driver,
     Failures,
+    HeldPart,
     HeldState,
+    KernelComparison,
     Leading,
+    LoadSteps,
     Measured,
     Readable,
 )
-from kubeproxy.backends.shared import listeners
+from kubeproxy.backends.relayed import Relaying, RelaySocket
+from kubeproxy.backends.shared import listeners, socket_lines
 from kubeproxy.backends.shared.listeners import HeldListener, HeldListeners, ListenerSteps, RecordingRelay
 from kubeproxy.figures import Figure
 from kubeproxy.log import ObjectRef
@@ -104,6 +109,11 @@ class Localhost:
         """See `Leading`."""
         return self._inner.in_kernel(plan) if isinstance(self._inner, Leading) else plan
 
+    def sockets(self) -> list[RelaySocket]:
+        """See `Relaying`."""
+        inner = self._inner.sockets() if isinstance(self._inner, Relaying) else []
+        return [*inner, *(RelaySocket("", door.address, door.port, door.listener) for door in self._doors)]
+
     async def read(self) -> HeldListeners:
         """See `Readable`."""
         return listeners.held(await self._readable().read(), self._doors)
@@ -179,17 +189,8 @@ class Localhost:
 
     def _fronts(self, key: Key, plan: ServicePlan | None, node: NodeConfig) -> dict[_Front, Listener]:
         """What is to listen for a Service."""
-        addresses = addresses_of(node)
-        return {
-            (key, address, port.node_port, port.protocol == "UDP"): relayed.listener(
-                plan, port, relayed.anybody(endpoints), header=self._shared
-            )
-            for port in (plan.ports if plan else ())
-            if port.node_port and port.protocol in relayed.RELAYED
-            if (endpoints := port.external_endpoints if node.localhost_policy else port.cluster)
-            for address in addresses
-            if plan is not None
-        }
+        found = wanted(plan, node, header=self._shared) if plan is not None else ()
+        return {(key, each.address, each.port, each.listener.udp): each.listener for each in found}
 
     def _open(self, front: _Front, listener: Listener) -> None:
         (namespace, name), address, port, udp = front
@@ -215,6 +216,72 @@ class Localhost:
                 "Service %(service)s: node port %(address)s is served on localhost now",
                 {"service": ObjectRef(namespace, name), "address": join(address, port)},
             )
+
+
+class LocalhostReader:
+    """What compares a mode whose node ports on localhost a relay serves. See `backends.base.Comparable`."""
+
+    def __init__(self, inner: Comparable, sockets: Sequence[RelaySocket] | None, *, header: bool) -> None:
+        """Makes it.
+
+        Args:
+            inner: compares everything else.
+            sockets: those of the relay; None if they are not known, so that they are not compared.
+            header: PROXY protocol headers are sent to endpoints of Services that ask for them.
+        """
+        self._inner = inner
+        self._sockets = None if sockets is None else [each for each in sockets if not each.policy]
+        self._header = header
+
+    async def read(self) -> HeldState:
+        """See `Readable`."""
+        return await self._inner.read()
+
+    async def read_part(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> HeldPart:
+        """See `Comparable`."""
+        return await self._inner.read_part(node, plans)
+
+    def difference(self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> LoadSteps:
+        """See `Readable`: without that of the sockets."""
+        return self._inner.difference(held, node, plans)
+
+    def compare(
+        self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]
+    ) -> KernelComparison:
+        """See `Comparable`."""
+        found = self._inner.compare(held, node, plans)
+        if self._sockets is None:
+            return found
+        listening = [each for plan in plans.values() for each in wanted(plan, node, header=self._header)]
+        return socket_lines.compare(found, socket_lines.of(self._sockets, held, plans), listening)
+
+    def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
+        """See `Readable`."""
+        return [
+            *self._inner.describe(node, plan),
+            *socket_lines.lines(wanted(plan, node, header=self._header)),
+        ]
+
+    async def close(self) -> None:
+        """See `Comparable`."""
+        await self._inner.close()
+
+
+def wanted(plan: ServicePlan, node: NodeConfig, *, header: bool) -> Iterator[RelaySocket]:
+    """The sockets that are to listen for a Service.
+
+    Args:
+        plan: the plan of the Service.
+        node: the node.
+        header: PROXY protocol headers are sent if the Service asks for them.
+    """
+    addresses = addresses_of(node)
+    for port in plan.ports if addresses else ():
+        endpoints = port.external_endpoints if node.localhost_policy else port.cluster
+        if port.node_port and endpoints and port.protocol in relayed.RELAYED:
+            listener = relayed.listener(plan, port, relayed.anybody(endpoints), header=header)
+            for address in addresses:
+                yield RelaySocket("", address, port.node_port, listener)
 
 
 def addresses_of(node: NodeConfig) -> tuple[str, ...]:

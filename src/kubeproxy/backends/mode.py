@@ -6,7 +6,7 @@ of modes. The functions of a mode import the rest of its package when they are c
 does not load its driver.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
@@ -21,8 +21,12 @@ from kubeproxy.model.node import NodeConfig
 
 if TYPE_CHECKING:
     from kubeproxy.backends.programs import Tables
+    from kubeproxy.backends.relayed import RelaySocket
     from kubeproxy.machine.base import Machine
-    from kubeproxy.model.plan import ServicePlan
+    from kubeproxy.model.plan import Key, ServicePlan
+
+    Plans = Mapping[Key, ServicePlan]
+    Sockets = Sequence[RelaySocket] | None
 
 
 class FailureMetric(Struct, frozen=True, gc=False):
@@ -74,8 +78,11 @@ class Mode(Struct, frozen=True, kw_only=True):
         open: makes the driver of a family on a machine and prepares the kernel for it. It raises
             UnsupportedError if the mode cannot run here, and SyncError if it cannot run now.
         reader: makes a driver of a family that can only read and compare; unlike `open` it changes nothing.
-            It raises OSError, UnsupportedError or SyncError if the kernel cannot be read. None: what the mode
-            has in the kernel depends on the process that programs it.
+            It is given the sockets of the relay of the process that programs the mode; None if they are not
+            known. It raises OSError, UnsupportedError or SyncError if the kernel cannot be read. None: what
+            the mode has in the kernel is known to that process only.
+        lead: plans as the kernel has them on a node, with these sockets of the relay in place of endpoints.
+            None: the kernel has the plans themselves.
         counter: makes what reads the counts of connections of a family from the mode's rules. It raises
             OSError, UnsupportedError or SyncError if they cannot be read. None: the rules count nothing.
         describe: what the kernel must contain for a Service on a node, in the syntax of the system's own
@@ -107,7 +114,8 @@ class Mode(Struct, frozen=True, kw_only=True):
     problems: Callable[[KubeProxyConfiguration], Iterable[Problem]] = _no_problems
     doubts: Callable[[KubeProxyConfiguration, Family], Iterable[str]] = _no_doubts
     open: "Callable[[Machine, NodeConfig], Driver]"
-    reader: "Callable[[Machine, NodeConfig], Comparable] | None" = None
+    reader: "Callable[[Machine, NodeConfig, Sockets], Comparable] | None" = None
+    lead: "Callable[[Plans, NodeConfig, Sequence[RelaySocket]], Plans] | None" = None
     counter: "Callable[[Machine, NodeConfig], ConnectionCounter] | None" = None
     describe: "Callable[[NodeConfig, ServicePlan, int], list[str]] | None" = None
     cleanup: "Callable[[Machine], None] | None" = None

@@ -69,7 +69,7 @@ class InputRefusedError(Exception):
 
 def target(rule: str) -> str:
     """What a rule jumps or goes to, as `iptables-save` prints it; "" for nothing."""
-    found = _TARGET.search(_QUOTED.sub("", rule))
+    found = _TARGET.search(_QUOTED.sub("", rule) if '"' in rule else rule)
     return found[1] if found else ""
 
 

@@ -1,5 +1,9 @@
 """What a Service's plan means to a relay. For the modes that have one."""
 
+from typing import Protocol, runtime_checkable
+
+from msgspec import Struct
+
 from kubeproxy.api.addresses import BITS, family_of
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import PortPlan, ServicePlan
@@ -11,6 +15,30 @@ SILENT = "the relay does not accept connections"
 
 RELAYED = frozenset({"TCP", "UDP"})
 """The protocols a relay carries."""
+
+
+class RelaySocket(Struct, frozen=True, gc=False):
+    """A socket on which a relay listens.
+
+    Attributes:
+        policy: the traffic policy that it is for, "cluster" or "local"; "" for a node port on localhost.
+        address: the address it listens on.
+        port: the port it listens on; 0 if it is not open, and its port is chosen when it is opened.
+        listener: how it serves connections.
+    """
+
+    policy: str
+    address: str
+    port: int
+    listener: Listener
+
+
+@runtime_checkable
+class Relaying(Protocol):
+    """A driver that has a relay."""
+
+    def sockets(self) -> list[RelaySocket]:
+        """The sockets on which its relay listens."""
 
 
 def listener(
@@ -33,7 +61,7 @@ def listener(
     """
     return Listener(
         name=f"Service {port.name} {port.protocol}",
-        group=f"{port.name}/{port.protocol}",
+        group=group(port),
         udp=port.protocol == "UDP",
         choices=choices,
         admitted=admitted,
@@ -42,6 +70,11 @@ def listener(
         kept=targets(port.serving),
         header=header and plan.proxy_protocol and port.protocol == "TCP",
     )
+
+
+def group(port: PortPlan) -> str:
+    """The group of the listeners of a Service port, see `Listener`; no other Service port has it."""
+    return f"{port.name}/{port.protocol}"
 
 
 def targets(endpoints: tuple[Endpoint, ...]) -> tuple[Target, ...]:

@@ -4,6 +4,7 @@ Each command is a module of this package, imported only when it is used, so that
 them.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -12,6 +13,9 @@ from typing import Final
 
 COMMANDS: Final = ("explain", "plan", "verify", "doctor", "top", "replay", "completion")
 """The commands, each the name of a module that has a `command.Command` named COMMAND."""
+
+_GC_THRESHOLD: Final = (50_000, 20, 100)
+"""Rows and plans have no cycles and are not tracked, so garbage is collected less often than Python does."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Process 1 of a container. The kernel sends it no signal that it does not handle, and the daemon
         # handles SIGTERM only once its event loop runs, which may be after waiting for another daemon to end.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    gc.set_threshold(*_GC_THRESHOLD)  # already for the imports, which allocate much and leave no garbage
     arguments = sys.argv[1:] if argv is None else argv
     if arguments and arguments[0] in COMMANDS:
         from kubeproxy.cli import command

@@ -6,11 +6,10 @@ import os
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from kubeproxy.answers import names
 from kubeproxy.answers.snapshot import Snapshot
+from kubeproxy.cli import reading
 from kubeproxy.cli.command import Asked, Command, CommandError
 from kubeproxy.cli.output import Output
-from kubeproxy.cli.reading import READING
 from kubeproxy.config import ConfigError
 from kubeproxy.config.load import RunOptions
 from kubeproxy.insight import origin
@@ -37,7 +36,7 @@ _MARKS: Final = {
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "service", nargs="?", default="", metavar="SERVICE",
-        help="NAMESPACE/NAME or NAME.NAMESPACE: look at this Service only, and at the node",
+        help="look at this Service only, and at the node: NAMESPACE/NAME, NAME.NAMESPACE or NAME",
     )  # fmt: skip
     parser.add_argument(
         "--check",
@@ -78,16 +77,11 @@ def look(asked: Asked, machine: Machine, costly: Collection[Costly]) -> Facts:
         CommandError: the question is wrong.
     """
     arguments = asked.arguments
-    with asked.out.progress(READING):
+    with asked.out.progress(reading.READING):
         taken, options = _snapshot(asked, machine)
-    only = None
-    if arguments.service:
-        if taken.value is None:
-            raise CommandError(taken.reason)
-        try:
-            only = names.known(taken.value.state, arguments.service)
-        except ValueError as e:
-            raise CommandError(str(e)) from e
+    if arguments.service and taken.value is None:
+        raise CommandError(taken.reason)
+    only = reading.service(arguments.service, taken.value) if taken.value is not None else None
     with asked.out.progress("looking at the node and its endpoints"):
         return gather(machine, taken, options, only=only, costly=costly)
 

@@ -126,13 +126,36 @@ def _past(asked: Asked, machine: Machine) -> int:
 def _of_daemon(asked: Asked, machine: Machine) -> Answer | None:
     """The answer of the running kube-proxy; None if none runs, or it has another configuration."""
     arguments = asked.arguments
-    if asked.flags or arguments.node or arguments.source.startswith("pod/"):
+    if asked.flags or arguments.node:
         return None
     from kubeproxy.insight import daemon
 
+    addresses: tuple[str, ...] = ()
+    if arguments.source.startswith("pod/"):
+        if machine.holder() is None:
+            return None
+        addresses = _of_pod(asked, machine)
     try:
-        return daemon.ask(machine, arguments.source, arguments.destination, arguments.interface)
+        return daemon.ask(machine, arguments.source, arguments.destination, arguments.interface, addresses)
     except daemon.RefusedQuestionError as e:
+        raise CommandError(str(e)) from e
+
+
+def _of_pod(asked: Asked, machine: Machine) -> tuple[str, ...]:
+    """The addresses of the Pod that is asked about: only its object is read."""
+    import asyncio
+
+    from kubeproxy.answers import packets
+    from kubeproxy.cli import reading
+    from kubeproxy.insight import snapshot
+
+    source = asked.arguments.source
+    try:
+        path = packets.pod_path(source)
+        found = reading.configuration(asked, machine)
+        objects, troubles = asyncio.run(snapshot.objects(found, machine, [path]))
+        return packets.pod_addresses(source, path, objects, troubles)
+    except (packets.PacketError, snapshot.SnapshotError) as e:
         raise CommandError(str(e)) from e
 
 

@@ -26,7 +26,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--diff", action="store_true", help="write every line that changes, in the syntax of the system's own tools"
     )  # fmt: skip
     parser.add_argument(
-        "--mode", default="", metavar="MODE", help="plan for another mode: iptables, nftables or ipvs"
+        "--mode",
+        default="",
+        metavar="MODE",
+        help="plan for another mode: iptables, nftables, ipvs or userspace",
     )
     parser.add_argument(
         "--against", default="", metavar="FILE",

@@ -7,12 +7,14 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from kubeproxy.answers import names
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.cli.command import Asked, CommandError
 from kubeproxy.config.validate import validate
 from kubeproxy.insight import origin, snapshot
 from kubeproxy.insight.origin import Origin
 from kubeproxy.machine.base import Machine
+from kubeproxy.model.plan import Key
 
 READING: Final = "reading Services and EndpointSlices"
 
@@ -37,6 +39,18 @@ def configuration(asked: Asked, machine: Machine) -> Origin:
     if errors := validate(config, sys.platform):
         raise CommandError(f"--mode {mode}: {errors[0]}")
     return replace(found, options=replace(found.options, config=config))
+
+
+def service(text: str, taken: Snapshot) -> Key | None:
+    """The Service that is asked about, by its name; None for "".
+
+    Raises:
+        CommandError: there is none.
+    """
+    try:
+        return names.known(taken.state, text) if text else None
+    except ValueError as e:
+        raise CommandError(str(e)) from e
 
 
 async def cluster(

@@ -19,9 +19,6 @@ from kubeproxy.config.validate import validate
 
 logger = logging.getLogger(__name__)
 
-_GC_THRESHOLD = (50_000, 20, 100)
-"""Rows and plans have no cycles and are not tracked, so garbage is collected less often than Python does."""
-
 
 def main(argv: Sequence[str]) -> int:
     """Runs the daemon and returns its exit status.
@@ -75,7 +72,6 @@ def _act(options: RunOptions) -> int:
         write(options.config, options.write_config_to)
         logger.info("Wrote configuration to %(file)s", {"file": options.write_config_to})
         return 0
-    gc.set_threshold(*_GC_THRESHOLD)
     gc.disable()  # imports and the first lists allocate much that stays; `Session` enables it
     from kubeproxy import app
 

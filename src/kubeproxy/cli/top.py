@@ -14,7 +14,6 @@ from kubeproxy.machine.base import Machine
 from kubeproxy.model.plan import Key
 
 if TYPE_CHECKING:
-    from kubeproxy.answers.snapshot import Snapshot
     from kubeproxy.insight.snapshot import LiveCluster
     from kubeproxy.insight.top.values import Top
     from kubeproxy.insight.top.watch import TopWatch
@@ -31,8 +30,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "service",
         nargs="?",
         default="",
-        metavar="NAMESPACE/NAME",
-        help="only this Service, with its endpoints",
+        metavar="SERVICE",
+        help="only this Service, with its endpoints: NAMESPACE/NAME, NAME.NAMESPACE or NAME",
     )
     parser.add_argument("--once", action="store_true", help="write what one interval showed, and end")
     parser.add_argument(
@@ -78,7 +77,7 @@ def _run(asked: Asked) -> int:
 
 
 async def _answer(asked: Asked) -> None:
-    from kubeproxy.cli.reading import READING, configuration
+    from kubeproxy.cli.reading import READING, configuration, service
     from kubeproxy.insight import snapshot
     from kubeproxy.insight.top import changes
     from kubeproxy.insight.top.watch import TopWatch
@@ -95,7 +94,7 @@ async def _answer(asked: Asked) -> None:
             raise CommandError(
                 f"node {taken.name} is not this host: what its kernel counts can only be read there"
             )
-        only = named(arguments.service, taken)
+        only = service(arguments.service, taken)
         stack.enter_context(_accounting(machine, wanted=arguments.accounting))
         watch = stack.enter_context(contextlib.closing(TopWatch(taken, machine)))
         changes.note_first(watch, cluster)
@@ -110,22 +109,6 @@ async def _answer(asked: Asked) -> None:
         out.json(seen)
     else:
         show(seen, out, details=only is not None)
-
-
-def named(text: str, taken: "Snapshot") -> Key | None:
-    """The Service that is asked for; None for all.
-
-    Raises:
-        CommandError: there is none.
-    """
-    from kubeproxy.answers import names
-
-    if not text:
-        return None
-    try:
-        return names.known(taken.state, text)
-    except ValueError as e:
-        raise CommandError(str(e)) from e
 
 
 async def once(

@@ -30,7 +30,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--rules", default="", metavar="KIND",
-        help="with --against: which rules to compare if the kernel has several kinds, e.g. 'iptables (legacy)'",
+        help="with --against: the only kind of rules to compare if the kernel has several, e.g. 'iptables (legacy)'",
     )  # fmt: skip
 
 
@@ -158,6 +158,15 @@ def _show(results: Sequence[Against], mode: str, out: Output) -> None:
             out.line(f"  and {len(found.differences) - MOST_LINES:,} more; --json lists all")
         for rule in found.unknown[:MOST_LINES]:
             out.line(f"  packets that meet this rule were not compared: {rule}", "red")
+    for family, of_family in groupby(results, lambda each: each.family):
+        first = next(of_family)
+        if first.beside:
+            kinds = " and of ".join((first.rules, *first.beside))
+            out.note(
+                f"{family}: the kernel has rules of {kinds}. A packet meets them all: each kind may refuse it, and the"
+                " kind that was there first translates it. Unless all are the same as the plans, remove those that are"
+                " not in use; a start of this program removes the kinds that its mode does not use"
+            )
 
 
 COMMAND: Final = Command(

@@ -1,5 +1,6 @@
 """Asks the kube-proxy that runs here: it answers from what it knows, without reading the cluster again."""
 
+from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 from urllib.parse import urlencode
 
@@ -7,6 +8,8 @@ import msgspec
 
 from kubeproxy.answers.answer import Answer
 from kubeproxy.answers.observed import Observed
+from kubeproxy.api.addresses import Family
+from kubeproxy.backends.relayed import RelaySocket
 from kubeproxy.linux.instance import connect_to_ask
 from kubeproxy.machine.base import Machine
 
@@ -16,7 +19,6 @@ SECONDS: Final = 5.0
 _ANSWERED, _WRONG = 200, 400
 _PART_BYTES: Final = 1 << 16
 
-
 _T = TypeVar("_T")
 
 
@@ -24,7 +26,9 @@ class RefusedQuestionError(Exception):
     """The daemon refused the question; the message has the reason."""
 
 
-def ask(machine: Machine, source: str, destination: str, interface: str) -> Answer | None:
+def ask(
+    machine: Machine, source: str, destination: str, interface: str, addresses: Sequence[str] = ()
+) -> Answer | None:
     """Asks the daemon for the verdict on a packet; None if no daemon answers.
 
     Args:
@@ -32,35 +36,48 @@ def ask(machine: Machine, source: str, destination: str, interface: str) -> Answ
         source: who sends it, as it was asked.
         destination: where to.
         interface: the interface it comes in by; "" to look it up.
+        addresses: the addresses of the source, if it is a Pod.
 
     Raises:
         RefusedQuestionError: the question cannot be answered.
     """
-    query = urlencode({"from": source, "to": destination, "interface": interface})
-    try:
-        status, body = _get(machine, f"/explain?{query}")
-    except (OSError, ValueError, IndexError):
-        return None
-    if status == _WRONG:
-        raise RefusedQuestionError(body.decode(errors="replace"))
-    return _decoded(status, body, Answer)
+    asked = {"from": source, "to": destination, "interface": interface}
+    query = urlencode({**asked, "addresses": ",".join(addresses)} if addresses else asked)
+    return _ask(machine, f"/explain?{query}", Answer)
 
 
 def observed(machine: Machine) -> Observed | None:
     """What the daemon on this host has observed; None if no daemon answers."""
+    return _ask(machine, "/observed", Observed)
+
+
+def sockets(machine: Machine) -> Mapping[Family, Sequence[RelaySocket]] | None:
+    """The sockets of the daemon's relay under each IP family; None if it does not say.
+
+    There are none where no daemon runs.
+    """
+    if machine.holder() is None:
+        return {}
+    return _ask(machine, "/sockets", dict[Family, list[RelaySocket]])
+
+
+def _ask(machine: Machine, path: str, kind: type[_T]) -> _T | None:
+    """What the daemon answers; None if there is none, or it is of a version that answers otherwise.
+
+    Raises:
+        RefusedQuestionError: the question cannot be answered.
+    """
     try:
-        status, body = _get(machine, "/observed")
+        status, body = _get(machine, path)
     except (OSError, ValueError, IndexError):
         return None
-    return _decoded(status, body, Observed)
-
-
-def _decoded(status: int, body: bytes, kind: type[_T]) -> _T | None:
+    if status == _WRONG:
+        raise RefusedQuestionError(body.decode(errors="replace"))
     if status != _ANSWERED:
         return None
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError:  # it is of another version
+    except msgspec.DecodeError:
         return None
 
 

@@ -1,13 +1,14 @@
 """The kernel of this node, compared with the plans of all Services, in each IP family; nothing is changed."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from kubeproxy.answers.reader import open_reader
 from kubeproxy.answers.snapshot import Snapshot
-from kubeproxy.backends.base import Comparable, SyncError, UnsupportedError
+from kubeproxy.api.addresses import Family
+from kubeproxy.backends.base import Comparable, HeldState, SyncError, UnsupportedError
 from kubeproxy.insight.changes import Owners, Piece, pieces
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
@@ -36,47 +37,57 @@ class FamilyDiff(Struct, frozen=True, rename="camel"):
     unread: str = ""
 
 
-def unreadable(snapshot: Snapshot) -> str:
-    """Why the kernel cannot be compared with plans of this snapshot; "" if it can."""
-    if not snapshot.own:
-        return f"node {snapshot.name} is not this host"
-    if snapshot.mode.reader is None or not snapshot.mode.forwards:
-        return (
-            f"what {snapshot.mode.name} mode has in the kernel is known only to the process that programs it"
-        )
-    return ""
+async def diff(
+    snapshot: Snapshot, machine: Machine, read: dict[Family, HeldState] | None = None
+) -> list[FamilyDiff]:
+    """Compares each family of the node.
+
+    Args:
+        snapshot: the cluster.
+        machine: this host.
+        read: is filled with what was read of the kernel.
+    """
+    read = {} if read is None else read
+    return [await _family(snapshot, machine, node, read) for node in snapshot.nodes]
 
 
-async def diff(snapshot: Snapshot, machine: Machine) -> list[FamilyDiff]:
-    """Compares each family of the node."""
-    return [await _family(snapshot, machine, node) for node in snapshot.nodes]
-
-
-async def _family(snapshot: Snapshot, machine: Machine, node: NodeConfig) -> FamilyDiff:
+async def _family(
+    snapshot: Snapshot, machine: Machine, node: NodeConfig, read: dict[Family, HeldState]
+) -> FamilyDiff:
     plans = snapshot.plans(node.family)
     made = FamilyDiff(node.family, len(plans), sum(len(p.endpoints) for s in plans.values() for p in s.ports))
-    assert snapshot.mode.reader is not None
     try:
-        driver = await asyncio.to_thread(snapshot.mode.reader, machine, node)
+        driver = await open_reader(snapshot, machine, node)
     except (OSError, SyncError, UnsupportedError) as e:
         return replace(made, unread=why(machine, e))
     try:
-        return await compared(made, driver, node, plans)
+        held = read[node.family] = await driver.read()
+        return compared(made, driver, held, node, plans)
     except (OSError, SyncError) as e:
         return replace(made, unread=why(machine, e))
     finally:
         await driver.close()
 
 
-async def compared(
-    made: FamilyDiff, driver: Comparable, node: NodeConfig, plans: Mapping[Key, ServicePlan]
+def compared(
+    made: FamilyDiff,
+    driver: Comparable,
+    held: HeldState,
+    node: NodeConfig,
+    plans: Mapping[Key, ServicePlan],
 ) -> FamilyDiff:
     """Compares by a driver.
 
+    Args:
+        made: the family.
+        driver: compares.
+        held: what it read.
+        node: the node.
+        plans: the plans of all Services.
+
     Raises:
-        OSError, SyncError: the kernel cannot be read.
+        SyncError: what would change cannot be worked out.
     """
-    held = await driver.read()
     found = driver.compare(held, node, plans)
     if not found:
         return made

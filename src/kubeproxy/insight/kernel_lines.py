@@ -1,4 +1,4 @@
-"""What a line of nft, iptables-save, ipvsadm, ipset or ip is about: the object, its front, its Service.
+"""What a line of nft, iptables-save, ipvsadm, ipset, ip or ss is about: the object, its front, its Service.
 
 The lines are those of `backends.base.KernelComparison`. They are read, not compared: what a line means is
 known to the drivers; here it is only attributed.
@@ -20,6 +20,7 @@ _REAL = re.compile(r"-[aed] (-t|-u|--sctp-service) (\S+) -r (\S+)")
 _ENTRY = re.compile(r"(?:add|del) (KUBE-\S+) (\S+)")
 _SET = re.compile(r"(?:create|destroy) (\S+)")
 _ADDRESS = re.compile(r"ip address (?:add|del) ([^/\s]+)/\d+ dev (\S+)")
+_SOCKET = re.compile(r'(tcp|udp) (?:LISTEN|UNCONN) (\S+) comment "([^":]+)[^"]*" -> (\S*)')
 _BY_FLAG: Final[dict[str, Protocol]] = {"-t": "TCP", "-u": "UDP", "--sctp-service": "SCTP"}
 _ELEMENT_FRONT = re.compile(r"(?:([0-9a-f.:]+) \. )?(tcp|udp|sctp) \. (\d+)\b")
 _HAIRPIN = re.compile(r"([0-9a-f.:]+) \. \1 \. (?:tcp|udp|sctp) \. (\d+)")
@@ -82,6 +83,9 @@ def parts(line: str) -> LineParts:
         return LineParts(f"set {found[1]}", found[1], line, _entry_front(found[1], found[2]))
     if found := _ADDRESS.fullmatch(line):
         return LineParts(f"interface {found[2]}", "", line, (found[1], "TCP", 0))
+    if found := _SOCKET.match(line):
+        at = f"socket {found[1]} {found[2]}"
+        return LineParts(at, "", at, service=found[3])
     if found := _SET.match(line):
         return LineParts(f"set {found[1]}", found[1], line)
     return LineParts("", "", line)

@@ -1,19 +1,18 @@
 """The rules of other modes, and of the other variant of iptables, that a start removes."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
 from kubeproxy import backends
 from kubeproxy.api.addresses import Family
 from kubeproxy.backends import programs
-from kubeproxy.backends.base import ByPrograms, Comparable, UnsupportedError
+from kubeproxy.backends.base import ByPrograms, Comparable, HeldState, UnsupportedError
 from kubeproxy.backends.mode import Mode
-from kubeproxy.backends.programs import Tables
+from kubeproxy.backends.programs import Variant
 from kubeproxy.backends.shared import held_rules
-from kubeproxy.backends.shared.compared import flat
+from kubeproxy.backends.shared.held_rules import HeldRules
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 
@@ -32,13 +31,16 @@ class RemovedRules(Struct, frozen=True, gc=False, rename="camel"):
     lines: Sequence[str]
 
 
-def removed(machine: Machine, chosen: Mode, nodes: Sequence[NodeConfig]) -> list[RemovedRules]:
+def removed(
+    machine: Machine, chosen: Mode, nodes: Sequence[NodeConfig], read: Mapping[Family, HeldState]
+) -> list[RemovedRules]:
     """Reads what a start in a mode removes.
 
     Args:
         machine: this host.
         chosen: the mode.
         nodes: the node under each family.
+        read: what was already read of the mode itself, under each family.
 
     Raises:
         OSError, SyncError, UnsupportedError: the kernel cannot be read.
@@ -48,13 +50,14 @@ def removed(machine: Machine, chosen: Mode, nodes: Sequence[NodeConfig]) -> list
     others = [backends.mode(name) for name in chosen.replaces]
     assert chosen.reader is not None
     own = asyncio.run(_variants(machine, chosen, nodes))
-    found = [*_tables(machine, chosen, others, own)]
+    known = {(each.family, each.variant): each for each in read.values() if isinstance(each, HeldRules)}
+    found = [*_tables(machine, chosen, others, own, known)]
     for mode in others:
         if mode.reader is None or mode.serves is None or not mode.serves(machine):
             continue
         for node in nodes:
             try:
-                lines = asyncio.run(_held(mode.reader(machine, node)))
+                lines = asyncio.run(_held(mode.reader(machine, node, None)))
             except UnsupportedError:
                 continue
             if lines:
@@ -67,7 +70,7 @@ async def _variants(machine: Machine, chosen: Mode, nodes: Sequence[NodeConfig])
     found: set[str] = set()
     for node in nodes:
         assert chosen.reader is not None
-        driver = chosen.reader(machine, node)
+        driver = chosen.reader(machine, node, None)
         if isinstance(driver, ByPrograms):
             found.add(driver.variant)
         await driver.close()
@@ -83,21 +86,24 @@ async def _held(driver: Comparable) -> list[str]:
         await driver.close()
 
 
-def _tables(machine: Machine, chosen: Mode, others: Sequence[Mode], own: set[str]) -> Iterator[RemovedRules]:
+def _tables(
+    machine: Machine,
+    chosen: Mode,
+    others: Sequence[Mode],
+    own: set[str],
+    known: Mapping[tuple[Family, Variant], HeldRules],
+) -> Iterator[RemovedRules]:
     for _, tables in programs.installed(machine):
         variant = tables.variant
-        modes = others if not own or variant in own else [chosen, *others]
-        for mode in modes:
-            if mode.clean_tables is not None and (lines := _cleaned(tables, [mode])):
+        held = known.get((tables.family, variant)) or held_rules.read(tables)
+        for mode in others if not own or variant in own else [chosen, *others]:
+            if mode.clean_tables is not None and (lines := _cleaned(held, mode)):
                 yield RemovedRules(f"{mode.name} mode ({variant} iptables)", tables.family, lines)
 
 
-def _cleaned(tables: Tables, modes: Iterable[Mode]) -> list[str]:
+def _cleaned(held: HeldRules, mode: Mode) -> Sequence[str]:
     """What cleaning up removes from tables, found on a copy in memory."""
-    held = held_rules.read(tables)
     copy = held.in_memory()
-    for mode in modes:
-        if mode.clean_tables is not None:
-            mode.clean_tables(copy)
-    after = held_rules.read(copy)
-    return list((Counter(flat(held.lines())) - Counter(flat(after.lines()))).elements())
+    assert mode.clean_tables is not None
+    mode.clean_tables(copy)
+    return held_rules.compare(copy).foreign

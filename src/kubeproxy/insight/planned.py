@@ -11,12 +11,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from kubeproxy import protocols
+from kubeproxy.answers.reader import unreadable
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api.addresses import FAMILIES, IPV4, Family, join
-from kubeproxy.backends.base import KernelComparison, SyncError, UnsupportedError
+from kubeproxy.backends.base import HeldState, KernelComparison, SyncError, UnsupportedError
 from kubeproxy.backends.shared.compared import flat
 from kubeproxy.insight.changes import Owners, Piece, pieces
-from kubeproxy.insight.kernel_diff import diff, unreadable, why
+from kubeproxy.insight.kernel_diff import diff, why
 from kubeproxy.insight.old_rules import RemovedRules, removed
 from kubeproxy.insight.stale_flows import OVER
 from kubeproxy.machine.base import Machine
@@ -107,7 +108,8 @@ async def of_kernel(snapshot: Snapshot, machine: Machine) -> PlannedChanges:
     )
     if cannot := unreadable(snapshot):
         return replace(made, cannot=cannot)
-    families = await diff(snapshot, machine)
+    read: dict[Family, HeldState] = {}
+    families = await diff(snapshot, machine, read)
     unread = tuple(f"{each.family}: {each.unread}" for each in families if each.unread)
     if len(unread) == len(families):
         return replace(made, unread=unread, cannot=unread[0])
@@ -115,7 +117,7 @@ async def of_kernel(snapshot: Snapshot, machine: Machine) -> PlannedChanges:
     for family, node in zip(families, snapshot.nodes, strict=True):
         changes += _changes(family.pieces, node, snapshot.plans(node.family).values(), None)
     try:
-        old = await asyncio.to_thread(removed, machine, snapshot.mode, snapshot.nodes)
+        old = await asyncio.to_thread(removed, machine, snapshot.mode, snapshot.nodes, read)
     except (OSError, SyncError, UnsupportedError) as e:
         old = []
         made = replace(made, troubles=(*made.troubles, f"rules of other modes: {why(machine, e)}"))

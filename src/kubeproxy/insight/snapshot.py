@@ -19,6 +19,7 @@ from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES, Family, family_of
 from kubeproxy.hub import Hub
+from kubeproxy.insight import daemon
 from kubeproxy.insight.origin import Origin
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import LOOPBACK
@@ -159,34 +160,66 @@ async def follow(
     except ValueError as e:
         raise SnapshotError(str(e)) from e
     reading = asyncio.create_task(source.run())
-    objects: dict[str, bytes | None] = {}
-    troubles: list[str] = []
     try:
         await _wait(reading, hub.lists_complete, patience)
         if not hub.lists_complete.is_set():
             raise SnapshotError(_unread(statuses, patience))
         await _wait(reading, hub.complete_all, _EXTRAS_SECONDS)
-        for path in paths:
-            if client is None:
-                troubles.append(f"{path} cannot be read from manifests")
-                continue
-            try:
-                objects[path] = await client.request("GET", path)
-            except (ApiError, UnreachableError) as e:
-                objects[path] = None
-                troubles.append(f"{path} cannot be read: {e}")
+        found, troubles = await _objects(client, paths)
         troubles += [f"{status.kind}: {status.trouble}" for status in statuses.values() if status.trouble]
         troubles += source.unusable.unknown() if isinstance(source, Manifests) else ()
         if hub.node is None:
             troubles.append(
                 f"Node {name} is not known: zone, podCIDRs and addresses of its object are missing from the answer"
             )
-        taken = _snapshot(origin, machine, hub, name, own=own, troubles=troubles, objects=objects)
+        taken = _snapshot(origin, machine, hub, name, own=own, troubles=troubles, objects=found)
         yield LiveCluster(taken, hub.changes)
     finally:
         reading.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await reading
+
+
+async def objects(
+    origin: Origin, machine: Machine, paths: Sequence[str]
+) -> tuple[Mapping[str, bytes | None], Sequence[str]]:
+    """Reads single objects from the API server, and no Services.
+
+    Args:
+        origin: the configuration.
+        machine: this host.
+        paths: the objects, by path.
+
+    Returns:
+        The objects by path, None for those that the server refused, and why they cannot be read.
+
+    Raises:
+        SnapshotError: the configuration names no server that can be asked.
+    """
+    try:
+        _, _, client = _source(origin, machine, Hub(""), "")
+    except ValueError as e:
+        raise SnapshotError(str(e)) from e
+    try:
+        return await _objects(client, paths)
+    finally:
+        if client is not None:
+            await client.close()
+
+
+async def _objects(client: Client | None, paths: Sequence[str]) -> tuple[dict[str, bytes | None], list[str]]:
+    found: dict[str, bytes | None] = {}
+    troubles = []
+    for path in paths:
+        if client is None:
+            troubles.append(f"{path} cannot be read from manifests")
+            continue
+        try:
+            found[path] = await client.request("GET", path)
+        except (ApiError, UnreachableError) as e:
+            found[path] = None
+            troubles.append(f"{path} cannot be read: {e}")
+    return found, troubles
 
 
 def _source(
@@ -268,4 +301,15 @@ def _snapshot(
         node.with_addresses(addresses[node.family]).with_service_cidrs(hub.service_cidrs)
         for node in host.nodes
     )
-    return Snapshot(hub.state, origin.options.mode, nodes, addresses, own, tuple(troubles), objects)
+    mode = origin.options.mode
+    relays = own and (not mode.forwards or any(node.localhost_relay for node in nodes))
+    return Snapshot(
+        hub.state,
+        mode,
+        nodes,
+        addresses,
+        own,
+        tuple(troubles),
+        objects,
+        sockets=daemon.sockets(machine) if relays else {},
+    )

@@ -63,13 +63,23 @@ def stale(
 
 
 class _FlowJudge:
-    """Decides for a flow. `owners` has the Services and ports of each front."""
+    """Decides for a flow. `owners` has the Services and ports of each front.
+
+    In a mode with a relay flows lead to the sockets of the relay, and no others.
+    """
 
     def __init__(self, snapshot: Snapshot, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> None:
         self._snapshot, self._node = snapshot, node
         self._own = frozenset(pack(address) for address in snapshot.local_addresses[node.family])
         self._datagrams = Fronts()
         self._known: dict[Key, frozenset[Place]] = {}
+        lead = snapshot.mode.lead
+        if lead is not None:
+            plans = lead(plans, node, snapshot.sockets_of(node.family) or ())
+            self._known = {
+                key: frozenset(flows.place(e.address, e.port) for port in plan.ports for e in port.endpoints)
+                for key, plan in plans.items()
+            }
         self.owners: dict[tuple[int, Place], list[tuple[Key, PortPlan]]] = {}
         for key, plan in plans.items():
             self._datagrams.set(key, plan)

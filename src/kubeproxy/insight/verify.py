@@ -11,8 +11,9 @@ from typing import Final
 from msgspec import Struct
 
 from kubeproxy.answers.kernel import SETTLE_SECONDS
+from kubeproxy.answers.reader import unreadable
 from kubeproxy.answers.snapshot import Snapshot
-from kubeproxy.insight.kernel_diff import FamilyDiff, diff, unreadable, why
+from kubeproxy.insight.kernel_diff import FamilyDiff, diff, why
 from kubeproxy.insight.stale_flows import StaleFlow, stale
 from kubeproxy.machine.base import Machine
 

@@ -57,6 +57,10 @@ class Doors(Generic[Name]):
         """The names of those that are open."""
         return self._open.keys()
 
+    def items(self) -> Iterable[tuple[Name, OpenListener]]:
+        """Those that are open, with their names."""
+        return self._open.items()
+
     def port(self, name: Name) -> int:
         """The port of a listener; 0 if it is not open."""
         found = self._open.get(name)

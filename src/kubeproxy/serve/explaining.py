@@ -1,8 +1,10 @@
 """Answers questions of commands from what the daemon knows and has observed: no list is read for it.
 
+/explain: the verdict on a packet. /observed: what the daemon has measured. /sockets: those of the relay under
+each IP family; only this process knows which of them is for which Service port.
+
 The server listens on a Unix socket with an abstract name, which belongs to the network namespace as the
-rules do. It answers
-processes that run as root or as the user of the daemon, and no other.
+rules do. It answers processes that run as root or as the user of the daemon, and no other.
 """
 
 import asyncio
@@ -51,9 +53,13 @@ async def serve(
         return await _explain(request, snapshot(), machine)
 
     def observations(_: HTTPRequest) -> HTTPResponse:
-        return HTTPResponse(msgspec.json.encode(observed()), content_type="application/json")
+        return _json(observed())
 
-    routes = router({"GET /explain": explain, "GET /observed": observations})
+    async def sockets(_: HTTPRequest) -> HTTPResponse:
+        known = snapshot()
+        return _json({node.family: known.sockets_of(node.family) for node in known.nodes})
+
+    routes = router({"GET /explain": explain, "GET /observed": observations, "GET /sockets": sockets})
     listener = await Door(MOST_ASKING).open(routes, listening, admits=is_trusted)
     try:
         await asyncio.get_running_loop().create_future()
@@ -67,8 +73,17 @@ async def _explain(request: HTTPRequest, snapshot: "Snapshot", machine: Machine)
     asked = {name: values[0] for name, values in parse_qs(request.query).items()}
     try:
         found = await ask(
-            snapshot, machine, asked.get("from", ""), asked.get("to", ""), asked.get("interface", "")
+            snapshot,
+            machine,
+            asked.get("from", ""),
+            asked.get("to", ""),
+            asked.get("interface", ""),
+            addresses=asked["addresses"].split(",") if "addresses" in asked else (),
         )
     except QuestionError as e:
         return text(str(e), 400)
+    return _json(found)
+
+
+def _json(found: object) -> HTTPResponse:
     return HTTPResponse(msgspec.json.encode(found), content_type="application/json")

@@ -131,8 +131,7 @@ class IPTablesDriver:
         self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]
     ) -> KernelComparison:
         """See `Comparable`."""
-        rules = held_rules.as_rules(held)
-        return held_rules.compare(rules, self._loaded(rules, node, plans))
+        return held_rules.compare(self._loaded(held_rules.as_rules(held), node, plans))
 
     def _loaded(self, held: HeldRules, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> FakeTables:
         """Tables in memory that held this, after a `load`."""

@@ -6,7 +6,7 @@ mode deletes the chains. A kernel that has no IPVS loaded is not changed.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from kubeproxy import protocols
 from kubeproxy.api.addresses import FAMILIES, Family
@@ -23,6 +23,7 @@ from kubeproxy.netlink.ipvs import Virtual
 
 log = logging.getLogger(__name__)
 
+_MATCH = "--match-set "
 _OWN_HOOK = '--comment "kube-proxy firewall rules"'
 """A rule of ours, and not of iptables mode, that leads to a chain both have."""
 
@@ -103,16 +104,17 @@ def clean(tables: Tables) -> int:
     count = 0
     for table, (chains, rules) in programs.by_table(tables.save()).items():
         ours = [c for c in chains if c in names.OWN_CHAINS]
-        single = [(c, rule) for c, rule in rules if c not in ours and _is_ours(rule)]
+        single = [(c, rule) for c, rule in rules if c not in ours and _is_ours(rule, ours)]
         if ours or single:
             tables.restore(table, removed(single, ours))
             count += len(ours) + len(single)
     return count
 
 
-def _is_ours(rule: str) -> bool:
-    looks = any(f"--match-set {name} " in rule for name in _all_sets())
-    return looks or target(rule) in names.OWN_CHAINS or _OWN_HOOK in rule
+def _is_ours(rule: str, ours: Sequence[str]) -> bool:
+    """Whether a rule is of ipvs mode. There may be 100,000 others, so the cheapest is tried first."""
+    looks = _MATCH in rule and any(f"{_MATCH}{name} " in rule for name in _all_sets())
+    return looks or _OWN_HOOK in rule or bool(ours and target(rule) in ours)
 
 
 def _all_sets() -> list[str]:

@@ -29,6 +29,11 @@ class HeldServers(Struct, frozen=True, gc=False):
     addresses: tuple[bytes, ...]
     rules: HeldRules
 
+    @property
+    def empty(self) -> bool:
+        """See `HeldState`."""
+        return not (self.servers or self.sets or self.addresses) and self.rules.empty
+
     def lines(self) -> list[str]:
         """See `HeldState`: of `ipvsadm -Sn`, `ipset save`, `ip` and `iptables-save`, without connections."""
         found: list[str] = []

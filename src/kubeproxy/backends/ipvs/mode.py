@@ -15,6 +15,7 @@ from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 
 if TYPE_CHECKING:
+    from kubeproxy.backends.mode import Sockets
     from kubeproxy.backends.programs import Tables
     from kubeproxy.machine.base import Machine
     from kubeproxy.model.plan import ServicePlan
@@ -28,7 +29,7 @@ def _open(machine: "Machine", node: NodeConfig) -> Driver:
     return prepare.open_driver(machine, node)
 
 
-def _reader(machine: "Machine", node: NodeConfig) -> Comparable:
+def _reader(machine: "Machine", node: NodeConfig, _: "Sockets") -> Comparable:
     from kubeproxy.backends.ipvs import prepare
 
     return prepare.open_reader(machine, node)

@@ -44,6 +44,11 @@ class HeldTable(Struct, frozen=True, gc=False):
     made: tuple[NftMessage, ...]
     part: bool = False
 
+    @property
+    def empty(self) -> bool:
+        """See `HeldState`."""
+        return not self.made
+
     def lines(self) -> list[str]:
         """See `HeldState`."""
         return text.render(self.made).splitlines()

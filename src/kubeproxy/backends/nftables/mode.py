@@ -15,6 +15,7 @@ from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
 
 if TYPE_CHECKING:
+    from kubeproxy.backends.mode import Sockets
     from kubeproxy.machine.base import Machine
     from kubeproxy.model.plan import ServicePlan
 
@@ -25,10 +26,10 @@ def _open(machine: "Machine", node: NodeConfig) -> Driver:
     return prepare.open_driver(machine, node)
 
 
-def _reader(machine: "Machine", node: NodeConfig) -> Comparable:
+def _reader(machine: "Machine", node: NodeConfig, sockets: "Sockets") -> Comparable:
     from kubeproxy.backends.nftables import prepare
 
-    return prepare.open_reader(machine, node)
+    return prepare.open_reader(machine, node, sockets)
 
 
 def _describe(node: NodeConfig, plan: "ServicePlan", _: int) -> list[str]:

@@ -170,8 +170,10 @@ def compare(held: HeldTable, kernel: FakeNftKernel) -> KernelComparison:
         held: what it held.
         kernel: the kernel after the `load`.
     """
-    left = tuple(kernel.listing())
     sent = steps(held, kernel)
+    if not sent:
+        return KernelComparison()
+    left = tuple(kernel.listing())
     found = compared(
         lambda: HeldTable(_without(held.made, left)).commands(),
         lambda: HeldTable(_without(left, held.made)).commands(),

@@ -2,13 +2,18 @@
 
 import errno
 import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from kubeproxy.backends.base import Driver, SyncError, UnsupportedError
+from kubeproxy.backends.base import Comparable, Driver, SyncError, UnsupportedError
 from kubeproxy.backends.nftables import forwarding, probe
 from kubeproxy.backends.nftables.driver import NFTablesDriver
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink.nft.kernel import NftKernel
+
+if TYPE_CHECKING:
+    from kubeproxy.backends.relayed import RelaySocket
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +61,27 @@ def open_driver(machine: Machine, node: NodeConfig, *, forwards: bool = True) ->
     )
 
 
-def open_reader(machine: Machine, node: NodeConfig) -> NFTablesDriver:
+def open_reader(
+    machine: Machine, node: NodeConfig, sockets: "Sequence[RelaySocket] | None" = None
+) -> Comparable:
     """Makes a driver that is only to read.
+
+    Args:
+        machine: the host.
+        node: the node.
+        sockets: those of the relay for localhost; None if they are not known.
 
     Raises:
         OSError: the kernel has no nf_tables, or we may not ask it.
     """
     kernel = NftKernel(machine)
     kernel.generation()
-    return NFTablesDriver(kernel, node)
+    rules = NFTablesDriver(kernel, node)
+    if not node.localhost_relay:
+        return rules
+    from kubeproxy.backends.localhost import LocalhostReader
+
+    return LocalhostReader(rules, sockets, header=False)
 
 
 def _warn_of_drops(machine: Machine, kernel: NftKernel, node: NodeConfig) -> None:

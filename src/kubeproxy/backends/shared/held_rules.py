@@ -31,6 +31,11 @@ class HeldRules(Struct, frozen=True, gc=False):
     part: bool = False
     numbers: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def empty(self) -> bool:
+        """See `HeldState`: there are no rules, and no chains but the kernel's own."""
+        return next(flat(self.saved), None) is None
+
     def lines(self) -> list[str]:
         """See `HeldState`."""
         return list(self.saved)
@@ -54,6 +59,7 @@ class HeldRules(Struct, frozen=True, gc=False):
             held.update((chain, []) for chain in chains)
             for chain, rule in rules:
                 held[chain].append(rule)
+        tables.remember()
         tables.fingerprint()
         return tables
 
@@ -105,9 +111,10 @@ def steps(tables: FakeTables) -> RuleSteps:
     return RuleSteps(tuple([(table, text) for table, text in tables.inputs if changes(text)]))
 
 
-def compare(held: HeldRules, tables: FakeTables) -> KernelComparison:
-    """What tables in memory held, compared with what a `load` left there."""
-    return compared(held.lines, lambda: _kept(tables.save()), steps(tables))
+def compare(tables: FakeTables) -> KernelComparison:
+    """Compares what tables of `HeldRules.in_memory` held with what is in them now."""
+    was, now = tables.changed()
+    return compared(lambda: _kept(was), lambda: _kept(now), steps(tables))
 
 
 def declaration(chain: str) -> str:

@@ -63,6 +63,11 @@ class HeldListeners(Struct, frozen=True, gc=False):
     rules: HeldState | None
     listeners: tuple[HeldListener, ...]
 
+    @property
+    def empty(self) -> bool:
+        """See `HeldState`."""
+        return not self.listeners and (self.rules is None or self.rules.empty)
+
     def lines(self) -> list[str]:
         """See `HeldState`: the rules, then the sockets."""
         rules = self.rules.lines() if self.rules is not None else []

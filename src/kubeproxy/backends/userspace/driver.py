@@ -27,6 +27,7 @@ from kubeproxy.backends.base import (
     StaleError,
     SyncError,
 )
+from kubeproxy.backends.relayed import RelaySocket
 from kubeproxy.backends.shared import listeners
 from kubeproxy.backends.shared.listeners import HeldListeners, ListenerSteps, RecordingRelay
 from kubeproxy.backends.shared.threads import in_thread
@@ -102,6 +103,10 @@ class Led:
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
         """See `Leading`: the plan with the relay's sockets as endpoints, without ports that have none."""
         return self._sockets.led_plan(plan)
+
+    def sockets(self) -> list[RelaySocket]:
+        """See `Relaying`."""
+        return self._sockets.listed()
 
     async def read(self) -> HeldListeners:
         """See `Readable`."""

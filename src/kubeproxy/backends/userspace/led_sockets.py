@@ -6,12 +6,13 @@ or closes the rest afterwards. So a Service whose sockets cannot be opened, or w
 what it had.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
 from kubeproxy.backends import relayed
 from kubeproxy.backends.base import Change
+from kubeproxy.backends.relayed import RelaySocket
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan, fronts_of, without_fronts
 from kubeproxy.model.select import Endpoint
@@ -21,6 +22,31 @@ from kubeproxy.relay.values import Listener
 
 SocketName = tuple[str, str, str, str]
 """Address, name of the Service port, its protocol, the policy."""
+
+
+class KnownSockets:
+    """The sockets of a relay, as another process than the one that opened them knows them.
+
+    Attributes:
+        sockets: the sockets.
+    """
+
+    def __init__(self, sockets: Iterable[RelaySocket]) -> None:
+        self.sockets = [each for each in sockets if each.policy]
+        self._ports = {(each.listener.group, each.policy): each.port for each in self.sockets}
+
+    def port(self, port: PortPlan, policy: str) -> int:
+        """The port of the socket of a Service port; 0 if there is none."""
+        return self._ports.get((relayed.group(port), policy), 0)
+
+    def address(self, other: str) -> str:
+        """The address that the sockets are on, or another one if there are none."""
+        return self.sockets[0].address if self.sockets else other
+
+    def lead(self, plans: Mapping[Key, ServicePlan], other: str) -> dict[Key, ServicePlan]:
+        """The plans with sockets in place of endpoints; see `address` for `other`."""
+        address = self.address(other)
+        return {key: lead(plan, address, self.port) for key, plan in plans.items()}
 
 
 class LedSockets:
@@ -36,6 +62,12 @@ class LedSockets:
         self.refused: frozenset[Key] = frozenset()
         self._address = ""
         self._led: dict[Key, ServicePlan] = {}
+
+    def listed(self) -> list[RelaySocket]:
+        """The sockets that are open."""
+        return [
+            RelaySocket(name[-1], door.address, door.port, door.listener) for name, door in self.doors.items()
+        ]
 
     def copy(self, relay: Relay) -> "LedSockets":
         """The same with another relay that has the same listeners."""
@@ -120,16 +152,8 @@ class LedSockets:
             raise OSError(f"no socket on {self._address} for {ports}: {e.strerror or e}") from e
 
     def _listeners(self, plan: ServicePlan | None) -> Iterator[tuple[SocketName, Listener]]:
-        for port in plan.ports if plan else ():
-            if port.protocol in relayed.RELAYED:
-                for policy, endpoints in (("cluster", port.cluster), ("local", port.local)):
-                    if endpoints:
-                        assert plan is not None
-                        choice = relayed.anybody(endpoints)
-                        yield (
-                            (self._address, port.name, port.protocol, policy),
-                            relayed.listener(plan, port, choice, translated=True, header=True),
-                        )
+        for port, policy, listener in wanted(plan) if plan is not None else ():
+            yield (self._address, port.name, port.protocol, policy), listener
 
     def changed(self, changes: Sequence[Change], led: Sequence[Change]) -> None:
         """Some Services have changed, in the rules, too.
@@ -150,20 +174,44 @@ class LedSockets:
 
     def led_plan(self, plan: ServicePlan) -> ServicePlan:
         """The plan with the relay's sockets in place of endpoints. A port without them is left out."""
-        ports = [
-            port if port.protocol not in relayed.RELAYED else self._led_port(port) for port in plan.ports
-        ]
-        return replace(plan, ports=tuple(port for port in ports if port is not None))
+        ports = tuple(port for port in plan.ports if self._complete(port))
+        return lead(replace(plan, ports=ports), self._address, self._port)
 
-    def _led_port(self, port: PortPlan) -> PortPlan | None:
-        at = {
-            policy: self.doors.port((self._address, port.name, port.protocol, policy))
-            for policy in ("cluster", "local")
-        }
-        if (port.cluster and not at["cluster"]) or (port.local and not at["local"]):
-            return None
-        cluster = (Endpoint(self._address, at["cluster"]),) if port.cluster else ()
-        local = (Endpoint(self._address, at["local"]),) if port.local else ()
+    def _port(self, port: PortPlan, policy: str) -> int:
+        return self.doors.port((self._address, port.name, port.protocol, policy))
+
+    def _complete(self, port: PortPlan) -> bool:
+        """Whether a port has the sockets that it needs."""
+        return port.protocol not in relayed.RELAYED or not (
+            (port.cluster and not self._port(port, "cluster"))
+            or (port.local and not self._port(port, "local"))
+        )
+
+
+def wanted(plan: ServicePlan) -> Iterator[tuple[PortPlan, str, Listener]]:
+    """The sockets that a Service needs: each with its port and traffic policy."""
+    for port in plan.ports:
+        if port.protocol in relayed.RELAYED:
+            for policy, endpoints in (("cluster", port.cluster), ("local", port.local)):
+                if endpoints:
+                    choice = relayed.anybody(endpoints)
+                    yield port, policy, relayed.listener(plan, port, choice, translated=True, header=True)
+
+
+def lead(plan: ServicePlan, address: str, socket: Callable[[PortPlan, str], int]) -> ServicePlan:
+    """The plan with sockets in place of endpoints.
+
+    Args:
+        plan: the plan.
+        address: the address that the relay listens on.
+        socket: the port of the socket of a Service port for a traffic policy.
+    """
+
+    def led(port: PortPlan) -> PortPlan:
+        if port.protocol not in relayed.RELAYED:
+            return port
+        cluster = (Endpoint(address, socket(port, "cluster")),) if port.cluster else ()
+        local = (Endpoint(address, socket(port, "local")),) if port.local else ()
         return replace(
             port,
             affinity=0,
@@ -173,6 +221,8 @@ class LedSockets:
             known_endpoints=0,
             topology="",
         )
+
+    return replace(plan, ports=tuple(map(led, plan.ports)))
 
 
 def _doors_of(led: ServicePlan) -> Iterator[SocketName]:

@@ -4,13 +4,17 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from kubeproxy.backends.base import Driver
+from kubeproxy.backends.base import Comparable, Driver
 from kubeproxy.backends.mode import Mode
 from kubeproxy.backends.nftables import mode as nftables
 from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.model.node import NodeConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kubeproxy.backends.mode import Plans, Sockets
+    from kubeproxy.backends.relayed import RelaySocket
     from kubeproxy.machine.base import Machine
 
 
@@ -18,6 +22,18 @@ def _open(machine: "Machine", node: NodeConfig) -> Driver:
     from kubeproxy.backends.userspace import prepare
 
     return prepare.open_driver(machine, node)
+
+
+def _reader(machine: "Machine", node: NodeConfig, sockets: "Sockets") -> Comparable:
+    from kubeproxy.backends.userspace import prepare
+
+    return prepare.open_reader(machine, node, sockets or ())
+
+
+def _lead(plans: "Plans", node: NodeConfig, sockets: "Sequence[RelaySocket]") -> "Plans":
+    from kubeproxy.backends.userspace.led_sockets import KnownSockets
+
+    return KnownSockets(sockets).lead(plans, node.address)
 
 
 def _node(node: NodeConfig, _: KubeProxyConfiguration) -> NodeConfig:
@@ -34,5 +50,6 @@ MODE: Final = Mode(
     manners=nftables.MODE.manners,  # its rules are those of nftables mode
     node=_node,
     open=_open,
-    reader=nftables.MODE.reader,
+    reader=_reader,
+    lead=_lead,
 )

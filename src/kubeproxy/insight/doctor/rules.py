@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final
 
+from kubeproxy.answers.reader import open_reader, unreadable
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api.addresses import Family
 from kubeproxy.backends.base import Comparable, KernelComparison
@@ -31,13 +32,11 @@ async def compare(
         UnreadError: the mode cannot be read, or the kernel has nothing of it.
         OSError, SyncError, UnsupportedError: the kernel cannot be read.
     """
-    if taken.mode.reader is None or not taken.mode.forwards:
-        raise UnreadError(
-            f"what {taken.mode.name} mode has in the kernel is known only to the process that programs it"
-        )
+    if reason := unreadable(taken):
+        raise UnreadError(reason)
     found = {}
     for node in taken.nodes:
-        driver = await asyncio.to_thread(taken.mode.reader, machine, node)
+        driver = await open_reader(taken, machine, node)
         try:
             found[node.family] = await _family(driver, node, plans[node.family], only, taken.mode.name)
         finally:
@@ -51,7 +50,7 @@ async def _family(
     wanted = {key: plan for key, plan in plans.items() if only in {None, key}}
     for last in (False, True):
         held = await (driver.read() if only is None else driver.read_part(node, wanted))
-        if not held.lines():
+        if held.empty:
             raise UnreadError(f"the kernel has nothing of {mode} mode for {node.family}")
         found = driver.compare(held, node, wanted)
         if last or not found:

@@ -20,11 +20,14 @@ class Against(Struct, frozen=True, rename="camel"):
         family: the family.
         rules: which rules were compared, e.g. "iptables (nf_tables)".
         comparison: how they compare.
+        beside: the kinds of rules that the kernel has beside these. A packet meets all of them: each may
+            refuse it, and it is translated by the one that was there first.
     """
 
     family: str
     rules: str
     comparison: Comparison
+    beside: tuple[str, ...] = ()
 
 
 def against_reference(snapshot: Snapshot, machine: Machine, rules: str = "") -> list[Against]:
@@ -33,10 +36,10 @@ def against_reference(snapshot: Snapshot, machine: Machine, rules: str = "") -> 
     Args:
         snapshot: the cluster.
         machine: this host.
-        rules: which rules to compare, as `read.KernelRules.what` names them; "" if there is one kind only.
+        rules: which rules to compare, as `read.KernelRules.what` names them; "" for each kind there is.
 
     Raises:
-        AgainstError: there are no rules, or of several kinds, or the mode has no verdicts.
+        AgainstError: there are no rules, or none of the kind, or the mode has no verdicts.
         OSError: the kernel refused.
         SyncError: the iptables programs could not list their rules.
     """
@@ -46,28 +49,31 @@ def against_reference(snapshot: Snapshot, machine: Machine, rules: str = "") -> 
     if manners is None:
         raise AgainstError(f"plans of {snapshot.mode.name} mode cannot be compared with rules")
     results = []
+    there: dict[str, None] = {}
     for node in snapshot.nodes:
         addresses = snapshot.local_addresses[node.family]
         found = read.find(machine, node.family, addresses)
+        kinds = [each.what for each in found]
         chosen = [each for each in found if rules in {"", each.what}]
-        if len(chosen) > 1 or (found and not chosen):
-            kinds = ", ".join(each.what for each in found)
-            raise AgainstError(f"{node.family}: the kernel has rules of {kinds}: name one with --rules")
+        there.update(dict.fromkeys(kinds))
         if not chosen:
             continue
         plans = snapshot.plans(node.family)
         book = Book(plans.values(), node, addresses, manners=manners, service_cidrs=node.service_cidrs)
-        (one,) = chosen
-        compared = compare(
-            one.router,
-            list(plans.values()),
-            book,
-            node,
-            addresses,
-            named=one.router.named(),
-            bound=one.bound,
-        )
-        results.append(Against(node.family, one.what, compared))
+        for one in chosen:
+            compared = compare(
+                one.router,
+                list(plans.values()),
+                book,
+                node,
+                addresses,
+                named=one.router.named(),
+                bound=one.bound,
+            )
+            beside = tuple(kind for kind in kinds if kind != one.what)
+            results.append(Against(node.family, one.what, compared, beside))
+    if not results and there:
+        raise AgainstError(f"--rules {rules}: the kernel has no such rules, but those of {', '.join(there)}")
     if not results:
         raise AgainstError("the kernel has no rules of Kubernetes' kube-proxy")
     return results

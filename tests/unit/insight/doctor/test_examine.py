@@ -139,11 +139,11 @@ def test_checks_say_what_they_need_of_what_takes_long(world: World, part: str, c
     assert skipped == {each.id for each in CHECKS if each.costly == costly}
 
 
-def test_rules_that_lead_to_a_relay_are_not_compared(world: World) -> None:
-    """The plans have the endpoints, and the kernel has the listeners of the relay."""
+def test_rules_that_lead_to_a_relay_are_compared_if_its_sockets_are_known(world: World) -> None:
+    """The plans have the endpoints, and the kernel has the sockets of the relay."""
     world.config["mode"] = "userspace"
     found = asyncio.run(read_rules(world))
-    assert "known only to the process that programs it" in found
+    assert "does not answer which sockets its relay has" in found
 
 
 async def read_rules(world: World) -> str:
