@@ -85,10 +85,11 @@ def test_it_has_observed_how_long_changes_took(station: Station) -> None:
 @pytest.mark.parametrize(
     ("source", "destination", "message"),
     [
-        (POD, "wep.default", "did you mean web.default?"),
+        (POD, "wep.default", "did you mean default/web?"),
         ("nobody", f"{WEB}:80", "a source is an address"),
         (POD, f"{WEB}:80/tpc", "'tpc' is not a protocol"),
-        (POD, "", "a node port is written as :PORT"),
+        (POD, "", "a destination is ADDRESS:PORT"),
+        (POD, ":http", "a node port is written as :PORT"),
     ],
 )
 def test_a_wrong_question_is_refused(station: Station, source: str, destination: str, message: str) -> None:
