@@ -1,9 +1,10 @@
 """Deletes stale flows from connection tracking after a sync: those that lead to no endpoint of their Service.
 
 These are UDP and SCTP flows, and TCP connections without an answer that began before there were rules, or to
-an endpoint that was removed. The latter are checked a second after the removal, for all removals of that
-second at once: an answer that has not arrived by then is not in transit, and however often endpoints of TCP
-Services change, the table is read once a second.
+an endpoint that was removed; and all TCP connections to a removed endpoint if an annotation of the Service
+says so (`model.endings`). Those to removed endpoints are checked a second after the removal, for all removals
+of that second at once: an answer that has not arrived by then is not in transit, and however often endpoints
+of TCP Services change, the table is read once a second.
 
 Each family has one `FlowCleaner`. The ledger reports to it what is in the kernel; it selects what concerns
 flows, and one thread at a time does the rest, so the event loop never waits and changes in the meantime are
@@ -24,7 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from socket import AF_INET, AF_INET6
-from typing import Final
+from typing import Final, Protocol
 
 from msgspec import Struct
 
@@ -32,16 +33,20 @@ from kubeproxy.api.addresses import IPV4, Family, unpack
 from kubeproxy.backends import own_addresses
 from kubeproxy.log import V2
 from kubeproxy.machine.base import Machine
-from kubeproxy.model import arrivals
+from kubeproxy.model import arrivals, endings
 from kubeproxy.model.arrivals import TCP, Arrivals
+from kubeproxy.model.endings import Endings, Gone, PortKey
 from kubeproxy.model.flows import PROTOCOLS, Fronts, Listing
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
+from kubeproxy.model.select import Endpoint
 from kubeproxy.netlink import conntrack
 from kubeproxy.netlink.conntrack import ConntrackFlow
 from kubeproxy.reconcile.ledger import Recorded
 from kubeproxy.reconcile.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
+
+_NONE: Final[frozenset[Endpoint]] = frozenset()
 
 _BATCH = 200
 """How many stale flows are deleted at a time; each keeps its netlink message in memory."""
@@ -63,11 +68,13 @@ class News(Struct, frozen=True, gc=False):
         plans: plans that are in the kernel now, of Services that have UDP or SCTP ports, or had; after a full
             sync all such plans.
         came: TCP ports, as the kernel has them, at whose fronts clients may wait.
+        gone: TCP ports and endpoints that were removed from them, whose connections are to end.
     """
 
     full: bool
     plans: Sequence[tuple[Key, ServicePlan | None]]
     came: Sequence[PortPlan] = ()
+    gone: Sequence[tuple[Key, PortPlan, frozenset[Endpoint]]] = ()
 
 
 class Cleaned(Struct, frozen=True, gc=False):
@@ -84,15 +91,36 @@ class Cleaned(Struct, frozen=True, gc=False):
     seconds: float
 
 
+class Destroyer(Protocol):
+    """Destroys sockets of TCP clients on this host, see `destroy.SocketDestroyer`."""
+
+    @property
+    def destroyed(self) -> int:
+        """How many were destroyed so far."""
+
+    def destroy(self, connections: Sequence[tuple[bytes, bytes]]) -> None:
+        """Destroys the sockets of some connections.
+
+        Args:
+            connections: the place that each client sends from, and the place that it sends to.
+        """
+
+
 class FlowCleaner:
     """Deletes the stale flows of one family.
 
     Attributes:
         deleted: how many flows were deleted so far.
+        ended: how many of them were TCP connections to endpoints that were removed.
     """
 
     def __init__(
-        self, machine: Machine, loop: Reconciler, *, unanswered_seconds: float = UNANSWERED_SECONDS
+        self,
+        machine: Machine,
+        loop: Reconciler,
+        *,
+        unanswered_seconds: float = UNANSWERED_SECONDS,
+        destroyer: Destroyer | None = None,
     ) -> None:
         """Follows a control loop; `run` does the work, on a host.
 
@@ -100,6 +128,8 @@ class FlowCleaner:
             machine: the host.
             loop: the control loop.
             unanswered_seconds: see `UNANSWERED_SECONDS`.
+            destroyer: destroys the clients' sockets of connections that are to end; None: these clients
+                notice the end when they send.
         """
         self._machine = machine
         self._loop = loop
@@ -108,11 +138,19 @@ class FlowCleaner:
         self._fronts = Fronts()
         self._arrivals = Arrivals()
         self._unanswered_seconds = unanswered_seconds
-        self._lost: dict[Key, set[tuple[str, int]]] = {}
+        self._lost: dict[Key, set[PortKey]] = {}
+        self._gone: dict[Key, dict[PortKey, frozenset[Endpoint]]] = {}
+        self._endings = Endings()
+        self._destroyer = destroyer
         self._logged = ""
         self._listeners: list[Callable[[Cleaned], None]] = []
-        self.deleted = 0
+        self.deleted = self.ended = 0
         loop.ledger.subscribe(self._recorded)
+
+    @property
+    def destroyed(self) -> int:
+        """How many sockets of clients were destroyed so far."""
+        return self._destroyer.destroyed if self._destroyer is not None else 0
 
     @property
     def family(self) -> Family:
@@ -146,6 +184,9 @@ class FlowCleaner:
     def _recorded(self, done: Recorded) -> None:
         """Stores what a sync did. Only UDP, SCTP and fronts that were added wake the cleaner."""
         plans: list[tuple[Key, ServicePlan | None]]
+        for c in done.changes:
+            if gone := endings.removed(c.before, c.after):
+                self._schedule(c.key, (), gone)
         if done.full:  # rules may have been missing before: every front counts as added
             there = self._loop.ledger.plans
             plans = [(key, plan) for key, plan in there.items() if _has_flows(plan)]
@@ -161,24 +202,45 @@ class FlowCleaner:
             self._inbox.append(News(done.full, known, came))
             self._wake.set()
 
-    def _schedule(self, key: Key, lost: Collection[tuple[str, int]]) -> None:
-        """Ports of a Service lost endpoints: connections to them that stay unanswered must be checked."""
-        if not self._lost:
+    def _schedule(self, key: Key, lost: Collection[PortKey], gone: Gone | None = None) -> None:
+        """Ports of a Service lost endpoints: connections to these must be checked.
+
+        Args:
+            key: the Service.
+            lost: ports that have others, to which connections that stay unanswered can be sent.
+            gone: endpoints that were removed, whose connections are to end.
+        """
+        if not (self._lost or self._gone):
             asyncio.get_running_loop().call_later(self._unanswered_seconds, self._look_at_lost)
-        self._lost.setdefault(key, set()).update(lost)
+        if lost:
+            self._lost.setdefault(key, set()).update(lost)
+        if gone:
+            before = self._gone.setdefault(key, {})
+            for which, endpoints in gone.items():
+                before[which] = before.get(which, frozenset()) | endpoints
 
     def _look_at_lost(self) -> None:
-        """Checks the ports that lost endpoints, as they are now."""
+        """Checks the ports that lost endpoints, as they are now: an endpoint may have come back.
+
+        One that is moved to another EndpointSlice may be in none for a moment.
+        """
         lost, self._lost = self._lost, {}
-        ports = []
-        for key, which in lost.items():
+        gone, self._gone = self._gone, {}
+        ports: list[PortPlan] = []
+        over: list[tuple[Key, PortPlan, frozenset[Endpoint]]] = []
+        for key in lost.keys() | gone.keys():
             plan = self._loop.ledger.plans.get(key)
-            if (
-                plan is not None and self._loop.in_kernel(plan) is plan
-            ):  # a relay tries other endpoints itself
-                ports += [p for p in plan.ports if (p.name, p.port) in which and (p.cluster or p.local)]
-        if ports:
-            self._inbox.append(News(False, (), ports))
+            if plan is None or self._loop.in_kernel(plan) is not plan:
+                continue  # a relay does this itself
+            which, endpoints = lost.get(key, ()), gone.get(key, {})
+            for port in plan.ports:
+                at = port.name, port.port
+                if at in which and (port.cluster or port.local):
+                    ports.append(port)
+                if port.present is not None and (left := endpoints.get(at, _NONE).difference(port.present)):
+                    over.append((key, port, left))
+        if ports or over:
+            self._inbox.append(News(False, (), ports, over))
             self._wake.set()
 
     def _come(self, before: ServicePlan | None, after: ServicePlan | None) -> Sequence[PortPlan]:
@@ -215,12 +277,12 @@ class FlowCleaner:
         """
         started, before, listed = time.monotonic(), self.deleted, 0
         failed: dict[Listing, OSError] = {}
-        is_stale: Callable[[ConntrackFlow], bool] | None = None
+        local: Callable[[bytes], bool] | None = None
         self._take()
         while listing := self._fronts.next_listing():
-            is_stale = is_stale or self._judge()
+            local = local or self._local()
             try:
-                listed += self._look(listing, is_stale)
+                listed += self._look(listing, self._judge(listing, local))
             except OSError as e:
                 failed[listing] = e
             self._take()
@@ -230,6 +292,7 @@ class FlowCleaner:
             raise error
         self._fronts.settled()
         self._arrivals.settled()
+        self._endings.settled()
         return Cleaned(listed, self.deleted - before, time.monotonic() - started)
 
     def _look(self, listing: Listing, is_stale: Callable[[ConntrackFlow], bool]) -> int:
@@ -243,15 +306,15 @@ class FlowCleaner:
             listing.protocol,
             destination=listing.destination,
             source=listing.source,
-            unanswered=listing.protocol == TCP,
+            unanswered=listing.protocol == TCP and not listing.answered,
         ):
             listed += 1
             if is_stale(flow):
                 stale.append(flow)
                 if len(stale) == _BATCH:
-                    self._delete(stale, is_stale)
+                    self._delete(listing, stale, is_stale)
                     stale = []
-        self._delete(stale, is_stale)
+        self._delete(listing, stale, is_stale)
         return listed
 
     def _take(self) -> None:
@@ -270,9 +333,14 @@ class FlowCleaner:
                 self._arrivals.add(news.came)
                 for listing in self._arrivals.listings():
                     self._fronts.look_at(listing)
+            for ending in news.gone:
+                self._endings.add(*ending)
+            if news.gone:
+                for listing in self._endings.listings():
+                    self._fronts.look_at(listing)
 
-    def _judge(self) -> Callable[[ConntrackFlow], bool]:
-        """Decides whether a flow is stale, with the present node."""
+    def _local(self) -> Callable[[bytes], bool]:
+        """Decides whether a packed address is one of this node that accepts node ports."""
         node = self._loop.node
         own = frozenset(own_addresses.packed(self._machine, node.family))
         known: dict[bytes, bool] = {}
@@ -284,20 +352,36 @@ class FlowCleaner:
                 answer = known[address] = here and node.serves_node_ports(unpack(address))
             return answer
 
+        return local
+
+    def _judge(self, listing: Listing, local: Callable[[bytes], bool]) -> Callable[[ConntrackFlow], bool]:
+        """Decides whether a listed flow is stale."""
+
         def is_stale(flow: ConntrackFlow) -> bool:
+            if listing.answered:
+                return self._endings.is_over(flow, local, self._loop.ledger.plans)
             if flow.protocol == TCP:
                 return self._arrivals.is_waiting(flow, local)
             return self._fronts.is_stale(flow, local)
 
         return is_stale
 
-    def _delete(self, stale: Sequence[ConntrackFlow], is_stale: Callable[[ConntrackFlow], bool]) -> None:
+    def _delete(
+        self, listing: Listing, stale: Sequence[ConntrackFlow], is_stale: Callable[[ConntrackFlow], bool]
+    ) -> None:
         """Deletes the flows that are still stale with the newest sync."""
-        if self._inbox:
+        if self._inbox or listing.answered:
             self._take()
             stale = [flow for flow in stale if is_stale(flow)]
-        if stale:
-            delete = conntrack.delete_unanswered if stale[0].protocol == TCP else conntrack.delete
+        if not stale:
+            return
+        if listing.answered:
+            self.ended += (ended := conntrack.delete(self._machine, stale))
+            self.deleted += ended
+            if self._destroyer is not None:
+                self._destroyer.destroy([(flow.client, flow.destination) for flow in stale])
+        else:
+            delete = conntrack.delete_unanswered if listing.protocol == TCP else conntrack.delete
             self.deleted += delete(self._machine, stale)
 
 

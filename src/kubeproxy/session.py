@@ -173,7 +173,7 @@ class Session:
         self._drivers = [driver for _, driver in opened]
         self.loops += [self._loop(node, driver) for node, driver in opened]
         if self.mode.tracked:
-            self.cleaners = [FlowCleaner(self._machine, loop) for loop in self.loops]
+            self.cleaners = [self._cleaner(loop) for loop in self.loops]
         await hub.lists_complete.wait()
         for loop in self.loops:
             loop.set_node(loop.node.with_service_cidrs(hub.service_cidrs))
@@ -294,6 +294,13 @@ class Session:
 
         loop.ledger.subscribe(report_refusals)
         return loop
+
+    def _cleaner(self, loop: Reconciler) -> FlowCleaner:
+        if not self.options.config.destroy_sockets:
+            return FlowCleaner(self._machine, loop)
+        from kubeproxy.destroy import SocketDestroyer
+
+        return FlowCleaner(self._machine, loop, destroyer=SocketDestroyer(self._machine))
 
     async def _finish(self) -> None:
         """Does what follows the first sync; after a timeout also without one."""

@@ -21,6 +21,8 @@ MAGLEV_TABLE_SIZE: Final = f"{PREFIX}maglev-table-size"
 WEIGHTS: Final = f"{PREFIX}weights"
 PREFER: Final = f"{PREFIX}prefer"
 SPILL_OVER: Final = f"{PREFIX}spill-over"
+REMOVED_ENDPOINTS: Final = f"{PREFIX}removed-endpoints"
+SILENT_ENDPOINTS: Final = f"{PREFIX}silent-endpoints"
 
 GROUP: Final = f"{PREFIX}group"
 """Label of an EndpointSlice: the name of the group that its endpoints belong to."""

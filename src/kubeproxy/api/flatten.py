@@ -103,6 +103,18 @@ def service(wire: types.Service, complain: Complain) -> ServiceRow | None:
             annotations.PROXY_PROTOCOL, ours.proxy_protocol if ours else None, {"v2": True}, default=False
         ),
         balancing=balancing(ours, reader, affinity=bool(affinity)) if ours else None,
+        ends_connections=reader.choice(
+            annotations.REMOVED_ENDPOINTS,
+            ours.removed_endpoints if ours else None,
+            {"end-connections": True, "keep-connections": False},
+            default=False,
+        ),
+        skips_silent=reader.choice(
+            annotations.SILENT_ENDPOINTS,
+            ours.silent_endpoints if ours else None,
+            {"skip": True, "use": False},
+            default=False,
+        ),
         ignored=tuple(reader.ignored),
     )
 

@@ -92,6 +92,8 @@ class ServiceRow(Struct, frozen=True, gc=False, omit_defaults=True):
         health_check_port: healthCheckNodePort where it is to be served, else 0.
         proxy_protocol: its endpoints expect PROXY protocol headers, version 2.
         balancing: how new connections are divided; None: at random, with equal shares.
+        ends_connections: connections to endpoints that were removed are ended.
+        skips_silent: endpoints that do not answer get no connections.
         ignored: its annotations that cannot be used.
     """
 
@@ -108,6 +110,8 @@ class ServiceRow(Struct, frozen=True, gc=False, omit_defaults=True):
     health_check_port: int = 0
     proxy_protocol: bool = False
     balancing: BalancingRow | None = None
+    ends_connections: bool = False
+    skips_silent: bool = False
     ignored: tuple[IgnoredAnnotation, ...] = ()
 
 

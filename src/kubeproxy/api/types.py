@@ -45,6 +45,8 @@ class Annotations(Struct, gc=False, frozen=True):
         weights: of a Service: the weights of its endpoints.
         prefer: of a Service: the endpoints that are preferred.
         spill_over: of a Service: up to how many open connections each they are.
+        removed_endpoints: of a Service: what becomes of the connections of endpoints that were removed.
+        silent_endpoints: of a Service: what becomes of endpoints that do not answer.
     """
 
     triggered: str | None = field(default=None, name="endpoints.kubernetes.io/last-change-trigger-time")
@@ -55,6 +57,8 @@ class Annotations(Struct, gc=False, frozen=True):
     weights: str | None = field(default=None, name=annotations.WEIGHTS)
     prefer: str | None = field(default=None, name=annotations.PREFER)
     spill_over: str | None = field(default=None, name=annotations.SPILL_OVER)
+    removed_endpoints: str | None = field(default=None, name=annotations.REMOVED_ENDPOINTS)
+    silent_endpoints: str | None = field(default=None, name=annotations.SILENT_ENDPOINTS)
 
 
 class ObjectMeta(Struct, gc=False, frozen=True, rename="camel"):

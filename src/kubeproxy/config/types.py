@@ -175,7 +175,9 @@ class KubeProxyConfiguration(Struct, gc=False, frozen=True, rename="camel"):
     """All fields of a configuration file.
 
     Attributes:
-        node_condition: write the condition ServicesProgrammed of the own Node; not known to the reference.
+        node_condition: write the condition ServicesProgrammed of the own Node. The reference does not know
+            this field and the next one.
+        destroy_sockets: destroy the sockets of clients on this host whose connections are to end.
     """
 
     feature_gates: dict[str, bool] = {}
@@ -203,6 +205,7 @@ class KubeProxyConfiguration(Struct, gc=False, frozen=True, rename="camel"):
     port_range: str = ""
     windows_run_as_service: bool = False
     node_condition: bool = False
+    destroy_sockets: bool = False
 
     @property
     def cluster_cidrs(self) -> tuple[str, ...]:

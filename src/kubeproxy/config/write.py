@@ -18,7 +18,15 @@ from kubeproxy.config.types import API_VERSION, KIND, SYNC_PERIOD, KubeProxyConf
 
 _OFF: Final = {"healthzBindAddress": "0.0.0.0:0", "metricsBindAddress": "127.0.0.1:0"}
 _OMITTED_IF_EMPTY: Final = frozenset(
-    {"featureGates", "windowsRunAsService", "vmodule", "splitStream", "counters", "nodeCondition"}
+    {
+        "featureGates",
+        "windowsRunAsService",
+        "vmodule",
+        "splitStream",
+        "counters",
+        "nodeCondition",
+        "destroySockets",
+    }
 )
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Final
 
 _CLONE_NEWNET: Final = 0x40000000  # linux/sched.h; os.setns exists only since Python 3.12
-_OWN: Final = Path("/proc/thread-self/ns/net")
+_PROC: Final = Path("/proc")
+_NAMED: Final = Path("/run/netns")
+_OWN: Final = _PROC / "thread-self/ns/net"
 
 
 def open_namespace(path: Path) -> int:
@@ -25,6 +27,25 @@ def open_namespace(path: Path) -> int:
         OSError: there is no such file.
     """
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def known() -> Iterator[Path]:
+    """A file of each network namespace that processes are in or that has a name, without that of the caller.
+
+    Only processes that the caller may see are looked at. A namespace may end before its file is opened.
+    """
+    seen = {_identity(_OWN)}
+    for path in (*_PROC.glob("[0-9]*/ns/net"), *_NAMED.glob("*")):
+        with contextlib.suppress(OSError):
+            identity = _identity(path)
+            if identity not in seen:
+                seen.add(identity)
+                yield path
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 @contextlib.contextmanager

@@ -37,6 +37,13 @@ class Machine(Namespace, Protocol):
     def release(self) -> str:
         """See above."""
 
+    def namespaces(self) -> Iterator[Namespace]:
+        """The network namespaces of the host, this one first, as far as this process may see them.
+
+        Raises:
+            OSError: this process is not permitted to enter others.
+        """
+
     # Addresses
 
     def has_family(self, domain: int) -> bool:

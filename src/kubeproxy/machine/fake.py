@@ -18,7 +18,7 @@ from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.linux.capabilities import Capability
 from kubeproxy.linux.instance import Holder, Instance
 from kubeproxy.linux.process import Process, RunningProgram
-from kubeproxy.netlink.namespace import Shared
+from kubeproxy.netlink.namespace import Namespace, Shared
 from kubeproxy.netlink.route import Address, Link, Route
 
 _INTERNET: Final = frozenset({socket.AF_INET, socket.AF_INET6})
@@ -116,6 +116,10 @@ class FakeMachine:
             self._shared[kind] = kind()
         found: Shared = self._shared[kind]
         return found
+
+    def namespaces(self) -> Iterator[Namespace]:
+        """See `Machine`. There is no other."""
+        yield self
 
     def has_family(self, domain: int) -> bool:
         """See `Machine`."""

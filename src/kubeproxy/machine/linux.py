@@ -18,7 +18,7 @@ from kubeproxy.linux.instance import Holder, Instance
 from kubeproxy.linux.process import Process, RunningProgram
 from kubeproxy.linux.run import Runner
 from kubeproxy.netlink import route, wire
-from kubeproxy.netlink.namespace import Shared
+from kubeproxy.netlink.namespace import Namespace, Shared
 
 _NET: Final = Path("/proc/thread-self/net")
 _MODULES: Final = Path("/sys/module")
@@ -83,6 +83,18 @@ class LinuxMachine:
                 self._shared[kind] = kind()
             found: Shared = self._shared[kind]
             return found
+
+    def namespaces(self) -> Iterator[Namespace]:
+        """See `Machine`."""
+        yield self
+        with self._inside():
+            others = list(netns.known())
+        for path in others:
+            try:
+                other = LinuxMachine(path)
+            except FileNotFoundError:  # it ended
+                continue
+            yield other
 
     def has_family(self, domain: int) -> bool:
         """See `Machine`."""

@@ -9,8 +9,9 @@ an answer, so its flow must be deleted. A flow is stale if its destination is a 
 
 At a front that no Service has any more, flows to the endpoints of its last owner are stale. Endpoints that
 still serve while they terminate keep their flows, because traffic policies and topology apply to new flows
-only. Of TCP, only connections without an answer are deleted (see `arrivals`): other connections end by
-themselves, and deleting their flow would reset them.
+only. Of TCP, only connections without an answer are deleted (see `arrivals`), and those that a Service's
+annotation says are to end (see `endings`): other connections end by themselves, and deleting their flow would
+reset them.
 
 `Fronts` has the owners of all fronts, and determines which flows must be checked after a change: those to
 some endpoints, or those to some fronts. Each listed flow is checked against all fronts, so that a listing may
@@ -47,12 +48,13 @@ Place = bytes
 class Listing(NamedTuple):
     """Flows that must be checked: those to a front, or those to an endpoint.
 
-    Without both, all flows of the protocol.
+    Without both, all flows of the protocol. Of TCP only connections without an answer, unless `answered`.
     """
 
     protocol: int
     destination: Place = b""
     source: Place = b""
+    answered: bool = False
 
 
 class TrackedFlow(Protocol):
@@ -126,8 +128,12 @@ class Fronts:
         if not self._listings:
             return None
         listing = next(iter(self._listings))
-        mine = [other for other in self._listings if other.protocol == listing.protocol]
-        whole = Listing(listing.protocol)
+        whole = Listing(listing.protocol, answered=listing.answered)
+        mine = [
+            other
+            for other in self._listings
+            if (other.protocol, other.answered) == (whole.protocol, whole.answered)
+        ]
         if len(mine) > MOST_LISTINGS or whole in self._listings:
             listing = whole
         else:

@@ -61,6 +61,9 @@ class PortPlan(Struct, frozen=True, gc=False):
         serving: for UDP and SCTP, all endpoints that keep their flows, whether they get new flows or not.
             Empty for TCP, whose connections end by themselves.
         near: in ipvs mode, all endpoints on this node, usable or not.
+        present: of TCP ports of Services that end the connections of removed endpoints: all endpoints that
+            were not removed, usable or not. None: connections to removed endpoints continue.
+        silent: endpoints that are in neither `cluster` nor `local` only because they do not answer.
     """
 
     name: str
@@ -82,6 +85,8 @@ class PortPlan(Struct, frozen=True, gc=False):
     known_endpoints: int = 0
     serving: tuple[Endpoint, ...] = ()
     near: tuple[Endpoint, ...] = ()
+    present: tuple[Endpoint, ...] | None = None
+    silent: tuple[Endpoint, ...] = ()
 
     @property
     def external(self) -> bool:
@@ -167,6 +172,7 @@ class ServicePlan(Struct, frozen=True, gc=False):
         local_ready: the number of distinct addresses of ready local endpoints, which that port reports.
         proxy_protocol: its endpoints expect PROXY protocol headers; only userspace mode can send them.
         lost: the fronts that it names and another Service owns; they are in none of the other attributes.
+        skips_silent: endpoints that do not answer get no connections.
     """
 
     namespace: str
@@ -176,6 +182,7 @@ class ServicePlan(Struct, frozen=True, gc=False):
     local_ready: int = 0
     proxy_protocol: bool = False
     lost: tuple[LostFront, ...] = ()
+    skips_silent: bool = False
 
     @property
     def key(self) -> Key:

@@ -4,26 +4,33 @@ The caller provides the owners of fronts (`model.claims`), so that the plan of a
 Service.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from kubeproxy.api.addresses import IPV6, Family, family_of, join
 from kubeproxy.api.rows import Condition, EndpointRow, PortRow, ServiceRow, SliceRow
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Front, FrontKind, Key, LostFront, PortPlan, ServicePlan
-from kubeproxy.model.select import Endpoint, select
+from kubeproxy.model.select import Endpoint, Selection, select
 
 _READY = int(Condition.READY)
 _SERVING = int(Condition.SERVING)
 _TERMINATING = int(Condition.TERMINATING)
 _KEPT = _READY | _SERVING
 
+Address = tuple[str, int]
+"""The address and port of an endpoint."""
+
 Owners = Callable[[Front], Key | None]
 """Returns the owner of a front; None if it has none."""
 
 
 def plan(
-    service: ServiceRow, slices: Iterable[SliceRow], node: NodeConfig, owner: Owners = lambda _: None
+    service: ServiceRow,
+    slices: Iterable[SliceRow],
+    node: NodeConfig,
+    owner: Owners = lambda _: None,
+    silent: Sequence[Address] = (),
 ) -> ServicePlan | None:
     """Makes the plan of a Service for one family; None when it has no ClusterIP of that family.
 
@@ -33,6 +40,7 @@ def plan(
         node: the node of the plan.
         owner: returns the owner of a front. A front that another Service owns is left out and listed in
             `lost`.
+        silent: the endpoints of the Service that do not answer, those that have not for longest first.
     """
     family = node.family
     cluster_ip = next((ip for ip in service.cluster_ips if family_of(ip) == family), None)
@@ -58,6 +66,11 @@ def plan(
             node=node.name,
             zone=node.zone,
         )
+        cluster, local = chosen.cluster, chosen.local
+        skipped: tuple[Endpoint, ...] = ()
+        if silent and port.protocol == "TCP":
+            cluster, local = answering(cluster, silent), answering(local, silent)
+            skipped = _left_out(chosen, cluster, local)
         ports.append(
             PortPlan(
                 name=f"{base}:{port.name}" if port.name else base,
@@ -72,13 +85,17 @@ def plan(
                 affinity=service.affinity,
                 internal_local=internal_local,
                 external_local=service.external_local,
-                cluster=chosen.cluster,
-                local=chosen.local,
+                cluster=cluster,
+                local=local,
                 any=chosen.any,
                 topology=chosen.topology,
                 known_endpoints=len(candidates),
                 serving=() if port.protocol == "TCP" else _serving(candidates, chosen.cluster),
                 near=tuple([b for _, b in candidates if b.local]) if node.ipvs else (),
+                present=tuple([endpoint for _, endpoint in candidates])
+                if service.ends_connections and port.protocol == "TCP"
+                else None,
+                silent=skipped,
             )
         )
     health_check_port = fronts.health_check_port(service.health_check_port)
@@ -90,7 +107,30 @@ def plan(
         local_ready=_local_ready(mine, node.name) if health_check_port else 0,
         proxy_protocol=service.proxy_protocol,
         lost=tuple(fronts.lost),
+        skips_silent=service.skips_silent,
     )
+
+
+def answering(endpoints: tuple[Endpoint, ...], silent: Sequence[Address]) -> tuple[Endpoint, ...]:
+    """Endpoints without those that do not answer: at most half of them are left out, and never the last.
+
+    Args:
+        endpoints: the endpoints that would be used.
+        silent: those that do not answer; the first ones are left out first.
+    """
+    there = {(endpoint.address, endpoint.port) for endpoint in endpoints}
+    out = frozenset([each for each in silent if each in there][: len(endpoints) // 2])
+    if not out:
+        return endpoints
+    return tuple([endpoint for endpoint in endpoints if (endpoint.address, endpoint.port) not in out])
+
+
+def _left_out(
+    chosen: Selection, cluster: tuple[Endpoint, ...], local: tuple[Endpoint, ...]
+) -> tuple[Endpoint, ...]:
+    """The endpoints that were chosen and are in neither list."""
+    left = {*cluster, *local}
+    return tuple(dict.fromkeys([e for e in (*chosen.cluster, *chosen.local) if e not in left]))
 
 
 class _PortFronts(NamedTuple):

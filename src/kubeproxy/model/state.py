@@ -18,6 +18,7 @@ from kubeproxy.model.claims import Claims
 from kubeproxy.model.complaints import Complaints, Name
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Front, Key, ServicePlan
+from kubeproxy.model.planning import Address
 from kubeproxy.model.planning import plan as make_plan
 
 Touched = Mapping[Key, Collection[Family]]
@@ -41,6 +42,7 @@ class State:
             was, even if the Service itself does not exist.
         on_stored: called with each object of which something else is stored now: its name, and its rows, None
             if it does not exist or concerns no Service.
+        silent: by Service, the endpoints that do not answer, those that have not for longest first.
     """
 
     def __init__(self) -> None:
@@ -48,6 +50,7 @@ class State:
         self.foreign: set[Key] = set()
         self.on_change: Callable[[Key], None] | None = None
         self.on_stored: Callable[[Name, StateRows | None], None] | None = None
+        self.silent: dict[Key, tuple[Address, ...]] = {}
         self._slices: dict[Key, dict[Name, tuple[SliceRow, ...]]] = {}
         self._service_of: dict[Name, Key] = {}
         self._claims: dict[tuple[Family, bool], Claims] = {}
@@ -117,7 +120,8 @@ class State:
         service = self.services.get(key)
         if service is None:
             return lambda: None
-        return partial(make_plan, service, self.slices(key), node, self._claims_on(node).owner)
+        silent = self.silent.get(key, ()) if service.skips_silent else ()
+        return partial(make_plan, service, self.slices(key), node, self._claims_on(node).owner, silent)
 
     def rivals(self, front: Front, node: NodeConfig) -> list[Key]:
         """The Services that name a front on a node, its owner first."""

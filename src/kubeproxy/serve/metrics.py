@@ -176,6 +176,10 @@ class FlowMetrics:
         yield Figure(f"{name}sync_duration_seconds", "histogram", text, self._seconds, family)
         text = "Stale flows deleted."
         yield Figure(f"{name}deleted_entries_total", "counter", text, self._cleaner.deleted, family)
+        text = "Connections to removed endpoints that were ended, because an annotation asks for it."
+        yield Figure("kubeproxy_ended_connections_total", "counter", text, self._cleaner.ended, family)
+        text = "Sockets of clients that were destroyed, because their connections were to end."
+        yield Figure("kubeproxy_destroyed_sockets_total", "counter", text, self._cleaner.destroyed, family)
 
 
 def of_changes(hub: Hub) -> Iterable[Figure]:

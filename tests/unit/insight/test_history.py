@@ -86,7 +86,7 @@ def test_each_field_of_a_service_is_worded():
         "affinity",
     }
     worded |= {"internal_local", "external_local", "health_check_port", "proxy_protocol"}
-    worded |= {"balancing", "ignored"}
+    worded |= {"balancing", "ignored", "ends_connections", "skips_silent"}
     assert set(ServiceRow.__struct_fields__) == worded
     assert set(EndpointRow.__struct_fields__) == {
         "address",
