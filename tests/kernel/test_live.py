@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -16,11 +17,12 @@ import pytest
 from kubeproxy.api import types
 from kubeproxy.backends.programs import Variant
 from tests.fakes.cluster import endpoints, service
-from tests.kernel.daemons import Station, ask
+from tests.kernel.daemons import Station, ask, until
+from tests.lab import netns
 from tests.lab.daemon import Daemon
 from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
 
-WEB, EMPTY = "10.96.0.10", "10.96.0.11"
+WEB, EMPTY, DNS = "10.96.0.10", "10.96.0.11", "10.96.0.53"
 WEB6, SIX = "fd00:10:96::10", "fd00:10:244:1::b"
 POD = "10.244.1.100"
 MODES: dict[str, tuple[str, Variant]] = {
@@ -81,6 +83,11 @@ def node(request: pytest.FixtureRequest, lab: Lab, tmp_path: Path) -> Iterator[N
     )
     with station.running() as daemon:
         yield Node(lab, station, daemon)
+
+
+def only(*names: str) -> pytest.MarkDecorator:
+    """In these modes; in the others nothing else is shown."""
+    return pytest.mark.parametrize("node", names, indirect=True)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +172,7 @@ def test_packets_that_no_rule_drops_are_missed(node: Node) -> None:
         assert (code, found["routing"]) == (0, "")
 
 
+@only("nftables")
 def test_the_reverse_path_filter_is_named(node: Node) -> None:
     lab, client = node.lab, "198.51.100.7"
     with undone(
@@ -182,6 +190,7 @@ def test_the_reverse_path_filter_is_named(node: Node) -> None:
     assert (code, found["routing"]) == (5, why)
 
 
+@only("nftables", "iptables")
 def test_what_translates_packets_instead_is_named(node: Node) -> None:
     lab = node.lab
     for hook, rule, seen in (
@@ -211,6 +220,7 @@ def answers(node: Node) -> set[str]:
     return {packet["answer"] for packet in live["packets"]}
 
 
+@only("nftables", "legacy")
 def test_answers_that_do_not_come(node: Node) -> None:
     lab, chain = node.lab, "{ type filter hook %s priority -5; }"
     for pod in ("ep11", "ep12"):
@@ -240,6 +250,7 @@ def test_answers_that_do_not_come(node: Node) -> None:
         assert packet["rule"] == "tcp sport 8080 drop"
 
 
+@only("nftables")
 def test_connections_may_be_made_for_it(node: Node) -> None:
     code, found = node.explain("--from", "node", "--to", f"{EP12}:8080", "--live", "3", "--connect")
     assert code == 0
@@ -250,6 +261,37 @@ def test_connections_may_be_made_for_it(node: Node) -> None:
     assert (code, found["live"]["matches"]) == (0, 3)
 
 
+@only("nftables", "legacy")
+def test_each_datagram_of_a_flow(node: Node) -> None:
+    """Only the first is translated by a rule, the others by connection tracking."""
+    node.station.folder.put(
+        service("dns", DNS, ports=[types.ServicePort(53, protocol="UDP")]),
+        endpoints("dns", EP11, port=5353, protocol="UDP", local=(EP11,), node=NODE_NAME),
+    )
+    until(lambda: node.explain("--from", POD, "--to", f"{DNS}:53/udp")[0] == 0)
+    over = threading.Event()
+
+    def send() -> None:
+        with netns.inside(node.lab.name("client")):
+            client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with client:
+            client.connect((DNS, 53))
+            while not over.wait(0.1):
+                client.send(b"?")
+
+    client = threading.Thread(target=send)
+    client.start()
+    try:
+        code, found = node.explain("--from", POD, "--to", f"{DNS}:53/udp", "--live", "4", "--timeout", "120")
+    finally:
+        over.set()
+        client.join()
+    live = found["live"]
+    assert (code, live["matches"], live["differs"]) == (0, 4, 0), live
+    assert {packet["answer"] for packet in live["packets"]} == {"came"}
+
+
+@only("nftables")
 def test_no_packets_is_no_difference(node: Node) -> None:
     code, found = node.explain("--from", POD, "--to", f"{WEB}:80", "--live", "3", "--timeout", "1")
     assert (code, found["live"]["packets"], found["live"]["differs"]) == (0, [], 0)

@@ -137,6 +137,7 @@ def test_an_answer_for_programs_and_one_for_people(manifests):
             ["explain", "--from", "node", "--to", "api.shop", "--at", "09:00", "--live"],
             "show what happens now",
         ),
+        (["verify", "--manifests", ""], "--manifests: a path is empty"),
         (["replay", "/nowhere"], "the journal in /nowhere cannot be read: No such file or directory"),
         (["replay", "/nowhere", "--since", "-1m", "--until", "-2m"], "--since -1m is after --until -2m"),
         (["replay", "/nowhere", "--service", "api"], "a Service is written as NAMESPACE/NAME"),
@@ -175,6 +176,19 @@ def test_programs_get_json_when_the_question_is_wrong(manifests):
         assert done.returncode == command.FAILED
         assert message in json.loads(done.stdout)["error"]
         assert message in done.stderr
+
+
+def test_an_api_server_that_does_not_answer_is_named_once(tmp_path):
+    (tmp_path / "kubeconfig").write_text(
+        "{apiVersion: v1, kind: Config, current-context: d, contexts: [{name: d, context: {cluster: c, user: u}}],"
+        ' clusters: [{name: c, cluster: {server: "https://127.0.0.1:1"}}], users: [{name: u, user: {token: x}}]}'
+    )
+    done = kube_proxy("verify", "--kubeconfig", str(tmp_path / "kubeconfig"), "--hostname-override", "n1")
+    assert done.returncode == command.FAILED
+    kinds = "Service, EndpointSlice, Node, ServiceCIDR"
+    assert done.stderr == (
+        f"Error: the API server cannot be read: cannot connect to 127.0.0.1:1: Connection refused ({kinds})\n"
+    )
 
 
 def test_manifests_that_cannot_be_used_are_named(manifests):

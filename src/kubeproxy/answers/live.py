@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from kubeproxy import backends, protocols
 from kubeproxy.answers import routing
 from kubeproxy.answers.answer import Answer
+from kubeproxy.answers.paths import PacketPath, gather
 from kubeproxy.answers.seen import Live, Reply, Seen, TracedPacket
 from kubeproxy.api.addresses import IPV4, family_of, join, pack, unpack
 from kubeproxy.linux import run
@@ -31,14 +32,10 @@ from kubeproxy.netlink.nft.trace import (
     FORWARDED,
     RECEIVED,
     SENT,
-    START,
     TracedFlow,
     TraceEvent,
     Tracer,
 )
-
-QUIET_SECONDS: Final = 0.25
-"""When no event of a packet came for so long, there are no more."""
 
 CONNECT_SECONDS: Final = 0.5
 """So long a connection that is made for this waits for an answer."""
@@ -84,11 +81,11 @@ async def watch(
     start = loop.time()
     with tracer:
         connecting = asyncio.create_task(_connect(machine, answer, count if connect else 0))
-        packets = await _gather(tracer, count, seconds)
+        packets = await gather(tracer, count, seconds)
         connecting.cancel()
         took = loop.time() - start
         judge = _LiveJudge(machine, answer, complete=not tracer.losses)
-        found = tuple(judge.judge(packets.values()))
+        found = tuple(judge.judge(packets))
     matches = sum(each.match for each in found)
     return Live(found, matches, len(found) - matches, tracer.losses, round(took, 1))
 
@@ -127,38 +124,6 @@ def _answering(answer: Answer) -> list[tuple[str, int]]:
     return [(each.address, each.port) for each in answer.endpoints[:MOST_ANSWERING]]
 
 
-async def _gather(tracer: Tracer, count: int, seconds: float) -> dict[int, list[TraceEvent]]:
-    """The events of the first packets that come in time, and of answers, until these are complete."""
-    loop = asyncio.get_running_loop()
-    arrived = asyncio.Event()
-    loop.add_reader(tracer.fileno(), arrived.set)
-    packets: dict[int, list[TraceEvent]] = {}
-    last: dict[int, float] = {}  # of first packets
-    deadline = loop.time() + seconds
-    try:
-        while True:
-            now = loop.time()
-            over = len(last) >= count or now >= deadline
-            if over and all(now - at >= QUIET_SECONDS for at in last.values()):
-                break
-            try:
-                async with asyncio.timeout(QUIET_SECONDS if over else min(QUIET_SECONDS, deadline - now)):
-                    await arrived.wait()
-            except TimeoutError:
-                continue
-            arrived.clear()
-            for event in tracer.read():
-                if event.passed == START and event.packet not in last and (over or len(last) >= count):
-                    continue
-                if event.passed or event.packet in packets:
-                    packets.setdefault(event.packet, []).append(event)
-                if event.passed == START or event.packet in last:
-                    last[event.packet] = loop.time()
-    finally:
-        loop.remove_reader(tracer.fileno())
-    return packets
-
-
 class _LiveJudge:
     """Decides what became of packets. The rules that they met are read when they are needed."""
 
@@ -175,13 +140,12 @@ class _LiveJudge:
         self._complete = complete
         self._texts: dict[tuple[int, str, str, int], str] = {}
 
-    def judge(self, packets: Iterable[list[TraceEvent]]) -> Iterator[TracedPacket]:
+    def judge(self, routes: Sequence[PacketPath]) -> Iterator[TracedPacket]:
         """What became of packets and their answers, and whether that was predicted.
 
         Args:
-            packets: the events of each, first packets and answers.
+            routes: the ways of first packets and of answers.
         """
-        routes = [_Path(events) for events in packets]
         answers = {(path.source, path.destination): path for path in routes if not path.first}
         for path in routes:
             if path.first:
@@ -189,7 +153,7 @@ class _LiveJudge:
                 reply = answers.get((path.end, path.left))
                 yield self._answered(packet, path, reply) if packet.match else packet
 
-    def _packet(self, path: "_Path") -> TracedPacket:
+    def _packet(self, path: PacketPath) -> TracedPacket:
         """What became of a first packet."""
         answer = self._answer
         asked = answer.destination, answer.port
@@ -207,7 +171,7 @@ class _LiveJudge:
             return self._diverted(packet, why, path.rules)
         return replace(packet, match=not why, why=why)
 
-    def _stopped(self, packet: TracedPacket, path: "_Path") -> TracedPacket:
+    def _stopped(self, packet: TracedPacket, path: PacketPath) -> TracedPacket:
         """A packet, with the rule that dropped it, or the place where it was lost, if it was."""
         if path.stop is not None:
             verdict: Seen = "drop" if _REJECTS.isdisjoint(self.words(path.stop)) else "reject"
@@ -216,7 +180,7 @@ class _LiveJudge:
             return replace(packet, verdict="drop", lost=self._lost(path))
         return packet
 
-    def _answered(self, packet: TracedPacket, path: "_Path", reply: "_Path | None") -> TracedPacket:
+    def _answered(self, packet: TracedPacket, path: PacketPath, reply: PacketPath | None) -> TracedPacket:
         """A packet that was treated as predicted, with what became of the answer."""
         if SENT not in path.passed or _place(path.end) not in _answering(self._answer):
             return packet
@@ -230,7 +194,7 @@ class _LiveJudge:
         refused = self._answer.protocol == "TCP" and reply.reset
         return replace(packet, answer="refused" if refused else "came")
 
-    def _lost(self, path: "_Path") -> str:
+    def _lost(self, path: PacketPath) -> str:
         """Where a packet was lost."""
         untraced = "by something that nf_tables does not trace, such as a rule of legacy iptables (iptables-legacy-save -c)"
         for name, hook in ((FORWARDED, "forward or postrouting"), (RECEIVED, "input")):
@@ -313,34 +277,6 @@ class _LiveJudge:
             return reading.Reader(event.family, {}).read(expressions)
         except (ValueError, KeyError):
             return " ".join(_names(expressions))
-
-
-class _Path:
-    """The way of a packet through the hooks.
-
-    Attributes:
-        first: it is the first packet of a connection; otherwise the answer to one.
-        passed: the chains of our table that it passed.
-        rules: the rules and policies that it met.
-        stop: the last one that dropped it; None if none did.
-        source, destination: where it came from and was sent to, address and port.
-        left, end: the same at the last place where it was seen.
-        interface: the index of the interface that received it; 0 if this host sent it.
-        reset: it resets its TCP connection.
-    """
-
-    def __init__(self, events: Sequence[TraceEvent]) -> None:
-        """Reads its events, in their order."""
-        self.passed = {event.passed for event in events}
-        self.first = START in self.passed
-        self.rules = [event for event in events if not event.passed]
-        self.stop = next((e for e in reversed(self.rules) if e.verdict == messages.DROP), None)
-        sources = [event.source for event in events if event.source] or [b"\0" * 6]
-        ends = [event.destination for event in events if event.destination] or [b"\0" * 6]
-        self.source, self.left = sources[0], sources[-1]
-        self.destination, self.end = ends[0], ends[-1]
-        self.interface = next((event.interface for event in events if event.interface), 0)
-        self.reset = any(event.reset for event in events)
 
 
 def _difference(packet: TracedPacket, end: tuple[str, int], answer: Answer) -> str:

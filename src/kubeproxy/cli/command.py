@@ -28,8 +28,8 @@ from kubeproxy.config.kinds import KINDS
 
 _NEGATIVE: Final = re.compile(r"-[0-9.]")
 
-_SILENT: Final = frozenset({"kubeproxy.host", "kubeproxy.sources.unusable"})
-"""Loggers whose warnings are not written: the daemon reports the first, and answers have the second."""
+_SILENT: Final = frozenset({"kubeproxy.host", "kubeproxy.sources.unusable", "kubeproxy.sources.watch"})
+"""Loggers whose warnings are not written: the daemon reports the first, and answers have the others."""
 
 FAILED: Final = 1
 INTERRUPTED: Final = 130

@@ -112,8 +112,8 @@ def load(values: Mapping[str, Any], platform: str) -> RunOptions:
         platform: `sys.platform`.
 
     Raises:
-        ConfigError: the file cannot be read or decoded, the host name is blank, or --cleanup-variant or
-            --status-page is wrong, or --journal-size is too small.
+        ConfigError: the file cannot be read or decoded, the host name is blank, a path of --manifests is
+            empty, --cleanup-variant or --status-page is wrong, or --journal-size is too small.
     """
     flags = known(platform)
     warnings = [
@@ -136,6 +136,8 @@ def load(values: Mapping[str, Any], platform: str) -> RunOptions:
         config = _from_flags(values, platform)
         warnings += _useless_ports(config, values)
     config = with_platform_defaults(config, platform)
+    if "" in values.get("manifests", ()):  # an unset variable; as a path it would be the current folder
+        raise ConfigError("--manifests: a path is empty")
     if hostname := values.get("hostname-override", ""):
         if not hostname.strip():
             raise ConfigError("--hostname-override: empty hostname-override is invalid")

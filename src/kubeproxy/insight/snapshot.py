@@ -33,6 +33,9 @@ from kubeproxy.sources.manifests import Manifests
 PATIENCE_SECONDS: Final = 30.0
 """So long Services and EndpointSlices are waited for."""
 
+_ERRORS_SECONDS: Final = 5.0
+"""So long if the API server answers nothing but errors."""
+
 _EXTRAS_SECONDS: Final = 2.0
 """So long the Node and ServiceCIDRs are waited for when those are known."""
 
@@ -161,7 +164,9 @@ async def follow(
         raise SnapshotError(str(e)) from e
     reading = asyncio.create_task(source.run())
     try:
-        await _wait(reading, hub.lists_complete, patience)
+        await _wait(reading, hub.lists_complete, min(patience, _ERRORS_SECONDS))
+        if not (statuses and all(status.trouble for status in statuses.values())):
+            await _wait(reading, hub.lists_complete, max(0, patience - _ERRORS_SECONDS))
         if not hub.lists_complete.is_set():
             raise SnapshotError(_unread(statuses, patience))
         await _wait(reading, hub.complete_all, _EXTRAS_SECONDS)
@@ -256,8 +261,14 @@ async def _wait(reading: "asyncio.Task[None]", event: asyncio.Event, seconds: fl
 
 def _unread(statuses: Mapping[str, Status], patience: float) -> str:
     """Why Services and endpoints are not known."""
-    found = [f"{status.kind}: {status.trouble}" for status in statuses.values() if status.trouble]
-    return "; ".join(dict.fromkeys(found)) or f"the API server did not answer within {patience:g} s"
+    kinds: dict[str, list[str]] = {}
+    for status in statuses.values():
+        if status.trouble:
+            kinds.setdefault(status.trouble, []).append(status.kind)
+    if not kinds:
+        return f"the API server did not answer within {patience:g} s"
+    found = (f"{trouble} ({', '.join(of)})" for trouble, of in kinds.items())
+    return f"the API server cannot be read: {'; '.join(found)}"
 
 
 def _snapshot(

@@ -114,6 +114,7 @@ class TraceEvent(Struct, frozen=True, gc=False):
         interface: the index of the interface that received the packet; 0 if the event does not have it.
         passed: the chain of our table that the packet passed; "" for a rule or policy of another table.
         reset: the packet resets its TCP connection.
+        identity: bytes of the headers that no translation changes; empty if the event does not have them.
     """
 
     packet: int
@@ -128,6 +129,7 @@ class TraceEvent(Struct, frozen=True, gc=False):
     interface: int = 0
     passed: str = ""
     reset: bool = False
+    identity: bytes = b""
 
 
 class Tracer(wire.Closing):
@@ -252,8 +254,8 @@ def _event(message: wire.Message, ours: str) -> TraceEvent:
         found = wire.attributes(a[_VERDICT])
         (verdict,) = struct.unpack(">i", found[1])
         target = wire.string(found[2]) if 2 in found else ""
-    transport = a.get(_TRANSPORT_HEADER, b"")
-    source, destination = _places(a.get(_NETWORK_HEADER, b""), transport)
+    network, transport = a.get(_NETWORK_HEADER, b""), a.get(_TRANSPORT_HEADER, b"")
+    source, destination = _places(network, transport)
     return TraceEvent(
         int.from_bytes(a[_ID]),
         message.body[0],
@@ -267,6 +269,7 @@ def _event(message: wire.Message, ours: str) -> TraceEvent:
         int.from_bytes(a.get(_INPUT_INTERFACE, b"")),
         chain if table == ours else "",
         len(transport) > _FLAGS_AT and bool(transport[_FLAGS_AT] & _RST),
+        _identity(network, transport) if source else b"",
     )
 
 
@@ -279,3 +282,11 @@ def _places(network: memoryview | bytes, transport: memoryview | bytes) -> tuple
         bytes(network[source_at : source_at + size]) + bytes(transport[:2]),
         bytes(network[destination_at : destination_at + size]) + bytes(transport[2:4]),
     )
+
+
+def _identity(network: memoryview | bytes, transport: memoryview | bytes) -> bytes:
+    """Of TCP sequence numbers and flags; else of IPv4 length and number, of IPv6 addresses and ports."""
+    version_4 = network[0] >> 4 == 4
+    if network[9 if version_4 else 6] == _TCP:
+        return bytes(transport[4:14])
+    return bytes(network[2:6]) if version_4 else bytes(network[8:40]) + bytes(transport[:4])
