@@ -375,7 +375,8 @@ class Exchange:
     def _attach(self, session: Session, providers: Iterable[Provider]) -> None:
         """The rules of a session are in force, or will be the first."""
         forwarding = (session.forwarding.figures,) if session.mode.forwards else ()
-        self.serving.attach(session.loops, *providers, *forwarding)
+        silences = [watch.figures for watch in session.silences]
+        self.serving.attach(session.loops, *providers, *forwarding, *silences)
         first, self._attached = self._attached is None, session
         if first:
             self.serving.answer_from(self._snapshot)
@@ -402,7 +403,9 @@ class Exchange:
     def _observed(self) -> "Observed":
         from kubeproxy.answers.observed import Observed
 
-        return Observed(self.serving.convergence.summary())
+        watches = self._attached.silences if self._attached is not None else ()
+        silent = tuple(each for watch in watches for each in watch.silent())
+        return Observed(self.serving.convergence.summary(), silent)
 
     def _use(self, options: RunOptions) -> None:
         """These options are in force now."""

@@ -30,6 +30,7 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.nodewatch import NodeWatch
 from kubeproxy.reconcile.ledger import Recorded
 from kubeproxy.reconcile.reconciler import Reconciler
+from kubeproxy.silence import SilenceWatch
 
 if TYPE_CHECKING:
     from kubeproxy.answers.snapshot import Snapshot
@@ -107,6 +108,7 @@ class Session:
         feed: the source of the objects.
         loops: the control loop of each family; none before `open`.
         cleaners: delete stale flows, for each loop.
+        silences: find endpoints that do not answer, for each loop.
         forwarding: whether this host forwards packets.
     """
 
@@ -135,6 +137,7 @@ class Session:
         self.feed = feed
         self.loops: list[Reconciler] = []
         self.cleaners: list[FlowCleaner] = []
+        self.silences: list[SilenceWatch] = []
         self._machine = machine
         self._events = events
         self._watch = NodeWatch(
@@ -174,6 +177,10 @@ class Session:
         self.loops += [self._loop(node, driver) for node, driver in opened]
         if self.mode.tracked:
             self.cleaners = [self._cleaner(loop) for loop in self.loops]
+        if self.mode.tracked and self.mode.forwards:  # a relay tries another endpoint itself
+            self.silences = [
+                SilenceWatch(self._machine, loop, hub.state, self._events.service) for loop in self.loops
+            ]
         await hub.lists_complete.wait()
         for loop in self.loops:
             loop.set_node(loop.node.with_service_cidrs(hub.service_cidrs))
@@ -200,6 +207,8 @@ class Session:
                 self._begin(self._group)
                 for cleaner in self.cleaners:
                     self._group.create_task(cleaner.run())
+                for watch in self.silences:
+                    self._group.create_task(watch.run())
                 self._group.create_task(self._watch.follow_addresses())
                 self._group.create_task(self._finish())
         finally:

@@ -27,11 +27,39 @@ class Converged(Struct, frozen=True, gc=False, rename="camel"):
     p999: float | None
 
 
+class SilentEndpoint(Struct, frozen=True, gc=False, rename="camel"):
+    """An endpoint that gets no connections because it does not answer.
+
+    Attributes:
+        namespace: of the Service.
+        name: of the Service.
+        port: the name of the Service port, which may be "".
+        address: its address.
+        endpoint_port: its port.
+        seconds: for how long it has not answered.
+        failures: how many connections have failed.
+        next_trial: in how many seconds it is tried again; 0 if it is being tried.
+        on_trial: it is used until the first connection to it.
+    """
+
+    namespace: str
+    name: str
+    port: str
+    address: str
+    endpoint_port: int
+    seconds: float
+    failures: int
+    next_trial: float
+    on_trial: bool
+
+
 class Observed(Struct, frozen=True, gc=False, rename="camel"):
     """What was observed since the daemon started.
 
     Attributes:
         convergence: how long changes took until they were in the kernel.
+        silent: the endpoints that get no connections because they do not answer.
     """
 
     convergence: tuple[Converged, ...] = ()
+    silent: tuple[SilentEndpoint, ...] = ()

@@ -12,6 +12,8 @@ from kubeproxy.api.addresses import Family
 from kubeproxy.backends.relayed import RelaySocket
 from kubeproxy.linux.instance import connect_to_ask
 from kubeproxy.machine.base import Machine
+from kubeproxy.model.plan import Key
+from kubeproxy.model.silence import Address
 
 SECONDS: Final = 5.0
 """So long an answer is waited for."""
@@ -49,6 +51,16 @@ def ask(
 def observed(machine: Machine) -> Observed | None:
     """What the daemon on this host has observed; None if no daemon answers."""
     return _ask(machine, "/observed", Observed)
+
+
+def silent(machine: Machine) -> dict[Key, tuple[Address, ...]]:
+    """The endpoints of each Service that the daemon has left out because they do not answer."""
+    found = observed(machine)
+    left_out: dict[Key, list[Address]] = {}
+    for each in sorted(found.silent if found is not None else (), key=lambda each: -each.seconds):
+        if not each.on_trial:
+            left_out.setdefault((each.namespace, each.name), []).append((each.address, each.endpoint_port))
+    return {key: tuple(dict.fromkeys(addresses)) for key, addresses in left_out.items()}
 
 
 def sockets(machine: Machine) -> Mapping[Family, Sequence[RelaySocket]] | None:

@@ -177,6 +177,8 @@ async def follow(
             troubles.append(
                 f"Node {name} is not known: zone, podCIDRs and addresses of its object are missing from the answer"
             )
+        if own and any(row.skips_silent for row in hub.state.services.values()):
+            hub.state.silent = await asyncio.to_thread(daemon.silent, machine)
         taken = _snapshot(origin, machine, hub, name, own=own, troubles=troubles, objects=found)
         yield LiveCluster(taken, hub.changes)
     finally:

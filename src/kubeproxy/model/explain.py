@@ -24,6 +24,7 @@ from kubeproxy.model.verdict import Book, Packet, Verdict
 
 Reason = Literal[
     "not ready",
+    "does not answer",
     "terminating",
     "other zone",
     "other node",
@@ -373,6 +374,8 @@ def _why(each: _Row, verdict: Verdict, port: PortPlan, node: NodeConfig) -> tupl
         return "terminating", f"it is terminating {serving}"
     if not row.conditions & Condition.READY:
         return "not ready", ""
+    if any(each.row.address == silent.address for silent in port.silent):
+        return "does not answer", "its last connections from this node failed; it gets trial connections only"
     if verdict.local and not each.local:
         return "not on this node", "the traffic policy is Local"
     if verdict.action != FORWARD:

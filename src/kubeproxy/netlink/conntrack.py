@@ -45,6 +45,7 @@ _BY_SOURCE, _BY_DESTINATION, _BY_NUMBER, _BY_SOURCE_PORT, _BY_DESTINATION_PORT =
 _ENTRIES, _MOST_ENTRIES = 1, 2
 _WITH_PORTS = frozenset({TCP, UDP, SCTP})
 NFGENMSG = struct.Struct(">BBH")
+_ATTRIBUTE = struct.Struct("=HH")
 _BATCH = 500
 _UNFILTERED = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 """The errors of kernels that support filters, but not the requested one."""
@@ -96,6 +97,12 @@ class ConntrackFlow(NamedTuple):
         found = wire.attributes(self.message[4:])
         value = found.get(_ZONE) or wire.attributes(found[_TUPLE_ORIG]).get(_TUPLE_ZONE)
         return 0 if value is None else int.from_bytes(value)
+
+    @property
+    def original(self) -> bytes:
+        """Its original tuple as the kernel writes it: the addresses and ports of its client's packets."""
+        length, _ = _ATTRIBUTE.unpack_from(self.message, 4)
+        return bytes(self.message[4 : 4 + length])
 
     @property
     def client(self) -> bytes:

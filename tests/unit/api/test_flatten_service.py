@@ -377,3 +377,22 @@ class TestProxyProtocol:
         found, complaints = service({}, annotations={self.ANNOTATION: version})
         assert found == row(ignored=(IgnoredAnnotation(self.ANNOTATION, f"{version!r} is not v2"),))
         assert not complaints
+
+
+@pytest.mark.parametrize(
+    ("field", "annotation", "value", "default"),
+    [
+        ("ends_connections", "kube-proxy/removed-endpoints", "end-connections", "keep-connections"),
+        ("skips_silent", "kube-proxy/silent-endpoints", "skip", "use"),
+    ],
+)
+def test_annotations_that_switch_something_on(field, annotation, value, default):
+    for text, wanted in ((None, False), (value, True), (default, False)):
+        found, complaints = service({}, annotations={annotation: text} if text else {})
+        assert found == row(**{field: wanted})
+        assert not complaints
+    for wrong in ("", "true", value.upper(), f" {value}"):
+        found, _ = service({}, annotations={annotation: wrong})
+        assert found == row(
+            ignored=(IgnoredAnnotation(annotation, f"{wrong!r} is not {value} or {default}"),)
+        )

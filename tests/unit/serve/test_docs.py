@@ -25,6 +25,7 @@ from kubeproxy.serve.http import Door
 from kubeproxy.serve.metrics import FlowMetrics, LoopMetrics
 from kubeproxy.serve.nodehealth import NodeHealth
 from kubeproxy.serve.stability import LEVELS
+from kubeproxy.silence import SilenceWatch
 from kubeproxy.sources.base import Status
 from kubeproxy.sources.doubts import Doubts
 from kubeproxy.sources.unusable import Unusable
@@ -56,6 +57,7 @@ async def served(machine: FakeMachine) -> dict[str, str]:
         *Doubts().figures(),
         *metrics.of_sources([Status("Service", received=1)], 2),
         *FlowMetrics(FlowCleaner(machine, Stage().loop)).figures(),
+        *SilenceWatch(machine, Stage().loop, Hub("here").state, lambda *_: None).figures(),
         *Localhost(IPTablesDriver(FakeTables(), counters=False, drop_invalid=True), FakeRelay()).figures(),
         *NodeHealth(machine, Stage().loop, Door(), lambda: True, lambda *_: None).figures(),
     ]

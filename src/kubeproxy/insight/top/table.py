@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from kubeproxy.answers.observed import Observed
+from kubeproxy.api import types
 from kubeproxy.api.addresses import join
 from kubeproxy.insight.top.values import Top, TopEndpoint, TopPort, TopService
 
@@ -15,6 +16,7 @@ Line = tuple[str, str]
 
 _UNITS: Final = ("", "k", "M", "G", "T")
 _MOST_SHARES: Final = 6
+_MOST_SILENT: Final = 2
 UNKNOWN: Final = "-"
 _HEAD: Final = (
     "SERVICE",
@@ -133,6 +135,14 @@ def _row(service: TopService, port: TopPort) -> tuple[str, ...]:
 def _shares(port: TopPort) -> str:
     if not port.endpoints:
         return "no endpoints"
+    silent = [join(each.address, each.port) for each in port.endpoints if each.silent]
+    if silent:
+        return f"{_given(port)}   no answer from {types.listed(silent, _MOST_SILENT)}"
+    return _given(port)
+
+
+def _given(port: TopPort) -> str:
+    """The shares of endpoints in per cent, the largest first."""
     shares = [each.share for each in port.endpoints if each.share is not None]
     if not shares:
         return f"{len(port.endpoints)}"
@@ -154,6 +164,7 @@ def _detailed(service: TopService, port: TopPort) -> list[Line]:
     for each in port.endpoints:
         share = UNKNOWN if each.share is None else f"{100 * each.share:.1f} %"
         note = " uneven" if each.uneven else "" if each.planned else " no new ones"
+        note = " does not answer" if each.silent else note
         style = "red" if _fails(each) else "yellow" if note else ""
         rows.append(((f"  {join(each.address, each.port)}", *_figures(each), share + note), style))
     return [(head, "bold"), *(_aligned(rows) if port.endpoints else [("  no endpoints", "yellow")])]

@@ -27,6 +27,7 @@ class TopEndpoint(Struct, frozen=True, gc=False, rename="camel"):
         unanswered: connections that ended since the beginning and were never answered.
         resets: TCP connections that ended since the beginning by a reset.
         planned: new connections are sent there; false if it only has old ones.
+        silent: it does not answer, so new connections are not sent there.
         uneven: its share is further from that of the other endpoints than chance explains.
     """
 
@@ -42,6 +43,7 @@ class TopEndpoint(Struct, frozen=True, gc=False, rename="camel"):
     unanswered: int | None = None
     resets: int | None = None
     planned: bool = True
+    silent: bool = False
     uneven: bool = False
 
 

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from kubeproxy.answers.observed import Observed
 from kubeproxy.answers.snapshot import Snapshot
-from kubeproxy.api.addresses import Family
+from kubeproxy.api.addresses import IPV6, Family
 from kubeproxy.backends.base import ConnectionCounter, SyncError, UnsupportedError
 from kubeproxy.insight.top.flows import ACCOUNTING, FlowWatch, OpenFlows, list_open
 from kubeproxy.insight.top.fronts import FrontIndex, Place, PortName
@@ -372,6 +372,16 @@ class TopWatch:
             endpoints=tuple(TopEndpoint(each.address, each.port) for each in endpoints if each.planned),
         )
 
+    def _silent(self, name: PortName) -> set[Endpoint]:
+        """The endpoints of a port that do not answer, as the daemon has observed."""
+        return {
+            (each.address, each.endpoint_port)
+            for each in (self.observed.silent if self.observed is not None else ())
+            if (each.namespace, each.name) == name.service
+            and each.port == name.name.partition(":")[2]
+            and (":" in each.address) == (name.family == IPV6)
+        }
+
     def _summed(self, name: PortName, plan: PortPlan, endpoints: tuple[TopEndpoint, ...]) -> TopPort:
         return TopPort(
             name=name.name.partition(":")[2],
@@ -400,7 +410,10 @@ class TopWatch:
         flows = self._flows.ports.get(name) if self._flows is not None else None
         open_ = self._open.get(name) if self._open is not None else None
         bytes_ = self._flows is not None and self._bytes
-        others = dict.fromkeys([*(open_.open if open_ else ()), *(open_.waiting if open_ else ()), *since])
+        silent = self._silent(name)
+        others = dict.fromkeys(
+            [*silent, *(open_.open if open_ else ()), *(open_.waiting if open_ else ()), *since]
+        )
         odd = uneven(since, planned) if _equal_chances(plan, self._snapshot, name.family) else frozenset()
         connections = sum(since.values())
         sent, received = self._sent.get(name), self._received.get(name)
@@ -418,6 +431,7 @@ class TopWatch:
                 unanswered=None if self._flows is None else flows.unanswered[at] if flows else 0,
                 resets=None if self._flows is None else flows.resets[at] if flows else 0,
                 planned=at in planned,
+                silent=at in silent,
                 uneven=at in odd,
             )
             for at in planned | others
