@@ -53,6 +53,18 @@ def test_the_plans_may_be_those_of_another_mode(lab: Lab, tmp_path: Path) -> Non
     assert status == (0 if answer["same"] else 2)
 
 
+def test_without_the_right_the_error_says_so(lab: Lab, tmp_path: Path) -> None:
+    config, manifests = cases.write("clusterip-basic", "nftables", tmp_path)
+    done = subprocess.run(
+        ["ip", "netns", "exec", lab.name("node"), "setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable,
+         "-m", "kubeproxy", *QUESTION, "--config", str(config), "--manifests", str(manifests), "--hostname-override", "bench-node"],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.endswith("Error: Operation not permitted; run this command as root\n")
+    assert json.loads(done.stdout)["error"] == "Operation not permitted; run this command as root"
+
+
 def test_a_changed_rule_is_found(lab: Lab, tmp_path: Path) -> None:
     written(lab, "clusterip-basic", "iptables nft")
     text = lab.run("node", "iptables-nft-save", "-t", "nat")

@@ -7,6 +7,7 @@ from typing import Final
 
 from kubeproxy import protocols
 from kubeproxy.answers.answer import Answer
+from kubeproxy.answers.reasons import why
 from kubeproxy.answers.seen import Followed, OpenFlow
 from kubeproxy.api.addresses import IPV4, family_of, join, pack, unpack
 from kubeproxy.machine.base import Machine
@@ -46,9 +47,7 @@ def follow(machine: Machine, answer: Answer, local_addresses: Collection[str] = 
             else:
                 more = True
     except OSError as e:
-        lacking = machine.lacks(("CAP_NET_ADMIN",))
-        why = f"; this process has no {lacking[0]}" if lacking else ""
-        return Followed(cannot=f"connection tracking cannot be read: {e.strerror or e}{why}")
+        return Followed(cannot=f"connection tracking cannot be read: {why(machine, e)}")
     return Followed(tuple(found), dict(count.most_common()), more)
 
 

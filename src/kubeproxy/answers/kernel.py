@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from kubeproxy.answers import reader
 from kubeproxy.answers.answer import HeldRule, State
+from kubeproxy.answers.reasons import kernel_unread
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api.addresses import family_of
 from kubeproxy.backends.base import Comparable, HeldPart, SyncError, UnsupportedError
@@ -69,11 +70,11 @@ async def look(snapshot: Snapshot, machine: Machine, explained: Explanation) -> 
     try:
         driver = await reader.open_reader(snapshot, machine, node)
     except (OSError, SyncError, UnsupportedError) as e:
-        return KernelState(unread=_why(machine, e))
+        return KernelState(unread=kernel_unread(machine, e))
     try:
         found = await compare(driver, node, explained, snapshot.local_addresses[family])
     except (OSError, SyncError) as e:
-        return KernelState(unread=_why(machine, e))
+        return KernelState(unread=kernel_unread(machine, e))
     finally:
         await driver.close()
     if found is None and machine.holder() is None:
@@ -83,11 +84,6 @@ async def look(snapshot: Snapshot, machine: Machine, explained: Explanation) -> 
     return found or KernelState(
         "differs", differences=(f"the kernel has nothing of {snapshot.mode.name} mode",)
     )
-
-
-def _why(machine: Machine, error: Exception) -> str:
-    lacking = machine.lacks(("CAP_NET_ADMIN",))
-    return f"the kernel cannot be read: {error}" + (f"; this process has no {lacking[0]}" if lacking else "")
 
 
 async def compare(

@@ -16,7 +16,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from kubeproxy import backends, protocols
-from kubeproxy.answers import routing
+from kubeproxy.answers import reasons, routing
 from kubeproxy.answers.answer import Answer
 from kubeproxy.answers.paths import PacketPath, gather
 from kubeproxy.answers.seen import Live, Reply, Seen, TracedPacket
@@ -74,9 +74,7 @@ async def watch(
     try:
         tracer = Tracer(machine, _flow(answer))
     except OSError as e:
-        lacking = machine.lacks(("CAP_NET_ADMIN",))
-        why = f"; this process has no {lacking[0]}" if lacking else ""
-        return Live(cannot=f"the kernel does not trace: {e.strerror or e}{why}")
+        return Live(cannot=f"the kernel does not trace: {reasons.why(machine, e)}")
     loop = asyncio.get_running_loop()
     start = loop.time()
     with tracer:

@@ -10,6 +10,7 @@ documents the others.
 """
 
 import argparse
+import errno
 import logging
 import os
 import re
@@ -131,10 +132,18 @@ def main(name: str, argv: Sequence[str]) -> int:
         if isinstance(e, BrokenPipeError):  # as with `kube-proxy explain ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return FAILED
-        out.error(str(e), as_json="--json" in argv)
+        out.error(_text(e), as_json="--json" in argv)
     except KeyboardInterrupt:
         return INTERRUPTED
     return FAILED
+
+
+def _text(error: Exception) -> str:
+    """An error as a message, without its number."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{text}; run this command as root" if error.errno in {errno.EPERM, errno.EACCES} else text
 
 
 def divide(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -6,6 +6,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from kubeproxy.answers.reader import open_reader
+from kubeproxy.answers.reasons import kernel_unread
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api.addresses import Family
 from kubeproxy.backends.base import Comparable, HeldState, SyncError, UnsupportedError
@@ -59,12 +60,12 @@ async def _family(
     try:
         driver = await open_reader(snapshot, machine, node)
     except (OSError, SyncError, UnsupportedError) as e:
-        return replace(made, unread=why(machine, e))
+        return replace(made, unread=kernel_unread(machine, e))
     try:
         held = read[node.family] = await driver.read()
         return compared(made, driver, held, node, plans)
     except (OSError, SyncError) as e:
-        return replace(made, unread=why(machine, e))
+        return replace(made, unread=kernel_unread(machine, e))
     finally:
         await driver.close()
 
@@ -96,11 +97,3 @@ def compared(
     wanted = {"/".join(plan.key) for plan in plans.values() if plan.ports}
     empty = all(piece.kind == "missing" for piece in parts) and wanted <= {piece.service for piece in parts}
     return replace(made, pieces=parts, writes=found.writes, empty=empty)
-
-
-def why(machine: Machine, error: Exception) -> str:
-    """Why the kernel could not be read."""
-    if isinstance(error, UnsupportedError):
-        return str(error)
-    lacking = machine.lacks(("CAP_NET_ADMIN",))
-    return f"the kernel cannot be read: {error}" + (f"; this process has no {lacking[0]}" if lacking else "")

@@ -12,12 +12,13 @@ from msgspec.structs import replace
 
 from kubeproxy import protocols
 from kubeproxy.answers.reader import unreadable
+from kubeproxy.answers.reasons import kernel_unread
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api.addresses import FAMILIES, IPV4, Family, join
 from kubeproxy.backends.base import HeldState, KernelComparison, SyncError, UnsupportedError
 from kubeproxy.backends.shared.compared import flat
 from kubeproxy.insight.changes import Owners, Piece, pieces
-from kubeproxy.insight.kernel_diff import diff, why
+from kubeproxy.insight.kernel_diff import diff
 from kubeproxy.insight.old_rules import RemovedRules, removed
 from kubeproxy.insight.stale_flows import OVER
 from kubeproxy.machine.base import Machine
@@ -120,7 +121,7 @@ async def of_kernel(snapshot: Snapshot, machine: Machine) -> PlannedChanges:
         old = await asyncio.to_thread(removed, machine, snapshot.mode, snapshot.nodes, read)
     except (OSError, SyncError, UnsupportedError) as e:
         old = []
-        made = replace(made, troubles=(*made.troubles, f"rules of other modes: {why(machine, e)}"))
+        made = replace(made, troubles=(*made.troubles, f"rules of other modes: {kernel_unread(machine, e)}"))
     return await asyncio.to_thread(
         _counted,
         replace(
@@ -326,7 +327,7 @@ def _counted(planned: PlannedChanges, snapshot: Snapshot, machine: Machine) -> P
         for node in snapshot.nodes:
             _count_flows(planned.changes, snapshot, machine, node, counts)
     except OSError as e:
-        return replace(planned, flows_unread=why(machine, e))
+        return replace(planned, flows_unread=kernel_unread(machine, e))
     changes = tuple(replace(each, flows=counts[at]) for at, each in enumerate(planned.changes))
     return replace(planned, changes=changes)
 

@@ -12,8 +12,9 @@ from msgspec import Struct
 
 from kubeproxy.answers.kernel import SETTLE_SECONDS
 from kubeproxy.answers.reader import unreadable
+from kubeproxy.answers.reasons import kernel_unread
 from kubeproxy.answers.snapshot import Snapshot
-from kubeproxy.insight.kernel_diff import FamilyDiff, diff, why
+from kubeproxy.insight.kernel_diff import FamilyDiff, diff
 from kubeproxy.insight.stale_flows import StaleFlow, stale
 from kubeproxy.machine.base import Machine
 
@@ -95,7 +96,7 @@ def _flows(taken: Snapshot, machine: Machine) -> tuple[list[StaleFlow], str]:
         for node in taken.nodes:
             found += stale(taken, machine, node, taken.plans(node.family))
     except OSError as e:
-        return [], why(machine, e)
+        return [], kernel_unread(machine, e)
     return found, ""
 
 
