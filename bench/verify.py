@@ -1,4 +1,4 @@
-"""`verify` and `plan` among 10,000 Services with 10 endpoints each, on a node that holds their rules.
+"""`verify`, `plan` and `doctor` among 10,000 Services with 10 endpoints each, on a node that holds their rules.
 
 The command is timed from its start to its end, with the reading of the manifests. `verify --against reference` evaluates rules of
 iptables mode, which are the reference's.
@@ -35,6 +35,8 @@ def _mode(mode: str, variant: str, rounds: int, folder: str, changed: str) -> No
         questions: list[tuple[str, int, tuple[str, ...], str]] = [
             ("verify, nothing differs", 0, ("verify",), folder),
             ("plan, one Service leaves and another comes", 2, ("plan",), changed),
+            ("doctor, without connecting", 2, ("doctor", "--no-connect"), folder),
+            ("doctor, with connections to 256 endpoints", 2, ("doctor",), folder),
         ]
         if mode == "iptables":
             questions.append(("verify --against reference", 0, ("verify", "--against", "reference"), folder))

@@ -187,10 +187,20 @@ def test_a_rule_is_taken_added_doubled_and_moved(rules: Station) -> None:
 
     (chain,) = {each.split()[-1] for each in listed("KUBE-SERVICES") if f"-d {DNS}/32" in each}
     (endpoint,) = {each.split()[-1] for each in listed(chain) if "-j KUBE-SEP" in each}
+    was = listed(endpoint)[1]
     nat("-R", endpoint, "2", "-p", "udp", "-j", "DNAT", "--to-destination", "10.244.9.9:53")
     (piece,) = found(rules)
     assert (piece["kind"], piece["service"]) == ("differs", "default/dns")
     assert (piece["gained"], piece["lost"]) == (f"{EP11}:5353", "10.244.9.9:53")
+    nat("-R", endpoint, "2", *words(was))
+
+    (chain,) = {each.split()[-1] for each in listed("KUBE-SERVICES") if f"-d {WEB}/32" in each}
+    first, _ = (rule for rule in listed(chain) if "-j KUBE-SEP" in rule)
+    nat("-D", chain, *words(first))
+    nat("-A", chain, *words(first))
+    pieces = found(rules)
+    assert kinds(pieces) == {("order", "default/web")}
+    assert all(chain in piece["wanted"] for piece in pieces)
 
 
 def test_without_the_right(station: Station) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec import Struct
 
@@ -26,9 +26,11 @@ from kubeproxy.model.node import LOOPBACK
 from kubeproxy.model.plan import Key
 from kubeproxy.model.state import Touched
 from kubeproxy.sources.base import Source, Status
-from kubeproxy.sources.client import Client
 from kubeproxy.sources.errors import ApiError, UnreachableError
 from kubeproxy.sources.manifests import Manifests
+
+if TYPE_CHECKING:
+    from kubeproxy.sources.client import Client
 
 PATIENCE_SECONDS: Final = 30.0
 """So long Services and EndpointSlices are waited for."""
@@ -214,7 +216,9 @@ async def objects(
             await client.close()
 
 
-async def _objects(client: Client | None, paths: Sequence[str]) -> tuple[dict[str, bytes | None], list[str]]:
+async def _objects(
+    client: "Client | None", paths: Sequence[str]
+) -> tuple[dict[str, bytes | None], list[str]]:
     found: dict[str, bytes | None] = {}
     troubles = []
     for path in paths:
@@ -231,7 +235,7 @@ async def _objects(client: Client | None, paths: Sequence[str]) -> tuple[dict[st
 
 def _source(
     origin: Origin, machine: Machine, hub: Hub, name: str
-) -> tuple[Source, Mapping[str, Status], Client | None]:
+) -> "tuple[Source, Mapping[str, Status], Client | None]":
     """The source of the configuration, what it knows of its connections, and its client."""
     options = origin.options
     if options.manifests:

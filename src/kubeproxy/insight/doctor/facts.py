@@ -15,6 +15,7 @@ from kubeproxy.backends.base import KernelComparison
 from kubeproxy.config.load import RunOptions
 from kubeproxy.linux.instance import Holder
 from kubeproxy.linux.process import Process, RunningProgram
+from kubeproxy.model.findings import Findings
 from kubeproxy.model.plan import Front, Key, ServicePlan
 from kubeproxy.netlink.nft.objects import AnyChain
 from kubeproxy.netlink.route import Address, Link
@@ -211,6 +212,7 @@ class Facts(Struct, frozen=True):
         rules: how the rules in the kernel differ from the plans.
         plans: the plans of all Services; empty if Services could not be read.
         only: the Service that is asked about; None for all.
+        worked_out: what `findings` returned.
     """
 
     snapshot: Part[Snapshot]
@@ -233,6 +235,7 @@ class Facts(Struct, frozen=True):
     rules: Part[Mapping[Family, KernelComparison]]
     plans: Mapping[Family, Mapping[Key, ServicePlan]] = {}
     only: Key | None = None
+    worked_out: list[Findings] = []
 
     def setting(self, name: str) -> str | None:
         """A kernel setting; None if this kernel does not have it.
@@ -241,6 +244,23 @@ class Facts(Struct, frozen=True):
             UnreadError: it could not be read.
         """
         return self.settings().get(name)
+
+    def findings(self) -> Findings:
+        """The probable mistakes in the Services that are asked about, worked out once for all checks.
+
+        Raises:
+            UnreadError: Services or the configuration could not be read.
+        """
+        if not self.worked_out:
+            taken = self.snapshot()
+            found = Findings(taken.state, taken.name, orphans=bool(self.options().manifests))
+            if self.only is None:
+                found.touch_all()
+            else:
+                found.touch(self.only)
+            found.update()
+            self.worked_out.append(found)
+        return self.worked_out[0]
 
     def mine(self, key: Key) -> bool:
         """Whether a Service is asked about."""

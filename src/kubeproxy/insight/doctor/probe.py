@@ -14,7 +14,7 @@ from kubeproxy.model.plan import FORWARD, Front, Key, ServicePlan
 
 MOST_ENDPOINTS: Final = 256
 MOST_FRONTS: Final = 128
-AT_ONCE: Final = 128
+AT_ONCE: Final = 256
 PATIENCE_SECONDS: Final = 2.0
 """For each connection, so that the second SYN, after 1 s, may be answered."""
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import messages as m
-from kubeproxy.netlink.nft import objects, references
+from kubeproxy.netlink.nft import objects, references, types
 from kubeproxy.netlink.nft.kernel import NftKernel, TransactionRefusedError
 from kubeproxy.netlink.nft.messages import NftMessage
 
@@ -173,7 +173,7 @@ class FakeNftKernel(NftKernel):
                 _delete_set(table, wire.string(a[2]))
             case m.NEWSETELEM | m.DELSETELEM:
                 _found(table.sets.get(wire.string(a[2])))
-                _elements(table, table.elements[wire.string(a[2])], a, add=message.kind == m.NEWSETELEM)
+                _elements(table, wire.string(a[2]), a, add=message.kind == m.NEWSETELEM)
 
 
 def _refuse_if(refused: object, code: int) -> None:
@@ -187,13 +187,16 @@ def _found(thing: object) -> None:
 
 def _delete_chain(table: _FakeTable, name: str) -> None:
     _found(table.chains.get(name))
+    named = name.encode() + b"\0"  # there may be 100,000 elements: only those that have the name are parsed
     used = any(
-        name in references.chains(wire.attributes(r)[4])
+        named in r and name in references.chains(wire.attributes(r)[4])
         for rules in table.rules.values()
         for r in rules.values()
     )
     led_to = any(
-        name == references.target(e) for elements in table.elements.values() for e in elements.values()
+        named in e and name == references.target(e)
+        for elements in table.elements.values()
+        for e in elements.values()
     )
     _refuse_if(used or led_to or table.rules[name], errno.EBUSY)
     del table.chains[name], table.rules[name]
@@ -227,14 +230,16 @@ def _delete_set(table: _FakeTable, name: str) -> None:
     del table.sets[name], table.elements[name]
 
 
-def _elements(table: _FakeTable, held: dict[bytes, bytes], a: wire.Attributes, *, add: bool) -> None:
+def _elements(table: _FakeTable, name: str, a: wire.Attributes, *, add: bool) -> None:
+    held = table.elements[name]
     if 3 not in a:
         held.clear()
         return
+    verdicts = int.from_bytes(wire.attributes(table.sets[name]).get(6, b"")) == types.VERDICT
     for element in objects.split(bytes(a[3])):
         key = objects.key_of(element)
         if add:
-            target = references.target(element)
+            target = references.target(element) if verdicts else ""
             _found(not target or target in table.chains)
             _refuse_if(held.setdefault(key, element) != element, errno.EEXIST)
         else:

@@ -9,7 +9,7 @@ from kubeproxy.api.addresses import contains, unpack
 from kubeproxy.api.rows import Condition, EndpointRow
 from kubeproxy.insight.doctor.check import ERROR, NOTE, WARNING, Symptom, check, of_module
 from kubeproxy.insight.doctor.facts import Facts
-from kubeproxy.model.findings import Finding, Findings, Reason
+from kubeproxy.model.findings import Finding, Reason
 from kubeproxy.model.plan import Key
 
 _GROUP: Final = "Services"
@@ -20,14 +20,7 @@ _MOST: Final = 5
 
 def _found(facts: Facts, reason: Reason) -> Iterator[tuple[str, Finding]]:
     """The Services with a finding."""
-    taken = facts.snapshot()
-    findings = Findings(taken.state, taken.name, orphans=bool(facts.options().manifests))
-    if facts.only is None:
-        findings.touch_all()
-    else:
-        findings.touch(facts.only)
-    findings.update()
-    for key, found in findings.known.items():
+    for key, found in facts.findings().known.items():
         for finding in found:
             if finding.reason == reason:
                 yield "/".join(key), finding
