@@ -3,6 +3,7 @@
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from kubeproxy.relay.connection import will_reset
 from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import Station, ask, until
 from tests.kernel.test_daemon import run
+from tests.kernel.test_top import port, watching
 from tests.kernel.traffic import LIMIT, TALK_PORT, Talk, Traffic, talkers
 from tests.lab import cases, ipvs, rules
 from tests.lab.daemon import Daemon, kube_proxy
@@ -185,6 +187,20 @@ def test_nobody_begins_a_connection_while_virtual_servers_go(lab: Lab, station: 
         client.settimeout(LIMIT)
         assert client.recv(256).startswith(EP12.encode())
     assert TABLE not in lab.run("node", "nft", "list", "tables")
+
+
+def test_connections_are_counted_by_endpoint(lab: Lab, station: Station) -> None:
+    fill(station, EP11, EP12)
+    with station.running(), watching(station) as watch:
+        assert watch.top().sources.connections == "counters"
+        asked: Counter[str] = Counter()
+
+        def counted() -> dict[str, int]:
+            return {each.address: each.connections or 0 for each in port(watch, "web").endpoints}
+
+        for role, address, number in (("client", WEB, 80), ("out", "192.0.2.1", 30080), ("node", WEB, 80)):
+            asked.update(ask(lab, role, address, number) for _ in range(12))
+            until(lambda: counted() == asked)  # the kernel adds up every two seconds
 
 
 def test_an_unknown_scheduler_is_told(lab: Lab, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Source: linux/ip_vs.h, net/netfilter/ipvs/ip_vs_ctl.c.
 """
 
 import struct
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from socket import AF_INET, AF_INET6
 from typing import Final, NamedTuple
@@ -28,6 +29,7 @@ _NEW_SERVICE, _SET_SERVICE, _DELETE_SERVICE, _GET_SERVICE = 1, 2, 3, 4
 _NEW_DEST, _SET_DEST, _DELETE_DEST, _GET_DEST = 5, 6, 7, 8
 _SET_CONFIG, _GET_CONFIG = 12, 13
 _SERVICE, _DEST, _TCP_TIMEOUT, _FIN_TIMEOUT, _UDP_TIMEOUT = 1, 2, 4, 5, 6
+_STATISTICS, _STATISTICS64, _SCHEDULED = 10, 12, 1
 _VERSION = 1
 _MASQUERADE = 0
 
@@ -151,12 +153,22 @@ class IPVSSocket(wire.Closing):
         """
         found = {}
         for attributes in self._dump(_GET_DEST, _service(virtual), _DEST):
-            family = _u16(attributes[11]) if 11 in attributes else None
-            address = bytes(attributes[1])[: 4 if family == AF_INET else 16]
-            if family is None:
-                address = address[: len(virtual.address)]
             weight, active, inactive = (struct.unpack("=I", attributes[kind])[0] for kind in (4, 7, 8))
-            found[Real(address, _be16(attributes[2]))] = Load(weight, active, inactive)
+            found[_real_of(attributes, virtual)] = Load(weight, active, inactive)
+        return found
+
+    def connections(self, virtual: Virtual) -> dict[Real, int]:
+        """The connections that each real server of a virtual server was given since it was added.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        found = {}
+        for attributes in self._dump(_GET_DEST, _service(virtual), _DEST):
+            statistics = attributes.get(_STATISTICS64, attributes.get(_STATISTICS))  # Linux 4.1
+            if statistics is not None:
+                count = int.from_bytes(wire.attributes(statistics)[_SCHEDULED], sys.byteorder)
+                found[_real_of(attributes, virtual)] = count
         return found
 
     def timeouts(self) -> Timeouts:
@@ -291,6 +303,13 @@ def _real(real: Real, weight: int | None) -> bytes:
     if weight is not None:
         parts += [_u32(3, _MASQUERADE), _u32(4, weight), _u32(5, 0), _u32(6, 0)]
     return wire.nested(_DEST, *parts)
+
+
+def _real_of(attributes: dict[int, memoryview], virtual: Virtual) -> Real:
+    """The real server of a virtual server that attributes are of."""
+    family = _u16(attributes[11]) if 11 in attributes else None
+    size = len(virtual.address) if family is None else 4 if family == AF_INET else 16
+    return Real(bytes(attributes[1])[:size], _be16(attributes[2]))
 
 
 def _half(kind: int, value: int) -> bytes:

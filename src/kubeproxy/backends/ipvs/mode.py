@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from kubeproxy.api.addresses import IPV4, IPV6, Family, family_of
-from kubeproxy.backends.base import Comparable, Driver
+from kubeproxy.backends.base import Comparable, ConnectionCounter, Driver
 from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config import checks
 from kubeproxy.config.checks import Problem
@@ -40,6 +40,13 @@ def _describe(node: NodeConfig, plan: "ServicePlan", _: int) -> list[str]:
     from kubeproxy.backends.ipvs.compile import ServerContext
 
     return describe.service(plan, ServerContext(node), node.family)
+
+
+def _counter(machine: "Machine", node: NodeConfig) -> ConnectionCounter:
+    from kubeproxy.backends.ipvs.counts import ServerCounter
+    from kubeproxy.netlink.ipvs import IPVSSocket
+
+    return ServerCounter(IPVSSocket(machine), node)
 
 
 def _cleanup(machine: "Machine") -> None:
@@ -93,6 +100,7 @@ MODE: Final = Mode(
     open=_open,
     reader=_reader,
     describe=_describe,
+    counter=_counter,
     cleanup=_cleanup,
     serves=_serves,
     clean_tables=_clean_tables,
