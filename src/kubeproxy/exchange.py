@@ -376,7 +376,8 @@ class Exchange:
         """The rules of a session are in force, or will be the first."""
         forwarding = (session.forwarding.figures,) if session.mode.forwards else ()
         silences = [watch.figures for watch in session.silences]
-        self.serving.attach(session.loops, *providers, *forwarding, *silences)
+        counted = [each.figures for each in session.connections]
+        self.serving.attach(session.loops, *providers, *forwarding, *silences, *counted)
         first, self._attached = self._attached is None, session
         if first:
             self.serving.answer_from(self._snapshot)

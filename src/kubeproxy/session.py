@@ -34,6 +34,7 @@ from kubeproxy.silence import SilenceWatch
 
 if TYPE_CHECKING:
     from kubeproxy.answers.snapshot import Snapshot
+    from kubeproxy.serve.connections import ConnectionMetrics
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class Session:
         loops: the control loop of each family; none before `open`.
         cleaners: delete stale flows, for each loop.
         silences: find endpoints that do not answer, for each loop.
+        connections: count the connections of endpoints, for each loop; none unless it is configured.
         forwarding: whether this host forwards packets.
     """
 
@@ -138,6 +140,7 @@ class Session:
         self.loops: list[Reconciler] = []
         self.cleaners: list[FlowCleaner] = []
         self.silences: list[SilenceWatch] = []
+        self.connections: list[ConnectionMetrics] = []
         self._machine = machine
         self._events = events
         self._watch = NodeWatch(
@@ -181,6 +184,12 @@ class Session:
             self.silences = [
                 SilenceWatch(self._machine, loop, hub.state, self._events.service) for loop in self.loops
             ]
+        if most := self.options.config.connection_metrics:
+            from kubeproxy.serve.connections import ConnectionMetrics
+
+            self.connections = [
+                ConnectionMetrics(self._machine, self.mode, loop, most) for loop in self.loops
+            ]
         await hub.lists_complete.wait()
         for loop in self.loops:
             loop.set_node(loop.node.with_service_cidrs(hub.service_cidrs))
@@ -209,6 +218,8 @@ class Session:
                     self._group.create_task(cleaner.run())
                 for watch in self.silences:
                     self._group.create_task(watch.run())
+                for counted in self.connections:
+                    self._group.create_task(counted.run())
                 self._group.create_task(self._watch.follow_addresses())
                 self._group.create_task(self._finish())
         finally:

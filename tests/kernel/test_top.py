@@ -33,6 +33,7 @@ from kubeproxy.insight.top.watch import TopWatch
 from kubeproxy.machine.linux import LinuxMachine
 from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import Station, ask, asked, until
+from tests.kernel.test_serve import fetch
 from tests.lab import kernel, netns
 from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
 
@@ -425,3 +426,19 @@ def test_in_userspace_mode_the_relay_has_the_connections(lab: Lab, tmp_path: Pat
         assert found.connections == 6
         assert {(each.address, each.connections) for each in found.endpoints} == {(EP11, None), (EP12, None)}
         assert any("the relay" in trouble for trouble in watch.top().troubles)
+
+
+@pytest.mark.parametrize("name", ["nftables-counters", "iptables-nf_tables"])
+def test_the_counts_are_metrics_if_they_are_wanted(lab: Lab, tmp_path: Path, name: str) -> None:
+    variant, settings, _ = MODES[name]
+    made = Station(lab, tmp_path, variant, **settings, connectionMetrics=10)
+    fill(made)
+    with made.running():
+        answers = asked(lab, "client", WEB, times=12)
+
+        def counted() -> dict[str, int]:
+            page = fetch(lab, "node", "127.0.0.1", 10249, "/metrics")[2].decode()
+            named = r'kubeproxy_endpoint_connections_total{endpoint="([\d.]+):8080",.*service="web"} (\d+)\.0'
+            return {address: int(count) for address, count in re.findall(named, page)}
+
+        until(lambda: counted() == {EP11: answers[EP11], EP12: answers[EP12]})

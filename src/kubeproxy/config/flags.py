@@ -171,6 +171,7 @@ FLAGS: Final = (
     Flag("nftables-counters", "bool", OURS, "In nftables mode, let the kernel count the connections of each endpoint.", "nftables.counters"),
     Flag("node-condition", "bool", OURS, "Write whether this node serves the cluster's Services to its Node object, as the condition ServicesProgrammed. Needs the right to patch nodes/status.", "node_condition"),
     Flag("destroy-sockets", "bool", OURS, "End connections to removed endpoints, of Services whose annotation asks for it, also where the client only waits: its socket is destroyed, in the network namespace of its Pod. Needs CAP_SYS_ADMIN.", "destroy_sockets"),
+    Flag("connection-metrics", "int", OURS, "For so many endpoints, report as a metric how many connections they were sent. 0: for none. In nftables mode, needs --nftables-counters.", "connection_metrics"),
     Flag("cleanup-force", "bool", OURS, "Let --cleanup remove everything although another kube-proxy runs on this node.", always=True),
     Flag("cleanup-variant", "string", OURS, "Let --cleanup remove only the rules in the tables of one variant of iptables: legacy or nf_tables. For a node whose kube-proxy uses the other variant or none, and may run meanwhile.", always=True),
 

@@ -176,8 +176,9 @@ class KubeProxyConfiguration(Struct, gc=False, frozen=True, rename="camel"):
 
     Attributes:
         node_condition: write the condition ServicesProgrammed of the own Node. The reference does not know
-            this field and the next one.
+            this field and the next two.
         destroy_sockets: destroy the sockets of clients on this host whose connections are to end.
+        connection_metrics: how many endpoints may have a metric of their connections; 0: none is counted.
     """
 
     feature_gates: dict[str, bool] = {}
@@ -206,6 +207,7 @@ class KubeProxyConfiguration(Struct, gc=False, frozen=True, rename="camel"):
     windows_run_as_service: bool = False
     node_condition: bool = False
     destroy_sockets: bool = False
+    connection_metrics: Int32 = 0
 
     @property
     def cluster_cidrs(self) -> tuple[str, ...]:

@@ -66,6 +66,7 @@ def validate(config: KubeProxyConfiguration, platform: str) -> list[str]:
     )
     _host_port("HealthzBindAddress", config.healthz_bind_address, found)
     _host_port("MetricsBindAddress", config.metrics_bind_address, found)
+    found.at_least_0("ConnectionMetrics", config.connection_metrics)
     if parse_port_range(config.port_range) is None:
         found.invalid("PortRange", config.port_range, "must be a valid port range (e.g. 300-2000)")
     _node_ports(config.node_port_addresses or (), found)

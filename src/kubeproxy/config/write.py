@@ -26,6 +26,7 @@ _OMITTED_IF_EMPTY: Final = frozenset(
         "counters",
         "nodeCondition",
         "destroySockets",
+        "connectionMetrics",
     }
 )
 

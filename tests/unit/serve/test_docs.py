@@ -36,6 +36,8 @@ DOCS = Path(__file__).parents[3] / "docs/metrics.md"
 COUNTED_BY_THE_KERNEL = {
     "kubeproxy_iptables_ct_state_invalid_dropped_packets_total": "counter",
     "kubeproxy_iptables_localhost_nodeports_accepted_packets_total": "counter",
+    "kubeproxy_endpoint_connections_total": "counter",
+    "kubeproxy_other_endpoints_connections_total": "counter",
 }
 
 

@@ -55,6 +55,7 @@ class RuleCounter:
                 continue
             if (what := self._chains.get(found[2])) is not None:
                 self._totals.take(found[2], int(found[1]), *what)
+        self._totals.prune(len(self._chains), lambda: self._chains)
         return self._totals.counts
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from kubeproxy.backends.ipvs.compile import ServerContext, compile_service
 from kubeproxy.backends.shared.totals import Totals
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortId, ServicePlan
-from kubeproxy.netlink.ipvs import IPVSSocket, Virtual
+from kubeproxy.netlink.ipvs import IPVSSocket, Real, Virtual
 
 
 class ServerCounter:
@@ -40,10 +40,14 @@ class ServerCounter:
 
     def read(self, only: Collection[Key] = ()) -> EndpointCounts | None:
         """See `ConnectionCounter`."""
+        found: set[tuple[Virtual, Real]] = set()
         for key in only or self._virtuals:
             for virtual, port in self._virtuals.get(key, {}).items():
                 for real, count in self._servers.connections(virtual).items():
+                    found.add((virtual, real))
                     self._totals.take((virtual, real), count, port, (unpack(real.address), real.port))
+        if not only:
+            self._totals.prune(len(found), lambda: found)
         return self._totals.counts
 
     def close(self) -> None:

@@ -47,6 +47,7 @@ class MapCounter:
         self._fronts: dict[bytes, PortId] = {}
         self._chains: dict[str, PortId] = {}
         self._last: dict[str, set[bytes]] = {}
+        self._handles: set[tuple[str, int]] = set()  # rules of session affinity
 
     def set(self, key: Key, plan: ServicePlan | None) -> None:
         """See `ConnectionCounter`."""
@@ -99,6 +100,17 @@ class MapCounter:
             self._last[name] = now
         if self._chains:
             self._take_rules("")
+        self._totals.prune(
+            sum(map(len, self._last.values())) + len(self._handles),
+            lambda: (
+                *(
+                    (name, element[: self._end_of(name)])
+                    for name, held in self._last.items()
+                    for element in held
+                ),
+                *self._handles,
+            ),
+        )
 
     def _read_some(self, only: Collection[Key]) -> None:
         for key in only:
@@ -127,7 +139,10 @@ class MapCounter:
 
     def _take_rules(self, only: str) -> None:
         """Takes in the counters of rules of a chain, "" for all."""
+        if not only:
+            self._handles.clear()
         for chain, handle, values, packets in self._rules(only):
+            self._handles.add((chain, handle))
             port = self._chains.get(chain)
             if port is not None and len(values) >= 2:
                 endpoint = unpack(values[-2]), int.from_bytes(values[-1])
