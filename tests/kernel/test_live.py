@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -289,6 +290,24 @@ def test_each_datagram_of_a_flow(node: Node) -> None:
     live = found["live"]
     assert (code, live["matches"], live["differs"]) == (0, 4, 0), live
     assert {packet["answer"] for packet in live["packets"]} == {"came"}
+
+
+@only("nftables")
+def test_an_interrupt_shows_what_was_seen(node: Node) -> None:
+    with node.lab.inside("node"):
+        command = subprocess.Popen(
+            [sys.executable, "-m", "kubeproxy", "explain", "--from", POD, "--to", f"{WEB}:80", "--live", "1000", "--json"],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    with command:
+        until(lambda: "kube-proxy-explain" in node.lab.run("node", "nft", "list", "tables"))
+        for _ in range(3):
+            assert ask(node.lab, "client", WEB) in {EP11, EP12}
+        command.send_signal(signal.SIGINT)
+        assert command.stdout is not None
+        live = json.loads(command.stdout.read())["live"]
+    assert (command.returncode, live["differs"]) == (0, 0)
+    assert 1 <= live["matches"] <= 3
 
 
 @only("nftables")

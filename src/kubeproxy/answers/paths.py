@@ -83,6 +83,8 @@ class _Collected:
 async def gather(tracer: Tracer, count: int, seconds: float) -> list[PacketPath]:
     """The ways of the first packets that come in time, and of answers, when these are complete.
 
+    Ctrl-C ends the waiting, too; it cancels the task.
+
     Args:
         tracer: traces them.
         count: so many first packets.
@@ -109,6 +111,9 @@ async def gather(tracer: Tracer, count: int, seconds: float) -> list[PacketPath]
                 arrived.clear()
                 wait = QUIET_SECONDS if over else min(QUIET_SECONDS, deadline - now)
                 await _until(arrived, wait)
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) is not None:
+            task.uncancel()
     finally:
         loop.remove_reader(tracer.fileno())
     return [PacketPath(events) for events in found.packets.values()]
