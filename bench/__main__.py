@@ -10,6 +10,7 @@ from pathlib import Path
 BENCHES = (
     "connect",
     "conntrack",
+    "drill",
     "explain",
     "iptables",
     "ipvs",

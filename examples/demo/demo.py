@@ -128,6 +128,35 @@ def swap(lab: Lab, web: Path, before: str, after: str, backend: str, *, appears:
         raise SystemExit("requests failed although there was always a live backend")
 
 
+DARK_SECONDS = 8.0
+"""How long an endpoint is dark; requests of its first two seconds are counted apart."""
+
+
+def dark(lab: Lab) -> None:
+    """An endpoint answers nothing any more, while the manifests say that it is ready."""
+    titles = {"10.96.0.85": "shop/trusting", "10.96.0.84": "shop/careful (silent-endpoints: skip)"}
+    streams = [Stream(lab, address, 80) for address in titles for _ in range(6)]
+    for stream in streams:
+        stream.start()
+    time.sleep(0.5)
+    lab.run("ep13", "ip", "route", "replace", "blackhole", "default")
+    began = time.monotonic()
+    time.sleep(DARK_SECONDS)
+    for stream in streams:
+        stream.done.set()
+    for stream in streams:
+        stream.join()
+    lab.run("ep13", "ip", "route", "replace", "default", "via", "10.244.1.1", "dev", "eth0", "onlink")
+    for address, title in titles.items():
+        answers = [answer for stream in streams if stream.address == address for answer in stream.answers]
+        failed = [at - 2 - began for at, _, good in answers if not good]  # each has waited for two seconds
+        first = sum(at <= 2 for at in failed)
+        say(
+            f"    {title:38} {len(answers):6,} requests, without an answer: {first} begun in the first 2 s,"
+            f" {len(failed) - first} in the next {DARK_SECONDS - 2:.0f} s"
+        )
+
+
 def story(lab: Lab, folder: Path, mode: str) -> None:
     chapter("1. Services on a node")
     show(lab, "ClusterIP", "client", "10.96.0.80", 80)
@@ -155,7 +184,10 @@ def story(lab: Lab, folder: Path, mode: str) -> None:
     swap(lab, web, first, first + first.replace("1.11", "1.14"), "10.244.1.14", appears=True)
     show(lab, "ClusterIP", "client", "10.96.0.80", 80)
 
-    chapter("5. What the kernel holds for shop/web, in the words of the system's own program")
+    chapter("5. A backend goes dark: 10.244.1.13 answers nothing, and nobody says so")
+    dark(lab)
+
+    chapter("6. What the kernel holds for shop/web, in the words of the system's own program")
     command, wanted = HELD[mode]
     listed = lab.run("node", *command.split()).splitlines()
     lines = [line.strip() for line in listed if re.search(wanted, line)]

@@ -7,16 +7,17 @@ while some connection to a Service has no answer for longer than usual, all conn
 listed, to see which endpoints do answer. So a node whose endpoints all answer spends nearly nothing on this.
 
 An endpoint that is silent is left out by the planner (`State.silent`). Its trial ends with the first
-connection to it, which the kernel reports at once. A client whose connection was not answered is treated as
-with any endpoint that leaves: its flow is deleted after a second, and the next SYN it sends reaches another
-endpoint (`flows`).
+connection to it, which the kernel reports at once; if connections are made very fast, some more have begun
+until the rules are changed. All connections to a silent endpoint that have no answer, except that of its
+trial, are deleted from connection tracking at once: the next SYN of such a client, a second after the first
+one, reaches another endpoint.
 """
 
 import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -116,6 +117,8 @@ class SilenceWatch:
         self._attempts: dict[bytes, _Attempt] = {}
         self._known: dict[WatchedPort, set[bytes]] = {}
         self._trials: dict[tuple[WatchedPort, Address], FlowEvents] = {}
+        self._tried: dict[tuple[WatchedPort, Address], bytes] = {}  # the connections of trials
+        self._deleted: set[bytes] = set()
         self._values: FlowReader | None = None
         self._refused: FlowEvents | None = None
         self._wake = asyncio.Event()
@@ -173,7 +176,7 @@ class SilenceWatch:
                     self._begin()
                     now = self._clock.now()
                     watched = {port for port, each in self._silences.items() if each.watched(now)}
-                    look = await asyncio.to_thread(self._look, now, watched)
+                    look = await asyncio.to_thread(self._look, now, watched, self._left_out())
                 except OSError as e:
                     self._complain(f"{e.strerror or e}")
                 else:
@@ -232,31 +235,53 @@ class SilenceWatch:
         for port, _ in list(self._trials):
             self._end_trials(port)
         self._attempts.clear()
+        self._tried.clear()
         self._known.clear()
 
-    def _look(self, now: float, watched: Collection[WatchedPort]) -> _Look:
+    def _left_out(self) -> dict[tuple[WatchedPort, Address], bytes]:
+        """The endpoints that get no connections, and the connection of the trial of each, if any."""
+        return {
+            (port, at): self._tried.get((port, at), b"")
+            for port, found in self._silences.items()
+            for at in found.silent
+        }
+
+    def _look(
+        self,
+        now: float,
+        watched: Collection[WatchedPort],
+        left_out: Mapping[tuple[WatchedPort, Address], bytes],
+    ) -> _Look:
         """Asks the kernel. Runs in a thread.
 
         Args:
             now: the time.
             watched: the ports of which must be seen which endpoints answer.
+            left_out: the endpoints that get no connections, and the connection of the trial of each.
         """
         began, look = time.thread_time(), _Look({}, {})
         own = frozenset(own_addresses.packed(self._machine, self.family))
         self._read_refused(look, own)
         waiting: set[bytes] = set()
+        lost: list[ConntrackFlow] = []
         for flow in conntrack.flows(self._machine, self._domain, TCP, unanswered=True):
             port = self._find(flow, own)
             if port is None or not flow.unanswered:
                 continue
-            name = flow.original
+            name, at = flow.original, _address(flow.source)
+            if name != left_out.get((port, at), name):
+                lost.append(flow)
+                continue
             waiting.add(name)
             attempt = self._attempts.get(name)
-            if attempt is None or attempt.endpoint != _address(flow.source):
-                attempt = self._attempts[name] = _Attempt(port, _address(flow.source), now)
+            if attempt is None or attempt.endpoint != at:
+                attempt = self._attempts[name] = _Attempt(port, at, now)
             if not attempt.counted and now - attempt.since >= silence.ANSWER_SECONDS:
                 attempt.counted = True
                 look.failed.setdefault(port, Counter())[attempt.endpoint] += 1
+        self._deleted = {flow.original for flow in lost}
+        if lost:
+            conntrack.delete_unanswered(self._machine, lost)
         for name in self._attempts.keys() - waiting:
             del self._attempts[name]
         doubtful = {
@@ -273,7 +298,7 @@ class SilenceWatch:
     def _read_refused(self, look: _Look, own: frozenset[bytes]) -> None:
         assert self._refused is not None
         for event in self._refused.read():
-            if event.protocol != TCP or not event.unanswered:
+            if event.protocol != TCP or not event.unanswered or event.name in self._deleted:
                 continue
             attempt = self._attempts.pop(event.name, None)
             port = self._at(event.destination, own)
@@ -356,6 +381,8 @@ class SilenceWatch:
                 self._try(port, at)
             if verdict.kind != "trial":
                 self._end_trial(port, at)
+            if verdict.kind != "tried":
+                self._tried.pop((port, at), None)
         if verdicts:
             self._set_silent(port.service, self._silent_of(port.service))
 
@@ -374,6 +401,7 @@ class SilenceWatch:
         def readable() -> None:
             for event in events.read():
                 if self._at(event.destination, frozenset({event.destination[:-2]})) == port:
+                    self._tried[port, at] = event.name
                     self._connected(port, at)
                     return
 
