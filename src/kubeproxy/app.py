@@ -136,10 +136,10 @@ def _clean_up(machine: Machine, options: RunOptions) -> None:
                 " stop it first, or add --cleanup-force"
             ) from e
         log.warning("Cleaning up although %(err)s: it will restore its rules", {"err": e})
-        backends.cleanup(machine)
+        backends.cleanup(machine, config=options.config)
         return
     try:
-        backends.cleanup(machine)
+        backends.cleanup(machine, config=options.config)
     finally:
         alone.release()
 

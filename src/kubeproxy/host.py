@@ -91,13 +91,14 @@ def host(
             name=name,
             zone=row.zone if row else "",
             address=addresses[family],
-            local_traffic=local_traffic(config, family, pod_cidrs),
+            local_traffic=local_traffic(config, family, pod_cidrs) if mode.filters else None,
             masquerade_all=mode.masquerade_all(config),
             masquerade_mark=1 << mode.masquerade_bit(config),
             node_port_ranges=ranges[family],
             names_loopback=names_loopback(node_ports, family),
             relay_ports=config.ports or (0, 0),
             external_ips=external_ips,
+            primary=family == primary,
         )
         for family in families
     )
@@ -191,7 +192,13 @@ def _check(
     both = len(families) > 1
     limited = _families(node_ports)
     dual = any(len(_families(cidrs)) > 1 for cidrs in (config.cluster_cidrs, pod_cidrs))
-    if not config.node_port_addresses:
+    if not backends.mode(config.mode).filters:
+        if config.node_port_addresses:
+            log.warning(
+                "nodePortAddresses has no effect in %(mode)s mode: node ports are on all local IPs",
+                {"mode": config.mode},
+            )
+    elif not config.node_port_addresses:
         log.warning(
             "nodePortAddresses is unset; NodePort connections will be accepted on all local IPs. Consider using"
             " --nodeport-addresses=primary"

@@ -306,6 +306,8 @@ class Session:
             sync_period=self.mode.sync_period(config),
             clock=self._machine.clock,
             min_sync_period=self.mode.min_sync_period(config),
+            piecewise=self.mode.piecewise,
+            refusal_seconds=self.mode.refusal_seconds,
         )
 
         def report_refusals(done: Recorded) -> None:

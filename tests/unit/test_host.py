@@ -112,6 +112,7 @@ class TestHost:
             address=V6,
             local_traffic=LocalTraffic("range", "fd00:10::/56"),
             node_port_ranges=(),
+            primary=False,
         )
         assert host(config, "n", row, supported=DUAL).nodes == (v4, v6)
 

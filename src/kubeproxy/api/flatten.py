@@ -116,6 +116,7 @@ def service(wire: types.Service, complain: Complain) -> ServiceRow | None:
             default=False,
         ),
         ignored=tuple(reader.ignored),
+        preserve_destination=ours is not None and ours.preserve_destination == "true",
     )
 
 

@@ -95,6 +95,7 @@ class ServiceRow(Struct, frozen=True, gc=False, omit_defaults=True):
         ends_connections: connections to endpoints that were removed are ended.
         skips_silent: endpoints that do not answer get no connections.
         ignored: its annotations that cannot be used.
+        preserve_destination: packets to its load balancer IPs keep their destination, in kernelspace mode.
     """
 
     namespace: str
@@ -113,6 +114,7 @@ class ServiceRow(Struct, frozen=True, gc=False, omit_defaults=True):
     ends_connections: bool = False
     skips_silent: bool = False
     ignored: tuple[IgnoredAnnotation, ...] = ()
+    preserve_destination: bool = False
 
 
 class Condition(IntFlag):

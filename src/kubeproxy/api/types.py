@@ -47,6 +47,8 @@ class Annotations(Struct, gc=False, frozen=True):
         spill_over: of a Service: up to how many open connections each they are.
         removed_endpoints: of a Service: what becomes of the connections of endpoints that were removed.
         silent_endpoints: of a Service: what becomes of endpoints that do not answer.
+        preserve_destination: of a Service: "true" if packets to its load balancer IPs keep their destination,
+            in kernelspace mode. It is the reference's.
     """
 
     triggered: str | None = field(default=None, name="endpoints.kubernetes.io/last-change-trigger-time")
@@ -59,6 +61,7 @@ class Annotations(Struct, gc=False, frozen=True):
     spill_over: str | None = field(default=None, name=annotations.SPILL_OVER)
     removed_endpoints: str | None = field(default=None, name=annotations.REMOVED_ENDPOINTS)
     silent_endpoints: str | None = field(default=None, name=annotations.SILENT_ENDPOINTS)
+    preserve_destination: str | None = field(default=None, name="preserve-destination")
 
 
 class ObjectMeta(Struct, gc=False, frozen=True, rename="camel"):

@@ -1,6 +1,7 @@
 """How plans are programmed: one package for each proxy mode, imported only when it is chosen."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from kubeproxy.backends.mode import Mode, unavailable
 if TYPE_CHECKING:
     from kubeproxy.backends.programs import Tables, Variant
     from kubeproxy.backends.variants import OtherVariant
+    from kubeproxy.config.types import KubeProxyConfiguration
     from kubeproxy.machine.base import Machine
 
 log = logging.getLogger(__name__)
@@ -20,6 +22,7 @@ _MODULES = {
     "iptables": "kubeproxy.backends.iptables.mode",
     "nftables": "kubeproxy.backends.nftables.mode",
     "userspace": "kubeproxy.backends.userspace.mode",
+    "kernelspace": "kubeproxy.backends.kernelspace.mode",
     "userspace-listen": "kubeproxy.backends.userspace.unprivileged_mode",
 }
 
@@ -32,18 +35,32 @@ def mode(name: str) -> Mode:
     return found
 
 
-def cleanup(machine: "Machine", *names: str) -> None:
+def cleanup(
+    machine: "Machine",
+    *names: str,
+    config: "KubeProxyConfiguration | None" = None,
+    platform: str = sys.platform,
+) -> None:
     """Removes what modes left in the kernel; all of them if none is named.
+
+    Args:
+        machine: the host.
+        names: the modes.
+        config: the configuration, on which it depends what some modes left.
+        platform: `sys.platform`; what modes of other platforms left is not there.
 
     Raises:
         SyncError: something was refused; all else is removed.
     """
     troubles = []
     for each in map(mode, names) if names else _modes():
-        if each.cleanup is None:
+        if platform not in each.platforms:
             continue
         try:
-            each.cleanup(machine)
+            if each.cleanup is not None:
+                each.cleanup(machine)
+            if each.clean_configured is not None and config is not None:
+                each.clean_configured(machine, config)
         except (OSError, SyncError) as e:
             troubles.append(f"rules of {each.name} mode stay: {e}")
     if troubles:

@@ -70,6 +70,12 @@ class Mode(Struct, frozen=True, kw_only=True):
         tracked: conntrack tracks the flows to its Services, so stale ones must be deleted.
         forwards: the kernel forwards packets to endpoints; otherwise this process connects to them.
         lasting: what it leaves in the kernel serves Services after the process has ended.
+        piecewise: of a Service that the kernel refuses, everything is there but the pieces that are refused;
+            otherwise the Service keeps what it had.
+        refusal_seconds: the delays before refused Services are tried again, the first and the longest; None:
+            the sync period, and five minutes.
+        filters: it distinguishes packets by more than their destination: traffic of local Pods, and the
+            addresses that serve node ports.
         manners: what it does where the plans do not decide; None: the verdict has no answer for it.
         failure_metrics: the reference's counters of failed syncs that it has.
         node: adds what the mode needs to know to the value of the node.
@@ -88,6 +94,7 @@ class Mode(Struct, frozen=True, kw_only=True):
         describe: what the kernel must contain for a Service on a node, in the syntax of the system's own
             tools; the number is that of the endpoints of all Services. None: that depends on the process
             that programs it.
+        clean_configured: the same as `cleanup` in a mode whose configuration determines what is its own.
         cleanup: removes what the mode, or the reference in it, left in the kernel of a machine. It raises
             OSError or SyncError if something was refused; all else is removed. None: it leaves nothing but
             what other modes remove.
@@ -108,6 +115,9 @@ class Mode(Struct, frozen=True, kw_only=True):
     tracked: bool = True
     forwards: bool = True
     lasting: bool = True
+    piecewise: bool = False
+    refusal_seconds: tuple[float, float] | None = None
+    filters: bool = True
     manners: Manners | None = None
     failure_metrics: tuple[FailureMetric, ...] = ()
     node: Callable[[NodeConfig, KubeProxyConfiguration], NodeConfig] = _same
@@ -119,6 +129,7 @@ class Mode(Struct, frozen=True, kw_only=True):
     counter: "Callable[[Machine, NodeConfig], ConnectionCounter] | None" = None
     describe: "Callable[[NodeConfig, ServicePlan, int], list[str]] | None" = None
     cleanup: "Callable[[Machine], None] | None" = None
+    clean_configured: "Callable[[Machine, KubeProxyConfiguration], None] | None" = None
     serves: "Callable[[Machine], bool] | None" = None
     clean_tables: "Callable[[Tables], int] | None" = None
 

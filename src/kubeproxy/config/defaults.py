@@ -7,6 +7,8 @@ So a file has no way to turn a listener off as --healthz-port=0 does; here an ad
 off.
 """
 
+import os
+from collections.abc import Mapping
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -27,6 +29,8 @@ from kubeproxy.config.types import (
 
 HEALTHZ_PORT: Final = 10256
 METRICS_PORT: Final = 10249
+NETWORK_VARIABLE: Final = "KUBE_NETWORK"
+"""The environment variable that names the HNS network."""
 
 
 def with_defaults(config: KubeProxyConfiguration) -> KubeProxyConfiguration:
@@ -63,17 +67,22 @@ def without_zeros(config: KubeProxyConfiguration) -> KubeProxyConfiguration:
     )
 
 
-def with_platform_defaults(config: KubeProxyConfiguration, platform: str) -> KubeProxyConfiguration:
-    """Sets the mode, the way to detect local traffic and the NodePort addresses if they are not set.
+def with_platform_defaults(
+    config: KubeProxyConfiguration, platform: str, environment: Mapping[str, str] = os.environ
+) -> KubeProxyConfiguration:
+    """Sets what is not set: mode, way to detect local traffic, NodePort addresses, HNS network.
 
     Args:
         config: the configuration after flags.
         platform: `sys.platform`.
+        environment: the environment, which may name the HNS network as the reference allows.
     """
     if platform == "win32":
-        winkernel = config.winkernel
-        if not winkernel.root_hns_endpoint_name:
-            winkernel = replace(winkernel, root_hns_endpoint_name="cbr0")
+        winkernel = replace(
+            config.winkernel,
+            network_name=config.winkernel.network_name or environment.get(NETWORK_VARIABLE, ""),
+            root_hns_endpoint_name=config.winkernel.root_hns_endpoint_name or "cbr0",
+        )
         return replace(config, mode=config.mode or WINDOWS_MODES[0], winkernel=winkernel)
     mode = config.mode or LINUX_MODES[0]
     addresses = config.node_port_addresses

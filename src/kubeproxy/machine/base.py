@@ -6,7 +6,7 @@ There, methods that only Linux supports raise OSError.
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kubeproxy.clock import Clock
 from kubeproxy.linux.capabilities import Capability
@@ -14,6 +14,9 @@ from kubeproxy.linux.instance import Holder, Instance
 from kubeproxy.linux.process import Process, RunningProgram
 from kubeproxy.netlink.namespace import Namespace
 from kubeproxy.netlink.route import Address, Link, Route
+
+if TYPE_CHECKING:
+    from kubeproxy.windows.hcn import Hcn
 
 
 class Machine(Namespace, Protocol):
@@ -72,6 +75,18 @@ class Machine(Namespace, Protocol):
     def interface_name(self, index: int) -> str:
         """The name of an interface; "" if no interface has this index."""
 
+    def mac(self, address: str) -> str:
+        """The hardware address of the interface that has an IP address, e.g. "00-15-5D-00-00-01".
+
+        "" if no interface has it. Only Windows supports this.
+
+        Args:
+            address: an IPv4 or IPv6 address.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+
     def watch_addresses(self, changed: Callable[[], None], *, but: str) -> AbstractContextManager[None]:
         """Calls back, in the running event loop, when an address of the host is added or removed.
 
@@ -83,6 +98,14 @@ class Machine(Namespace, Protocol):
 
         Raises:
             OSError: the kernel refused.
+        """
+
+    def hcn(self) -> "Hcn":
+        """The Host Networking Service of the host.
+
+        Raises:
+            HnsMissingError: there is none; only Windows has it.
+            HcnError: it does not answer.
         """
 
     # Kernel settings

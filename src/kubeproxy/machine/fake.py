@@ -12,7 +12,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.linux.capabilities import Capability
@@ -20,6 +20,9 @@ from kubeproxy.linux.instance import Holder, Instance
 from kubeproxy.linux.process import Process, RunningProgram
 from kubeproxy.netlink.namespace import Namespace, Shared
 from kubeproxy.netlink.route import Address, Link, Route
+
+if TYPE_CHECKING:
+    from kubeproxy.windows.hcn import Hcn
 
 _INTERNET: Final = frozenset({socket.AF_INET, socket.AF_INET6})
 _LOOPBACK, _FIRST = 1, 2
@@ -51,7 +54,9 @@ class FakeMachine:
         processes: its processes, by number.
         programs: its processes, as `running` returns them.
         virtual: its interfaces that are no hardware.
+        hardware: the hardware address of its interfaces.
         lock_holder: the process that holds the lock.
+        hns: makes its Host Networking Service; None: it has none.
     """
 
     def __init__(self, addresses: Iterable[str] = ("127.0.0.1",), *, clock: Clock | None = None) -> None:
@@ -73,6 +78,8 @@ class FakeMachine:
         self.programs: list[RunningProgram] = []
         self.virtual: list[Link] = []
         self.lock_holder: Holder | None = None
+        self.hardware = "00-15-5D-00-00-01"
+        self.hns: Callable[[], Hcn] | None = None
         self.interfaces = {"lo": _LOOPBACK, "eth0": _FIRST}
         self.own: list[Address] = []
         self._watchers: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[], None], int]] = {}
@@ -148,6 +155,19 @@ class FakeMachine:
     def interface_name(self, index: int) -> str:
         """See `Machine`."""
         return next((name for name, number in self.interfaces.items() if number == index), "")
+
+    def mac(self, address: str) -> str:
+        """See `Machine`. Only for addresses that it has."""
+        packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+        return self.hardware if any(a.packed == packed for a in self.own) else ""
+
+    def hcn(self) -> "Hcn":
+        """See `Machine`."""
+        from kubeproxy.windows.errors import HnsMissingError
+
+        if self.hns is None:
+            raise HnsMissingError("this host in memory has none")
+        return self.hns()
 
     def watch_addresses(
         self, changed: Callable[[], None], *, but: str

@@ -1,6 +1,7 @@
 """This Linux host, in the network namespace of the calling thread or in another namespace."""
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -9,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.linux import capabilities, instance, netns, oom, process, sysctl
@@ -19,6 +20,9 @@ from kubeproxy.linux.process import Process, RunningProgram
 from kubeproxy.linux.run import Runner
 from kubeproxy.netlink import route, wire
 from kubeproxy.netlink.namespace import Namespace, Shared
+
+if TYPE_CHECKING:
+    from kubeproxy.windows.hcn import Hcn
 
 _NET: Final = Path("/proc/thread-self/net")
 _MODULES: Final = Path("/sys/module")
@@ -125,6 +129,16 @@ class LinuxMachine:
                 return socket.if_indextoname(index)
             except OSError:
                 return ""
+
+    def mac(self, address: str) -> str:  # noqa: ARG002
+        """See `Machine`. No mode of Linux needs it."""
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    def hcn(self) -> "Hcn":
+        """See `Machine`."""
+        from kubeproxy.windows.errors import HnsMissingError
+
+        raise HnsMissingError("this is Linux, and only Windows has HNS")
 
     @contextlib.contextmanager
     def watch_addresses(self, changed: Callable[[], None], *, but: str) -> Iterator[None]:

@@ -25,6 +25,11 @@ class Manners(Struct, frozen=True, gc=False):
         owns_addresses: the Services' addresses are the node's own. So other ports of them reject, and what a
             process of this node sends to one comes from that address; source ranges are compared with the
             node's address instead, and only where there are endpoints.
+        by_policy_alone: the policy of external traffic applies to what local Pods and this node itself send,
+            too.
+        passes_unserved: a front without endpoints is no front: routing decides.
+        admits_all: source ranges do not apply.
+        one_port: a front has one port for all endpoints; those with another port than most are left out.
     """
 
     closed_cluster_ips: bool = False
@@ -33,3 +38,7 @@ class Manners(Struct, frozen=True, gc=False):
     firewall_first: bool = False
     falls_back: bool = False
     owns_addresses: bool = False
+    by_policy_alone: bool = False
+    passes_unserved: bool = False
+    admits_all: bool = False
+    one_port: bool = False

@@ -46,6 +46,27 @@ class IPVSSettings(Struct, frozen=True, gc=False):
     timeouts: tuple[int, int, int] = (0, 0, 0)
 
 
+class HNSSettings(Struct, frozen=True, gc=False):
+    """The settings of kernelspace mode.
+
+    Attributes:
+        network: the name of the HNS network.
+        source_vip: on overlay networks, the source address of packets to endpoints on other nodes.
+        dsr: answers of endpoints go to the client directly, for traffic to ClusterIPs.
+        root_endpoint: the name of the HNS endpoint of the host.
+        health_vips: health checks of load balancer IPs are forwarded to the host.
+        healthz_port: the port of the health server, which they reach if the Service has no health-check node
+            port; 0 if there is none.
+    """
+
+    network: str = ""
+    source_vip: str = ""
+    dsr: bool = False
+    root_endpoint: str = ""
+    health_vips: bool = False
+    healthz_port: int = 0
+
+
 class NodeConfig(Struct, frozen=True, gc=False):
     """The node for one IP family.
 
@@ -74,6 +95,8 @@ class NodeConfig(Struct, frozen=True, gc=False):
         external_ips: whether Services' externalIPs are used (gate AllowServiceExternalIPs, KEP-5707).
         ipvs: settings of ipvs mode; None in other modes.
         counters: in nftables mode, the kernel counts the connections of each endpoint.
+        hns: settings of kernelspace mode; None in other modes.
+        primary: whether the family is the node's primary one.
     """
 
     family: Family = IPV4
@@ -97,6 +120,8 @@ class NodeConfig(Struct, frozen=True, gc=False):
     external_ips: bool = True
     ipvs: IPVSSettings | None = None
     counters: bool = False
+    hns: HNSSettings | None = None
+    primary: bool = True
 
     @property
     def follows_addresses(self) -> bool:

@@ -64,6 +64,8 @@ class PortPlan(Struct, frozen=True, gc=False):
         present: of TCP ports of Services that end the connections of removed endpoints: all endpoints that
             were not removed, usable or not. None: connections to removed endpoints continue.
         silent: endpoints that are in neither `cluster` nor `local` only because they do not answer.
+        preserve_destination: in kernelspace mode, packets to load balancer IPs and node ports go to endpoints
+            on this node with their destination unchanged.
     """
 
     name: str
@@ -87,6 +89,7 @@ class PortPlan(Struct, frozen=True, gc=False):
     near: tuple[Endpoint, ...] = ()
     present: tuple[Endpoint, ...] | None = None
     silent: tuple[Endpoint, ...] = ()
+    preserve_destination: bool = False
 
     @property
     def external(self) -> bool:
@@ -101,7 +104,7 @@ class PortPlan(Struct, frozen=True, gc=False):
     @property
     def uses_local(self) -> bool:
         """Whether some traffic has the Local policy."""
-        return self.internal_local or (self.external_local and self.external)
+        return self.internal_local or (self.external and (self.external_local or self.preserve_destination))
 
     @property
     def internal_endpoints(self) -> tuple[Endpoint, ...]:

@@ -58,11 +58,12 @@ def plan(
         if not (at.cluster_ip or external):
             continue
         internal_local = service.internal_local and bool(at.cluster_ip)
+        preserve_destination = service.preserve_destination and node.hns is not None
         candidates = _candidates(served.get((port.name, port.protocol), ()), node.name)
         chosen = select(
             candidates,
             cluster=not internal_local or external,
-            local=internal_local or (service.external_local and external),
+            local=internal_local or (external and (service.external_local or preserve_destination)),
             node=node.name,
             zone=node.zone,
         )
@@ -96,6 +97,7 @@ def plan(
                 if service.ends_connections and port.protocol == "TCP"
                 else None,
                 silent=skipped,
+                preserve_destination=preserve_destination,
             )
         )
     health_check_port = fronts.health_check_port(service.health_check_port)

@@ -12,6 +12,7 @@ policy Local. The rules are those of KEP-1669 and KEP-1672 (terminating endpoint
 - `local` has the endpoints on this node, whatever their hints are.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -104,6 +105,16 @@ def topology(ready: Candidates, node: str, zone: str) -> Topology:
     if all_nodes and for_node:
         return "PreferSameNode"
     return "PreferSameZone" if all_zones and for_zone else ""
+
+
+def with_one_port(endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    """The endpoints with the port that most of them have; of equals the lowest port counts."""
+    first = endpoints[0].port
+    if all(each.port == first for each in endpoints):
+        return endpoints
+    counts = Counter(each.port for each in endpoints)
+    number = min(counts, key=lambda port: (-counts[port], port))
+    return tuple([each for each in endpoints if each.port == number])
 
 
 def _limited(ready: Candidates, mode: Topology, node: str, zone: str) -> Candidates:

@@ -17,7 +17,7 @@ from kubeproxy.api.rows import Protocol
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import DROP, FORWARD, REJECT, Action, FrontKind, PortPlan, ServicePlan
-from kubeproxy.model.select import Endpoint
+from kubeproxy.model.select import Endpoint, with_one_port
 
 
 class Packet(Struct, frozen=True, gc=False):
@@ -120,7 +120,8 @@ class Book:
             kind, port = front
             if kind == "ClusterIP":
                 return self._internal(packet, port)
-            if self._is_firewalled(packet, port, kind) and not self._admitted(packet, port):
+            firewalled = not self._manners.admits_all and self._is_firewalled(packet, port, kind)
+            if firewalled and not self._admitted(packet, port):
                 reason = f"{packet.source} is not in the loadBalancerSourceRanges"
                 return Verdict(DROP, reason, port, front=kind)
             return self._external(packet, port, kind)
@@ -145,6 +146,7 @@ class Book:
             action, local, endpoints = _falling_back(port, local=local)
         if action != FORWARD:
             return self._refused(port, action, "ClusterIP", local=local)
+        endpoints = self._with_one_port(endpoints)
         masquerade = False
         if self._node.masquerade_all:
             masquerade, why = True, "all is masqueraded"
@@ -160,7 +162,7 @@ class Book:
         return Verdict(FORWARD, reason, port, endpoints, masquerade, "ClusterIP", local)
 
     def _external(self, packet: Packet, port: PortPlan, kind: FrontKind) -> Verdict:
-        if self._manners.falls_back:
+        if self._manners.falls_back or self._manners.by_policy_alone:
             return self._by_policy_alone(port, kind)
         if not port.any:
             own = not packet.interface and packet.destination not in self._local_addresses
@@ -182,13 +184,24 @@ class Book:
 
     def _by_policy_alone(self, port: PortPlan, kind: FrontKind) -> Verdict:
         """External traffic in a mode in which it does not matter who sends."""
-        action, local, endpoints = _falling_back(port, local=port.external_local)
+        wants_local = port.external_local or (port.preserve_destination and kind != "external IP")
+        if self._manners.falls_back:
+            action, local, endpoints = _falling_back(port, local=wants_local)
+        else:
+            local, endpoints = wants_local, port.local if wants_local else port.cluster
+            action = FORWARD if endpoints else DROP if port.any else REJECT
         if action != FORWARD:
             return self._refused(port, action, kind, local=local)
+        endpoints = self._with_one_port(endpoints)
         reason = f"{kind}, externalTrafficPolicy {'Local' if port.external_local else 'Cluster'}"
-        if port.external_local and not local:
+        if wants_local and not port.external_local:
+            reason += ", but its destination is preserved"
+        if wants_local and not local:
             reason += ", but no endpoint is on this node"
-        return Verdict(FORWARD, reason, port, endpoints, not port.external_local, kind, local)
+        return Verdict(FORWARD, reason, port, endpoints, not wants_local, kind, local)
+
+    def _with_one_port(self, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+        return with_one_port(endpoints) if self._manners.one_port else endpoints
 
     def _is_virtual(self, address: str) -> bool:
         """Whether an address is the node's only because a Service has it."""
@@ -196,6 +209,9 @@ class Book:
 
     def _refused(self, port: PortPlan, action: Action, kind: FrontKind, *, local: bool) -> Verdict:
         where = "on this node" if action == DROP else "in the cluster"
+        if self._manners.passes_unserved:
+            reason = f"{kind}: no usable endpoint {where}, so it is no front"
+            return Verdict("pass", reason, port, front=kind, local=local)
         return Verdict(action, f"{kind}: no usable endpoint {where}", port, front=kind, local=local)
 
     def _is_of_local_pod(self, packet: Packet) -> bool:

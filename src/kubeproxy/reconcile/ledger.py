@@ -61,9 +61,16 @@ class Ledger:
         family: the IP family.
     """
 
-    def __init__(self, family: Family) -> None:
-        """Creates an empty table: it is not known that the kernel has anything."""
+    def __init__(self, family: Family, *, piecewise: bool = False) -> None:
+        """Creates an empty table: it is not known that the kernel has anything.
+
+        Args:
+            family: the IP family.
+            piecewise: of a Service that the kernel refuses, everything is there but the pieces it refuses. So
+                it counts with the plan that is wanted.
+        """
         self.family = family
+        self._piecewise = piecewise
         self._plans: dict[Key, ServicePlan] = {}
         self._different: dict[Key, ServicePlan | None] = {}
         self._refused: Failures = {}
@@ -127,13 +134,14 @@ class Ledger:
 
     def loaded(self, failures: Failures) -> Sequence[Change]:
         """A full sync has programmed all wanted plans but those the kernel refuses; returns what changed."""
-        programmed = {key: plan for key, plan in self._different.items() if key not in failures}
+        lacking = failures if not self._piecewise else ()
+        programmed = {key: plan for key, plan in self._different.items() if key not in lacking}
         changes = [
             Change(key, self._plans.get(key), plan)
-            for key, plan in (*programmed.items(), *self._kept(failures).items())
+            for key, plan in (*programmed.items(), *self._kept(lacking).items())
             if plan != self._plans.get(key)
         ]
-        self._different = {key: plan for key, plan in self._different.items() if key in failures}
+        self._different = {key: plan for key, plan in self._different.items() if key in lacking}
         self._refused = dict(failures)
         self._record(Recorded(full=True, changes=changes))
         return changes

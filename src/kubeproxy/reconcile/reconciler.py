@@ -49,7 +49,7 @@ from kubeproxy.reconcile.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-_LONGEST_REFUSAL_SECONDS = 300.0
+LONGEST_REFUSAL_SECONDS = 300.0
 
 
 class Waiting(Struct, gc=False):
@@ -121,6 +121,8 @@ class Reconciler:
         sync_period: float = 30.0,
         min_sync_period: float | None = None,
         clock: Clock | None = None,
+        piecewise: bool = False,
+        refusal_seconds: tuple[float, float] | None = None,
     ) -> None:
         """Makes a reconciler; `run` runs it.
 
@@ -133,12 +135,15 @@ class Reconciler:
             min_sync_period: the minimum seconds between the end of a sync and the next; None: adapt to the
                 cost of partial syncs.
             clock: the time.
+            piecewise: see `backends.mode.Mode`.
+            refusal_seconds: see there.
         """
         self._driver = driver
         self.node = node
-        self.ledger = Ledger(node.family)
+        self.ledger = Ledger(node.family, piecewise=piecewise)
         self._planner = Planner(state, self.ledger)
         self._sync_period = sync_period
+        self._first_refusal, self._longest_refusal = refusal_seconds or (sync_period, LONGEST_REFUSAL_SECONDS)
         self._clock = clock or SystemClock()
         self._pacer = Pacer(min_sync_period, sync_period)
         self._watchdog = Watchdog(
@@ -479,11 +484,11 @@ class Reconciler:
         if not refused:
             self._refused_delay, self._next_refused = 0.0, math.inf
         elif tried is not None:
-            longest = max(2 * self._refused_delay, self._sync_period)
-            self._refused_delay = min(longest, _LONGEST_REFUSAL_SECONDS)
+            longest = max(2 * self._refused_delay, self._first_refusal)
+            self._refused_delay = min(longest, self._longest_refusal)
             self._next_refused = tried + self._refused_delay
         elif self._next_refused == math.inf:
-            self._next_refused = self._clock.now() + self._sync_period
+            self._next_refused = self._clock.now() + self._first_refusal
         touched = self._pending | self._retried
         self._retried = {key: touched.pop(key) for key in refused if key in touched}
         self._pending = touched

@@ -1,0 +1,361 @@
+"""Keeps load balancers and endpoints of HNS equal to the plans of one IP family.
+
+A change of a Service is compiled as it was and as it is to be, and only the difference is sent. A full sync
+lists what HNS has, reads what is new, keeps what is right and changes the rest (`settle`).
+
+What HNS refuses of a Service is left out and retried; all else of the Service is there (`Mode.piecewise`). An
+endpoint on this node that the network plug-in has not made yet joins its load balancers when it is seen, at
+the latest at the next look.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from msgspec.structs import replace
+
+from kubeproxy.api.addresses import IPV6
+from kubeproxy.backends.base import (
+    Change,
+    Failures,
+    HeldState,
+    KernelComparison,
+    StaleError,
+    SyncError,
+)
+from kubeproxy.backends.kernelspace import describe, held, part
+from kubeproxy.backends.kernelspace.compile import compile_service
+from kubeproxy.backends.kernelspace.desired import BalancerDelta, DesiredBalancers, no_delta
+from kubeproxy.backends.kernelspace.held import HeldHns
+from kubeproxy.backends.kernelspace.names import BalancerKey, key_of
+from kubeproxy.backends.kernelspace.network import HnsFacts, facts_of
+from kubeproxy.backends.kernelspace.rehearse import RehearsedHcn
+from kubeproxy.backends.kernelspace.settle import Refused, Settling
+from kubeproxy.backends.kernelspace.steps import HnsSteps
+from kubeproxy.backends.kernelspace.view import RECENT_SECONDS, HnsNews, HnsView
+from kubeproxy.backends.kernelspace.watch import HnsWatch
+from kubeproxy.backends.shared.compared import compared
+from kubeproxy.backends.shared.threads import in_thread
+from kubeproxy.clock import SystemClock
+from kubeproxy.model.complaints import Complaints
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.windows.errors import HcnError
+from kubeproxy.windows.values import HcnEndpoint
+
+log = logging.getLogger(__name__)
+
+
+class KernelspaceDriver:
+    """The kernelspace driver of one IP family. See `backends.base.Driver`."""
+
+    def __init__(self, view: HnsView, node: NodeConfig, host_mac: Callable[[str], str]) -> None:
+        """Makes a driver; HNS is asked nothing yet.
+
+        Args:
+            view: what HNS has; shared with the driver of the other family.
+            node: the node.
+            host_mac: returns the MAC address of the interface that has an address; "" if none has it.
+        """
+        self._view = view
+        self._facts = facts_of(node, view.hcn.version)
+        self._primary = node.primary
+        self._host_mac = host_mac
+        self._desired = DesiredBalancers()
+        self._refused = Refused()
+        self._missing: dict[Key, dict[str, None]] = {}
+        self._complaints = Complaints()
+        self._served = True
+        self._loaded = False
+        self._said: set[str] = set()
+        self._news: list[HnsNews] = []
+        self._unsubscribe = view.subscribe(self._news.append)
+        self._watch: HnsWatch | None = None
+
+    async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
+        """See `Driver`."""
+        return await in_thread(self.load_blocking, node, plans)
+
+    async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
+        """See `Driver`. What can be done of the changes is done before StaleError is raised."""
+        await in_thread(self._apply, node, changes)
+        return {}
+
+    async def read(self) -> HeldHns:
+        """See `Readable`."""
+        return await in_thread(self._read)
+
+    async def read_part(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> HeldHns:
+        """See `Comparable`. HNS has no index: all is read if this process has not done so yet."""
+        whole = await in_thread(self._read)
+        return part.only(whole, plans.values(), replace(self._facts, address=node.address))
+
+    def difference(self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> HnsSteps:
+        """See `Readable`."""
+        return HnsSteps(tuple(self._rehearsed(held, node, plans).steps))
+
+    def compare(
+        self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]
+    ) -> KernelComparison:
+        """See `Comparable`."""
+        there, after = _as_hns(held), self._rehearsed(held, node, plans)
+        found = compared(there.lines, lambda: after.held().lines(), HnsSteps(tuple(after.steps)))
+        return part.own(found) if there.part else found
+
+    def describe(self, node: NodeConfig, plan: ServicePlan) -> list[str]:
+        """See `Readable`."""
+        root = self._view.endpoint(self._facts.root)
+        host = describe.address_of(root, node.family) if root is not None else ""
+        return describe.service(plan, self._facts, host)
+
+    async def intact(self) -> bool:
+        """See `Driver`."""
+        return await in_thread(self._is_intact)
+
+    def watch(self, disturbed: Callable[[str], None]) -> bool:
+        """See `Driver`. HNS reports its end and changes of networks; `intact` detects the rest."""
+        self._watch = HnsWatch.of(self._view)
+        self._watch.follow(self, disturbed)
+        return False
+
+    async def close(self) -> None:
+        """See `Driver`."""
+        self._unsubscribe()
+        if self._watch is not None:
+            self._watch.unfollow(self)
+
+    # Syncs
+
+    def load_blocking(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
+        """See `Driver.load`; done in this thread."""
+        with self._view.lock:
+            try:
+                self._look(node)
+                self._news.clear()
+                return self._load(plans) if self._served else {}
+            except HcnError as e:
+                self._view.doubt()
+                raise SyncError(f"HNS cannot be read: {e}") from e
+
+    def _load(self, plans: Mapping[Key, ServicePlan]) -> Failures:
+        before, delta = self._desired, no_delta()
+        desired = DesiredBalancers()
+        for service, plan in plans.items():
+            desired.set(service, compile_service(plan, self._facts), delta)
+        owners = {key: owner for key in before if (owner := before.owner(key)) is not None}
+        delta.moved = {
+            key for key, owner in owners.items() if (now := desired.owner(key)) is not None and now != owner
+        }
+        self._desired = desired
+        left, self._refused = self._refused.left, Refused()
+        self._refused.left = left
+        self._missing.clear()
+        self._settle(delta, owners, everything=True)
+        self._loaded = True
+        for service in before.services.keys() - desired.services.keys():
+            self._complaints.forget(("Service", *service))
+        self._report(desired.services)
+        return self._refused.services(desired)
+
+    def _apply(self, node: NodeConfig, changes: Sequence[Change]) -> None:
+        del node  # only its ServiceCIDRs may have changed, which nothing depends on
+        with self._view.lock:
+            if not self._served:
+                return
+            delta, owners = no_delta(), {}
+            for change in changes:
+                for key in self._needs(change.key):
+                    owners[key] = self._desired.owner(key) or change.key
+            for change in changes:
+                self._desired.set(change.key, compile_service(change.after, self._facts), delta)
+            try:
+                self._find_new(delta)
+                self._settle(delta, owners, everything=False)
+            except HcnError as e:
+                raise StaleError(f"HNS cannot be read: {e}") from e
+            for change in changes:
+                if change.after is None:
+                    self._complaints.forget(("Service", *change.key))
+            self._report(change.key for change in changes if change.after is not None)
+            refused = self._refused.services(self._desired)
+            for change in changes:
+                if change.key in refused:
+                    raise StaleError(refused[change.key])
+
+    def _needs(self, service: Key) -> Iterable[BalancerKey]:
+        needs = self._desired.services.get(service)
+        return () if needs is None else needs.balancers
+
+    def _find_new(self, delta: BalancerDelta) -> None:
+        """Looks for endpoints that the network plug-in has made since, and for new subnets of the network."""
+        unknown = [
+            target
+            for key in delta.keys
+            if (balancer := self._desired.balancer(key)) is not None
+            for target in balancer.targets
+            if target.address and not self._view.endpoints_at(target.address)
+        ]
+        awaited = {address for addresses in self._missing.values() for address in addresses}
+        if any(target.local and target.address not in awaited for target in unknown):
+            self._view.look_at_endpoints()
+        if self._facts.overlay and any(
+            not target.local and not self._facts.provider(target.address) for target in unknown
+        ):
+            found = self._view.find_network(self._facts.settings.network)
+            if found != self._facts.network:
+                raise StaleError(f"the subnets of the HNS network {found.name} have changed")
+
+    def _settle(self, delta: BalancerDelta, owners: dict[BalancerKey, Key], *, everything: bool) -> None:
+        settling = Settling(self._view, self._facts, self._desired, self._refused)
+        try:
+            settling.run(delta, owners, everything=everything)
+        finally:
+            for key in delta.keys:
+                owner = self._desired.owner(key)
+                if owner is not None:
+                    self._missing.pop(owner, None)
+            self._missing.update(settling.missing)
+
+    def _look(self, node: NodeConfig) -> None:
+        """Reads what HNS has, and works out what is to be known for compiling plans."""
+        facts, view = facts_of(node, self._view.hcn.version), self._view
+        network = view.find_network(facts.settings.network)
+        view.look()
+        facts = replace(facts, network=network)
+        self._served = self._primary or not facts.overlay
+        if not self._served:
+            self._say(
+                f"Only the node's primary IP family is served, not {node.family}: HNS has no dual stack on overlay"
+                f" networks, which {network.name} is"
+            )
+        if network.type.lower() not in _KNOWN_TYPES:
+            self._say(
+                f"HNS network {network.name} is of type {network.type or '(unknown)'}; this mode is for L2Bridge, L2Tunnel"
+                " and Overlay"
+            )
+        if facts.overlay and self._served:
+            mac = self._host_mac(node.address)
+            if not mac:
+                raise SyncError(
+                    f"no interface of this host has the node's address {node.address}, whose MAC address endpoints on the"
+                    f" overlay network {network.name} need: set --bind-address, or correct the addresses of the Node"
+                )
+            facts = replace(facts, host_mac=mac)
+        if facts.settings.health_vips:
+            facts = replace(facts, root=self._root(facts))
+        self._facts = facts
+
+    def _root(self, facts: HnsFacts) -> str:
+        """The id of the endpoint of the host."""
+        known = self._view.endpoint(self._facts.root) if self._facts.root else None
+        found = known or self._view.hcn.endpoint_named(facts.settings.root_endpoint)
+        if found is None:
+            self._say(
+                f"--forward-healthcheck-vip has no effect yet: HNS has no endpoint {facts.settings.root_endpoint!r};"
+                " --root-hnsendpoint-name names another one"
+            )
+            return ""
+        return found.id
+
+    def _say(self, words: str) -> None:
+        """Logs a warning once."""
+        if words not in self._said:
+            self._said.add(words)
+            log.warning("%(ipFamily)s: %(reason)s", {"ipFamily": self._facts.family, "reason": words})
+
+    def _report(self, services: Iterable[Key]) -> None:
+        """Logs what HNS cannot do of what Services ask for."""
+        for service in services:
+            needs = self._desired.services.get(service)
+            doubts = list(needs.doubts) if needs is not None else []
+            doubts += [
+                (
+                    "endpoints",
+                    f"{address} is on this node, and HNS has no endpoint of it; it is left out until there is one. Pods with"
+                    " hostNetwork have none",
+                )
+                for address in self._missing.get(service, ())
+            ]
+            self._complaints.report(("Service", *service), doubts)
+
+    # Drift
+
+    def _is_intact(self) -> bool:
+        """Whether HNS holds what was programmed. What a network plug-in does is followed here."""
+        with self._view.lock:
+            if not self._served:
+                return True
+            if not self._loaded:
+                return False
+            try:
+                self._view.look(oldest=RECENT_SECONDS)
+                self._view.read_again()
+                news, self._news[:] = list(self._news), []
+                return not self._is_drift(news)
+            except (HcnError, SyncError) as e:
+                self._view.doubt()
+                log.warning("Cannot detect whether anything changed, assuming it did: %(err)s", {"err": e})
+                return False
+
+    def _is_drift(self, news: Iterable[HnsNews]) -> bool:
+        """Whether something must be restored. Endpoints on this node that came or went are no drift."""
+        delta = no_delta()
+        for each in news:
+            for thing in (each.before, each.after):
+                if isinstance(thing, HcnEndpoint):
+                    users = {k for a in thing.addresses for k in self._desired.users.get(a, ())}
+                    if users and thing.remote and thing is each.before:
+                        return True
+                    if not thing.remote:
+                        delta.keys.update(dict.fromkeys(users))
+                        delta.addresses.update(thing.addresses)
+                    if (
+                        any(address in self._desired.vips for address in thing.addresses)
+                        and thing is each.before
+                    ):
+                        return True
+                elif thing is not None and self._concerns(key_of(thing)) and self._view.is_ours(thing):
+                    return True
+        if delta.keys or delta.addresses or self._refused.left:
+            self._settle(delta, {}, everything=False)
+            self._report({s for key in delta.keys for s in self._desired.claimants(key)})
+        return any(key in self._refused.balancers for key in delta.keys)
+
+    def _concerns(self, key: BalancerKey | None) -> bool:
+        return key is not None and key.ipv6 == (self._facts.family == IPV6)
+
+    # Reading
+
+    def _read(self) -> HeldHns:
+        with self._view.lock:
+            try:
+                self._look(self._node_of_facts())
+                return held.read(self._view, self._facts)
+            except HcnError as e:
+                raise SyncError(f"HNS cannot be read: {e}") from e
+
+    def _node_of_facts(self) -> NodeConfig:
+        facts = self._facts
+        return NodeConfig(
+            family=facts.family, address=facts.address, hns=facts.settings, primary=self._primary
+        )
+
+    def _rehearsed(
+        self, state: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]
+    ) -> RehearsedHcn:
+        """An HNS in memory that held this, after a `load`."""
+        there = _as_hns(state)
+        hcn = RehearsedHcn(there)
+        view = HnsView(hcn, SystemClock())
+        view.modifies = self._view.modifies
+        driver = KernelspaceDriver(view, node, lambda _: there.host_mac)
+        driver.load_blocking(node, plans)
+        return hcn
+
+
+_KNOWN_TYPES = {"l2bridge", "l2tunnel", "overlay"}
+
+
+def _as_hns(state: HeldState) -> HeldHns:
+    """What `read` returned; anything else is a mistake of the caller."""
+    assert isinstance(state, HeldHns)
+    return state
