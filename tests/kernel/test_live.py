@@ -173,6 +173,15 @@ def test_packets_that_no_rule_drops_are_missed(node: Node) -> None:
         assert (code, found["routing"]) == (0, "")
 
 
+@only("nftables", "iptables")
+def test_policy_routing_is_suspected(node: Node) -> None:
+    """A rule for the mark of packets that are to be masqueraded: no route without the mark shows it."""
+    rule = "fwmark 0x4000/0x4000 blackhole"
+    with undone(node.lab, (f"ip rule add {rule}", f"ip rule delete {rule}")):
+        where = lost(node, "out", "198.51.100.7", "192.0.2.1", 30080)
+    assert where == "in hook prerouting or by routing: see ip rule, and iptables-legacy-save -c"
+
+
 @only("nftables")
 def test_the_reverse_path_filter_is_named(node: Node) -> None:
     lab, client = node.lab, "198.51.100.7"

@@ -203,11 +203,9 @@ class _LiveJudge:
         name = self._machine.interface_name(path.interface)
         source, destination = _place(path.source)[0], _place(path.end)[0]
         why = routing.obstacle(self._machine, source, [destination], name)
-        return (
-            f"by routing, received on {name}: {why}"
-            if why
-            else f"in hook prerouting or by routing, {untraced}"
-        )
+        if why:
+            return f"by routing, received on {name}: {why}"
+        return "in hook prerouting or by routing: see ip rule, and iptables-legacy-save -c"
 
     def _diverted(self, packet: TracedPacket, why: str, rules: Sequence[TraceEvent]) -> TracedPacket:
         """A packet that went elsewhere, with the rule that sent it there or excluded it from translation."""

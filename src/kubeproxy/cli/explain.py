@@ -294,7 +294,7 @@ def show_live(found: Live, wanted: int, out: Output) -> None:
     if found.losses:
         text += f"; {found.losses} times the kernel had more to report than could be received"
     if not found.packets:
-        text += "; none came: the client did not connect, or its packets do not reach this node"
+        text += "; none came: the client did not connect, or its packets do not reach this node, or not its nf_tables (tc, XDP)"
     elif len(found.packets) < wanted:
         text += f"; no more than {len(found.packets)} of {wanted} came"
     out.line(f"  {'live':<14}{text}", "red" if found.differs else "")
