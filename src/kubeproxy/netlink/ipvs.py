@@ -163,13 +163,20 @@ class IPVSSocket(wire.Closing):
         Raises:
             OSError: the kernel refused.
         """
-        found = {}
-        for attributes in self._dump(_GET_DEST, _service(virtual), _DEST):
-            statistics = attributes.get(_STATISTICS64, attributes.get(_STATISTICS))  # Linux 4.1
-            if statistics is not None:
-                count = int.from_bytes(wire.attributes(statistics)[_SCHEDULED], sys.byteorder)
-                found[_real_of(attributes, virtual)] = count
-        return found
+        reals = self._dump(_GET_DEST, _service(virtual), _DEST)
+        return {_real_of(attributes, virtual): _scheduled(attributes) for attributes in reals}
+
+    def all_connections(self) -> dict[Virtual, int]:
+        """The connections that each virtual server was given since it was added.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        return {
+            Virtual(_u16(attributes[2]), _address(attributes), _be16(attributes[4])): _scheduled(attributes)
+            for attributes in self._dump(_GET_SERVICE, b"", _SERVICE)
+            if 2 in attributes
+        }
 
     def timeouts(self) -> Timeouts:
         """The current timeouts.
@@ -310,6 +317,12 @@ def _real_of(attributes: dict[int, memoryview], virtual: Virtual) -> Real:
     family = _u16(attributes[11]) if 11 in attributes else None
     size = len(virtual.address) if family is None else 4 if family == AF_INET else 16
     return Real(bytes(attributes[1])[:size], _be16(attributes[2]))
+
+
+def _scheduled(attributes: dict[int, memoryview]) -> int:
+    """The connections in the statistics of a server."""
+    statistics = attributes.get(_STATISTICS64, attributes.get(_STATISTICS, b""))  # the former since Linux 4.1
+    return int.from_bytes(wire.attributes(statistics).get(_SCHEDULED, b""), sys.byteorder)
 
 
 def _half(kind: int, value: int) -> bytes:

@@ -1,10 +1,13 @@
 """Counts of new connections, from the statistics of the real servers.
 
+One list has the statistics of all virtual servers. Real servers are listed by virtual server, so they are
+listed only of virtual servers that were given connections since the last reading.
+
 The kernel counts each connection that its scheduler assigns to a real server, and adds up every two seconds,
 with its estimates of rates. A real server that is deleted and added again begins at 0.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from msgspec.structs import replace
 
@@ -27,10 +30,13 @@ class ServerCounter:
         self._context = ServerContext(node)
         self._totals = Totals()
         self._virtuals: dict[Key, dict[Virtual, PortId]] = {}
+        self._last: dict[Virtual, int] = {}
+        self._reals: dict[Virtual, list[Real]] = {}
 
     def set(self, key: Key, plan: ServicePlan | None) -> None:
         """See `ConnectionCounter`."""
-        self._virtuals.pop(key, None)
+        for virtual in self._virtuals.pop(key, ()):
+            self._reals.pop(virtual, None)
         if plan is not None:
             self._virtuals[key] = {
                 virtual: (port.name, port.protocol)
@@ -40,15 +46,27 @@ class ServerCounter:
 
     def read(self, only: Collection[Key] = ()) -> EndpointCounts | None:
         """See `ConnectionCounter`."""
-        found: set[tuple[Virtual, Real]] = set()
-        for key in only or self._virtuals:
-            for virtual, port in self._virtuals.get(key, {}).items():
-                for real, count in self._servers.connections(virtual).items():
-                    found.add((virtual, real))
-                    self._totals.take((virtual, real), count, port, (unpack(real.address), real.port))
-        if not only:
-            self._totals.prune(len(found), lambda: found)
+        if only:
+            for key in only:
+                for virtual, port in self._virtuals.get(key, {}).items():
+                    self._read(virtual, port)
+            return self._totals.counts
+        before, self._last = self._last, self._servers.all_connections()
+        for virtuals in self._virtuals.values():
+            for virtual, port in virtuals.items():
+                if self._last.get(virtual) != before.get(virtual) or virtual not in self._reals:
+                    self._read(virtual, port)
+        self._totals.prune(sum(map(len, self._reals.values())), self._known)
         return self._totals.counts
+
+    def _read(self, virtual: Virtual, port: PortId) -> None:
+        found = self._servers.connections(virtual)
+        self._reals[virtual] = list(found)
+        for real, count in found.items():
+            self._totals.take((virtual, real), count, port, (unpack(real.address), real.port))
+
+    def _known(self) -> Iterator[tuple[Virtual, Real]]:
+        return ((virtual, real) for virtual, reals in self._reals.items() for real in reals)
 
     def close(self) -> None:
         """See `ConnectionCounter`."""
