@@ -1,7 +1,8 @@
-"""The process: its lock, its signals, its tasks, and how it ends.
+"""The process: its lock, what ends it, its tasks, and how it ends.
 
 `exchange` runs the configuration in force and replaces it when the file changes; a running configuration is a
-`session`. On SIGTERM everything stops and the rules stay.
+`session`. On SIGTERM everything stops and the rules stay. On Windows the console or the service control
+manager ends it.
 """
 
 import asyncio
@@ -9,8 +10,9 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from kubeproxy import __version__, backends, sysctls
 from kubeproxy import host as hosts
@@ -21,11 +23,18 @@ from kubeproxy.config import KUBERNETES
 from kubeproxy.config.load import RunOptions
 from kubeproxy.exchange import Exchange, set_oom_score
 from kubeproxy.linux import instance
+from kubeproxy.machine import of_this_host
 from kubeproxy.machine.base import Machine
 from kubeproxy.notify import notify
 from kubeproxy.session import FIRST_SYNC_SECONDS, open_drivers
 
+if TYPE_CHECKING:
+    from kubeproxy.windows.service_control import WindowsService
+
 log = logging.getLogger(__name__)
+
+SERVICE: Final = "kube-proxy"
+"""The name of the service on Windows, and of the source of its events."""
 
 _PATIENCE_SECONDS = 10.0
 """How long to wait for another kube-proxy on this node to end: in an upgrade the old one may be ending."""
@@ -44,10 +53,16 @@ class FatalError(Exception):
 
 def run(options: RunOptions) -> int:
     """Runs the program with some arguments; returns its exit status."""
-    from kubeproxy.machine.linux import LinuxMachine
+    if sys.platform == "win32" and options.config.windows_run_as_service and not options.cleanup:
+        return _run_service(options)
+    return _run(options, _until_signal)
 
-    machine = LinuxMachine()
+
+def _run(options: RunOptions, serve: "Callable[[App, instance.Instance], Coroutine[Any, Any, int]]") -> int:
+    """Runs the program; the daemon is run by `serve`. Foreseen errors are logged."""
+    machine: Machine | None = None
     try:
+        machine = of_this_host()
         if options.cleanup:
             _clean_up(machine, options)
             return 0
@@ -55,26 +70,56 @@ def run(options: RunOptions) -> int:
         if options.init_only:
             return asyncio.run(App(options, machine).prepare())
         set_oom_score(machine, options.config.oom_score_adj)
-        return asyncio.run(_serve(App(options, machine), alone))
+        return asyncio.run(serve(App(options, machine), alone))
     except (FatalError, UnsupportedError, SyncError, hosts.NodeError, OSError) as e:
-        log.error("%(err)s%(hint)s", {"err": e, "hint": _lacking(machine, e)})  # noqa: TRY400 the message is complete
+        hint = _lacking(machine, e) if machine is not None else ""
+        log.error("%(err)s%(hint)s", {"err": e, "hint": hint})  # noqa: TRY400 the message is complete
         return 1
 
 
-async def _serve(app: "App", alone: instance.Instance) -> int:
-    """Runs the daemon until a signal ends it: SIGTERM and SIGINT, on Windows Ctrl-Break and Ctrl-C.
+async def _until_signal(app: "App", alone: instance.Instance) -> int:
+    """Runs the daemon until a signal or the console ends it: SIGTERM, SIGINT; Ctrl-C, Ctrl-Break.
 
     SIGUSR1 and SIGUSR2 change the verbosity of the log; Windows has nothing like them.
     """
     loop = asyncio.get_running_loop()
     if sys.platform == "win32":  # its event loops handle no signals
-        for number, code in ((signal.SIGBREAK, 0), (signal.SIGINT, 130)):
-            signal.signal(number, lambda *_, code=code: loop.call_soon_threadsafe(app.end, code))
-    else:
-        for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
-            loop.add_signal_handler(number, app.end, code)
-        loop.add_signal_handler(signal.SIGUSR1, _more_verbose)
-        loop.add_signal_handler(signal.SIGUSR2, lambda: _set_verbosity(app.verbosity))
+        from kubeproxy.windows import console
+
+        def end(event: int) -> None:
+            loop.call_soon_threadsafe(app.end, 130 if event == console.CTRL_C else 0)
+
+        with console.handled(end):
+            return await app.run(alone)
+    for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+        loop.add_signal_handler(number, app.end, code)
+    loop.add_signal_handler(signal.SIGUSR1, _more_verbose)
+    loop.add_signal_handler(signal.SIGUSR2, lambda: _set_verbosity(app.verbosity))
+    return await app.run(alone)
+
+
+def _run_service(options: RunOptions) -> int:
+    """Runs the daemon as a service of Windows until the service control manager ends it."""
+    from kubeproxy.windows.event_log import EventLog
+    from kubeproxy.windows.service_control import NotAServiceError, WindowsService
+
+    try:
+        klog.report_to(EventLog(SERVICE).report)
+        return WindowsService(SERVICE, lambda service: _run(options, partial(_until_stopped, service))).run()
+    except NotAServiceError:
+        log.error(  # noqa: TRY400 the message is complete
+            "--windows-service: the service control manager has not started this process; start the service, or leave"
+            " this flag out to run in a console"
+        )
+    except OSError as e:
+        log.error("This process cannot run as a service: %(err)s", {"err": e})  # noqa: TRY400
+    return 1
+
+
+async def _until_stopped(service: "WindowsService", app: "App", alone: instance.Instance) -> int:
+    """Runs the daemon until the service is stopped, or the host is shut down."""
+    loop = asyncio.get_running_loop()
+    service.started(lambda: loop.call_soon_threadsafe(app.end, 0))
     return await app.run(alone)
 
 
@@ -124,6 +169,8 @@ def _clean_up(machine: Machine, options: RunOptions) -> None:
         raise FatalError(
             "--cleanup needs CAP_NET_ADMIN, and CAP_NET_RAW for legacy iptables: nothing was removed"
         )
+    if options.cleanup_variant and sys.platform == "win32":
+        raise FatalError("--cleanup-variant: Windows has no iptables, nothing was removed")
     if options.cleanup_variant:  # does not affect a kube-proxy whose rules are in the other variant
         backends.cleanup_variant(machine, options.cleanup_variant)
         return
@@ -225,7 +272,15 @@ class App:
             self._stop.set_result(code)
 
     async def prepare(self) -> int:
-        """Does what needs full privileges, and nothing else; returns the exit status."""
+        """Does what needs full privileges, and nothing else; returns the exit status.
+
+        Raises:
+            FatalError: on Windows, as in the reference.
+        """
+        if sys.platform == "win32":
+            raise FatalError(
+                "--init-only is not implemented on Windows, where nothing needs to be set up first"
+            )
         config = self._options.config
         found = hosts.own_addresses(self._machine)
         host = hosts.host(

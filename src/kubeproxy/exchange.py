@@ -412,7 +412,7 @@ class Exchange:
         """These options are in force now."""
         before, self.options, self.trouble = self.options.config, options, ""
         if options.config.logging != before.logging:
-            klog.setup(options.config.logging.settings)
+            klog.setup(options.log_settings)
         if options.config.oom_score_adj != before.oom_score_adj:
             set_oom_score(self._machine, options.config.oom_score_adj)
         self.serving.use(options)

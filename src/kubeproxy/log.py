@@ -31,7 +31,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import IO, ClassVar, Final, Literal
@@ -45,6 +45,12 @@ V4: Final = logging.DEBUG
 V5: Final = 7
 V6: Final = 4
 V7: Final = 1
+
+FILE_BYTES: Final = 32 * 2**20
+"""The size at which a log file is renamed and another one begun."""
+
+OLDER_FILES: Final = 4
+"""How many of the renamed files are kept."""
 
 _PLACEHOLDER = re.compile(r"%(?:\((\w+)\)[-#0 +]*\d*(?:\.\d+)?[a-zA-Z]|%)")
 """Of printf-style formatting: a value by name, or a percent sign."""
@@ -75,6 +81,7 @@ class LogSettings(Struct, gc=False, frozen=True):
         split_stream: information to stdout and errors to stderr, instead of all to stderr.
         info_buffer_size: bytes of information to collect before they are written, with split streams.
         flush_frequency: the longest time in seconds that information stays in the buffer.
+        file: the file to write everything to, instead; "" for none.
     """
 
     verbosity: int = 0
@@ -83,6 +90,7 @@ class LogSettings(Struct, gc=False, frozen=True):
     split_stream: bool = False
     info_buffer_size: int = 0
     flush_frequency: float = 5.0
+    file: str = ""
 
 
 def level(verbosity: int) -> int:
@@ -96,7 +104,11 @@ def verbosity(level: int) -> int:
 
 
 def setup(options: LogSettings) -> None:
-    """Configures logging. May be called again, which replaces the earlier configuration."""
+    """Configures logging. May be called again, which replaces the earlier configuration.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
     logging.raiseExceptions = False  # a closed stderr must not disturb the proxy
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     if sys.version_info >= (3, 12):
@@ -104,8 +116,39 @@ def setup(options: LogSettings) -> None:
     formatter = JSONFormatter() if options.format == "json" else TextFormatter()
     root = logging.getLogger()
     for old in root.handlers[:]:
-        root.removeHandler(old)
-        old.close()
+        if not isinstance(old, SystemLogHandler):
+            root.removeHandler(old)
+            old.close()
+    if options.file:
+        root.addHandler(_file_handler(options.file, formatter))
+    elif sys.stderr is not None:  # a service of Windows has none
+        _add_streams(root, options, formatter)
+    for logger in _loggers():
+        logger.setLevel(logging.NOTSET)
+    root.setLevel(level(options.verbosity))
+    _set_vmodule(options.vmodule, options.verbosity)
+
+
+def report_to(report: Callable[[int, str], None]) -> None:
+    """Sends warnings and errors to the log of the system, too, until the process ends.
+
+    Args:
+        report: gets the level of logging and the text of each.
+    """
+    logging.getLogger().addHandler(SystemLogHandler(report))
+
+
+def _file_handler(path: str, formatter: logging.Formatter) -> logging.Handler:
+    """Writes to a file, which is renamed when it is full; some of those are kept."""
+    from logging.handlers import RotatingFileHandler
+
+    made = RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=OLDER_FILES, encoding="utf-8")
+    made.setFormatter(formatter)
+    return made
+
+
+def _add_streams(root: logging.Logger, options: LogSettings, formatter: logging.Formatter) -> None:
+    """Writes to stderr, and with split streams information to stdout."""
     errors = logging.StreamHandler(sys.stderr)
     errors.setFormatter(formatter)
     root.addHandler(errors)
@@ -115,10 +158,6 @@ def setup(options: LogSettings) -> None:
         info.addFilter(lambda record: record.levelno < logging.ERROR)
         errors.addFilter(lambda record: record.levelno >= logging.ERROR)
         root.addHandler(info)
-    for logger in _loggers():
-        logger.setLevel(logging.NOTSET)
-    root.setLevel(level(options.verbosity))
-    _set_vmodule(options.vmodule, options.verbosity)
 
 
 def set_verbosity(verbosity: int) -> None:
@@ -210,6 +249,21 @@ def _field(value: object) -> object:
 
 def _escaped(value: object) -> object:
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+
+
+class SystemLogHandler(logging.Handler):
+    """Sends warnings and errors to the log of the system; it stays when `setup` is called again."""
+
+    def __init__(self, report: Callable[[int, str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes one record."""
+        try:
+            self._report(record.levelno, self.format(record))
+        except Exception:
+            self.handleError(record)
 
 
 class BufferedHandler(logging.Handler):

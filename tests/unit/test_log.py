@@ -23,6 +23,8 @@ def untouched():
     yield
     for handler in root.handlers[:]:
         root.removeHandler(handler)
+        if isinstance(handler, logging.FileHandler):
+            handler.close()
     root.handlers[:], root.level = kept[0], kept[1]
     root.setLevel(kept[1])
     logging.setLoggerClass(kept[2])
@@ -362,6 +364,61 @@ def run(code):
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], check=False, capture_output=True, text=True, timeout=60
     )
+
+
+class TestFile:
+    def test_all_goes_to_the_file_and_nothing_to_the_streams(self, tmp_path, capsys):
+        file = tmp_path / "kube-proxy.log"
+        settings = log.LogSettings(file=str(file), split_stream=True)
+        for _ in range(2):  # the second time continues the file
+            log.setup(settings)
+            logging.getLogger("kubeproxy.t").info("information, ü")
+            logging.getLogger("kubeproxy.t").error("an error")
+        assert [line.partition("] ")[2] for line in file.read_text("utf-8").splitlines()] == [
+            "information, ü",
+            "an error",
+        ] * 2
+        assert lines(capsys) == ([], [])
+
+    def test_a_full_file_is_renamed_and_some_of_those_are_kept(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(log, "FILE_BYTES", 1000)
+        log.setup(log.LogSettings(file=str(tmp_path / "log")))
+        for number in range(200):
+            logging.getLogger("kubeproxy.t").info("line %d", number)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["log", *(f"log.{n}" for n in range(1, 5))]
+        assert all(path.stat().st_size <= 1000 for path in tmp_path.iterdir())
+        assert (tmp_path / "log").read_text().endswith("line 199\n")
+
+    def test_a_file_that_cannot_be_opened_is_an_error(self, tmp_path):
+        with pytest.raises(OSError, match="none"):
+            log.setup(log.LogSettings(file=str(tmp_path / "none" / "log")))
+
+
+class TestSystemLog:
+    def test_warnings_and_errors_are_reported_also_after_another_setup(self, capsys):
+        reported = []
+        log.report_to(lambda level, text: reported.append((level, text)))
+        log.setup(log.LogSettings())
+        for level in (logging.INFO, logging.WARNING, logging.ERROR):
+            logging.getLogger("kubeproxy.t").log(level, "%(count)d of them", {"count": level})
+        assert reported == [(30, "30 of them"), (40, "40 of them")]
+        assert len(lines(capsys)[1]) == 3
+
+    def test_a_log_that_fails_harms_nobody(self, capsys):
+        def broken(level, text):
+            raise OSError
+
+        log.report_to(broken)
+        log.setup(log.LogSettings())
+        logging.getLogger("kubeproxy.t").error("seen")
+        assert "seen" in lines(capsys)[1][0]
+
+    def test_without_streams_there_is_nothing_to_write_to(self, monkeypatch):
+        monkeypatch.setattr(sys, "stderr", None)
+        monkeypatch.setattr(sys, "stdout", None)
+        log.setup(log.LogSettings(split_stream=True))
+        logging.getLogger("kubeproxy.t").error("lost")
+        assert logging.getLogger().handlers == []
 
 
 def test_the_end_of_the_process_writes_what_is_buffered():

@@ -121,4 +121,5 @@ def _cleaners() -> "list[Callable[[Tables], int]]":
 
 
 def _modes() -> Iterator[Mode]:
-    return map(mode, _MODULES)
+    """The modes of this platform."""
+    return (found for found in map(mode, _MODULES) if sys.platform in found.platforms)

@@ -50,11 +50,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(asked: Asked) -> int:
-    from kubeproxy.machine.linux import LinuxMachine
+    from kubeproxy.machine import of_this_host
 
     only = _checks(asked.arguments.check)
     costly = {each.costly for each in CHECKS if not only or each.id in only}
-    facts = look(asked, LinuxMachine(), costly - ({"connections"} if asked.arguments.no_connect else set()))
+    facts = look(asked, of_this_host(), costly - ({"connections"} if asked.arguments.no_connect else set()))
     results = examine(facts, only)
     found = failed(results)
     if asked.arguments.json:

@@ -74,7 +74,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(asked: Asked) -> int:
-    from kubeproxy.machine.linux import LinuxMachine
+    from kubeproxy.machine import of_this_host
 
     arguments = asked.arguments
     if arguments.live is not None and not 1 <= arguments.live <= MOST_LIVE:
@@ -83,7 +83,7 @@ def _run(asked: Asked) -> int:
         raise CommandError(f"--timeout {arguments.timeout:g}: seconds, above 0 and at most {MOST_SECONDS:g}")
     if arguments.connect and (arguments.live is None or arguments.source != "node"):
         raise CommandError("--connect makes connections of this node for --live: add --live, and --from node")
-    machine = LinuxMachine()
+    machine = of_this_host()
     if arguments.at:
         return _past(asked, machine)
     found = _of_daemon(asked, machine)

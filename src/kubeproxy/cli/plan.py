@@ -42,9 +42,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(asked: Asked) -> int:
-    from kubeproxy.machine.linux import LinuxMachine
+    from kubeproxy.machine import of_this_host
 
-    arguments, out, machine = asked.arguments, asked.out, LinuxMachine()
+    arguments, out, machine = asked.arguments, asked.out, of_this_host()
     if arguments.at:
         return _since(asked, machine)
     found = reading.configuration(asked, machine)

@@ -57,7 +57,10 @@ def _main(argv: Sequence[str]) -> int:
     errors = validate(options.config, sys.platform)
     if errors:
         raise ConfigError(*errors)
-    log.setup(options.config.logging.settings)
+    try:
+        log.setup(options.log_settings)
+    except OSError as e:
+        raise ConfigError(f"--log-file: {options.log_file}: {e.strerror or e}") from None
     options.report(logger)
     if logger.isEnabledFor(log.V2):
         for name, text in options.flags.items():

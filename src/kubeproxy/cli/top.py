@@ -81,10 +81,10 @@ async def _answer(asked: Asked) -> None:
     from kubeproxy.insight import snapshot
     from kubeproxy.insight.top import changes
     from kubeproxy.insight.top.watch import TopWatch
-    from kubeproxy.machine.linux import LinuxMachine
+    from kubeproxy.machine import of_this_host
 
     arguments, out = asked.arguments, asked.out
-    machine = LinuxMachine()
+    machine = of_this_host()
     async with contextlib.AsyncExitStack() as stack:
         with out.progress(READING):
             found = configuration(asked, machine)

@@ -45,9 +45,9 @@ def _run(asked: Asked) -> int:
 
 def _kernel(asked: Asked) -> int:
     """Compares the kernel with the plans."""
-    from kubeproxy.machine.linux import LinuxMachine
+    from kubeproxy.machine import of_this_host
 
-    machine, out = LinuxMachine(), asked.out
+    machine, out = of_this_host(), asked.out
 
     found = asyncio.run(
         verified(lambda: reading.cluster(asked, machine), machine, lambda: out.progress("reading the kernel"))
@@ -124,9 +124,9 @@ def _flow(flow: StaleFlow) -> str:
 
 def _against(asked: Asked) -> int:
     """Compares the rules of the reference with the plans."""
-    from kubeproxy.machine.linux import LinuxMachine
+    from kubeproxy.machine import of_this_host
 
-    machine = LinuxMachine()
+    machine = of_this_host()
     taken = asyncio.run(reading.cluster(asked, machine))
     for trouble in taken.troubles:
         asked.out.note(trouble)

@@ -178,7 +178,8 @@ FLAGS: Final = (
     Flag("boot-id-file", "string", IGNORED, "For programs that share flags with cAdvisor.", always=True),
     Flag("machine-id-file", "string", IGNORED, "For programs that share flags with cAdvisor.", always=True),
 
-    Flag("windows-service", "bool", WINDOWS, "Run as a Windows service.", "windows_run_as_service", windows=True),
+    Flag("windows-service", "bool", WINDOWS, "Run as a Windows service. Warnings and errors are in the event log, too.", "windows_run_as_service", windows=True),
+    Flag("log-file", "string", WINDOWS, "Write the log to this file, not to stdout and stderr, which a service does not have. The file is renamed when it has 32 MiB, and 4 older ones are kept. Ours.", always=True, windows=True),
     Flag("network-name", "string", WINDOWS, "The HNS network.", "winkernel.network_name", windows=True),
     Flag("source-vip", "string", WINDOWS, "The source address for NAT on overlay networks.", "winkernel.source_vip", windows=True),
     Flag("enable-dsr", "bool", WINDOWS, "Let backends answer clients directly.", "winkernel.enable_dsr", windows=True),

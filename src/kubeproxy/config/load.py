@@ -31,6 +31,7 @@ from kubeproxy.config.flags import known
 from kubeproxy.config.gates import remarks
 from kubeproxy.config.kinds import show
 from kubeproxy.config.types import KubeProxyConfiguration
+from kubeproxy.log import LogSettings
 
 DEFAULT_JOURNAL_BYTES: Final = 64 * 2**20
 LEAST_JOURNAL_BYTES: Final = 2**20
@@ -58,6 +59,7 @@ class RunOptions(Struct, gc=False, frozen=True):
         flags: every flag's name and value as text, as /flagz shows them.
         warnings: what the operator should know; logged once logging works.
         unknown_fields: the unknown fields of the file, each as a message; logged as errors.
+        log_file: the file to log to; empty for the standard streams.
         given: the flags that were given, from which these options were made.
     """
 
@@ -79,6 +81,7 @@ class RunOptions(Struct, gc=False, frozen=True):
     flags: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
     unknown_fields: tuple[str, ...] = ()
+    log_file: str = ""
     given: Mapping[str, Any] = {}
 
     @property
@@ -86,6 +89,11 @@ class RunOptions(Struct, gc=False, frozen=True):
         """The mode that is named, or the one that does the same without rules if that is asked for."""
         named = backends.mode(self.config.mode)
         return backends.mode(named.without_rules) if self.userspace_listen and named.without_rules else named
+
+    @property
+    def log_settings(self) -> LogSettings:
+        """How to log."""
+        return replace(self.config.logging.settings, file=self.log_file)
 
     def report(self, log: Logger, but: "RunOptions | None" = None) -> None:
         """Logs what the operator should know.
@@ -166,6 +174,7 @@ def load(values: Mapping[str, Any], platform: str) -> RunOptions:
         },
         warnings=(*warnings, *remarks(config.feature_gates)),
         unknown_fields=tuple(unknown),
+        log_file=values.get("log-file", ""),
         given=values,
     )
 

@@ -8,7 +8,7 @@ CAP_SYS_PTRACE).
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 import msgspec
@@ -98,7 +98,7 @@ def _find(flags: Mapping[str, Any], machine: Machine, environment: Mapping[str, 
 
 def daemon_arguments(command: Sequence[str]) -> Sequence[str]:
     """The flags in the command line of a running kube-proxy, which Python may run as a script or module."""
-    if not PurePosixPath(command[0] if command else "").name.startswith("python"):
+    if not PurePath(command[0] if command else "").name.startswith("python"):
         return command[1:]
     for at, argument in enumerate(command[1:], 1):
         if argument in {"-m", "-c"}:
@@ -112,7 +112,7 @@ def _placed(values: Mapping[str, Any], process: Process) -> dict[str, Any]:
     """The flags with files as we can open them."""
 
     def placed(path: str) -> str:
-        return process.root + str(PurePosixPath(process.folder) / path)
+        return process.root + str(PurePath(process.folder) / path)
 
     found = dict(values)
     if path := values.get("config"):
@@ -122,7 +122,7 @@ def _placed(values: Mapping[str, Any], process: Process) -> dict[str, Any]:
     if path := values.get("journal"):
         found["journal"] = placed(path)
     if path := values.get("kubeconfig"):
-        found["kubeconfig"] = str(PurePosixPath(process.folder) / path)  # its root is added where it is read
+        found["kubeconfig"] = str(PurePath(process.folder) / path)  # its root is added where it is read
     return found
 
 

@@ -60,16 +60,23 @@ class HeldError(Exception):
         holder: the process of that instance.
     """
 
-    def __init__(self, holder: Holder) -> None:
-        super().__init__(f"another kube-proxy ({holder}) runs in this network namespace")
+    def __init__(self, holder: Holder, where: str = "in this network namespace") -> None:
+        super().__init__(f"another kube-proxy ({holder}) runs {where}")
         self.holder = holder
 
 
 class Instance:
     """The lock that this process holds. Keep a reference: without one, the lock is released."""
 
-    def __init__(self, listener: socket.socket | None) -> None:
+    def __init__(self, listener: socket.socket | None, release: Callable[[], object] = lambda: None) -> None:
+        """Holds a lock.
+
+        Args:
+            listener: the socket that is the lock; None if it is something else, or there is none.
+            release: releases what is the lock instead.
+        """
         self._listener = listener
+        self._release = release
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when another process asks who holds the lock.
@@ -92,6 +99,7 @@ class Instance:
         """Releases the lock."""
         if self._listener is not None:
             self._listener.close()
+        self._release()
 
 
 def acquire(

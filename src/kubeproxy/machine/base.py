@@ -1,7 +1,4 @@
-"""The interface of a machine. Windows will have an implementation, too.
-
-There, methods that only Linux supports raise OSError.
-"""
+"""The interface of a machine. Methods that a system does not support raise OSError there."""
 
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from kubeproxy.netlink import wire
-from kubeproxy.netlink.namespace import Namespace
+from kubeproxy.netlink.namespace import Namespace, Sockets
 
 NEW_ADDRESS, DELETE_ADDRESS, GET_ADDRESS = 20, 21, 22
 GET_ROUTE = 26
@@ -68,19 +68,20 @@ def _addresses(kernel: wire.Socket) -> Iterator[Address]:
             yield Address(bytes(packed), prefix, index)
 
 
-def source_address(namespace: Namespace, domain: int) -> str:
-    """The source address of packets to remote hosts, without its zone. No packet is sent for this.
+def source_address(sockets: Sockets, domain: int, remote: str = "") -> str:
+    """The source address of packets to a remote host, without its zone. No packet is sent for this.
 
     Args:
-        namespace: the network namespace.
+        sockets: makes sockets in the network namespace.
         domain: socket.AF_INET or AF_INET6.
+        remote: the address of the remote host; "" for any.
 
     Returns:
-        The address, "" if there is no route to remote hosts.
+        The address, "" if there is no route to the host.
     """
     try:
-        with namespace.socket(domain, socket.SOCK_DGRAM) as probe:
-            probe.connect((_SOMEWHERE[domain], 9))
+        with sockets.socket(domain, socket.SOCK_DGRAM) as probe:
+            probe.connect((remote or _SOMEWHERE[domain], 9))
             return str(probe.getsockname()[0]).partition("%")[0]
     except OSError:
         return ""

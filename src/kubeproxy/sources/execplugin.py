@@ -11,8 +11,9 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Struct
@@ -25,6 +26,11 @@ _EXTENSION = "client.authentication.k8s.io/exec"
 _CHUNK = 65536
 _LARGEST_STDERR = 4096
 _ENDING_SECONDS = 5.0
+_GROUP: Final[dict[str, Any]] = (
+    {"creationflags": 0x200} if sys.platform == "win32" else {"start_new_session": True}
+)
+"""A process group of its own, so that Ctrl-C in the console of the daemon does not end a plugin."""
+
 _SHOWN = 500
 """Characters of the standard error of a failed plugin that are shown."""
 
@@ -90,32 +96,49 @@ async def run(plugin: ExecPlugin, cluster: Cluster, authority: bytes, seconds: f
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
+            **_GROUP,
         )
     except OSError as e:
         hint = f"\n{plugin.install_hint.strip()}" if plugin.install_hint else ""
         raise PluginError(f"{name}: cannot be run: {e.strerror}{hint}") from None
-    whole = False
-    try:
-        async with asyncio.timeout(seconds):
-            out, err = await _output(process)
-        whole = True
-    except TimeoutError:
-        raise PluginError(f"{name}: did not answer within {seconds:g} s and was ended") from None
-    except _TooMuchError:
-        raise PluginError(f"{name}: printed more than {LARGEST_SETTINGS} bytes and was ended") from None
-    finally:
-        if not whole:  # it may have ended, and a process that it left behind holds its output open
-            with contextlib.suppress(ProcessLookupError):
-                if sys.platform == "win32":
-                    process.kill()
-                else:
-                    os.killpg(process.pid, signal.SIGKILL)
-            await _ended(process)
+    with _with_children(process) as end:
+        whole = False
+        try:
+            async with asyncio.timeout(seconds):
+                out, err = await _output(process)
+            whole = True
+        except TimeoutError:
+            raise PluginError(f"{name}: did not answer within {seconds:g} s and was ended") from None
+        except _TooMuchError:
+            raise PluginError(f"{name}: printed more than {LARGEST_SETTINGS} bytes and was ended") from None
+        finally:
+            if not whole:  # it may have ended, and a process that it left behind holds its output open
+                with contextlib.suppress(ProcessLookupError):
+                    end()
+                await _ended(process)
     if process.returncode:
         stderr = err.decode(errors="replace").strip()[-_SHOWN:]
         raise PluginError(f"{name}: exit status {process.returncode}{': ' if stderr else ''}{stderr}")
     return parse(out, plugin.api_version, name)
+
+
+@contextlib.contextmanager
+def _with_children(process: asyncio.subprocess.Process) -> Iterator[Callable[[], None]]:
+    """Yields a function that ends a program and all programs that it started."""
+    if sys.platform != "win32":
+        yield lambda: os.killpg(process.pid, signal.SIGKILL)
+        return
+    from kubeproxy.windows.jobs import Job
+
+    try:
+        job = Job(process.pid)
+    except OSError:  # it has ended
+        yield process.kill
+        return
+    try:
+        yield job.end
+    finally:
+        job.close()
 
 
 async def _output(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:

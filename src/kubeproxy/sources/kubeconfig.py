@@ -24,6 +24,9 @@ from kubeproxy.api.limits import read_file
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where the kubelet puts a pod's token and the cluster's CA."""
 
+SANDBOX: Final = "CONTAINER_SANDBOX_MOUNT_POINT"
+"""In a HostProcess container: the folder below which the container's image and volumes are."""
+
 EXEC_VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
 """The supported versions of the exec credential plugin protocol."""
 
@@ -165,7 +168,18 @@ def connection(
         return ClusterAccess(
             Cluster(server=_server(master, tls=False, where="--master")), User(), name="--master"
         )
-    return in_cluster(environment, Path(f"{root}{SERVICE_ACCOUNT}"))
+    return in_cluster(environment, service_account(root, environment))
+
+
+def service_account(root: str, environment: Mapping[str, str]) -> Path:
+    """The folder of the pod's token.
+
+    HostProcess containers of Windows see the file system of the host. containerd before 1.7 mounts the
+    volumes of such a container only below a folder that a variable names.
+    """
+    mounted = environment.get(SANDBOX, "")
+    inside = Path(mounted, *SERVICE_ACCOUNT.parts[1:])
+    return inside if mounted and inside.is_dir() else Path(f"{root}{SERVICE_ACCOUNT}")
 
 
 def load(path: str, master: str = "", *, root: str = "") -> ClusterAccess:
@@ -202,7 +216,7 @@ def load(path: str, master: str = "", *, root: str = "") -> ClusterAccess:
     folder = Path(path).absolute().parent
     cluster = _with_paths(cluster, root, folder, "certificate_authority")
     user = _with_paths(user, root, folder, "token_file", "client_certificate", "client_key")
-    if user.exec_plugin and os.sep in user.exec_plugin.command:
+    if user.exec_plugin and any(sep in user.exec_plugin.command for sep in (os.sep, os.altsep) if sep):
         plugin = _with_paths(user.exec_plugin, root, folder, "command")
         user = msgspec.structs.replace(user, exec_plugin=plugin)
     if master:

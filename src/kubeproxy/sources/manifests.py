@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -113,7 +114,8 @@ class Manifests:
             try:
                 watch_again = stack.enter_context(inotify.changes(folders, changed.set))
             except OSError as e:
-                log.warning(
+                log.log(
+                    logging.INFO if sys.platform == "win32" else logging.WARNING,  # there it is always so
                     "There are no notifications of changed files, they are checked every %(seconds)g s: %(err)s",
                     {"seconds": self.look_seconds, "err": e},
                 )

@@ -1,28 +1,22 @@
 """The functions of computenetwork.dll and vmcompute.dll through ctypes.
 
-Texts are UTF-16 in buffers of our own, because a `wchar_t` of ctypes has another size on Linux, where this is
-tested. What a function returns is a bare address, because ctypes would otherwise copy the text and lose the
+What a function returns is a bare address, because ctypes would otherwise copy the text and lose the
 address; it is copied and freed with CoTaskMemFree, whether the function failed or not. Functions return an
 HRESULT as a number: the type HRESULT of ctypes raises an error before the error record can be read.
 
 Source: computenetwork.h of the Windows SDK and of mingw-w64; Microsoft's HCN API reference.
 """
 
-import contextlib
 import ctypes
 import sys
 import uuid
-from array import array
 from collections.abc import Callable, Mapping
 from ctypes import POINTER, byref, c_int32, c_uint16, c_uint32, c_void_p
 from typing import Any, Final
 
 from kubeproxy.windows.calls import Entity, HnsNotice
 from kubeproxy.windows.errors import E_NOTIMPL, HcnError, HnsMissingError, check
-
-_PAGE: Final = 4096
-_LONGEST: Final = 64 * 2**20
-"""Bytes in a text of HNS, at most."""
+from kubeproxy.windows.text import narrow, wide
 
 _SYSTEM32: Final = 0x800
 """LOAD_LIBRARY_SEARCH_SYSTEM32: the file is taken from no other folder."""
@@ -223,29 +217,6 @@ def _function(library: Any, name: str, types: tuple[Any, ...]) -> Callable[..., 
         found.argtypes = types
         found.restype = c_int32
     return found
-
-
-def wide(text: str) -> Any:
-    """A text as Windows takes it: UTF-16 with a 0 at its end. It ends at its first 0."""
-    data = text.encode("utf-16-le", "replace") + bytes(2)
-    return (c_uint16 * (len(data) // 2)).from_buffer_copy(data)
-
-
-def narrow(address: int) -> str:
-    """Copies a text of Windows: UTF-16 that ends with a 0.
-
-    It is read up to the end of a page at a time, because the next page may not exist.
-    """
-    units = array("H")
-    while 2 * len(units) < _LONGEST:
-        at = address + 2 * len(units)
-        part = array("H", ctypes.string_at(at, (_PAGE - at % _PAGE) & ~1 or 2))
-        with contextlib.suppress(ValueError):
-            del part[part.index(0) :]
-            units += part
-            break
-        units += part
-    return units.tobytes().decode("utf-16-le", "replace")
 
 
 def system_binding() -> HcnBinding:

@@ -193,6 +193,7 @@ def test_windows_flags_exist_on_windows_only():
     only = {flag.name for flag in FLAGS if flag.windows}
     assert only == {
         "windows-service",
+        "log-file",
         "network-name",
         "source-vip",
         "enable-dsr",

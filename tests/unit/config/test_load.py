@@ -101,7 +101,7 @@ def test_every_flag_has_a_purpose():
     assert without_field == {
         "config", "write-config-to", "cleanup", "init-only", "version", "help", "master", "healthz-port",
         "metrics-port", "manifests", "userspace-listen", "cleanup-force", "cleanup-variant", "journal", "journal-size", "status-page", "boot-id-file",
-        "machine-id-file",
+        "machine-id-file", "log-file",
     }  # fmt: skip
 
 

@@ -8,7 +8,15 @@ import msgspec
 import pytest
 import yaml
 
-from kubeproxy.sources.kubeconfig import ClusterAccess, KubeconfigError, connection, in_cluster, load
+from kubeproxy.sources.kubeconfig import (
+    SERVICE_ACCOUNT,
+    ClusterAccess,
+    KubeconfigError,
+    connection,
+    in_cluster,
+    load,
+    service_account,
+)
 
 
 def write(
@@ -324,6 +332,14 @@ class TestInCluster:
         found = self.pod(tmp_path, "token", host="fd00::1")
         assert found.cluster.server == "https://[fd00::1]:443"
         assert found.cluster.certificate_authority == ""
+
+    def test_a_host_process_container_has_its_volumes_below_a_folder(self, tmp_path: Path) -> None:
+        mounted = tmp_path / "var/run/secrets/kubernetes.io/serviceaccount"
+        assert service_account("", {"CONTAINER_SANDBOX_MOUNT_POINT": str(tmp_path)}) == SERVICE_ACCOUNT
+        mounted.mkdir(parents=True)
+        assert service_account("", {"CONTAINER_SANDBOX_MOUNT_POINT": str(tmp_path)}) == mounted
+        assert service_account("", {}) == SERVICE_ACCOUNT
+        assert service_account("/proc/1/root", {}) == Path(f"/proc/1/root{SERVICE_ACCOUNT}")
 
     def test_no_token(self, tmp_path: Path) -> None:
         with pytest.raises(KubeconfigError, match=f"{tmp_path}/token does not exist"):

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from kubeproxy.windows import binding, errors, values
+from kubeproxy.windows import text as text16
 from kubeproxy.windows.calls import Entity, HnsNotice, NoticeKind
 from kubeproxy.windows.documents import query
 from kubeproxy.windows.errors import HcnError, HcnTrouble, HnsMissingError
@@ -157,16 +158,16 @@ def test_ids_are_stored_as_windows_does() -> None:
 
 @pytest.mark.parametrize("text", ["", "cbr0", "Zürich", "網路", "🙂", "x" * 100_000, "ā" * 4097, "a\u0100b"])
 def test_texts_are_utf_16_of_any_length(text: str) -> None:
-    assert text_at(ctypes.addressof(binding.wide(text))) == text
+    assert text_at(ctypes.addressof(text16.wide(text))) == text
     heap, out = Heap(), ctypes.c_void_p()
     heap.give(text, ctypes.addressof(out))
-    assert binding.narrow(out.value or 0) == text
+    assert text16.narrow(out.value or 0) == text
 
 
 def test_a_text_that_is_no_utf_16_does_not_stop_the_program() -> None:
-    assert text_at(ctypes.addressof(binding.wide("a\udc00b"))) == "a?b"
+    assert text_at(ctypes.addressof(text16.wide("a\udc00b"))) == "a?b"
     buffer = (ctypes.c_uint16 * 3)(0x61, 0xDC00, 0)
-    assert binding.narrow(ctypes.addressof(buffer)) == "a\ufffd"
+    assert text16.narrow(ctypes.addressof(buffer)) == "a\ufffd"
 
 
 def test_names_of_networks_are_any_text(part: Part) -> None:
