@@ -219,6 +219,7 @@ def service_words(before: ServiceRow, after: ServiceRow) -> Iterator[str]:
         ("externalTrafficPolicy", policy[before.external_local], policy[after.external_local]),
         ("healthCheckNodePort", str(before.health_check_port), str(after.health_check_port)),
         ("PROXY protocol", str(before.proxy_protocol), str(after.proxy_protocol)),
+        ("preserve-destination", str(before.preserve_destination), str(after.preserve_destination)),
         ("connections to removed endpoints end", str(before.ends_connections), str(after.ends_connections)),
         ("silent endpoints are skipped", str(before.skips_silent), str(after.skips_silent)),
     )

@@ -51,6 +51,7 @@ SLICE = SliceRow(
         ({"external_local": True}, "externalTrafficPolicy: Cluster -> Local"),
         ({"health_check_port": 31000}, "healthCheckNodePort: 0 -> 31000"),
         ({"proxy_protocol": True}, "PROXY protocol: False -> True"),
+        ({"preserve_destination": True}, "preserve-destination: False -> True"),
         (
             {"balancing": BalancingRow("maglev", by_port=True, table_size=251)},
             "balancing: random -> maglev of the client's address and port, table of 251",
@@ -86,7 +87,7 @@ def test_each_field_of_a_service_is_worded():
         "affinity",
     }
     worded |= {"internal_local", "external_local", "health_check_port", "proxy_protocol"}
-    worded |= {"balancing", "ignored", "ends_connections", "skips_silent"}
+    worded |= {"balancing", "ignored", "ends_connections", "skips_silent", "preserve_destination"}
     assert set(ServiceRow.__struct_fields__) == worded
     assert set(EndpointRow.__struct_fields__) == {
         "address",
