@@ -1,0 +1,58 @@
+"""A BPF file system and a cgroup of a test's own: nothing of the host is attached to."""
+
+import ctypes
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from kubeproxy.linux.bpf.host import BpfPlaces
+from tests.lab.netns import unique_prefix
+
+_DETACH = 2
+
+
+def _cgroups() -> Path:
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, where, kind, *_ = line.split(" ")
+        if kind == "cgroup2":
+            return Path(where)
+    pytest.fail("these tests need a mount of cgroup version 2", pytrace=False)
+
+
+@contextmanager
+def places() -> Iterator[BpfPlaces]:
+    """Places for programs and pins, removed at the end."""
+    cgroup = _cgroups() / unique_prefix().rstrip("-")
+    with tempfile.TemporaryDirectory(prefix="bpffs-") as folder:
+        subprocess.run(["mount", "-t", "bpf", "bpf", folder], check=True)
+        try:
+            cgroup.mkdir()
+            yield BpfPlaces(str(cgroup), f"{folder}/kube-proxy")
+        finally:
+            ctypes.CDLL(None).umount2(os.fsencode(folder), _DETACH)
+            home = _cgroups() / "cgroup.procs"
+            with suppress(OSError):
+                for process in (cgroup / "cgroup.procs").read_text().split():
+                    home.write_text(process)
+                cgroup.rmdir()
+
+
+@contextmanager
+def inside(where: BpfPlaces) -> Iterator[None]:
+    """This process is in the cgroup until the block ends."""
+    path = next(
+        line[3:].strip()
+        for line in Path("/proc/self/cgroup").read_text().splitlines()
+        if line.startswith("0:")
+    )
+    home = Path(f"{_cgroups()}{path.removeprefix(':')}", "cgroup.procs")
+    Path(where.cgroup, "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        home.write_text(str(os.getpid()))
