@@ -76,6 +76,7 @@ class Owners:
                     self._addresses.setdefault(front[0], name)
         self._chains: dict[str, str] = {}
         self._described: dict[Key, frozenset[str]] = {}
+        self._by_line: dict[str, str] | None = None
         self._by_endpoint: dict[str, list[ServicePlan]] | None = None
 
     def learn(self, lines: Iterable[LineParts]) -> None:
@@ -106,13 +107,20 @@ class Owners:
     def _by_description(self, line: str, about: LineParts) -> str:
         """The only Service whose description has a line; only those are asked that may."""
         if about.endpoint:
-            candidates: Iterable[ServicePlan] = self._users().get(about.endpoint, ())
-        elif about.inside.startswith(_OWN_CHAINS):
-            candidates = self._plans
-        else:
-            return COMMON
-        found = [plan.key for plan in candidates if line in self._lines_of(plan)]
-        return "/".join(found[0]) if len(found) == 1 else COMMON
+            candidates = self._users().get(about.endpoint, ())
+            found = [plan.key for plan in candidates if line in self._lines_of(plan)]
+            return "/".join(found[0]) if len(found) == 1 else COMMON
+        return self._all_lines().get(line, COMMON) if about.inside.startswith(_OWN_CHAINS) else COMMON
+
+    def _all_lines(self) -> Mapping[str, str]:
+        """The Services of the lines of all descriptions, COMMON for lines that several have."""
+        if self._by_line is None:
+            self._by_line = {}
+            for plan in self._plans:
+                name = "/".join(plan.key)
+                for line in self._lines_of(plan):
+                    self._by_line[line] = COMMON if line in self._by_line else name
+        return self._by_line
 
     def _lines_of(self, plan: ServicePlan) -> frozenset[str]:
         lines = self._described.get(plan.key)

@@ -103,9 +103,12 @@ class IptablesRules:
                     chance *= match(each)
                     if not chance:
                         break
-                if chance < 1:
+                if not chance:
+                    following.append(each)
+                elif chance == 1:
+                    yield from self._apply(table, rule, each, following)
+                else:
                     following.append(structs.replace(each, probability=each.probability * (1 - chance)))
-                if chance:
                     hit = structs.replace(each, probability=each.probability * chance)
                     yield from self._apply(table, rule, hit, following)
             states = following
@@ -225,15 +228,15 @@ class _IndexedChain:
                 self._by_port.setdefault(port, []).append(number)
             else:
                 self._others.append(number)
+        self._always = [self._rules[number] for number in self._others]
 
-    def candidates(self, state: PacketState) -> Iterator[_ParsedRule]:
+    def candidates(self, state: PacketState) -> Iterable[_ParsedRule]:
         """The rules that may match a packet whose destination the chain does not change, in their order."""
-        numbers = [
-            *self._by_address.get(state.destination, ()),
-            *self._by_port.get(f"{state.protocol} {state.port}", ()),
-            *self._others,
-        ]
-        return (self._rules[number] for number in sorted(numbers))
+        at = self._by_address.get(state.destination) if self._by_address else None
+        of_port = self._by_port.get(f"{state.protocol} {state.port}") if self._by_port else None
+        if not at and not of_port:
+            return self._always
+        return (self._rules[number] for number in sorted((*(at or ()), *(of_port or ()), *self._others)))
 
 
 def _key(text: str) -> tuple[str, str]:
