@@ -14,19 +14,22 @@ TEST_PROGRAMS = systemd-analyze runc chromium
 TEST_PACKAGES = systemd runc chromium
 VM_PROGRAMS = qemu-system-x86_64 busybox cpio depmod ipset ipvsadm
 VM_PACKAGES = qemu-system-x86 busybox-static cpio kmod ipset ipvsadm
+WINE_PROGRAMS = x86_64-w64-mingw32-gcc wine
+WINE_PACKAGES = gcc-mingw-w64-x86-64-win32 wine wine64
 MIRROR ?= $(shell apt-get indextargets --format '$$(SITE)' 'Created-By: Packages' | grep -m1 '/debian/*$$')
 ARCHITECTURES ?= amd64 arm64
 WORKERS ?= 4
 ROUNDS ?= 10
 
-.PHONY: help install uninstall demo test fuzz lint format bench clean lock wheel system test-programs haproxy vm vm-programs
-.PHONY: image versions-test distro-test root prefix unit tools docs man
+.PHONY: help install uninstall demo test fuzz lint format bench clean lock wheel system test-programs haproxy wine vm vm-programs
+.PHONY: windows image versions-test distro-test root prefix unit tools docs man
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make install   installs into $(PREFIX), with a systemd unit; make uninstall removes it"
 	@echo "make demo      a small node in network namespaces, with real traffic (MODE=iptables)"
 	@echo "make test      all tests"
+	@echo "make windows   the functions of Windows that kernelspace mode calls, in C and run by Wine"
 	@echo "make versions-test   unit tests with the oldest and newest libraries, and with every Python there is from 3.11 on"
 	@echo "make distro-test     demo and tests in minimal installations of Debian (SUITES=\"bookworm trixie\")"
 	@echo "make fuzz      the tests of properties with new random examples, ROUNDS=10 times"
@@ -88,6 +91,10 @@ test: system test-programs vm image tools .venv/.dev
 	.venv/bin/pytest -n $(WORKERS) --dist worksteal $(TESTS) || { \
 	  echo "Tests failed beside the others. They are run again, alone: what passes now depends on the load, and is a defect, too."; \
 	  .venv/bin/pytest -n 0 --last-failed --last-failed-no-failures none $(TESTS); }
+
+# Libraries in place of those of Windows and a client of them, compiled with mingw-w64's headers.
+windows: wine .venv/.dev
+	.venv/bin/pytest -q tests/wine/hns.py
 
 # A container image as an OCI archive in dist/, made from Debian's packages without a registry or a container engine.
 image: root wheel
@@ -156,6 +163,9 @@ tools: .tools/done
 
 .tools/done: tests/tools/__init__.py tests/packages.py requirements/tools.txt | .venv/.dev
 	.venv/bin/python -m tests.tools
+
+wine:
+	$(call install,$(WINE_PROGRAMS),$(WINE_PACKAGES))
 
 vm-programs:
 	$(call install,$(VM_PROGRAMS),$(VM_PACKAGES))
