@@ -98,8 +98,14 @@ def services(draw: st.DrawFn, keys: Sequence[Key] = KEYS) -> types.Service:
     policies = st.sampled_from(["Cluster", "Local"])
     external_policy = draw(policies) if kind != "ClusterIP" or draw(st.booleans()) else None
     ingress = draw(_some(EXTERNAL_IPS)) if balanced else ()
+    sources = st.one_of(st.none(), _some(RANGES, 3).map(", ".join))
+    annotations = types.Annotations(
+        allowed_sources=draw(sources),
+        denied_sources=draw(sources),
+        removed_endpoints=draw(st.sampled_from([None, "end-connections"])),
+    )
     return types.Service(
-        metadata=types.ObjectMeta(name=name, namespace=namespace),
+        metadata=types.ObjectMeta(name=name, namespace=namespace, annotations=annotations),
         spec=types.ServiceSpec(
             ports=draw(_ports(node_ports=kind != "ClusterIP" and draw(st.booleans()))),
             type=kind,

@@ -25,6 +25,7 @@ from kubeproxy.events import Events
 from kubeproxy.feed import Feed
 from kubeproxy.flows import FlowCleaner
 from kubeproxy.forwarding import Forwarding
+from kubeproxy.log import ObjectRef
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.nodewatch import NodeWatch
@@ -315,7 +316,24 @@ class Session:
                 self._events.service(key, "FailedToProgramService", "SyncRules", f"{loop.family}: {words}")
 
         loop.ledger.subscribe(report_refusals)
+        if not self.mode.limits_sources:
+            loop.ledger.subscribe(self._report_unlimited)
         return loop
+
+    def _report_unlimited(self, done: Recorded) -> None:
+        """Reports Services whose clients are not limited as their annotations say."""
+        for change in done.changes:
+            before, after = (
+                plan is not None and any(port.external_ranges for port in plan.ports)
+                for plan in (change.before, change.after)
+            )
+            if after and not before:
+                text = f"{self.mode.name} mode does not limit the clients of node ports and external IPs"
+                log.warning(
+                    "Service %(service)s: %(problem)s: its annotations for allowed and denied sources are ignored",
+                    {"service": ObjectRef(*change.key), "problem": text},
+                )
+                self._events.service(change.key, "SourcesNotLimited", "SyncRules", text)
 
     def _cleaner(self, loop: Reconciler) -> FlowCleaner:
         if not self.options.config.destroy_sockets:

@@ -1,17 +1,20 @@
 """Which clients reach a load balancer address, by the source ranges of its Service: with packets, in the modes that have rules."""
 
+import contextlib
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from kubeproxy.api import types
 from kubeproxy.backends.nftables.driver import NFTablesDriver
 from kubeproxy.netlink.nft.kernel import NftKernel
 from tests.fakes.cluster import Proxy, endpoints, service
 from tests.kernel.daemons import Station, ask, until
 from tests.lab import netns
-from tests.lab.topology import EP11, EP11_6, Lab
+from tests.lab.topology import EP11, EP11_6, NODE_NAME, Lab
 from tests.machines import MACHINE
 from tests.unit.backends.nftables.rig import NODES, content
 
@@ -126,3 +129,72 @@ def test_a_full_sync_replaces_ranges_that_overlap(space: str, ipv6: bool) -> Non
             assert not proxy.full()
             found = content(kernel, node.family)["elements", "firewall-sources"]
             assert len(found) == 2 if len(ranges) == 4 else 1
+
+
+EXTERNAL, EXTERNAL6, NODE_PORT = "203.0.113.6", "2001:db8:203::6", 30080
+OUTSIDE = {
+    ("out", EXTERNAL, 80): "198.51.100.7",
+    ("client", EXTERNAL, 80): "10.244.1.100",
+    ("out", EXTERNAL6, 80): "2001:db8:198::7",
+    ("out", "192.0.2.1", NODE_PORT): "198.51.100.7",
+    ("client", "192.0.2.1", NODE_PORT): "10.244.1.100",
+    ("out", "2001:db8:2::1", NODE_PORT): "2001:db8:198::7",
+    ("client", "2001:db8:2::1", NODE_PORT): "fd00:10:244:1::64",
+}
+RULES: Sequence[tuple[tuple[str, ...], tuple[str, ...]]] = (
+    (("198.51.100.0/24", "2001:db8:198::/48"), ()),
+    ((), ("198.51.100.7/32", "fd00:10:244:1::/64")),
+    (("198.51.0.0/16", "10.244.0.0/16"), ("10.244.1.0/25",)),
+    ((), ("0.0.0.0/0", "::/0")),
+    ((), ()),
+)
+
+
+@pytest.mark.parametrize(
+    ("mode", "addresses"),
+    [("nftables", ["primary"]), ("nftables", ["all"]), ("userspace", ["all"]), ("iptables", ["all"])],
+)
+def test_allowed_and_denied_sources(lab: Lab, tmp_path: Path, mode: str, addresses: list[str]) -> None:
+    """By annotations, for node ports, external IPs and, of those denied, load balancer IPs."""
+    station = Station(lab, tmp_path, mode=mode, nodePortAddresses=addresses)
+    node6 = (types.NodeAddress("InternalIP", "192.0.2.1"), types.NodeAddress("InternalIP", "2001:db8:2::1"))
+    station.folder.put(
+        endpoints("web", EP11),
+        endpoints("web", EP11_6, name="web-6"),
+        types.Node(types.ObjectMeta(name=NODE_NAME), status=types.NodeStatus(node6)),
+    )
+    with contextlib.ExitStack() as stack:
+        for number, (allowed, denied) in enumerate(RULES):
+            web = service(
+                "web",
+                "10.96.0.10",
+                "fd00:10:96::a",
+                type="LoadBalancer",
+                balancer=[BALANCER],
+                external_ips=(EXTERNAL, EXTERNAL6),
+                ports=[types.ServicePort(80, node_port=NODE_PORT)],
+            )
+            annotations = types.Annotations(
+                allowed_sources=", ".join(allowed) or None, denied_sources=" ".join(denied) or None
+            )
+            station.folder.put(replace(web, metadata=replace(web.metadata, annotations=annotations)))
+            if number == 0:
+                stack.enter_context(station.running())
+
+            def let_in(client: str, allowed: Sequence[str] = allowed, denied: Sequence[str] = denied) -> bool:
+                return admitted(client, allowed) and not any(
+                    ip_address(client) in ip_network(each) for each in denied
+                )
+
+            wanted = {front: let_in(client) for front, client in OUTSIDE.items()}
+            wanted["out", BALANCER, 80] = let_in("198.51.100.7", ())
+            wanted["client", "10.96.0.10", 80] = True
+
+            def is_right(wanted: dict[tuple[str, str, int], bool] = wanted) -> bool:
+                found = {front: ask(lab, *front, patience=0.4) for front in wanted}
+                return all(
+                    found[front] in {EP11, EP11_6} if right else found[front] not in {EP11, EP11_6}
+                    for front, right in wanted.items()
+                )
+
+            until(is_right, f"{allowed} {denied}")

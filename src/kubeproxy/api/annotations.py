@@ -6,9 +6,11 @@ programmed as if it had no such annotation, its other annotations have their eff
 value; what several annotations together mean is in the module of that subject (`api.balancing`).
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final, TypeVar
 
+from kubeproxy.api.addresses import parse_range
 from kubeproxy.api.rows import IgnoredAnnotation
 
 PREFIX: Final = "kube-proxy/"
@@ -23,6 +25,13 @@ PREFER: Final = f"{PREFIX}prefer"
 SPILL_OVER: Final = f"{PREFIX}spill-over"
 REMOVED_ENDPOINTS: Final = f"{PREFIX}removed-endpoints"
 SILENT_ENDPOINTS: Final = f"{PREFIX}silent-endpoints"
+ALLOWED_SOURCES: Final = f"{PREFIX}allowed-sources"
+DENIED_SOURCES: Final = f"{PREFIX}denied-sources"
+
+MOST_RANGES: Final = 1000
+"""The maximum number of ranges that an annotation may have."""
+
+_SEPARATOR: Final = re.compile(r"[,\s]+")
 
 GROUP: Final = f"{PREFIX}group"
 """Label of an EndpointSlice: the name of the group that its endpoints belong to."""
@@ -59,6 +68,21 @@ class AnnotationReader:
             self.ignore(name, f"{text!r:.80} is not {_any_of(list(values))}")
             return default
         return values[text]
+
+    def ranges(self, name: str, text: str | None) -> tuple[str, ...]:
+        """The ranges of a list, canonical, each once; those that are none are ignored."""
+        found: dict[str, None] = {}
+        parts = [part for part in _SEPARATOR.split(text or "") if part]
+        if text is not None and not parts:
+            self.ignore(name, "it has no range")
+        if len(parts) > MOST_RANGES:
+            self.ignore(name, f"it has {len(parts)} ranges, the first {MOST_RANGES} are used")
+        for part in parts[:MOST_RANGES]:
+            try:
+                found[parse_range(part)] = None
+            except ValueError:
+                self.ignore(name, f"{part!r:.80} is not a range of addresses like 192.0.2.0/24")
+        return tuple(found)
 
     def number(self, name: str, text: str | None, low: int, high: int, default: int) -> int:
         """A whole number from `low` to `high`; the default if there is no text or it is no such number."""

@@ -115,6 +115,8 @@ def service(wire: types.Service, complain: Complain) -> ServiceRow | None:
             {"skip": True, "use": False},
             default=False,
         ),
+        allowed_sources=reader.ranges(annotations.ALLOWED_SOURCES, ours.allowed_sources if ours else None),
+        denied_sources=reader.ranges(annotations.DENIED_SOURCES, ours.denied_sources if ours else None),
         ignored=tuple(reader.ignored),
         preserve_destination=ours is not None and ours.preserve_destination == "true",
     )

@@ -94,6 +94,9 @@ class ServiceRow(Struct, frozen=True, gc=False, omit_defaults=True):
         balancing: how new connections are divided; None: at random, with equal shares.
         ends_connections: connections to endpoints that were removed are ended.
         skips_silent: endpoints that do not answer get no connections.
+        allowed_sources: the clients that may use node ports and external IPs, canonical, of both families;
+            none for all.
+        denied_sources: the clients that may use neither these nor the load balancer IPs.
         ignored: its annotations that cannot be used.
         preserve_destination: packets to its load balancer IPs keep their destination, in kernelspace mode.
     """
@@ -113,6 +116,8 @@ class ServiceRow(Struct, frozen=True, gc=False, omit_defaults=True):
     balancing: BalancingRow | None = None
     ends_connections: bool = False
     skips_silent: bool = False
+    allowed_sources: tuple[str, ...] = ()
+    denied_sources: tuple[str, ...] = ()
     ignored: tuple[IgnoredAnnotation, ...] = ()
     preserve_destination: bool = False
 

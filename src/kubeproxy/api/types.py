@@ -47,6 +47,8 @@ class Annotations(Struct, gc=False, frozen=True):
         spill_over: of a Service: up to how many open connections each they are.
         removed_endpoints: of a Service: what becomes of the connections of endpoints that were removed.
         silent_endpoints: of a Service: what becomes of endpoints that do not answer.
+        allowed_sources: of a Service: who may use its node ports and external IPs.
+        denied_sources: of a Service: who may not use these and its load balancer IPs.
         preserve_destination: of a Service: "true" if packets to its load balancer IPs keep their destination,
             in kernelspace mode. It is the reference's.
     """
@@ -61,6 +63,8 @@ class Annotations(Struct, gc=False, frozen=True):
     spill_over: str | None = field(default=None, name=annotations.SPILL_OVER)
     removed_endpoints: str | None = field(default=None, name=annotations.REMOVED_ENDPOINTS)
     silent_endpoints: str | None = field(default=None, name=annotations.SILENT_ENDPOINTS)
+    allowed_sources: str | None = field(default=None, name=annotations.ALLOWED_SOURCES)
+    denied_sources: str | None = field(default=None, name=annotations.DENIED_SOURCES)
     preserve_destination: str | None = field(default=None, name="preserve-destination")
 
 

@@ -279,7 +279,9 @@ def wanted(plan: ServicePlan, node: NodeConfig, *, header: bool) -> Iterator[Rel
     for port in plan.ports if addresses else ():
         endpoints = port.external_endpoints if node.localhost_policy else port.cluster
         if port.node_port and endpoints and port.protocol in relayed.RELAYED:
-            listener = relayed.listener(plan, port, relayed.anybody(endpoints), header=header)
+            listener = relayed.listener(
+                plan, port, relayed.anybody(endpoints), admitted=port.external_ranges, header=header
+            )
             for address in addresses:
                 yield RelaySocket("", address, port.node_port, listener)
 

@@ -69,6 +69,7 @@ class Mode(Struct, frozen=True, kw_only=True):
         replaces: the modes whose rules are removed when the mode's own are in place, as the reference does.
         tracked: conntrack tracks the flows to its Services, so stale ones must be deleted.
         forwards: the kernel forwards packets to endpoints; otherwise this process connects to them.
+        limits_sources: it applies allowed and denied sources to node ports and external IPs.
         lasting: what it leaves in the kernel serves Services after the process has ended.
         piecewise: of a Service that the kernel refuses, everything is there but the pieces that are refused;
             otherwise the Service keeps what it had.
@@ -114,6 +115,7 @@ class Mode(Struct, frozen=True, kw_only=True):
     replaces: tuple[str, ...] = ()
     tracked: bool = True
     forwards: bool = True
+    limits_sources: bool = True
     lasting: bool = True
     piecewise: bool = False
     refusal_seconds: tuple[float, float] | None = None

@@ -208,6 +208,8 @@ def service_words(before: ServiceRow, after: ServiceRow) -> Iterator[str]:
         ("external IPs", before.external_ips, after.external_ips),
         ("load balancer IPs", before.load_balancer_ips, after.load_balancer_ips),
         ("source ranges", before.source_ranges, after.source_ranges),
+        ("allowed sources", before.allowed_sources, after.allowed_sources),
+        ("denied sources", before.denied_sources, after.denied_sources),
     )
     for name, old, new in lists:
         if old != new:

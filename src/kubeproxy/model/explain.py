@@ -243,6 +243,11 @@ def _policies(packet: Packet, verdict: Verdict, port: PortPlan) -> Iterator[Stag
         text = f"{packet.source} is in {inside[0]}" if inside else f"{packet.source} is in none of them"
         ranges = listed(port.source_ranges, MOST_RANGES)
         yield Stage("source ranges", f"loadBalancerSourceRanges: {ranges}; {text}")
+    elif port.external_ranges and (verdict.front == "node port" or packet.destination in port.external_only):
+        inside = [cidr for cidr in port.external_ranges if contains(cidr, packet.source)]
+        text = f"{packet.source} is in {inside[0]}" if inside else f"{packet.source} is in none of them"
+        ranges = listed(port.external_ranges, MOST_RANGES)
+        yield Stage("source ranges", f"allowed sources without the denied ones: {ranges}; {text}")
     if port.affinity:
         yield Stage(
             "affinity",

@@ -55,6 +55,8 @@ class PortPlan(Struct, frozen=True, gc=False):
         local: endpoints for traffic with the Local policy.
         any: a usable endpoint exists on any node.
         source_ranges: the clients that may use the load balancer IPs; empty for all.
+        external_ranges: the clients that may use the node port, and the external IPs that are not load
+            balancer IPs, too; empty for all.
         affinity: seconds a client stays with its endpoint; 0 for no affinity.
         topology: which hints limited `cluster`.
         known_endpoints: the number of endpoints, usable or not.
@@ -89,12 +91,18 @@ class PortPlan(Struct, frozen=True, gc=False):
     near: tuple[Endpoint, ...] = ()
     present: tuple[Endpoint, ...] | None = None
     silent: tuple[Endpoint, ...] = ()
+    external_ranges: tuple[str, ...] = ()
     preserve_destination: bool = False
 
     @property
     def external(self) -> bool:
         """Whether it has fronts for external traffic."""
         return bool(self.node_port or self.external_ips or self.load_balancer_ips)
+
+    @property
+    def external_only(self) -> tuple[str, ...]:
+        """The external IPs that are not load balancer IPs, too."""
+        return tuple([ip for ip in self.external_ips if ip not in self.load_balancer_ips])
 
     @property
     def uses_cluster(self) -> bool:
@@ -242,7 +250,11 @@ def with_same_firewall(before: ServicePlan | None, after: ServicePlan | None) ->
     """
     if before is None or after is None:
         return frozenset()
-    old = {(port.name, port.protocol): port for port in before.ports if port.source_ranges}
+    old = {
+        (port.name, port.protocol): port
+        for port in before.ports
+        if port.source_ranges or port.external_ranges
+    }
     return frozenset(
         [
             (port.name, port.protocol)
@@ -250,6 +262,8 @@ def with_same_firewall(before: ServicePlan | None, after: ServicePlan | None) ->
             if (was := old.get((port.name, port.protocol))) is not None
             and was.source_ranges == port.source_ranges
             and was.load_balancer_ips == port.load_balancer_ips
+            and was.external_ranges == port.external_ranges
+            and bool(was.external_only or was.node_port) == bool(port.external_only or port.node_port)
             and (was.port, was.any) == (port.port, port.any)
         ]
     )

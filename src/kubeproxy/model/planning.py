@@ -11,6 +11,7 @@ from kubeproxy.api.addresses import IPV6, Family, family_of, join
 from kubeproxy.api.rows import Condition, EndpointRow, PortRow, ServiceRow, SliceRow
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Front, FrontKind, Key, LostFront, PortPlan, ServicePlan
+from kubeproxy.model.ranges import without
 from kubeproxy.model.select import Endpoint, Selection, select
 
 _READY = int(Condition.READY)
@@ -50,7 +51,9 @@ def plan(
     served = _by_port(mine)
     fronts = _ServiceFronts(service, cluster_ip, node, owner)
     base = f"{service.namespace}/{service.name}"
-    ranges = _of_family(service.source_ranges, family)
+    denied = _of_family(service.denied_sources, family)
+    ranges = without(_of_family(service.source_ranges, family), denied, family)
+    outside = without(_of_family(service.allowed_sources, family), denied, family)
     ports = []
     for port in service.ports:
         at = fronts.of(port)
@@ -83,6 +86,7 @@ def plan(
                 external_ips=at.external_ips,
                 load_balancer_ips=at.load_balancer_ips,
                 source_ranges=ranges if at.load_balancer_ips else (),
+                external_ranges=outside if at.node_port or at.external_ips else (),
                 affinity=service.affinity,
                 internal_local=internal_local,
                 external_local=service.external_local,

@@ -124,10 +124,14 @@ class Book:
             if firewalled and not self._admitted(packet, port):
                 reason = f"{packet.source} is not in the loadBalancerSourceRanges"
                 return Verdict(DROP, reason, port, front=kind)
+            if packet.destination not in port.load_balancer_ips and not self._allowed(packet, port):
+                return _denied(packet, port, kind)
             return self._external(packet, port, kind)
         if packet.destination in self._local_addresses:
             found = self._node_ports.get((packet.protocol, packet.port))
             if found is not None and self._node.serves_node_ports(packet.destination):
+                if not self._allowed(packet, found):
+                    return _denied(packet, found, "node port")
                 return self._external(packet, found, "node port")
             if found is not None and self._manners.refuses_everywhere and found.external_action != FORWARD:
                 return self._refused(found, found.external_action, "node port", local=found.external_local)
@@ -226,6 +230,13 @@ class Book:
             return packet.destination in port.load_balancer_ips
         return kind == "load balancer IP" and port.any
 
+    def _allowed(self, packet: Packet, port: PortPlan) -> bool:
+        """Whether a client may use a node port, or an external IP that is no load balancer IP."""
+        if self._manners.owns_addresses or not (port.any or self._manners.firewall_first):
+            return True
+        ranges = port.external_ranges
+        return not ranges or any(contains(cidr, packet.source) for cidr in ranges)
+
     def _admitted(self, packet: Packet, port: PortPlan) -> bool:
         """Whether a client may use the load balancer.
 
@@ -242,6 +253,10 @@ class Book:
                 and any(contains(cidr, self._node.address) for cidr in ranges)
             )
         )
+
+
+def _denied(packet: Packet, port: PortPlan, kind: FrontKind) -> Verdict:
+    return Verdict(DROP, f"{packet.source} is not an allowed source", port, front=kind)
 
 
 def _falling_back(port: PortPlan, *, local: bool) -> tuple[Action, bool, tuple[Endpoint, ...]]:

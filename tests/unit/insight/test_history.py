@@ -88,6 +88,7 @@ def test_each_field_of_a_service_is_worded():
     }
     worded |= {"internal_local", "external_local", "health_check_port", "proxy_protocol"}
     worded |= {"balancing", "ignored", "ends_connections", "skips_silent", "preserve_destination"}
+    worded |= {"allowed_sources", "denied_sources"}
     assert set(ServiceRow.__struct_fields__) == worded
     assert set(EndpointRow.__struct_fields__) == {
         "address",

@@ -142,6 +142,8 @@ def chains_of(plan: ServicePlan | None) -> Iterator[str]:
                 yield ext
             if _is_firewalled(port):
                 yield fw
+            if _is_limited(port):
+                yield _limited_chain(port, proto)
 
 
 def _port_chains(p: PortPlan, proto: str) -> tuple[str, str, str, str]:
@@ -158,6 +160,26 @@ def _is_firewalled(p: PortPlan) -> bool:
     return p.any and bool(p.source_ranges and p.load_balancer_ips)
 
 
+def _is_limited(p: PortPlan) -> bool:
+    """Whether only some clients may use the node port and the external IPs."""
+    return p.any and bool(p.external_ranges and (p.external_only or p.node_port))
+
+
+def _limited_chain(p: PortPlan, proto: str) -> str:
+    return f"KUBE-FW-{names.suffix(f'{p.name}{proto} external')}"
+
+
+def _external_ips(p: PortPlan, to: "_PortRules", ext: str, limited: str) -> None:
+    for ip in p.external_ips:
+        here = limited if ip in p.external_only else ""
+        if p.any:
+            to.address(NAT_SERVICES, ip, p.port, "external IP", here or ext)
+        if here:
+            to.address(FILTER_FIREWALL, ip, p.port, f"traffic not accepted by {here}", "DROP")
+        if p.external_action != FORWARD:
+            to.address(FILTER_EXTERNAL, ip, p.port, *to.refusal(p.external_action))
+
+
 def _compile_port(p: PortPlan, d: RuleContext, out: ServiceRules, without: Collection[PortId]) -> None:
     proto = p.protocol.lower()
     svc, svl, ext, fw = _port_chains(p, proto)
@@ -171,11 +193,8 @@ def _compile_port(p: PortPlan, d: RuleContext, out: ServiceRules, without: Colle
         to.address(NAT_SERVICES, p.cluster_ip, p.port, "cluster IP", svl if p.internal_local else svc)
     else:
         to.address(FILTER_SERVICES, p.cluster_ip, p.port, *to.refusal(internal))
-    for ip in p.external_ips:
-        if p.any:
-            to.address(NAT_SERVICES, ip, p.port, "external IP", ext)
-        if external != FORWARD:
-            to.address(FILTER_EXTERNAL, ip, p.port, *to.refusal(external))
+    limited = _limited_chain(p, proto) if _is_limited(p) else ""
+    _external_ips(p, to, ext, limited)
     for ip in p.load_balancer_ips:
         if p.any:
             to.address(NAT_SERVICES, ip, p.port, "loadbalancer IP", fw if firewalled else ext)
@@ -185,7 +204,9 @@ def _compile_port(p: PortPlan, d: RuleContext, out: ServiceRules, without: Colle
             to.address(FILTER_EXTERNAL, ip, p.port, *to.refusal(external))
     if p.node_port:
         if p.any:
-            to.node_port(p.node_port, ext)
+            to.node_port(p.node_port, limited or ext)
+        if limited:
+            to.refused_port(p.node_port, f"traffic not accepted by {limited}")
         if external != FORWARD:
             to.local_port(p.node_port, *to.refusal(external))
 
@@ -203,6 +224,9 @@ def _compile_port(p: PortPlan, d: RuleContext, out: ServiceRules, without: Colle
         chains[ext] = _external(ext, svc, svl, p, d)
     if firewalled and (p.name, p.protocol) not in without:
         chains[fw] = _firewall(fw, ext, p, d)
+    if limited and (p.name, p.protocol) not in without:
+        accept = f'-m comment --comment "{p.name} allowed sources" -j {ext}\n'
+        chains[limited] = "".join([f"-A {limited} -s {cidr} {accept}" for cidr in p.external_ranges])
 
 
 _FRONT = re.compile(r"(?:-d (\S+) )?-p (\w+) .*--dport (\d+) ")
@@ -251,6 +275,16 @@ class _PortRules:
             counter = f"-m nfacct --nfacct-name  {names.LOCALHOST_COUNTER}"
             self.out.append((NAT_NODE_PORTS, f"-d 127.0.0.0/8 {match} {counter} -j {target}"))
         self.out.append((NAT_NODE_PORTS, f"{match} -j {target}"))
+
+    def refused_port(self, port: int, comment: str) -> None:
+        """Drops packets to a node port that were not accepted: those that were are translated."""
+        self.out.append(
+            (
+                FILTER_FIREWALL,
+                f'-p {self.proto} -m comment --comment "{self.name} {comment}" -m addrtype --dst-type LOCAL'
+                f" -m conntrack ! --ctstate DNAT -m {self.proto} --dport {port} -j DROP",
+            )
+        )
 
     def local_port(self, port: int, comment: str, target: str) -> None:
         self.out.append(

@@ -8,7 +8,8 @@ its old place and its new one.
     ClusterIP with N <= 16 endpoints  endpoints-N: a slot each
     any other front                   service-ips: goto a chain; endpoints-N: a slot each
     policy Local                      goto local-M-N; endpoints-M: those of this node; here-endpoints-N: all
-    source ranges                     firewall-fronts, firewall-sources
+    source ranges                     firewall-fronts, firewall-sources; of node ports firewall-nodeports,
+                                      firewall-nodeport-sources
     no endpoint                       no-endpoints-drop, no-endpoints-reject
     session affinity                  goto chains of its own (`sticky`)
 """
@@ -126,23 +127,32 @@ class _Port:
         if p.cluster_ip:
             self._put(layout.CLUSTER_IPS, packing.member(pack(p.cluster_ip)))
             self._cluster_ip(packing.front(p.cluster_ip, p.protocol, p.port))
+        outside = Firewall(p.external_ranges, (), "") if p.external_ranges else None
         for ip in p.external_ips:
             self._external(packing.front(ip, p.protocol, p.port))
+        for ip in p.external_only if outside is not None else ():
+            self._protect(packing.front(ip, p.protocol, p.port), layout.FIREWALL_IPS, outside)
         for ip in p.load_balancer_ips:
             key = packing.front(ip, p.protocol, p.port)
             self._external(key)
             # Also without endpoints: packets from other clients are dropped, not rejected.
-            if self._firewall is not None:
-                self._put(layout.FIREWALL_IPS, packing.member(key, p.name))
-                self._out.firewalls[key] = self._firewall
+            self._protect(key, layout.FIREWALL_IPS, self._firewall)
         if p.node_port:
-            self._external(packing.node_port(p.protocol, p.node_port), node_port=True)
+            key = packing.node_port(p.protocol, p.node_port)
+            self._external(key, node_port=True)
+            self._protect(key, layout.FIREWALL_NODEPORTS, outside)
         for b in p.endpoints:
             if b.local:
                 address = pack(b.address)
                 self._put(
                     layout.HAIRPIN, packing.member(address + packing.front(b.address, p.protocol, b.port))
                 )
+
+    def _protect(self, key: bytes, name: str, firewall: Firewall | None) -> None:
+        """Only some clients are let in at a front, which is put into the set of such fronts."""
+        if firewall is not None:
+            self._put(name, packing.member(key, self._port.name))
+            self._out.firewalls[key] = firewall
 
     def _cluster_ip(self, key: bytes) -> None:
         p = self._port

@@ -232,5 +232,6 @@ def _size(plan: ServicePlan | None) -> int:
         (1 + len(p.external_ips) + len(p.load_balancer_ips) + bool(p.node_port))
         * (1 + max(len(p.cluster), len(p.local)))
         + len(p.load_balancer_ips) * len(p.source_ranges)
+        + (len(p.external_ips) + bool(p.node_port)) * len(p.external_ranges)
         for p in (plan.ports if plan else ())
     )

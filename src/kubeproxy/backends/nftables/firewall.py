@@ -48,6 +48,8 @@ class Firewall:
     @cached_property
     def own(self) -> list[bytes]:
         """The load balancer IPs outside the ranges; admitted if the ranges contain the node's address."""
+        if not self.load_balancer_ips:
+            return []
         if not _holds(self.ranges_only, pack(self.node_address)):
             return []
         return [ip for ip in map(pack, self.load_balancer_ips) if not _holds(self.ranges_only, ip)]

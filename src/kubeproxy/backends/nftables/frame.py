@@ -74,7 +74,18 @@ def rules(node: NodeConfig) -> dict[str, list[Rule]]:
                     x.lookup(layout.FIREWALL_SOURCES, 0, inverted=True),
                     drop,
                 )
-            )
+            ),
+            Rule(
+                (
+                    *_to_node_ports(node, s),
+                    *port,
+                    x.lookup(layout.FIREWALL_NODEPORTS, 0),
+                    *port,
+                    s.source(2),
+                    x.lookup(layout.FIREWALL_NODEPORT_SOURCES, 0, inverted=True),
+                    drop,
+                )
+            ),
         ],
         layout.SERVICE_CHECK: [
             Rule((*front, x.lookup(layout.DROP_SERVICES, 0), drop)),

@@ -11,6 +11,7 @@ protocol and port; for node ports protocol and port. "Slot" numbers the endpoint
     service-nodeports      the same for node ports
     no-endpoints-...       fronts to drop or reject
     firewall-fronts, firewall-sources     fronts with source ranges, and who is let in
+    firewall-nodeports, firewall-nodeport-sources     the same two for node ports
     cluster-ips, service-cidrs, nodeport-ips, hairpin-connections
 
 For ClusterIPs with few endpoints, which is nearly all there are, chain `find-endpoint` asks each
@@ -62,6 +63,10 @@ DROP_NODEPORTS: Final = "no-endpoints-nodeports-drop"
 REJECT_NODEPORTS: Final = "no-endpoints-nodeports-reject"
 FIREWALL_IPS: Final = "firewall-fronts"
 FIREWALL_SOURCES: Final = "firewall-sources"
+FIREWALL_NODEPORTS: Final = "firewall-nodeports"
+FIREWALL_NODEPORT_SOURCES: Final = "firewall-nodeport-sources"
+
+_NODE_PORT_BYTES: Final = 8
 
 BASE_CHAINS: Final = {
     "filter-prerouting-pre-dnat": Hook("filter", PREROUTING, -110),
@@ -91,6 +96,11 @@ FIXED_CHAINS: Final = (
     NODEPORT_CHECK,
     CLUSTER_IPS_CHECK,
 )
+
+
+def firewall_sources(front: bytes) -> str:
+    """The set of who is let in at a packed front or node port."""
+    return FIREWALL_NODEPORT_SOURCES if len(front) == _NODE_PORT_BYTES else FIREWALL_SOURCES
 
 
 class SetType(Struct, frozen=True, gc=False):
@@ -144,4 +154,6 @@ def sets(family: int) -> tuple[SetType, ...]:
         SetType(REJECT_NODEPORTS, port, comment="NodePorts without endpoints"),
         SetType(FIREWALL_IPS, front, comment="destinations that are subject to LoadBalancerSourceRanges"),
         SetType(FIREWALL_SOURCES, (*front, address), flags=INTERVAL, comment="who may use them"),
+        SetType(FIREWALL_NODEPORTS, port, comment="NodePorts with allowed or denied sources"),
+        SetType(FIREWALL_NODEPORT_SOURCES, (*port, address), flags=INTERVAL, comment="who may use them"),
     )

@@ -120,8 +120,8 @@ class TableLoad:
             delete, add = self._towards(uses.difference(NOTHING, compiled)[1])
             for front in compiled.firewalls:
                 delete += [
-                    (layout.FIREWALL_SOURCES, element)
-                    for element in self._held.take_rest(layout.FIREWALL_SOURCES, front)
+                    (layout.firewall_sources(front), element)
+                    for element in self._held.take_rest(layout.firewall_sources(front), front)
                 ]
             part = _Part(key, compiled, self._held_of(compiled), delete, add)
             if not part.idle:

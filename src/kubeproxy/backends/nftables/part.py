@@ -26,7 +26,12 @@ from kubeproxy.netlink.nft.kernel import NftKernel
 from kubeproxy.netlink.nft.messages import NftMessage, TableName
 
 _FRONTS = (layout.SERVICE_IPS, layout.DROP_SERVICES, layout.REJECT_SERVICES, layout.FIREWALL_IPS)
-_NODE_PORTS = (layout.SERVICE_NODEPORTS, layout.DROP_NODEPORTS, layout.REJECT_NODEPORTS)
+_NODE_PORTS = (
+    layout.SERVICE_NODEPORTS,
+    layout.DROP_NODEPORTS,
+    layout.REJECT_NODEPORTS,
+    layout.FIREWALL_NODEPORTS,
+)
 _FRAME = (layout.SERVICE_CIDRS, layout.NODEPORT_IPS)
 """Sets whose elements do not depend on Services."""
 
@@ -85,10 +90,11 @@ class _PartReader:
             for name, key in self._keys(front):
                 self._element(name, packing.member(key))
         if compiled.firewalls:
-            ends = {KEY_AT + len(front) for front in compiled.firewalls}
-            for element in objects.elements(self._kernel, self._table, layout.FIREWALL_SOURCES):
-                if any(element[KEY_AT:end] in compiled.firewalls for end in ends):
-                    self._elements.setdefault(layout.FIREWALL_SOURCES, {})[element] = None
+            ends = {(layout.firewall_sources(front), KEY_AT + len(front)) for front in compiled.firewalls}
+            for name, end in ends:
+                for element in objects.elements(self._kernel, self._table, name):
+                    if element[KEY_AT:end] in compiled.firewalls:
+                        self._elements.setdefault(name, {})[element] = None
 
     def follow(self, names: Iterable[str]) -> None:
         """Reads chains with their rules, and what these name."""

@@ -78,4 +78,4 @@ class UseCounts:
 def _sources(front: bytes, firewall: Firewall | None, other: Firewall | None) -> Iterator[Element]:
     """The elements of one firewall that another one has not."""
     for element in firewall.elements(front, other) if firewall is not None else ():
-        yield layout.FIREWALL_SOURCES, element
+        yield layout.firewall_sources(front), element

@@ -207,12 +207,15 @@ class Listening:
             outside = self._external(port)
             fronts = [
                 (port.cluster_ip, port.port, inside, ()),
-                *((ip, port.port, outside, ()) for ip in port.external_ips),
+                *((ip, port.port, outside, port.external_ranges) for ip in port.external_only),
                 *((ip, port.port, outside, port.source_ranges) for ip in port.load_balancer_ips),
             ]
             fronts = [front for front in fronts if front[0] in self._local]
             if port.node_port:
-                fronts += [(address, port.node_port, outside, ()) for address in self._node_ports(port, node)]
+                fronts += [
+                    (address, port.node_port, outside, port.external_ranges)
+                    for address in self._node_ports(port, node)
+                ]
             for address, number, choices, admitted in fronts:
                 if choices:
                     found[key, address, number, port.protocol] = relayed.listener(
