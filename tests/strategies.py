@@ -98,7 +98,7 @@ def services(draw: st.DrawFn, keys: Sequence[Key] = KEYS) -> types.Service:
     policies = st.sampled_from(["Cluster", "Local"])
     external_policy = draw(policies) if kind != "ClusterIP" or draw(st.booleans()) else None
     ingress = draw(_some(EXTERNAL_IPS)) if balanced else ()
-    sources = st.one_of(st.none(), _some(RANGES, 3).map(", ".join))
+    sources = st.one_of(st.none(), _some(RANGES, 3).map(lambda ranges: ", ".join(ranges) or None))
     annotations = types.Annotations(
         allowed_sources=draw(sources),
         denied_sources=draw(sources),

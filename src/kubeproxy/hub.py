@@ -8,10 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from kubeproxy.api import flatten, types
-from kubeproxy.api.addresses import FAMILIES
+from kubeproxy.api.addresses import FAMILIES, Family
 from kubeproxy.api.rows import NodeRow
 from kubeproxy.log import V4, ObjectRef
 from kubeproxy.model.complaints import Complaints, Name
+from kubeproxy.model.plan import Key
 from kubeproxy.model.state import State, Touched
 from kubeproxy.reconcile.reconciler import Reconciler
 
@@ -134,6 +135,10 @@ class Hub:
                 "%(kind)s %(object)s cannot be decoded%(consequence)s: %(err)s",
                 {"kind": kind, "object": about, "consequence": consequence, "err": reason},
             )
+
+    def replan(self, key: Key, family: Family) -> None:
+        """Has a Service planned again, whichever control loop has this family now."""
+        self._touch({key: {family}})
 
     def _touch(self, touched: Touched, triggered: float | None = None) -> None:
         """Wakes the control loops of the families that are concerned, and no other."""

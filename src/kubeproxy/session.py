@@ -183,7 +183,7 @@ class Session:
             self.cleaners = [self._cleaner(loop) for loop in self.loops]
         if self.mode.tracked and self.mode.forwards:  # a relay tries another endpoint itself
             self.silences = [
-                SilenceWatch(self._machine, loop, hub.state, self._events.service) for loop in self.loops
+                SilenceWatch(self._machine, loop, hub, self._events.service) for loop in self.loops
             ]
         if most := self.options.config.connection_metrics:
             from kubeproxy.serve.connections import ConnectionMetrics

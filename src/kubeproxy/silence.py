@@ -28,13 +28,13 @@ from kubeproxy.api.addresses import IPV4, Family, join, unpack
 from kubeproxy.backends import own_addresses
 from kubeproxy.clock import Clock
 from kubeproxy.figures import Figure
+from kubeproxy.hub import Hub
 from kubeproxy.log import ObjectRef
 from kubeproxy.machine.base import Machine
 from kubeproxy.model import flows, silence
 from kubeproxy.model.flows import Place, place
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.model.silence import Address, PortSilence, Seen, SilenceChange
-from kubeproxy.model.state import State
 from kubeproxy.netlink import conntrack
 from kubeproxy.netlink.conntrack import TCP, ConntrackFlow
 from kubeproxy.reconcile.ledger import Recorded
@@ -96,18 +96,18 @@ class SilenceWatch:
     """
 
     def __init__(
-        self, machine: Machine, loop: Reconciler, state: State, event: Event, *, clock: Clock | None = None
+        self, machine: Machine, loop: Reconciler, hub: Hub, event: Event, *, clock: Clock | None = None
     ) -> None:
         """Follows a control loop; `run` does the work.
 
         Args:
             machine: the host.
             loop: the control loop.
-            state: where silent endpoints are noted for the planner.
+            hub: where silent endpoints are noted for the planner, and which has Services planned again.
             event: how an Event is written.
             clock: the time.
         """
-        self._machine, self._loop, self._state, self._event = machine, loop, state, event
+        self._machine, self._loop, self._hub, self._event = machine, loop, hub, event
         self._clock = clock or machine.clock
         self._domain = AF_INET if loop.family == IPV4 else AF_INET6
         self._ports: dict[WatchedPort, PortPlan] = {}
@@ -429,16 +429,16 @@ class SilenceWatch:
 
     def _set_silent(self, key: Key, mine: tuple[Address, ...]) -> None:
         """Notes the silent endpoints of a Service in this family, and has it planned again."""
-        before = self._state.silent.get(key, ())
+        before = self._hub.state.silent.get(key, ())
         ipv6 = self._domain == AF_INET6
         after = (*(at for at in before if (":" in at[0]) != ipv6), *mine)
         if after == before:
             return
         if after:
-            self._state.silent[key] = after
+            self._hub.state.silent[key] = after
         else:
-            self._state.silent.pop(key, None)
-        self._loop.touch([key])
+            self._hub.state.silent.pop(key, None)
+        self._hub.replan(key, self.family)
 
     def _complain(self, why: str) -> None:
         if self._complaint != why:

@@ -232,7 +232,8 @@ class Book:
 
     def _allowed(self, packet: Packet, port: PortPlan) -> bool:
         """Whether a client may use a node port, or an external IP that is no load balancer IP."""
-        if self._manners.owns_addresses or not (port.any or self._manners.firewall_first):
+        manners = self._manners
+        if manners.owns_addresses or manners.admits_all or not (port.any or manners.firewall_first):
             return True
         ranges = port.external_ranges
         return not ranges or any(contains(cidr, packet.source) for cidr in ranges)

@@ -59,7 +59,7 @@ async def served(machine: FakeMachine) -> dict[str, str]:
         *Doubts().figures(),
         *metrics.of_sources([Status("Service", received=1)], 2),
         *FlowMetrics(FlowCleaner(machine, Stage().loop)).figures(),
-        *SilenceWatch(machine, Stage().loop, Hub("here").state, lambda *_: None).figures(),
+        *SilenceWatch(machine, Stage().loop, Hub("here"), lambda *_: None).figures(),
         *Localhost(IPTablesDriver(FakeTables(), counters=False, drop_invalid=True), FakeRelay()).figures(),
         *NodeHealth(machine, Stage().loop, Door(), lambda: True, lambda *_: None).figures(),
     ]

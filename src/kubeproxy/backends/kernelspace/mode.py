@@ -66,6 +66,7 @@ MODE: Final = Mode(
     piecewise=True,
     refusal_seconds=(1.0, 60.0),
     filters=False,
+    limits_sources=False,
     manners=Manners(by_policy_alone=True, passes_unserved=True, admits_all=True, one_port=True),
     node=_node,
     open=_open,
