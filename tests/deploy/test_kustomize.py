@@ -349,3 +349,45 @@ def test_the_schema_finds_faults(change: dict[str, Any], words: str) -> None:
     each = yaml.safe_load((KUBEADM / "daemonset.yaml").read_text())
     each["spec"]["template"]["spec"]["containers"][0]["securityContext"] = change
     assert any(words in line for line in objects.complaints(each))
+
+
+def windows(tmp_path: Path) -> dict[str, Object]:
+    """The overlay for nodes of both systems."""
+    up = os.path.relpath(KUSTOMIZE.parent, tmp_path)
+    Path(tmp_path, "kustomization.yaml").write_text(
+        f"resources: [{up}/kustomize/overlays/fresh]\ncomponents: [{up}/windows]\n"
+    )
+    return objects.parse(call("kubectl", "kustomize", tmp_path))
+
+
+def test_windows_nodes_are_a_component(tmp_path: Path) -> None:
+    found = windows(tmp_path)
+    assert {name for name in found if name.startswith("DaemonSet")} == {
+        "DaemonSet kubeproxy",
+        "DaemonSet kubeproxy-windows",
+    }
+    assert [wrong for each in found.values() for wrong in objects.complaints(each)] == []
+    pod = found["DaemonSet kubeproxy-windows"]["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"kubernetes.io/os": "windows"}
+    assert pod["securityContext"]["windowsOptions"]["hostProcess"] is True
+    assert f"ServiceAccount {pod['serviceAccountName']}" in found
+    (volume,) = pod["volumes"]
+    files = found[f"ConfigMap {volume['configMap']['name']}"]["data"]
+    assert set(files) == {"config.conf", "start.ps1"}
+    (container,) = pod["containers"]
+    assert "/etc/kube-proxy/start.ps1" in container["command"][-1]
+    assert [each["mountPath"] for each in container["volumeMounts"]] == ["/etc/kube-proxy"]
+    for each in container["envFrom"]:
+        assert f"ConfigMap {each['configMapRef']['name']}" in found
+
+
+def test_the_configuration_of_windows_nodes_is_understood() -> None:
+    config, doubts = decode((KUSTOMIZE.parent / "windows/config.conf").read_bytes(), "config.conf")
+    assert doubts == ()
+    config = with_platform_defaults(with_defaults(config), "win32", {"KUBE_NETWORK": "cbr0"})
+    assert validate(config, "win32") == []
+    assert (config.mode, config.winkernel.network_name, config.winkernel.enable_dsr) == (
+        "kernelspace",
+        "cbr0",
+        True,
+    )

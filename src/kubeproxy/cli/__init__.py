@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-COMMANDS: Final = ("explain", "plan", "verify", "doctor", "top", "replay", "completion")
+COMMANDS: Final = ("explain", "plan", "verify", "doctor", "top", "replay", "check", "completion")
 """The commands, each the name of a module that has a `command.Command` named COMMAND."""
 
 _GC_THRESHOLD: Final = (50_000, 20, 100)
