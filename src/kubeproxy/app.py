@@ -313,13 +313,14 @@ class App:
 
     def _introduce(self) -> None:
         """Logs what runs; where Services come from and the node follow when they are known."""
+        mode = self._mode or self._options.mode
         log.info(
             "kube-proxy v%(version)s, compatible with Kubernetes v%(kubernetes)s, in %(mode)s mode%(rules)s, configured by %(configuration)s",
             {
                 "version": __version__,
                 "kubernetes": KUBERNETES,
                 "mode": self._options.config.mode,
-                "rules": "" if (self._mode or self._options.mode).tracked else " without rules",
+                "rules": "" if mode.tracked or mode.forwards else " without rules",
                 "configuration": self._options.config_file or "flags",
             },
         )

@@ -1,0 +1,80 @@
+"""The whole daemon with the flags of Windows, on a host in memory with an HNS and an API server."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kubeproxy import backends
+from kubeproxy.app import App
+from kubeproxy.clock import SystemClock
+from kubeproxy.config.load import load
+from kubeproxy.model.plan import Key
+from kubeproxy.windows import errors
+from kubeproxy.windows.fake_profiles import WS2019, WS2022, WS2025, Profile
+from tests.fakes.apiserver import FakeApiServer
+from tests.fakes.cluster import endpoints, service
+from tests.fakes.hns import L1, NETWORK, R1, WindowsNode
+from tests.fakes.nodes import node, running, served
+
+WEB: Key = ("default", "web")
+
+
+def daemon(windows: WindowsNode, server: FakeApiServer, **flags: Any) -> App:
+    given = {
+        "hostname-override": "node1",
+        "master": server.url,
+        "healthz-port": 0,
+        "metrics-port": 0,
+        "network-name": NETWORK,
+        "enable-dsr": True,
+        **flags,
+    }
+    windows.machine.clock = SystemClock()
+    return App(load(given, "win32"), windows.machine)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 HNS in memory reports nothing
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("profile", [WS2019, WS2022, WS2025])
+async def test_services_come_change_and_go(profile: Profile) -> None:
+    windows = WindowsNode(profile)
+    async with FakeApiServer() as server:
+        server.store.put(node("node1", "192.0.2.1"))
+        server.store.put(served(service("web", "10.96.0.10")))
+        server.store.put(served(endpoints("web", L1, R1, local=(L1,), node="node1")))
+        app = daemon(windows, server)
+        async with running([app]):
+            await until(lambda: windows.balancers() == [f"10.96.0.10:80>8080/TCP F=1 M=0 {{{L1},{R1}}}"])
+            server.store.put(served(endpoints("web", L1, local=(L1,), node="node1")))
+            await until(lambda: windows.balancers() == [f"10.96.0.10:80>8080/TCP F=1 M=0 {{{L1}}}"])
+        # The end of the daemon leaves what it has made, and the next one keeps it.
+        (ident,) = windows.hns.load_balancers()
+        async with running([daemon(windows, server)]):
+            server.store.put(served(service("more", "10.96.0.11")))
+            server.store.put(served(endpoints("more", L1, local=(L1,), node="node1")))
+            await until(lambda: len(windows.balancers()) == 2)
+        assert ident in windows.hns.load_balancers()
+    options = load({"network-name": NETWORK}, "win32")
+    backends.cleanup(windows.machine, "kernelspace", config=options.config, platform="win32")
+    assert windows.balancers() == []
+    assert windows.endpoints() == sorted(["10.244.1.11 local", "10.244.1.12 local"])
+
+
+async def test_what_hns_refuses_is_an_event_and_is_retried() -> None:
+    windows = WindowsNode()
+    windows.hns.fail("HcnCreateLoadBalancer", errors.PORT_ALREADY_EXISTS, times=2, naming="10.96.0.10")
+    async with FakeApiServer() as server:
+        server.store.put(node("node1", "192.0.2.1"))
+        for name, ip in (("web", "10.96.0.10"), ("api", "10.96.0.11")):
+            server.store.put(served(service(name, ip)))
+            server.store.put(served(endpoints(name, L1, local=(L1,), node="node1")))
+        async with running([daemon(windows, server)]):
+            await until(lambda: len(windows.balancers()) == 1)
+            await until(lambda: any("10.96.0.10" in event.get("note", "") for event in server.events))
+            await until(lambda: len(windows.balancers()) == 2)
