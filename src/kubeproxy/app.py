@@ -62,7 +62,7 @@ def _run(options: RunOptions, serve: "Callable[[App, instance.Instance], Corouti
     """Runs the program; the daemon is run by `serve`. Foreseen errors are logged."""
     machine: Machine | None = None
     try:
-        machine = of_this_host()
+        machine = of_this_host(options.config.ebpf.cgroup, options.config.ebpf.pins)
         if options.cleanup:
             _clean_up(machine, options)
             return 0
@@ -291,7 +291,11 @@ class App:
             found=found,
         )
         troubles = sysctls.apply(self._machine, config.conntrack)
-        await open_drivers(self._machine, self._mode or self._options.mode, host)
+        mode = self._mode or self._options.mode
+        if mode.install is not None:
+            for node in host.nodes:
+                await asyncio.to_thread(mode.install, self._machine, node)
+        await open_drivers(self._machine, mode, host)
         if troubles:
             return 1
         log.info("What needs full privileges is set up for %(mode)s mode", {"mode": config.mode})

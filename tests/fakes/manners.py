@@ -16,3 +16,4 @@ def of(name: str) -> Manners:
 IPTABLES: Final = of("iptables")
 NFTABLES: Final = of("nftables")
 IPVS: Final = of("ipvs")
+EBPF: Final = of("ebpf")

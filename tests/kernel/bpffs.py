@@ -7,8 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from kubeproxy.linux.bpf.host import BpfPlaces
 from tests.lab.netns import unique_prefix
@@ -56,3 +58,10 @@ def inside(where: BpfPlaces) -> Iterator[None]:
         yield
     finally:
         home.write_text(str(os.getpid()))
+
+
+def configure(file: Path, where: BpfPlaces, **settings: Any) -> None:
+    """Puts places and settings of ebpf mode into a configuration file."""
+    config = yaml.safe_load(file.read_text())
+    config["ebpf"] = {**settings, "cgroup": where.cgroup, "pins": where.pins}
+    file.write_text(yaml.safe_dump(config))

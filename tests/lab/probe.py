@@ -18,7 +18,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -35,6 +35,9 @@ CLIENT_ADDRESSES = {
     "remote-pod": BEHIND_WAN["rpod"][0],
     "outside": BEHIND_WAN["out"][0],
 }
+ON_NODE = {"pod", "endpoint", "node"}
+"""The clients whose processes the lab's node has."""
+
 NO_ANSWER = "no answer"
 SOME_LOST = f"and {NO_ANSWER}"
 _LOST = {NO_ANSWER, "EHOSTUNREACH"}  # no rule says the latter: a neighbour did not answer in time
@@ -101,8 +104,9 @@ class _Front:
 
 
 class _Prober:
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, here: Callable[[], contextlib.AbstractContextManager[object]]) -> None:
         self.lab = lab
+        self.here = here
         self.poller = select.epoll()
         self.open: dict[int, tuple[socket.socket, _Front]] = {}
 
@@ -116,7 +120,7 @@ class _Prober:
     def run(self, fronts: Mapping[_Front, int]) -> None:
         """Makes the given number of tries of each front and collects what comes."""
         for client, role in CLIENTS.items():
-            with self.lab.inside(role):
+            with self.lab.inside(role), self.here() if client in ON_NODE else contextlib.nullcontext():
                 for front, tries in fronts.items():
                     if front.client == client:
                         for number in range(tries):
@@ -180,7 +184,12 @@ class _Prober:
         return len(events)
 
 
-def outcomes(lab: Lab, expected: Mapping[str, Mapping[str, Outcome]], endpoints: int) -> Outcomes:
+def outcomes(
+    lab: Lab,
+    expected: Mapping[str, Mapping[str, Outcome]],
+    endpoints: int,
+    here: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Outcomes:
     """Measures what each client gets at each front address.
 
     Args:
@@ -189,6 +198,7 @@ def outcomes(lab: Lab, expected: Mapping[str, Mapping[str, Outcome]], endpoints:
             what is asked again before it counts, and which fronts have session affinity.
         endpoints: how many endpoints the case has. 16 tries are made for each backend of a front, and at least 24; where
             some are silent it is not known how many there are, and 16 are made for each endpoint.
+        here: where this process is when it opens the sockets of clients on the lab's node.
 
     Returns:
         What was measured, in the same shape: equal to `expected` if the rules are right.
@@ -196,7 +206,7 @@ def outcomes(lab: Lab, expected: Mapping[str, Mapping[str, Outcome]], endpoints:
     fronts = [
         _Front(client, key, outcome) for client, keys in expected.items() for key, outcome in keys.items()
     ]
-    with _many_descriptors(), _Prober(lab) as prober:
+    with _many_descriptors(), _Prober(lab, here) as prober:
         todo = fronts
         for _ in range(ROUNDS):
             for front in todo:

@@ -117,6 +117,8 @@ def outcome(client: str, sent: Packet, verdict: Verdict, *, owned: bool = False)
         # What is stopped on its way out is reported to the sender. IPVS drops what it has no real server for, and hands all
         # else to the rules itself.
         stopped = verdict.action == "reject" and verdict.port is not None if owned else not own
+        if verdict.at_connect:
+            return "ECONNREFUSED"
         if client == "node" and sent.protocol == "UDP" and verdict.action != "pass" and stopped:
             return "EPERM"
         if verdict.action == "reject":
@@ -132,6 +134,8 @@ def outcome(client: str, sent: Packet, verdict: Verdict, *, owned: bool = False)
         here = backend.address.startswith(POD_NETWORK[family])
         own = backend.address in LOCAL_ADDRESSES[family]
         source = sent.source
+        if verdict.at_connect and client == "node":
+            source = backend.address if own else BRIDGE[family] if here else WAN[family]
         if verdict.masquerades(sent, backend) and (client == "node" or not own):
             source = BRIDGE[family] if here or own else WAN[family]
         elif client in {"remote-pod", "outside"} and not here and not own:

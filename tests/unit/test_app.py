@@ -126,9 +126,9 @@ async def test_nothing_is_written_before_services_and_endpoints_are_complete(
     assert rig.syncs == []
     assert rig.settings == [Conntrack()], "kernel settings come before the rules"
     rig.listed.set()
-    await _until(lambda: len(rig.cleaned) == 2)
+    await _until(lambda: len(rig.cleaned) == 3)
     assert sorted(rig.syncs) == [(IPV4, [("default", "a")]), (IPV6, [])]
-    assert rig.cleaned == ["nftables", "ipvs"], (
+    assert rig.cleaned == ["ebpf", "nftables", "ipvs"], (
         "after its rules are in place it removes what other modes left"
     )
     rig.app.end(0)

@@ -194,13 +194,13 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[
 async def test_another_mode(rig: Rig) -> None:
     await rig.begun(mode="iptables")
     old = rig.kernel.drivers[0]
-    await rig.until(lambda: rig.kernel.cleaned == ["nftables", "ipvs"])
+    await rig.until(lambda: rig.kernel.cleaned == ["ebpf", "nftables", "ipvs"])
     rig.kernel.cleaned.clear()
     await rig.takes(mode="nftables")
     assert rig.mode == "nftables"
     new = rig.kernel.drivers[1]
     await rig.follows(new)
-    await rig.until(lambda: rig.kernel.cleaned == ["ipvs", "iptables"])
+    await rig.until(lambda: rig.kernel.cleaned == ["ebpf", "ipvs", "iptables"])
     await rig.until(lambda: old.closed)
     assert not new.closed
     assert (await rig.ready()) == {"status": 200, "ready": True, "reasons": []}

@@ -27,6 +27,7 @@ REMOVED_ENDPOINTS: Final = f"{PREFIX}removed-endpoints"
 SILENT_ENDPOINTS: Final = f"{PREFIX}silent-endpoints"
 ALLOWED_SOURCES: Final = f"{PREFIX}allowed-sources"
 DENIED_SOURCES: Final = f"{PREFIX}denied-sources"
+AT_CONNECT: Final = f"{PREFIX}at-connect"
 
 MOST_RANGES: Final = 1000
 """The maximum number of ranges that an annotation may have."""

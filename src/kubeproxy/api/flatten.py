@@ -117,6 +117,12 @@ def service(wire: types.Service, complain: Complain) -> ServiceRow | None:
         ),
         allowed_sources=reader.ranges(annotations.ALLOWED_SOURCES, ours.allowed_sources if ours else None),
         denied_sources=reader.ranges(annotations.DENIED_SOURCES, ours.denied_sources if ours else None),
+        at_connect=reader.choice(
+            annotations.AT_CONNECT,
+            ours.at_connect if ours else None,
+            {"on": True, "off": False},
+            default=True,
+        ),
         ignored=tuple(reader.ignored),
         preserve_destination=ours is not None and ours.preserve_destination == "true",
     )

@@ -99,6 +99,7 @@ class ServiceRow(Struct, frozen=True, gc=False, omit_defaults=True):
         denied_sources: the clients that may use neither these nor the load balancer IPs.
         ignored: its annotations that cannot be used.
         preserve_destination: packets to its load balancer IPs keep their destination, in kernelspace mode.
+        at_connect: in ebpf mode, sockets may be connected to its endpoints.
     """
 
     namespace: str
@@ -120,6 +121,7 @@ class ServiceRow(Struct, frozen=True, gc=False, omit_defaults=True):
     denied_sources: tuple[str, ...] = ()
     ignored: tuple[IgnoredAnnotation, ...] = ()
     preserve_destination: bool = False
+    at_connect: bool = True
 
 
 class Condition(IntFlag):

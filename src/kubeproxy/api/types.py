@@ -51,6 +51,7 @@ class Annotations(Struct, gc=False, frozen=True):
         denied_sources: of a Service: who may not use these and its load balancer IPs.
         preserve_destination: of a Service: "true" if packets to its load balancer IPs keep their destination,
             in kernelspace mode. It is the reference's.
+        at_connect: of a Service: "off" if ebpf mode must not connect sockets to its endpoints.
     """
 
     triggered: str | None = field(default=None, name="endpoints.kubernetes.io/last-change-trigger-time")
@@ -66,6 +67,7 @@ class Annotations(Struct, gc=False, frozen=True):
     allowed_sources: str | None = field(default=None, name=annotations.ALLOWED_SOURCES)
     denied_sources: str | None = field(default=None, name=annotations.DENIED_SOURCES)
     preserve_destination: str | None = field(default=None, name="preserve-destination")
+    at_connect: str | None = field(default=None, name=annotations.AT_CONNECT)
 
 
 class ObjectMeta(Struct, gc=False, frozen=True, rename="camel"):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MODULES = {
+    "ebpf": "kubeproxy.backends.ebpf.mode",  # cleaned up first, before the rules that it is in front of
     "ipvs": "kubeproxy.backends.ipvs.mode",  # cleaned up before iptables mode, which owns the chains both have
     "iptables": "kubeproxy.backends.iptables.mode",
     "nftables": "kubeproxy.backends.nftables.mode",

@@ -84,6 +84,8 @@ class Mode(Struct, frozen=True, kw_only=True):
         doubts: what is probably a mistake, on a host that has one IP family only.
         open: makes the driver of a family on a machine and prepares the kernel for it. It raises
             UnsupportedError if the mode cannot run here, and SyncError if it cannot run now.
+        install: does once for a family what needs more rights than the daemon has afterwards; it raises
+            UnsupportedError if the mode cannot run here. None: `open` does everything.
         reader: makes a driver of a family that can only read and compare; unlike `open` it changes nothing.
             It is given the sockets of the relay of the process that programs the mode; None if they are not
             known. It raises OSError, UnsupportedError or SyncError if the kernel cannot be read. None: what
@@ -126,6 +128,7 @@ class Mode(Struct, frozen=True, kw_only=True):
     problems: Callable[[KubeProxyConfiguration], Iterable[Problem]] = _no_problems
     doubts: Callable[[KubeProxyConfiguration, Family], Iterable[str]] = _no_doubts
     open: "Callable[[Machine, NodeConfig], Driver]"
+    install: "Callable[[Machine, NodeConfig], None] | None" = None
     reader: "Callable[[Machine, NodeConfig, Sockets], Comparable] | None" = None
     lead: "Callable[[Plans, NodeConfig, Sequence[RelaySocket]], Plans] | None" = None
     counter: "Callable[[Machine, NodeConfig], ConnectionCounter] | None" = None

@@ -123,7 +123,7 @@ FLAGS: Final = (
     Flag("healthz-port", "int", NODE, "The port of the health server if its address has none; 0 turns it off.", default=str(HEALTHZ_PORT), deprecated="use --healthz-bind-address"),
     Flag("metrics-port", "int", NODE, "The port of the metrics server if its address has none; 0 turns it off.", default=str(METRICS_PORT), deprecated="use --metrics-bind-address"),
 
-    Flag("proxy-mode", "string", MODE, "How Services are programmed: iptables, nftables, ipvs or userspace (ours); kernelspace on Windows. Empty: iptables, or kernelspace.", "mode"),
+    Flag("proxy-mode", "string", MODE, "How Services are programmed: iptables, nftables, ipvs, userspace or ebpf (both ours); kernelspace on Windows. Empty: iptables, or kernelspace.", "mode"),
     Flag("iptables-sync-period", "duration", MODE, "The longest time between two checks of the rules, in every mode except ipvs. More than 0.", _PERIOD),
     Flag("iptables-min-sync-period", "duration", MODE, "The least time between two syncs, in every mode but ipvs. Unset or 0: adapts to the load.", _MIN_PERIOD),
     Flag("iptables-masquerade-bit", "int", MODE, "The bit of the packet mark that asks for masquerading, 0 to 31, in every mode but nftables.", "iptables.masquerade_bit"),
@@ -172,6 +172,11 @@ FLAGS: Final = (
     Flag("node-condition", "bool", OURS, "Write whether this node serves the cluster's Services to its Node object, as the condition ServicesProgrammed. Needs the right to patch nodes/status.", "node_condition"),
     Flag("destroy-sockets", "bool", OURS, "End connections to removed endpoints, of Services whose annotation asks for it, also where the client only waits: its socket is destroyed, in the network namespace of its Pod. Needs CAP_SYS_ADMIN.", "destroy_sockets"),
     Flag("connection-metrics", "int", OURS, "For so many endpoints, report as a metric how many connections they were sent. 0: for none. In nftables mode, needs --nftables-counters.", "connection_metrics"),
+    Flag("ebpf-scope", "string", OURS, "In ebpf mode, whose connections are made to endpoints at once: host (processes in the node's own network namespace) or all (Pods', too).", "ebpf.scope"),
+    Flag("ebpf-peer-names", "bool", OURS, "In ebpf mode, let getpeername of a TCP socket return the Service's address, not the endpoint's.", "ebpf.peer_names"),
+    Flag("ebpf-strict", "bool", OURS, "In ebpf mode, exit where the kernel cannot run the programs, instead of serving by nftables rules alone.", "ebpf.strict"),
+    Flag("ebpf-cgroup", "string", OURS, "The folder of the cgroup (version 2) whose processes ebpf mode serves. Empty: the root of the host's.", "ebpf.cgroup"),
+    Flag("ebpf-pins", "string", OURS, "The folder in a BPF file system in which ebpf mode keeps its programs and maps. Empty: /sys/fs/bpf/kube-proxy.", "ebpf.pins"),
     Flag("cleanup-force", "bool", OURS, "Let --cleanup remove everything although another kube-proxy runs on this node.", always=True),
     Flag("cleanup-variant", "string", OURS, "Let --cleanup remove only the rules in the tables of one variant of iptables: legacy or nf_tables. For a node whose kube-proxy uses the other variant or none, and may run meanwhile.", always=True),
 

@@ -23,7 +23,7 @@ from kubeproxy.config.netparse import parse_cidr, split_host_port
 API_VERSION: Final = "kubeproxy.config.k8s.io/v1alpha1"
 KIND: Final = "KubeProxyConfiguration"
 
-LINUX_MODES: Final = ("iptables", "ipvs", "nftables", "userspace")
+LINUX_MODES: Final = ("iptables", "ipvs", "nftables", "userspace", "ebpf")
 WINDOWS_MODES: Final = ("kernelspace",)
 LONGEST_INTERFACE: Final = 15
 """Bytes of the name of a network interface in Linux."""
@@ -142,6 +142,21 @@ class NFTables(Struct, gc=False, frozen=True, rename="camel"):
     counters: bool = False
 
 
+class EBPF(Struct, gc=False, frozen=True, rename="camel"):
+    """Settings of ebpf mode, which the reference does not have; it reads the section nftables, too.
+
+    `scope` is host (sockets of the node's own namespace) or all (those of Pods, too); `peerNames` lets
+    getpeername of TCP sockets return the Service's address; `strict` refuses to start where programs cannot
+    run. `cgroup` and `pins` are folders of cgroup v2 and of the BPF file system, if not the usual ones.
+    """
+
+    scope: str = "host"
+    peer_names: bool = True
+    strict: bool = False
+    cgroup: str = ""
+    pins: str = ""
+
+
 class Winkernel(Struct, gc=False, frozen=True, rename="camel"):
     """Settings of kernelspace mode on Windows."""
 
@@ -195,6 +210,7 @@ class KubeProxyConfiguration(Struct, gc=False, frozen=True, rename="camel"):
     iptables: IPTables = IPTables()
     ipvs: IPVS = IPVS()
     nftables: NFTables = NFTables()
+    ebpf: EBPF = EBPF()
     winkernel: Winkernel = Winkernel()
     detect_local_mode: str = ""
     detect_local: DetectLocal = DetectLocal()

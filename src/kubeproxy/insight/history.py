@@ -224,6 +224,7 @@ def service_words(before: ServiceRow, after: ServiceRow) -> Iterator[str]:
         ("preserve-destination", str(before.preserve_destination), str(after.preserve_destination)),
         ("connections to removed endpoints end", str(before.ends_connections), str(after.ends_connections)),
         ("silent endpoints are skipped", str(before.skips_silent), str(after.skips_silent)),
+        ("at connect time", str(before.at_connect), str(after.at_connect)),
     )
     for name, was, is_ in values:
         if was != is_:

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from kubeproxy.machine.base import Machine
 
 
-def of_this_host() -> "Machine":
+def of_this_host(cgroup: str = "", pins: str = "") -> "Machine":
     """The machine for this host and, on Linux, the network namespace of the calling thread.
+
+    Args:
+        cgroup: on Linux, the folder of the cgroup for programs of ebpf mode; "" for the usual one.
+        pins: on Linux, the folder in which these are kept; "" for the usual one.
 
     Raises:
         OSError: a library of the system is missing.
@@ -27,6 +31,7 @@ def of_this_host() -> "Machine":
         from kubeproxy.machine.windows import WindowsMachine
 
         return WindowsMachine()
+    from kubeproxy.linux.bpf.host import BpfPlaces
     from kubeproxy.machine.linux import LinuxMachine
 
-    return LinuxMachine()
+    return LinuxMachine(bpf=BpfPlaces(cgroup, pins))

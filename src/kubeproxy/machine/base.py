@@ -13,6 +13,7 @@ from kubeproxy.netlink.namespace import Namespace
 from kubeproxy.netlink.route import Address, Link, Route
 
 if TYPE_CHECKING:
+    from kubeproxy.linux.bpf.host import BpfHost, BpfPlaces
     from kubeproxy.windows.hcn import Hcn
 
 
@@ -193,6 +194,16 @@ class Machine(Namespace, Protocol):
 
     def stop(self) -> None:
         """Kills the programs that `feed` and `lines` run, so that these calls return."""
+
+    def bpf(self, places: "BpfPlaces | None" = None) -> "BpfHost":
+        """What is needed for programs that the kernel runs for sockets of the host's processes.
+
+        Args:
+            places: where programs are attached and pinned; None for those of the machine.
+
+        Raises:
+            OSError: the host has none.
+        """
 
     # The process
 

@@ -22,6 +22,7 @@ from kubeproxy.netlink.namespace import Namespace, Shared
 from kubeproxy.netlink.route import Address, Link, Route
 
 if TYPE_CHECKING:
+    from kubeproxy.linux.bpf.host import BpfHost, BpfPlaces
     from kubeproxy.windows.hcn import Hcn
 
 _INTERNET: Final = frozenset({socket.AF_INET, socket.AF_INET6})
@@ -230,6 +231,10 @@ class FakeMachine:
 
     def stop(self) -> None:
         """See `Machine`. No program runs."""
+
+    def bpf(self, places: "BpfPlaces | None" = None) -> "BpfHost":  # noqa: ARG002
+        """See `Machine`. It has none."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     def lacks(self, wanted: Iterable[Capability]) -> list[Capability]:  # noqa: ARG002
         """See `Machine`. It lacks none."""

@@ -24,6 +24,9 @@ from kubeproxy.netlink.namespace import Namespace, Shared
 if TYPE_CHECKING:
     from kubeproxy.windows.hcn import Hcn
 
+if TYPE_CHECKING:
+    from kubeproxy.linux.bpf.host import BpfHost, BpfPlaces
+
 _NET: Final = Path("/proc/thread-self/net")
 _MODULES: Final = Path("/sys/module")
 
@@ -31,12 +34,13 @@ _MODULES: Final = Path("/sys/module")
 class LinuxMachine:
     """See `base.Machine`."""
 
-    def __init__(self, namespace: Path | None = None) -> None:
+    def __init__(self, namespace: Path | None = None, *, bpf: "BpfPlaces | None" = None) -> None:
         """Binds it to a network namespace.
 
         Args:
             namespace: the file of a namespace, e.g. /run/netns/blue; None for the namespace of the calling
                 thread.
+            bpf: where programs are attached and pinned if nothing else is asked for; None: where it is usual.
 
         Raises:
             OSError: there is no such namespace, or this process is not permitted to enter it.
@@ -51,6 +55,7 @@ class LinuxMachine:
         self._lock = threading.Lock()
         self._shared: dict[object, Any] = {}
         self._runner = Runner(self.start)
+        self._bpf = bpf
 
     @property
     def processors(self) -> int:
@@ -206,6 +211,12 @@ class LinuxMachine:
     def stop(self) -> None:
         """See `Machine`."""
         self._runner.stop()
+
+    def bpf(self, places: "BpfPlaces | None" = None) -> "BpfHost":
+        """See `Machine`."""
+        from kubeproxy.linux.bpf.host import BpfHost, BpfPlaces
+
+        return BpfHost(self, places or self._bpf or BpfPlaces())
 
     def lacks(self, wanted: Iterable[Capability]) -> list[Capability]:
         """See `Machine`."""

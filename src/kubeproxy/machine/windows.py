@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.linux.capabilities import Capability
@@ -29,6 +29,9 @@ from kubeproxy.windows.adapters import Adapters, IPHelper
 from kubeproxy.windows.hcn import Hcn, HostNetworking
 from kubeproxy.windows.instance import NamedSection, SystemLock
 from kubeproxy.windows.processes import Processes, SystemProcesses
+
+if TYPE_CHECKING:
+    from kubeproxy.linux.bpf.host import BpfHost, BpfPlaces
 
 _POLL_SECONDS: Final = 0.1
 _SYSTEM: Final = 0
@@ -196,6 +199,10 @@ class WindowsMachine:
 
     def stop(self) -> None:
         """See `Machine`. No program runs."""
+
+    def bpf(self, places: "BpfPlaces | None" = None) -> "BpfHost":  # noqa: ARG002
+        """See `Machine`. It has none."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     def lacks(self, wanted: Iterable[Capability]) -> list[Capability]:  # noqa: ARG002
         """See `Machine`. Windows has no capabilities; HNS refuses who is no administrator."""

@@ -30,6 +30,8 @@ class Manners(Struct, frozen=True, gc=False):
         passes_unserved: a front without endpoints is no front: routing decides.
         admits_all: source ranges do not apply.
         one_port: a front has one port for all endpoints; those with another port than most are left out.
+        at_connect: sockets of the node's processes, and of local Pods if so configured, are connected to
+            endpoints: their packets are not translated, and never masqueraded.
     """
 
     closed_cluster_ips: bool = False
@@ -42,3 +44,4 @@ class Manners(Struct, frozen=True, gc=False):
     passes_unserved: bool = False
     admits_all: bool = False
     one_port: bool = False
+    at_connect: bool = False

@@ -67,6 +67,25 @@ class HNSSettings(Struct, frozen=True, gc=False):
     healthz_port: int = 0
 
 
+class ConnectSettings(Struct, frozen=True, gc=False):
+    """The settings of ebpf mode.
+
+    Attributes:
+        everywhere: sockets of Pods are served, too; otherwise only those of the node's own namespace.
+        peer_names: getpeername of a TCP socket returns the front, as with translated packets.
+        strict: the mode does not start where the kernel cannot run its programs; otherwise nftables mode
+            serves alone.
+        cgroup: the folder of the cgroup whose processes are served; "" for the root of the host's.
+        pins: the folder in which programs and maps are kept; "" for the usual one.
+    """
+
+    everywhere: bool = False
+    peer_names: bool = True
+    strict: bool = False
+    cgroup: str = ""
+    pins: str = ""
+
+
 class NodeConfig(Struct, frozen=True, gc=False):
     """The node for one IP family.
 
@@ -97,6 +116,7 @@ class NodeConfig(Struct, frozen=True, gc=False):
         counters: in nftables mode, the kernel counts the connections of each endpoint.
         hns: settings of kernelspace mode; None in other modes.
         primary: whether the family is the node's primary one.
+        connects: settings of ebpf mode; None in other modes.
     """
 
     family: Family = IPV4
@@ -122,11 +142,14 @@ class NodeConfig(Struct, frozen=True, gc=False):
     counters: bool = False
     hns: HNSSettings | None = None
     primary: bool = True
+    connects: ConnectSettings | None = None
 
     @property
     def follows_addresses(self) -> bool:
         """Whether anything depends on the local addresses."""
-        return bool(self.node_port_ranges) or self.ipvs is not None or self.listens
+        return (
+            bool(self.node_port_ranges) or self.ipvs is not None or self.listens or self.connects is not None
+        )
 
     def with_addresses(self, local: Iterable[str]) -> "NodeConfig":
         """A copy of the node with these local addresses."""

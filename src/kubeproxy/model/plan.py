@@ -68,6 +68,7 @@ class PortPlan(Struct, frozen=True, gc=False):
         silent: endpoints that are in neither `cluster` nor `local` only because they do not answer.
         preserve_destination: in kernelspace mode, packets to load balancer IPs and node ports go to endpoints
             on this node with their destination unchanged.
+        at_connect: in ebpf mode, sockets are connected to endpoints; otherwise packets are translated.
     """
 
     name: str
@@ -93,6 +94,7 @@ class PortPlan(Struct, frozen=True, gc=False):
     silent: tuple[Endpoint, ...] = ()
     external_ranges: tuple[str, ...] = ()
     preserve_destination: bool = False
+    at_connect: bool = True
 
     @property
     def external(self) -> bool:

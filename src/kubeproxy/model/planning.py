@@ -102,6 +102,7 @@ def plan(
                 else None,
                 silent=skipped,
                 preserve_destination=preserve_destination,
+                at_connect=service.at_connect,
             )
         )
     health_check_port = fronts.health_check_port(service.health_check_port)

@@ -10,7 +10,7 @@ one is chosen at random, or with session affinity the one that the client had be
 from collections.abc import Collection, Iterable
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from kubeproxy.api.addresses import contains, join
 from kubeproxy.api.rows import Protocol
@@ -49,6 +49,7 @@ class Verdict(Struct, frozen=True, gc=False):
         masquerade: whether its source is translated to an address of the node, whichever endpoint is chosen.
         front: the kind of the front; "" if its destination is not a front.
         local: its traffic policy is Local: only endpoints on this node are used.
+        at_connect: its socket is connected to the endpoint, so that it is not translated, or gets the error.
     """
 
     action: Action | Literal["pass"]
@@ -58,13 +59,14 @@ class Verdict(Struct, frozen=True, gc=False):
     masquerade: bool = False
     front: FrontKind | Literal[""] = ""
     local: bool = False
+    at_connect: bool = False
 
     def masquerades(self, packet: Packet, endpoint: Endpoint) -> bool:
         """Whether the packet is masqueraded if it is sent to this endpoint.
 
-        Always if the endpoint sent it.
+        Always if the endpoint sent it, unless it is not translated.
         """
-        return self.masquerade or packet.source == endpoint.address
+        return not self.at_connect and (self.masquerade or packet.source == endpoint.address)
 
 
 class Book:
@@ -115,6 +117,17 @@ class Book:
 
     def verdict(self, packet: Packet) -> Verdict:
         """The verdict on a packet."""
+        found = self._verdict(packet)
+        if found.action not in {FORWARD, REJECT} or not self._is_at_connect(packet, found):
+            return found
+        return structs.replace(
+            found,
+            masquerade=False,
+            at_connect=True,
+            reason=f"{found.reason}; decided when the socket is connected",
+        )
+
+    def _verdict(self, packet: Packet) -> Verdict:
         front = self._fronts.get((packet.destination, packet.protocol, packet.port))
         if front is not None:
             kind, port = front
@@ -217,6 +230,23 @@ class Book:
             reason = f"{kind}: no usable endpoint {where}, so it is no front"
             return Verdict("pass", reason, port, front=kind, local=local)
         return Verdict(action, f"{kind}: no usable endpoint {where}", port, front=kind, local=local)
+
+    def _is_at_connect(self, packet: Packet, found: Verdict) -> bool:
+        """Whether the socket of a packet that is forwarded is connected to the endpoint."""
+        port, settings = found.port, self._node.connects
+        if not self._manners.at_connect or settings is None or port is None or not port.at_connect:
+            return False
+        if port.protocol not in {"TCP", "UDP"}:
+            return False
+        if port.external_ranges and found.front != "ClusterIP":
+            return False
+        if packet.destination in port.load_balancer_ips and port.source_ranges:
+            return False
+        if not packet.interface:
+            return True
+        if found.front == "ClusterIP" and self._node.masquerade_all:
+            return False
+        return settings.everywhere and self._is_of_local_pod(packet)
 
     def _is_of_local_pod(self, packet: Packet) -> bool:
         by = self._node.local_traffic

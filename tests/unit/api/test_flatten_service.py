@@ -361,6 +361,24 @@ class TestLoadBalancer:
         assert list(complaints) == ["spec.loadBalancerSourceRanges[0]"]
 
 
+class TestAtConnect:
+    ANNOTATION = "kube-proxy/at-connect"
+
+    @pytest.mark.parametrize(
+        ("annotations", "wanted"),
+        [(None, True), ({}, True), ({ANNOTATION: "on"}, True), ({ANNOTATION: "off"}, False)],
+    )
+    def test_the_annotation(self, annotations, wanted):
+        found, complaints = service({}, annotations=annotations)
+        assert found.at_connect is wanted
+        assert not complaints
+
+    def test_another_value_is_refused_and_the_service_stands(self):
+        found, complaints = service({}, annotations={self.ANNOTATION: "no"})
+        assert found == row(ignored=(IgnoredAnnotation(self.ANNOTATION, "'no' is not on or off"),))
+        assert not complaints
+
+
 class TestProxyProtocol:
     ANNOTATION = "kube-proxy/proxy-protocol"
 

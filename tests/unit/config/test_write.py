@@ -56,6 +56,12 @@ detectLocal:
   bridgeInterface: ""
   interfaceNamePrefix: ""
 detectLocalMode: ""
+ebpf:
+  cgroup: ""
+  peerNames: true
+  pins: ""
+  scope: host
+  strict: false
 enableProfiling: false
 healthzBindAddress: 0.0.0.0:10256
 hostnameOverride: ""

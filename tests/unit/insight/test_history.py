@@ -68,6 +68,7 @@ SLICE = SliceRow(
             {"ignored": (IgnoredAnnotation("kube-proxy/weights", "it has no rule"),)},
             "annotations that are ignored: none -> kube-proxy/weights (it has no rule)",
         ),
+        ({"at_connect": False}, "at connect time: True -> False"),
     ],
 )
 def test_how_a_service_differs(change, words):
@@ -89,6 +90,7 @@ def test_each_field_of_a_service_is_worded():
     worded |= {"internal_local", "external_local", "health_check_port", "proxy_protocol"}
     worded |= {"balancing", "ignored", "ends_connections", "skips_silent", "preserve_destination"}
     worded |= {"allowed_sources", "denied_sources"}
+    worded |= {"at_connect"}
     assert set(ServiceRow.__struct_fields__) == worded
     assert set(EndpointRow.__struct_fields__) == {
         "address",

@@ -71,7 +71,7 @@ def _node(node: NodeConfig, config: KubeProxyConfiguration) -> NodeConfig:
 
 MODE: Final = Mode(
     name="iptables",
-    replaces=("nftables", "ipvs"),
+    replaces=("ebpf", "nftables", "ipvs"),
     manners=Manners(refuses_everywhere=True, lets_own_out=True),
     failure_metrics=(
         FailureMetric("kubeproxy_sync_proxy_rules_iptables_restore_failures_total"),

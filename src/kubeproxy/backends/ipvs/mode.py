@@ -92,7 +92,7 @@ MODE: Final = Mode(
     name="ipvs",
     limits_sources=False,
     section="ipvs",
-    replaces=("nftables", "iptables"),
+    replaces=("ebpf", "nftables", "iptables"),
     manners=Manners(firewall_first=True, falls_back=True, owns_addresses=True),
     failure_metrics=(FailureMetric("kubeproxy_sync_proxy_rules_iptables_restore_failures_total"),),
     node=_node,

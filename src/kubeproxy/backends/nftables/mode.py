@@ -82,7 +82,7 @@ MODE: Final = Mode(
     section="nftables",
     masquerade="nftables",
     node_port_addresses=(PRIMARY,),
-    replaces=("ipvs", "iptables"),
+    replaces=("ebpf", "ipvs", "iptables"),
     manners=Manners(closed_cluster_ips=True, firewall_first=True),
     failure_metrics=(FailureMetric("kubeproxy_sync_proxy_rules_nftables_sync_failures_total"),),
     node=_node,

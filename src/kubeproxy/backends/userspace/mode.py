@@ -44,7 +44,7 @@ def _node(node: NodeConfig, _: KubeProxyConfiguration) -> NodeConfig:
 MODE: Final = Mode(
     name="userspace",
     without_rules="userspace-listen",
-    replaces=("ipvs", "iptables"),
+    replaces=("ebpf", "ipvs", "iptables"),
     forwards=False,
     lasting=False,
     manners=nftables.MODE.manners,  # its rules are those of nftables mode

@@ -1,0 +1,176 @@
+"""The programs and maps of a family at work: adopted or made, filled, made larger, and checked.
+
+A process without the rights to make maps and load programs uses those that are pinned (`--init-only` makes
+them). What they cannot hold is left to nftables mode.
+"""
+
+import errno
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from kubeproxy.backends.base import Change, StaleError, SyncError
+from kubeproxy.backends.ebpf import content, held, layout
+from kubeproxy.backends.ebpf.blocks import FullError
+from kubeproxy.backends.ebpf.compile import FrontCompiler
+from kubeproxy.backends.ebpf.content import FrontContent
+from kubeproxy.backends.ebpf.held import HeldFronts
+from kubeproxy.backends.ebpf.install import Installation
+from kubeproxy.backends.ebpf.layout import Capacity
+from kubeproxy.clock import Clock
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import Key, PortId, ServicePlan
+
+log = logging.getLogger(__name__)
+
+LEAST: Final = Capacity()
+"""What new maps hold at least."""
+
+RIGHTLESS: Final = frozenset({errno.EPERM, errno.EACCES})
+
+
+class ConnectFront:
+    """The front of one family."""
+
+    def __init__(self, installation: Installation, clock: Clock, left: frozenset[int]) -> None:
+        """Makes it from an installation that has been adopted, or has maps.
+
+        Args:
+            installation: the maps, programs and links.
+            clock: the time.
+            left: the ports that are left to nftables mode.
+        """
+        self._installation = installation
+        self._clock = clock
+        self._left_ports = left
+        self._content: FrontContent | None = None
+        self._left_out = 0
+        self._changed = clock.now()
+
+    def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> None:
+        """Makes the maps equal to the plans, and attaches what is not attached; blocks.
+
+        Raises:
+            SyncError: the kernel refused.
+        """
+        compiler = self.compiler(node)
+        numbers: Mapping[PortId, int] = self._content.numbers if self._content is not None else {}
+        self._content = None  # until it is done, `apply` cannot
+        try:
+            needed = content.needed(plans.values(), compiler)
+            maps = self._installation.maps
+            if maps is None or not maps.capacity.holds(needed):
+                plans = self._grow(needed, plans, compiler)
+                maps = self._installation.maps
+            assert maps is not None
+            found = FrontContent(maps, compiler, self._clock.now, numbers)
+            found.load(plans, self._changed)
+            if not self._installation.active:
+                self._installation.activate()
+        except FullError as e:
+            # Blocks that were freed a moment ago can be used soon.
+            raise SyncError("the maps of connect-time programs are full") from e
+        except OSError as e:
+            raise SyncError(f"connect-time programs: {e}") from e
+        finally:
+            self._changed = self._clock.now()
+        self._content = found
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Makes the maps what some plans are now.
+
+        Raises:
+            StaleError: a `load` is needed.
+        """
+        if self._content is None:
+            raise StaleError("the maps of connect-time programs were not programmed")
+        if self._left_out:
+            raise StaleError("the maps of connect-time programs do not hold all Services")
+        self._changed = self._clock.now()
+        try:
+            self._content.apply(changes)
+        except (FullError, OSError) as e:
+            self._content = None
+            raise StaleError(f"the maps of connect-time programs: {e or 'they are full'}") from e
+
+    def intact(self) -> bool:
+        """Whether all programs are attached."""
+        try:
+            return not self._installation.missing()
+        except OSError:
+            return False
+
+    def detached(self) -> None:
+        """After `intact` was false: the next `load` attaches the programs again."""
+        self._installation.active = False
+
+    def read(self) -> HeldFronts:
+        """What the maps hold.
+
+        Raises:
+            OSError: that cannot be read.
+        """
+        maps = self._installation.maps
+        return held.read(maps, self._installation.missing()) if maps is not None else HeldFronts()
+
+    def read_part(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> HeldFronts:
+        """What the maps hold of some Services.
+
+        Raises:
+            OSError: that cannot be read.
+        """
+        maps = self._installation.maps
+        if maps is None:
+            return HeldFronts()
+        keys = held.keys_of(plans.values(), self.compiler(node))
+        return held.read_part(maps, keys, self._installation.missing())
+
+    def compiler(self, node: NodeConfig) -> FrontCompiler:
+        """Compiles plans for a node."""
+        return FrontCompiler(node, self._left_ports)
+
+    def close(self) -> None:
+        """Closes descriptors; what is pinned stays."""
+        self._content = None
+        self._installation.close()
+
+    def _grow(
+        self, needed: Capacity, plans: Mapping[Key, ServicePlan], compiler: FrontCompiler
+    ) -> Mapping[Key, ServicePlan]:
+        """Makes larger maps; returns the plans that they can hold."""
+        self._left_out = 0
+        before = self._installation.maps
+        try:
+            self._installation.make(layout.grown(needed, LEAST))
+        except OSError as e:
+            if e.errno not in RIGHTLESS or before is None:
+                raise
+            kept = _fitting(plans, before.capacity, compiler)
+            self._left_out = len(plans) - len(kept)
+            log.warning(
+                "%(ipFamily)s: the maps of connect-time programs are full and this process may not make larger ones:"
+                " %(count)d Services are left to nftables rules",
+                {"ipFamily": compiler.node.family, "count": self._left_out},
+            )
+            return kept
+        return plans
+
+
+def _fitting(
+    plans: Mapping[Key, ServicePlan], capacity: Capacity, compiler: FrontCompiler
+) -> Mapping[Key, ServicePlan]:
+    """As many plans as maps can hold."""
+    kept: dict[Key, ServicePlan] = {}
+    total = content.needed((), compiler)
+    for key, plan in plans.items():
+        one = content.needed([plan], compiler)
+        more = Capacity(
+            total.fronts + one.fronts,
+            total.ports + one.ports,
+            total.slots + one.slots + 1,
+            total.members + one.members,
+            total.hosts,
+        )
+        if capacity.holds(more):
+            kept[key], total = plan, more
+    return kept

@@ -1,0 +1,234 @@
+"""The maps after any sequence of changes: those of a fresh start, and no program finds a wrong endpoint in between."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from kubeproxy.api.addresses import IPV4, IPV6, Family
+from kubeproxy.backends.base import Change
+from kubeproxy.backends.ebpf import content, held, layout
+from kubeproxy.backends.ebpf.blocks import FullError
+from kubeproxy.backends.ebpf.compile import FrontCompiler
+from kubeproxy.backends.ebpf.content import FrontContent
+from kubeproxy.backends.ebpf.held import HeldFronts
+from kubeproxy.backends.ebpf.layout import LAYOUTS, OWN, PASS, Capacity
+from kubeproxy.backends.ebpf.tables import MemoryMaps
+from kubeproxy.model.node import ConnectSettings, LocalTraffic, NodeConfig
+from kubeproxy.model.plan import Key, PortPlan, ServicePlan
+from kubeproxy.model.select import Endpoint
+from tests.fakes.faults import KilledError
+
+PODS: Mapping[Family, str] = {IPV4: "10.244.1.{}", IPV6: "fd00:10:244:1::{}"}
+OUTSIDE: Mapping[Family, str] = {IPV4: "203.0.113.{}", IPV6: "2001:db8:203::{}"}
+VIRTUAL: Mapping[Family, str] = {IPV4: "10.96.0.{}", IPV6: "fd00:10:96::{}"}
+
+Plans = dict[Key, ServicePlan]
+
+
+def node(family: Family = IPV4, *, everywhere: bool = True, **more: Any) -> NodeConfig:
+    pods = "10.244.0.0/16" if family == IPV4 else "fd00:10:244::/48"
+    return NodeConfig(
+        family=family,
+        local_traffic=LocalTraffic("range", pods),
+        connects=ConnectSettings(everywhere=everywhere),
+        node_port_addresses=("192.0.2.1",) if family == IPV4 else ("2001:db8::1",),
+        **more,
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn, family: Family) -> Plans:
+    """Services that own different fronts, which may move from one to the other."""
+    found: Plans = {}
+    owners = draw(st.lists(st.integers(0, 3), min_size=6, max_size=6))
+    for number in draw(st.sets(st.integers(0, 3), max_size=4)):
+        addresses = draw(st.lists(st.integers(10, 20), max_size=9, unique=True))
+        ends = tuple(Endpoint(PODS[family].format(i), 8080, local=i < 14) for i in sorted(addresses))
+        local = tuple(each for each in ends if each.local)
+        mine = tuple(OUTSIDE[family].format(i) for i, owner in enumerate(owners, 1) if owner == number)
+        port = PortPlan(
+            name=f"default/s{number}",
+            protocol=draw(st.sampled_from(["TCP", "UDP", "SCTP"])),
+            port=80,
+            cluster_ip=VIRTUAL[family].format(number + 1),
+            node_port=draw(st.sampled_from([0, 30080 + number])),
+            external_ips=mine[:2],
+            load_balancer_ips=mine[2:],
+            source_ranges=draw(st.sampled_from([(), ("192.0.2.0/24",)])),
+            affinity=draw(st.sampled_from([0, 0, 60, 10800])),
+            internal_local=draw(st.booleans()),
+            external_local=draw(st.booleans()),
+            cluster=ends,
+            local=local,
+            any=bool(ends),
+            at_connect=draw(st.sampled_from([True, True, True, False])),
+        )
+        found["default", f"s{number}"] = ServicePlan("default", f"s{number}", (port,))
+    return found
+
+
+class Rig:
+    """Maps in memory, and what programs them."""
+
+    def __init__(
+        self,
+        family: Family = IPV4,
+        capacity: Capacity | None = None,
+        maps: MemoryMaps | None = None,
+        **more: Any,
+    ) -> None:
+        self.now = self.changed = 0.0
+        self.maps = maps or MemoryMaps(LAYOUTS[family], capacity or Capacity(64, 16, 512, 64, 8))
+        self.compiler = FrontCompiler(node(family, **more))
+        self.content = FrontContent(self.maps, self.compiler, lambda: self.now)
+        self.plans: Plans = {}
+
+    def load(self, wanted: Plans) -> None:
+        self.content.load(wanted, self.changed)
+        self.plans = wanted
+
+    def apply(self, wanted: Plans) -> None:
+        self.now += 0.4
+        self.changed = self.now
+        keys = self.plans.keys() | wanted.keys()
+        changes = [Change(key, self.plans.get(key), wanted.get(key)) for key in sorted(keys)]
+        self.content.apply([each for each in changes if each.before != each.after])
+        self.plans = wanted
+
+    def held(self) -> HeldFronts:
+        return held.read(self.maps)
+
+    def wanted(self) -> HeldFronts:
+        return held.wanted(self.plans.values(), self.compiler)
+
+    def writes(self) -> int:
+        return sum(table.writes for table in (self.maps.fronts, self.maps.hosts, self.maps.members))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+@settings(max_examples=60)
+@given(data=st.data())
+def test_the_maps_are_those_of_a_fresh_start(family: Family, data: st.DataObject) -> None:
+    rig = Rig(family)
+    rig.load(data.draw(plans(family)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        rig.apply(data.draw(plans(family)))
+        assert rig.held() == rig.wanted()
+    members = {key for key, _ in rig.maps.members.items()}
+    fresh = Rig(family)
+    fresh.load(rig.plans)
+    assert fresh.held() == rig.held()
+    assert len(members) == sum(1 for _ in fresh.maps.members.items())
+    restarted = Rig(family, maps=rig.maps)
+    before = rig.writes(), bytes(rig.maps.slots)
+    restarted.load(rig.plans)
+    assert (restarted.writes(), bytes(rig.maps.slots)) == before, "it was right already"
+    assert restarted.held() == fresh.held()
+    other = data.draw(plans(family))
+    restarted.load(other)
+    assert restarted.held() == restarted.wanted()
+
+
+@given(first=plans(IPV4), second=plans(IPV4), at=st.integers(0, 30))
+@settings(max_examples=60)
+def test_what_was_interrupted_is_completed_by_the_next_process(first: Plans, second: Plans, at: int) -> None:
+    rig = Rig()
+    rig.load(first)
+    left = at
+
+    def stopping(real: Any) -> Any:
+        def write(what: Any) -> None:
+            nonlocal left
+            for each in what:
+                left -= 1
+                if left < 0:
+                    raise KilledError
+                real([each])
+
+        return write
+
+    for table in (rig.maps.fronts, rig.maps.members):
+        for name in ("put", "delete"):
+            setattr(table, name, stopping(getattr(table, name)))
+    with contextlib.suppress(KilledError):
+        rig.apply(second)
+    for table in (rig.maps.fronts, rig.maps.members):
+        del table.put, table.delete
+    after = Rig(maps=rig.maps)
+    after.load(second)
+    assert after.held() == after.wanted()
+
+
+def test_a_block_is_not_used_again_for_a_second() -> None:
+    """A program may still read it."""
+    ends = tuple(Endpoint(PODS[IPV4].format(i), 80) for i in range(10, 14))
+    rig = Rig(capacity=Capacity(64, 16, 12, 64, 8))
+
+    def served(count: int) -> Plans:
+        port = PortPlan("default/s", "TCP", 80, "10.96.0.1", cluster=ends[:count], any=True)
+        return {("default", "s"): ServicePlan("default", "s", (port,))}
+
+    rig.load(served(4))
+    rig.apply(served(3))
+    rig.apply(served(4))
+    with pytest.raises(FullError):
+        rig.apply(served(3) | {("default", "t"): replace(served(4)["default", "s"], name="t")})
+    rig.now += 1.0
+    rig.load(served(3))
+    assert rig.held() == rig.wanted()
+
+
+def test_what_the_maps_must_hold_is_enough() -> None:
+    ends = tuple(Endpoint(PODS[IPV4].format(i), 80) for i in range(2, 100))
+    ports = tuple(
+        PortPlan(
+            f"default/s:{i}",
+            "TCP",
+            i,
+            "10.96.0.1",
+            external_ips=("203.0.113.1",),
+            affinity=10,
+            cluster=ends[:i],
+            any=True,
+        )
+        for i in range(1, 98)
+    )
+    given = {("default", "s"): ServicePlan("default", "s", ports)}
+    rig = Rig()
+    rig = Rig(capacity=content.needed(given.values(), rig.compiler))
+    rig.load(given)
+    assert rig.held() == held.wanted(given.values(), rig.compiler)
+
+
+@pytest.mark.parametrize(
+    ("more", "port", "flags"),
+    [
+        ({}, {}, 0),
+        ({"everywhere": False}, {}, OWN),
+        ({"masquerade_all": True}, {}, OWN),
+        ({}, {"internal_local": True}, PASS),
+        ({}, {"at_connect": False}, PASS),
+        ({}, {"port": 2049}, PASS),
+    ],
+)
+def test_what_is_left_to_rules(more: dict[str, Any], port: dict[str, Any], flags: int) -> None:
+    """Dropped packets, annotated Services, ports of file systems, and Pods whose packets are treated otherwise."""
+    plan = PortPlan("default/s", "TCP", 80, "10.96.0.1", cluster=(Endpoint("10.244.1.2", 80),), any=True)
+    plan = replace(plan, **port)
+    compiler = FrontCompiler(node(**more), frozenset({2049}))
+    (front,) = held.fronts_of(ServicePlan("default", "s", (plan,)), compiler)
+    assert front.flags == flags
+
+
+def test_keys_are_read_as_they_were_packed() -> None:
+    for address, family in (("10.96.0.1", IPV4), ("fd00::1", IPV6), ("", IPV4), ("", IPV6)):
+        key = layout.front(address, "UDP", 53, family)
+        assert layout.read_front(key) == (address, "UDP", 53)
+        assert layout.index_of(layout.entry(key, 77)) == 77
+    for address in ("10.244.1.2", "fd00::2"):
+        assert layout.read_slot(layout.slot_bytes(layout.slot(address, 8080))) == (address, 8080)
