@@ -15,6 +15,7 @@ BENCHES = (
     "iptables",
     "ipvs",
     "journal",
+    "kernelspace",
     "manifests",
     "memory",
     "metrics",
