@@ -273,7 +273,7 @@ async def test_an_annotation_that_cannot_be_used(rig: Rig) -> None:
         rig.set(types.Service(metadata, plain.spec))
         assert rig.counts() == {"IgnoredAnnotation": 1}
         await rig.clock.advance(SETTLED)
-        first, second = rig.lines()
+        first, second, third = rig.lines()
         assert first == (
             "W Service default/web: an annotation is ignored: kube-proxy/balancing: 'best' is not random, maglev or"
             " least-connections"
@@ -281,9 +281,10 @@ async def test_an_annotation_that_cannot_be_used(rig: Rig) -> None:
         assert second.startswith(
             "W Service default/web: an annotation is ignored: kube-proxy/weights: 'zone:b' is"
         )
+        assert third.endswith("no mode of this version supports them")
         assert [event[:3] for event in rig.events] == [
             (("default", "web"), "IgnoredAnnotation", "ReadAnnotations")
-        ] * 2
+        ] * 3
         rig.set(plain)
         await rig.clock.advance(SETTLED)
         assert rig.lines() == ["I Service default/web: it has no annotation that is ignored now"]

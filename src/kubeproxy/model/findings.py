@@ -85,7 +85,7 @@ def of_service(service: ServiceRow, slices: Iterable[SliceRow], node: str) -> tu
         for finding in findings:
             limited = Finding(finding.reason, family, finding.ports, finding.detail)
             merged[finding if finding in everywhere else limited] = None
-    ignored = [Finding("IgnoredAnnotation", detail=f"{a.name}: {a.reason}") for a in service.ignored]
+    ignored = [Finding("IgnoredAnnotation", detail=f"{a.name}: {a.reason}") for a in service.without_effect]
     return (*merged, *ignored[:MOST_NAMES])
 
 

@@ -18,7 +18,7 @@ def ignored(facts: Facts) -> Iterator[Symptom]:
     """A value that cannot be used is ignored: the Service is programmed as if it had no such annotation."""
     services = facts.snapshot().state.services
     for key in sorted(services) if facts.only is None else services.keys() & {facts.only}:
-        for annotation in services[key].ignored:
+        for annotation in services[key].without_effect:
             yield Symptom(
                 f"{'/'.join(key)}: annotation {annotation.name} is ignored, or a part of it",
                 annotation.reason,
