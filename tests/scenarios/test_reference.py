@@ -93,6 +93,7 @@ class Judged:
 
     def __init__(self, found: Outcome, verdict: Verdict) -> None:
         (self.action,) = found.fates
+        self.at_connect = False
         self.port = verdict.port
         self.endpoints = [Endpoint(*target) for target in found.targets]
         self._targets = found.targets

@@ -104,7 +104,8 @@ class PortPlan(Struct, frozen=True, gc=False):
     @property
     def external_only(self) -> tuple[str, ...]:
         """The external IPs that are not load balancer IPs, too."""
-        return tuple([ip for ip in self.external_ips if ip not in self.load_balancer_ips])
+        others = frozenset(self.load_balancer_ips)
+        return tuple([ip for ip in self.external_ips if ip not in others])
 
     @property
     def uses_cluster(self) -> bool:

@@ -21,12 +21,23 @@ def serves(machine: Machine) -> bool:
     Raises:
         OSError: that cannot be read.
     """
-    folder = machine.bpf().folder(names.VERSION)
+    where = _host(machine)
+    if where is None:
+        return False
+    folder = where.folder(names.VERSION)
     for family in FAMILIES:
         found = folder.get(f"fronts{names.digit(family)}")
         if found is not None and any(True for _ in HashMap(found.release()).items()):
             return True
     return False
+
+
+def _host(machine: Machine) -> BpfHost | None:
+    """The BPF of a host; None if it has none."""
+    try:
+        return machine.bpf()
+    except OSError:
+        return None
 
 
 def cleanup(machine: Machine) -> None:
@@ -35,10 +46,9 @@ def cleanup(machine: Machine) -> None:
     Raises:
         OSError: something may not be removed.
     """
-    try:
-        where = machine.bpf()
-    except OSError:
-        return  # a host without BPF
+    where = _host(machine)
+    if where is None:
+        return
     for family in FAMILIES:
         if remove(where, family):
             log.info("Removed the connect-time programs of ebpf mode for %(ipFamily)s", {"ipFamily": family})

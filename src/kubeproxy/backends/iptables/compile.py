@@ -170,8 +170,9 @@ def _limited_chain(p: PortPlan, proto: str) -> str:
 
 
 def _external_ips(p: PortPlan, to: "_PortRules", ext: str, limited: str) -> None:
+    only: frozenset[str] = frozenset(p.external_only) if limited else frozenset()
     for ip in p.external_ips:
-        here = limited if ip in p.external_only else ""
+        here = limited if ip in only else ""
         if p.any:
             to.address(NAT_SERVICES, ip, p.port, "external IP", here or ext)
         if here:
