@@ -32,7 +32,7 @@ from kubeproxy.insight.top.values import TopPort
 from kubeproxy.insight.top.watch import TopWatch
 from kubeproxy.machine.linux import LinuxMachine
 from tests.fakes.cluster import endpoints, service
-from tests.kernel.daemons import Station, ask, asked, until
+from tests.kernel.daemons import PATIENCE, Station, ask, asked, until
 from tests.kernel.test_serve import fetch
 from tests.lab import kernel, netns
 from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
@@ -348,7 +348,19 @@ class Window:
         fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 140, 0, 0))
         self.before = termios.tcgetattr(inner)
         flags = ("--config", str(station.config), "--manifests", str(station.folder.path))
-        command = [sys.executable, "-m", "kubeproxy", "top", "--interval", "0.5", *arguments, *flags]
+        # Ctrl-C must work also where these tests run in the background of a shell, which ignores it.
+        command = [
+            "env",
+            "--default-signal=INT",
+            sys.executable,
+            "-m",
+            "kubeproxy",
+            "top",
+            "--interval",
+            "0.5",
+            *arguments,
+            *flags,
+        ]
         self.process = subprocess.Popen(
             ["ip", "netns", "exec", station.lab.name("node"), *command, "--hostname-override", NODE_NAME],
             stdin=inner, stdout=inner, stderr=inner, env={**{k: v for k, v in os.environ.items() if k not in {"COLUMNS", "LINES"}}, "TERM": "xterm"},
@@ -375,7 +387,10 @@ class Window:
         """The exit status, when it has put the terminal back as it was."""
         with ThreadPoolExecutor() as pool:
             drained = pool.submit(self._drain)
-            code = self.process.wait(60)
+            try:
+                code = self.process.wait(PATIENCE)
+            finally:
+                self.process.kill()
             after = termios.tcgetattr(self.inner)
             os.close(self.inner)
             drained.result()

@@ -165,9 +165,10 @@ class ConnectionMetrics:
             for at in endpoints:
                 port, address, number = at
                 count = counts.get(port, {}).get((address, number), 0)
-                more = count - self._last.get(at, 0)
-                if not more:
+                before = self._last.get(at, 0)
+                if count == before:
                     continue
+                more = count - before if count > before else count  # the counter began at 0 again
                 self._last[at] = count
                 if at in self._series or len(self._series) < self._most:
                     self._series[at] = count

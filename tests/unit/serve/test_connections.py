@@ -88,6 +88,7 @@ async def test_endpoints_have_a_series_as_long_as_there_are_not_too_many() -> No
     assert sum(found.values()) == 6 + 7 + 8
     # A series that ends makes room for the next one.
     rig.stage.synced(web("10.244.1.2", "10.244.1.3"))
+    await rig.read()
     rules.counts = {PORT: {(f"10.244.1.{i}", 8080): 50 for i in (2, 3)}}
     await rig.read()
     assert {"10.244.1.2:8080", "10.244.1.3:8080"} <= rig.series().keys()

@@ -1,8 +1,9 @@
 """Connections that IPVS counted, by Service port and endpoint; real servers are asked for only where some came."""
 
+from collections.abc import Callable
 from typing import Any
 
-from kubeproxy.backends.ipvs.counts import ServerCounter
+from kubeproxy.backends.ipvs.counts import SETTLED_SECONDS, ServerCounter
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.model.plan import Key, PortId, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
@@ -36,8 +37,8 @@ def plan(name: str, ip: str, *endpoints: Endpoint) -> tuple[Key, ServicePlan]:
     return ("shop", name), ServicePlan("shop", name, (port,))
 
 
-def counter(kernel: Any) -> ServerCounter:
-    made = ServerCounter(kernel, NODE)
+def counter(kernel: Any, clock: Callable[[], float] = lambda: 0.0) -> ServerCounter:
+    made = ServerCounter(kernel, NODE, clock=clock)
     made.set(*plan("api", "10.96.0.10", E1, E2))
     made.set(*plan("web", "10.96.0.11", E1))
     return made
@@ -45,7 +46,8 @@ def counter(kernel: Any) -> ServerCounter:
 
 def test_only_servers_with_new_connections_are_asked() -> None:
     kernel = Statistics()
-    made = counter(kernel)
+    passed = iter(range(0, 1000, int(2 * SETTLED_SECONDS)))
+    made = counter(kernel, lambda: float(next(passed)))
     api = {(E1.address, 8080): 3, (E2.address, 8080): 4}
     assert made.read() == {API_PORT: api, WEB_PORT: {(E1.address, 8080): 0}}
     assert kernel.asked == [API, WEB]
@@ -54,6 +56,18 @@ def test_only_servers_with_new_connections_are_asked() -> None:
     kernel.servers[WEB][R1] = 2
     assert made.read() == {API_PORT: api, WEB_PORT: {(E1.address, 8080): 2}}
     assert kernel.asked == [API, WEB, WEB]
+
+
+def test_real_servers_may_be_counted_later_than_their_virtual_server() -> None:
+    kernel = Statistics()
+    made = counter(kernel)
+    made.read()
+    late = kernel.servers[WEB].copy()
+    kernel.all_connections = lambda: {API: 7, WEB: 5}  # type: ignore[method-assign]
+    made.read()
+    assert kernel.servers[WEB] == late
+    kernel.servers[WEB][R1] = 5
+    assert (made.read() or {})[WEB_PORT] == {(E1.address, 8080): 5}
 
 
 def test_counts_of_some_services_are_read_at_their_cost() -> None:
