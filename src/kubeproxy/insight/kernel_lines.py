@@ -1,4 +1,4 @@
-"""What a line of nft, iptables-save, ipvsadm, ipset, ip or ss is about: the object, its front, its Service.
+"""What a line of the system's tools is about: the object, its front, its Service.
 
 The lines are those of `backends.base.KernelComparison`. They are read, not compared: what a line means is
 known to the drivers; here it is only attributed.
@@ -21,6 +21,10 @@ _ENTRY = re.compile(r"(?:add|del) (KUBE-\S+) (\S+)")
 _SET = re.compile(r"(?:create|destroy) (\S+)")
 _ADDRESS = re.compile(r"ip address (?:add|del) ([^/\s]+)/\d+ dev (\S+)")
 _SOCKET = re.compile(r'(tcp|udp) (?:LISTEN|UNCONN) (\S+) comment "([^":]+)[^"]*" -> (\S*)')
+_BALANCER = re.compile(
+    r"New-HnsLoadBalancer(?: -Vip (\S+)| -IPv6)? -Protocol (\w+) -ExternalPort (\d+)(?: -Endpoint (\S+)$)?"
+)
+_SOCKETS_FRONT = re.compile(r"front (?:node port (\d+)|(\S+)) (TCP|UDP|SCTP)\b")
 _BY_FLAG: Final[dict[str, Protocol]] = {"-t": "TCP", "-u": "UDP", "--sctp-service": "SCTP"}
 _ELEMENT_FRONT = re.compile(r"(?:([0-9a-f.:]+) \. )?(tcp|udp|sctp) \. (\d+)\b")
 _HAIRPIN = re.compile(r"([0-9a-f.:]+) \. \1 \. (?:tcp|udp|sctp) \. (\d+)")
@@ -86,9 +90,20 @@ def parts(line: str) -> LineParts:
     if found := _SOCKET.match(line):
         at = f"socket {found[1]} {found[2]}"
         return LineParts(at, "", at, service=found[3])
+    if found := _BALANCER.match(line):
+        return _balancer(found[1] or "", _protocol(found[2]), int(found[3]), found[4] or "")
+    if found := _SOCKETS_FRONT.match(line):
+        protocol = cast("Protocol", found[3])
+        front = ("", protocol, int(found[1])) if found[1] else _front_of(found[2], protocol)
+        return LineParts("maps of ebpf mode", "", f"front {found[1] or found[2]} {protocol}", front)
     if found := _SET.match(line):
         return LineParts(f"set {found[1]}", found[1], line)
     return LineParts("", "", line)
+
+
+def _balancer(vip: str, protocol: Protocol, port: int, endpoint: str) -> LineParts:
+    at = f"load balancer {_joined(vip, str(port)) if vip else f'of node port {port}'}/{protocol}"
+    return LineParts(at, "", f"{at} {endpoint}", (vip, protocol, port), endpoint=endpoint)
 
 
 def _nft(kind: str, table: str, name: str, rest: str) -> LineParts:

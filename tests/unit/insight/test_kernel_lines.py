@@ -78,3 +78,19 @@ def test_versions_of_one_thing_have_one_key() -> None:
     added, deleted = (f"-t nat -{verb} KUBE-SERVICES -j RETURN" for verb in "AD")
     assert parts(added).key == parts(deleted).key
     assert isinstance(parts(added), LineParts)
+
+
+@pytest.mark.parametrize(
+    ("line", "holder", "front", "endpoint"),
+    [
+        ("New-HnsLoadBalancer -Vip 10.96.0.10 -Protocol tcp -ExternalPort 80 -InternalPort 8080 -DSR",
+         "load balancer 10.96.0.10:80/TCP", ("10.96.0.10", "TCP", 80), ""),
+        ("New-HnsLoadBalancer -IPv6 -Protocol udp -ExternalPort 30053 -Endpoint [fd00::1]:53",
+         "load balancer of node port 30053/UDP", ("", "UDP", 30053), "[fd00::1]:53"),
+        ("front 10.96.0.10:80 TCP -> 10.244.1.11:8080", "maps of ebpf mode", ("10.96.0.10", "TCP", 80), ""),
+        ("front node port 30080 TCP -> nftables", "maps of ebpf mode", ("", "TCP", 30080), ""),
+    ],
+)  # fmt: skip
+def test_lines_of_hns_and_of_ebpf_mode(line: str, holder: str, front: object, endpoint: str) -> None:
+    found = parts(line)
+    assert (found.holder, found.front, found.endpoint) == (holder, front, endpoint)
