@@ -1,13 +1,11 @@
 """What the driver asks of HNS, through the C functions that Windows documents."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from kubeproxy.windows import binding
 from kubeproxy.windows.calls import HnsNotice, NoticeKind
 from kubeproxy.windows.errors import HcnError, HcnTrouble
 from kubeproxy.windows.hcn import HostNetworking
@@ -35,36 +33,6 @@ def remote(hns: HostNetworking, address: str = "10.244.2.21") -> HcnEndpoint:
     network = hns.network("cbr0net")
     assert network is not None
     return HcnEndpoint(network.id, (address,), "02-11-0a-f4-02-15", REMOTE_ENDPOINT)
-
-
-HEADER = Path("/usr/x86_64-w64-mingw32/include/computenetwork.h")
-KINDS = {
-    "REFGUID": "id", "PCWSTR": "text", "PWSTR*": "out", "PHCN_NETWORK": "out", "PHCN_ENDPOINT": "out",
-    "PHCN_LOADBALANCER": "out", "HCN_CALLBACK*": "out", "HCN_NETWORK": "handle", "HCN_ENDPOINT": "handle",
-    "HCN_LOADBALANCER": "handle", "HCN_CALLBACK": "handle", "void*": "handle",
-    "HCN_NOTIFICATION_CALLBACK": "callback",
-}  # fmt: skip
-
-
-def kind_of(argument: object) -> str:
-    """What the type of an argument in `PROTOTYPES` is."""
-    named = {
-        binding._ID: "id",
-        binding._TEXT: "text",
-        binding._OUT: "out",
-        binding.CALLBACK: "callback",
-    }
-    return named.get(argument, "handle")
-
-
-def test_the_prototypes_are_those_of_the_header() -> None:
-    found = dict(re.findall(r"HRESULT WINAPI (\w+) ?\(([^)]*)\);", HEADER.read_text()))
-    for name, types in binding.PROTOTYPES.items():
-        documented = [
-            re.sub(r"\s*(\*?)\s*\w+$", r"\1", argument.strip()).replace(" ", "")
-            for argument in found[name].split(",")
-        ]
-        assert [KINDS[each] for each in documented] == [kind_of(each) for each in types], name
 
 
 def test_the_version_and_the_network(hns: HostNetworking) -> None:
