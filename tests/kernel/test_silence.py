@@ -132,6 +132,7 @@ def test_an_endpoint_that_goes_dark(station: Station) -> None:
         assert metrics(lab)["kubeproxy_endpoint_trials_total IPv4 answered"] == 1
 
 
+@pytest.mark.parametrize("station", ["nftables", "iptables"], indirect=True)
 def test_the_only_endpoint_stays(station: Station) -> None:
     """If all are silent, none is left out: two of three must not be."""
     lab = station.lab
