@@ -66,7 +66,7 @@ class TestMain:
         assert capsys.readouterr().err.splitlines() == [
             'Error: KubeProxyConfiguration.featureGates: Invalid value: {"magic":true}: unrecognized feature gate: magic',
             "Error: KubeProxyConfiguration.KubeProxyLinuxConfiguration.OOMScoreAdj: Invalid value: 2000: must be within the range [-1000, 1000]",
-            'Error: KubeProxyConfiguration.Mode.ProxyMode: Invalid value: "magic": must be iptables, ipvs, nftables, userspace or blank (blank means iptables)',
+            'Error: KubeProxyConfiguration.Mode.ProxyMode: Invalid value: "magic": must be iptables, ipvs, nftables, userspace, ebpf or blank (blank means iptables)',
         ]
         assert app.seen == []
 
