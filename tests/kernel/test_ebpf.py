@@ -1,5 +1,6 @@
 """ebpf mode on the lab's node: what a socket sees, restarts, other modes, and rights."""
 
+import json
 import shutil
 import socket
 from collections.abc import Iterator
@@ -271,6 +272,22 @@ def test_commands_know_the_maps(lab: Lab, tmp_path: Path, places: BpfPlaces) -> 
     with node.running():
         pass
     assert "the kernel holds what is planned" in command(node, "verify")
+
+
+def test_plan_of_another_mode_names_the_programs(lab: Lab, tmp_path: Path, places: BpfPlaces) -> None:
+    """What a start removes: the maps where the table stays, the table, too, where it does not."""
+    node = station(lab, tmp_path / "a", places)
+    with node.running():
+        pass
+    for other, old in (("nftables", {"ebpf mode"}), ("iptables", {"ebpf mode", "nftables mode"})):
+        answer = json.loads(command(node, "plan", "--json", "--mode", other))
+        assert {each["what"] for each in answer["removed"]} == old
+        lines = [line for each in answer["removed"] if each["what"] == "ebpf mode" for line in each["lines"]]
+        assert f"front {WEB}:80 TCP -> {EP11}:8080, {EP12}:8080" in lines
+        assert not any("nft " in line for line in lines)
+    assert run(node, flags=("--cleanup",)).returncode == 0
+    for other in ("nftables", "iptables"):
+        assert json.loads(command(node, "plan", "--json", "--mode", other))["removed"] == []
 
 
 def test_connections_of_sockets_are_counted(lab: Lab, tmp_path: Path, places: BpfPlaces) -> None:

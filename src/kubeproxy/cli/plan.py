@@ -48,6 +48,8 @@ def _run(asked: Asked) -> int:
     if arguments.at:
         return _since(asked, machine)
     found = reading.configuration(asked, machine)
+    places = found.options.config.ebpf
+    machine = of_this_host(places.cgroup, places.pins)
     taken = asyncio.run(reading.cluster(asked, machine, found=found))
     if arguments.against:
         other = replace(found, options=replace(found.options, manifests=(arguments.against,)))

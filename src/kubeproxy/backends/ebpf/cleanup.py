@@ -25,8 +25,10 @@ def serves(machine: Machine) -> bool:
     if where is None:
         return False
     folder = where.folder(names.VERSION)
+    there = folder.names()
     for family in FAMILIES:
-        found = folder.get(f"fronts{names.digit(family)}")
+        name = f"fronts{names.digit(family)}"
+        found = folder.get(name) if name in there else None
         if found is not None and any(True for _ in HashMap(found.release()).items()):
             return True
     return False

@@ -123,6 +123,26 @@ class ConnectDriver:
         return self._inner
 
 
+class LeftDriver(ConnectDriver):
+    """Reads what is left of the programs. The table is the mode's that is in use, which may not have any."""
+
+    def __init__(self, front: ConnectFront) -> None:
+        """Makes it.
+
+        Args:
+            front: the programs.
+        """
+        self._front = front
+
+    async def read(self) -> HeldConnect:
+        """See `Readable`."""
+        return HeldConnect(HeldFronts(), await self._held(self._front.read))
+
+    async def close(self) -> None:
+        """See `Comparable`."""
+        self._front.close()
+
+
 def _with_refused(
     plans: Mapping[Key, ServicePlan], failures: Iterable[Key], had: Mapping[Key, ServicePlan]
 ) -> Mapping[Key, ServicePlan]:

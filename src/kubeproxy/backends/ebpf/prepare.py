@@ -10,12 +10,11 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from kubeproxy.backends.base import Driver, UnsupportedError
+from kubeproxy.backends.base import Comparable, Driver, UnsupportedError
 from kubeproxy.backends.ebpf import cleanup
 from kubeproxy.backends.ebpf.compile import IN_KERNEL_CLIENTS
-from kubeproxy.backends.ebpf.driver import ConnectDriver
+from kubeproxy.backends.ebpf.driver import ConnectDriver, LeftDriver
 from kubeproxy.backends.ebpf.front import LEAST, RIGHTLESS, ConnectFront
-from kubeproxy.backends.ebpf.held import HeldFronts
 from kubeproxy.backends.ebpf.install import Installation
 from kubeproxy.backends.ebpf.layout import Capacity
 from kubeproxy.backends.ebpf.programs.context import Options
@@ -77,28 +76,24 @@ def install(machine: Machine, node: NodeConfig) -> None:
         raise UnsupportedError(f"ebpf mode cannot run its programs for {node.family}: {_reason(e)}") from e
 
 
-def open_reader(machine: Machine, node: NodeConfig) -> ConnectDriver:
+def open_reader(machine: Machine, node: NodeConfig) -> Comparable:
     """Makes a driver that is only to read; for another mode's node, only what is left of the programs.
 
     Raises:
+        UnsupportedError: there cannot be programs.
         OSError: the kernel refused.
     """
     foreign = node.connects is None
-    installation = _installation(machine, replace(node, connects=ConnectSettings()) if foreign else node)
+    try:
+        installation = _installation(machine, replace(node, connects=ConnectSettings()) if foreign else node)
+    except OSError as e:
+        raise UnsupportedError(f"ebpf mode cannot run its programs here: {e}") from e
     installation.adopt(writable=False)
-    rules: Any = _NoRules() if foreign else nftables.open_reader(machine, node)
-    return ConnectDriver(rules, ConnectFront(installation, machine.clock, left_ports(machine.release)))
-
-
-class _NoRules:
-    """In place of the driver of nftables mode: its table is another mode's."""
-
-    async def read(self) -> HeldFronts:
-        """Nothing."""
-        return HeldFronts()
-
-    async def close(self) -> None:
-        """There is nothing to close."""
+    front = ConnectFront(installation, machine.clock, left_ports(machine.release))
+    if foreign:
+        return LeftDriver(front)
+    rules: Any = nftables.open_reader(machine, node)  # it has what a reader needs
+    return ConnectDriver(rules, front)
 
 
 def pinned(machine: Machine, node: NodeConfig) -> KernelMaps | None:
