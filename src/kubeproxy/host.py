@@ -99,6 +99,7 @@ def host(
             relay_ports=config.ports or (0, 0),
             external_ips=external_ips,
             primary=family == primary,
+            balancing=mode.balancing,
         )
         for family in families
     )

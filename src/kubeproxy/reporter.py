@@ -23,6 +23,7 @@ from kubeproxy.api import types
 from kubeproxy.clock import Clock, SystemClock
 from kubeproxy.figures import Figure
 from kubeproxy.log import V2, ObjectRef
+from kubeproxy.model.distribution import BalancingSupport
 from kubeproxy.model.findings import REASONS, Finding, Findings, Reason
 from kubeproxy.model.plan import Key
 from kubeproxy.model.state import State
@@ -156,6 +157,11 @@ class Reporter:
         self._wake = asyncio.Event()
         self._never = asyncio.Event()
         self._free_at = 0.0
+
+    def use(self, balancing: BalancingSupport) -> None:
+        """Another mode is used, which has these ways to divide connections."""
+        self._findings.use(balancing)
+        self._wake.set()
 
     def figures(self) -> Iterable[Figure]:
         """How many Services have each kind of finding; checks what changed since the last check."""

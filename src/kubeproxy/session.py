@@ -294,6 +294,7 @@ class Session:
     def _begin(self, group: asyncio.TaskGroup) -> None:
         """Connects the loops to the changes, and runs them."""
         self.feed.hub.loops = self.loops
+        self.feed.reporter.use(self.mode.balancing)
         self._watch.follow(self.loops, end=self._end, renew=self._renew)
         for loop in self.loops:
             group.create_task(loop.run())

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from kubeproxy.api import types
 from kubeproxy.api.rows import SliceRow
 from kubeproxy.log import V2
+from kubeproxy.model.distribution import BalancingSupport
 from kubeproxy.model.plan import Key
 from kubeproxy.model.state import State
 from kubeproxy.reporter import BURST, EVERY_SECONDS, LOOK_SECONDS, SETTLE_SECONDS, Reporter
@@ -35,14 +36,14 @@ class Rig:
         self.clock = FakeClock()
         self.events: list[tuple[Key, str, str, str]] = []
         self._caplog = caplog
-        self._reporter = Reporter(
+        self.reporter = Reporter(
             self.state, "here", lambda *event: self.events.append(event), files=files, clock=self.clock
         )
         caplog.set_level(logging.INFO, "kubeproxy.reporter")
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        task = asyncio.ensure_future(self._reporter.run())
+        task = asyncio.ensure_future(self.reporter.run())
         try:
             await self.clock.settle()
             yield
@@ -63,7 +64,7 @@ class Rig:
 
     def counts(self) -> dict[str, float]:
         """The metrics that are not 0."""
-        found = {figure.labels["reason"]: figure.value for figure in self._reporter.figures()}
+        found = {figure.labels["reason"]: figure.value for figure in self.reporter.figures()}
         assert all(isinstance(value, int | float) for value in found.values())
         return {reason: value for reason, value in found.items() if value}  # type: ignore[misc]
 
@@ -273,7 +274,7 @@ async def test_an_annotation_that_cannot_be_used(rig: Rig) -> None:
         rig.set(types.Service(metadata, plain.spec))
         assert rig.counts() == {"IgnoredAnnotation": 1}
         await rig.clock.advance(SETTLED)
-        first, second, third = rig.lines()
+        first, second = rig.lines()
         assert first == (
             "W Service default/web: an annotation is ignored: kube-proxy/balancing: 'best' is not random, maglev or"
             " least-connections"
@@ -281,7 +282,10 @@ async def test_an_annotation_that_cannot_be_used(rig: Rig) -> None:
         assert second.startswith(
             "W Service default/web: an annotation is ignored: kube-proxy/weights: 'zone:b' is"
         )
-        assert third.endswith("no mode of this version supports them")
+        rig.reporter.use(BalancingSupport(maglev=True))
+        await rig.clock.advance(SETTLED)
+        [third] = rig.lines()
+        assert third.endswith("kube-proxy/weights: this mode has no weights, all shares are equal")
         assert [event[:3] for event in rig.events] == [
             (("default", "web"), "IgnoredAnnotation", "ReadAnnotations")
         ] * 3

@@ -9,7 +9,8 @@ from typing import Literal
 from msgspec import UNSET, Struct, UnsetType, field
 
 from kubeproxy.answers.seen import Followed, Live
-from kubeproxy.model.explain import Excluded, Reached, Stage
+from kubeproxy.model.excluded import Excluded
+from kubeproxy.model.explain import Reached, Stage
 
 State = Literal["agrees", "differs", "unread"]
 

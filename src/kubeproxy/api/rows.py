@@ -5,7 +5,7 @@ tracked by the garbage collector; recurring strings and tuples are shared. An en
 """
 
 from enum import IntFlag
-from typing import Final, Literal
+from typing import Literal
 
 from msgspec import Struct
 
@@ -68,10 +68,6 @@ class BalancingRow(Struct, frozen=True, gc=False, omit_defaults=True):
     bound: int = 0
 
 
-_DIVIDING: Final = "kube-proxy/balancing, kube-proxy/weights and kube-proxy/prefer"
-"""The annotations that make `ServiceRow.balancing`."""
-
-
 class IgnoredAnnotation(Struct, frozen=True, gc=False):
     """An annotation of a Service that cannot be used, or a part of it.
 
@@ -126,13 +122,6 @@ class ServiceRow(Struct, frozen=True, gc=False, omit_defaults=True):
     ignored: tuple[IgnoredAnnotation, ...] = ()
     preserve_destination: bool = False
     at_connect: bool = True
-
-    @property
-    def without_effect(self) -> tuple[IgnoredAnnotation, ...]:
-        """The annotations that are ignored, and those that no mode supports yet."""
-        if self.balancing is None:
-            return self.ignored
-        return (*self.ignored, IgnoredAnnotation(_DIVIDING, "no mode of this version supports them"))
 
 
 class Condition(IntFlag):

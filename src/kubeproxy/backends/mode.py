@@ -16,6 +16,7 @@ from kubeproxy.backends.base import Comparable, ConnectionCounter, Driver, Unsup
 from kubeproxy.config.checks import Problem
 from kubeproxy.config.durations import Duration
 from kubeproxy.config.types import IPVS, SYNC_PERIOD, IPTables, KubeProxyConfiguration, NFTables
+from kubeproxy.model.distribution import BalancingSupport
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
 
@@ -70,6 +71,7 @@ class Mode(Struct, frozen=True, kw_only=True):
         tracked: conntrack tracks the flows to its Services, so stale ones must be deleted.
         forwards: the kernel forwards packets to endpoints; otherwise this process connects to them.
         limits_sources: it applies allowed and denied sources to node ports and external IPs.
+        balancing: which ways to divide connections it has.
         lasting: what it leaves in the kernel serves Services after the process has ended.
         piecewise: of a Service that the kernel refuses, everything is there but the pieces that are refused;
             otherwise the Service keeps what it had.
@@ -118,6 +120,7 @@ class Mode(Struct, frozen=True, kw_only=True):
     tracked: bool = True
     forwards: bool = True
     limits_sources: bool = True
+    balancing: BalancingSupport = BalancingSupport()
     lasting: bool = True
     piecewise: bool = False
     refusal_seconds: tuple[float, float] | None = None

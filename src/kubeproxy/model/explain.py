@@ -5,36 +5,22 @@ source was classified, which endpoints were selected, and for each of the others
 Nothing is decided here.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Final, Literal
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final
 
 from msgspec import Struct
 
 from kubeproxy.api.addresses import contains, join
-from kubeproxy.api.rows import Condition, EndpointPortRow, EndpointRow, SliceRow
+from kubeproxy.api.rows import Condition, EndpointRow
 from kubeproxy.api.types import listed
+from kubeproxy.model.distribution import slot_of
+from kubeproxy.model.excluded import Excluded, SlicedEndpoint, by_address, excluded, serves, sliced
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.misses import misses
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import FORWARD, Front, Key, PortPlan, ServicePlan
-from kubeproxy.model.planning import merit
-from kubeproxy.model.select import Endpoint
 from kubeproxy.model.state import State
 from kubeproxy.model.verdict import Book, Packet, Verdict
-
-Reason = Literal[
-    "not ready",
-    "does not answer",
-    "terminating",
-    "other zone",
-    "other node",
-    "not on this node",
-    "no such port name",
-    "other family",
-    "duplicate",
-    "source not allowed",
-]
-"""Why an endpoint gets no packets. "other zone" and "other node" are those its hints name."""
 
 UNKNOWN_INTERFACE: Final = "?"
 """The interface of a packet that is received on an unknown one."""
@@ -70,28 +56,6 @@ class Reached(Struct, frozen=True):
     masquerade: bool
     slice: str
     terminating: bool = False
-
-
-class Excluded(Struct, frozen=True):
-    """An endpoint of the Service that packets like this one do not reach.
-
-    Attributes:
-        address: its address.
-        port: its port; 0 if its EndpointSlice has no such port.
-        reason: why.
-        detail: more about it, "" if there is no more.
-        node: the name of its node.
-        zone: its zone.
-        slice: the name of the EndpointSlice it is from.
-    """
-
-    address: str
-    port: int
-    reason: Reason
-    detail: str = ""
-    node: str = ""
-    zone: str = ""
-    slice: str = ""
 
 
 class Stage(Struct, frozen=True):
@@ -165,7 +129,9 @@ def explain(
         )
     plan = next(plan for plan in plans if verdict.port in plan.ports)
     rivals = state.rivals(node_port if verdict.front == "node port" else front, node)
-    rows = list(_rows(state.named_slices(plan.key), node))
+    balancing = state.services[plan.key].balancing
+    weights = balancing.weights if balancing is not None and node.balancing.weights else ()
+    rows = list(sliced(state.named_slices(plan.key), node))
     reached = tuple(_reached(verdict, packet, rows, verdict.port))
     stages = (
         Stage("front", _front(plan, verdict.port, verdict, rivals)),
@@ -173,6 +139,7 @@ def explain(
         *_policies(packet, verdict, verdict.port),
         *_topology(verdict, verdict.port, rows, node),
         *_endpoints(plan, rows, reached),
+        *_balancing(packet, verdict),
         Stage("verdict", f"{verdict.action}: {verdict.reason}"),
     )
     return Explanation(
@@ -182,23 +149,8 @@ def explain(
         stages,
         tuple(plans),
         reached,
-        tuple(_excluded(verdict, rows, verdict.port, node)),
+        tuple(excluded(verdict, rows, verdict.port, node, weights)),
     )
-
-
-class _Row(Struct, frozen=True):
-    """An endpoint in an EndpointSlice."""
-
-    slice: str
-    piece: SliceRow
-    row: EndpointRow
-    local: bool
-
-
-def _rows(slices: Iterable[tuple[str, SliceRow]], node: NodeConfig) -> Iterator[_Row]:
-    for name, piece in slices:
-        for row in piece.endpoints:
-            yield _Row(name, piece, row, bool(row.node) and row.node == node.name)
 
 
 def _front(plan: ServicePlan, port: PortPlan, verdict: Verdict, rivals: Sequence[Key]) -> str:
@@ -255,12 +207,14 @@ def _policies(packet: Packet, verdict: Verdict, port: PortPlan) -> Iterator[Stag
         )
 
 
-def _topology(verdict: Verdict, port: PortPlan, rows: Sequence[_Row], node: NodeConfig) -> Iterator[Stage]:
+def _topology(
+    verdict: Verdict, port: PortPlan, rows: Sequence[SlicedEndpoint], node: NodeConfig
+) -> Iterator[Stage]:
     """Whether topology hints limited the choice, and why or why not."""
     ready = [
         each.row
         for each in rows
-        if each.row.conditions & Condition.READY and any(_serves(p, port) for p in each.piece.ports)
+        if each.row.conditions & Condition.READY and any(serves(p, port) for p in each.piece.ports)
     ]
     hinted = [row for row in ready if row.zone_hints or row.node_hints]
     if verdict.local or not hinted:
@@ -284,7 +238,9 @@ def _topology(verdict: Verdict, port: PortPlan, rows: Sequence[_Row], node: Node
     yield Stage("topology", text)
 
 
-def _endpoints(plan: ServicePlan, rows: Sequence[_Row], reached: Sequence[Reached]) -> Iterator[Stage]:
+def _endpoints(
+    plan: ServicePlan, rows: Sequence[SlicedEndpoint], reached: Sequence[Reached]
+) -> Iterator[Stage]:
     """What is wrong with the endpoints as a whole: there are none, or only terminating ones are left."""
     if not rows:
         text = f"no EndpointSlice of Service {plan.namespace}/{plan.name} has an endpoint: its selector matches no Pod"
@@ -293,20 +249,42 @@ def _endpoints(plan: ServicePlan, rows: Sequence[_Row], reached: Sequence[Reache
         yield Stage("endpoints", "no endpoint is ready; those that are terminating still serve")
 
 
-def _serves(given: EndpointPortRow, port: PortPlan) -> bool:
-    return given.name == port.name.partition(":")[2] and given.protocol == port.protocol
+def _balancing(packet: Packet, verdict: Verdict) -> Iterator[Stage]:
+    """How one of the endpoints is chosen, if not at random with equal shares."""
+    by = verdict.distribution
+    if verdict.action != FORWARD or by is None:
+        return
+    slot = slot_of(by, packet.source)
+    if slot is not None:
+        text = f"Maglev hashing: {packet.source} leads to slot {slot} of {by.table_size}"
+    elif by.method == "maglev":
+        text = f"Maglev hashing of the client's address{' and port' if by.by_port else ''}"
+    elif by.method == "least-connections":
+        text = "the endpoint with the fewest open connections"
+    else:
+        text = "at random"
+    if by.weights:
+        text += ", by weights"
+    if by.preferred:
+        text += (
+            f"; {len(by.preferred)} near endpoints get all connections"
+            f" until each has {by.bound} open, then the rest is divided among all"
+        )
+    yield Stage("balancing", text)
 
 
-def _reached(verdict: Verdict, packet: Packet, rows: Sequence[_Row], port: PortPlan) -> Iterator[Reached]:
+def _reached(
+    verdict: Verdict, packet: Packet, rows: Sequence[SlicedEndpoint], port: PortPlan
+) -> Iterator[Reached]:
     if verdict.action != FORWARD:
         return
-    found = _by_address(rows, port)
-    for endpoint in verdict.endpoints:
+    found = by_address(rows, port)
+    for endpoint, share in zip(verdict.endpoints, verdict.shares, strict=True):
         given = found.get((endpoint.address, endpoint.port))
         yield Reached(
             endpoint.address,
             endpoint.port,
-            1 / len(verdict.endpoints),
+            share,
             endpoint.local,
             given.row.node if given else "",
             given.row.zone if given else "",
@@ -318,78 +296,6 @@ def _reached(verdict: Verdict, packet: Packet, rows: Sequence[_Row], port: PortP
 
 def _is_draining(row: EndpointRow) -> bool:
     return row.conditions & (Condition.TERMINATING | Condition.READY) == Condition.TERMINATING
-
-
-def _by_address(rows: Iterable[_Row], port: PortPlan) -> dict[tuple[str, int], _Row]:
-    """The endpoints of a Service port; of two at one address and port the one that the plan uses."""
-    found: dict[tuple[str, int], _Row] = {}
-    for each in rows:
-        for given in each.piece.ports:
-            if _serves(given, port):
-                at = (each.row.address, given.port)
-                other = found.get(at)
-                if other is None or merit(each.row, local=each.local) > merit(other.row, local=other.local):
-                    found[at] = each
-    return found
-
-
-def _excluded(verdict: Verdict, rows: Sequence[_Row], port: PortPlan, node: NodeConfig) -> Iterator[Excluded]:
-    used: set[Endpoint] = set(verdict.endpoints) if verdict.action == FORWARD else set()
-    chosen = _by_address(rows, port)
-    for each in rows:
-        row, piece = each.row, each.piece
-
-        def excluded(number: int, reason: Reason, detail: str = "", each: _Row = each) -> Excluded:
-            return Excluded(
-                each.row.address, number, reason, detail, each.row.node, each.row.zone, each.slice
-            )
-
-        if piece.family != node.family:
-            yield excluded(0, "other family", f"{piece.family}; the packet is {node.family}")
-            continue
-        numbers = [given.port for given in piece.ports if _serves(given, port)]
-        if not numbers:
-            name = port.name.partition(":")[2]
-            has = (
-                ", ".join(f"{p.name or 'a port without a name'} {p.protocol}" for p in piece.ports)
-                or "no ports"
-            )
-            yield excluded(
-                0, "no such port name", f'no port "{name}" {port.protocol}; the EndpointSlice has {has}'
-            )
-            continue
-        for number in dict.fromkeys(numbers):
-            if chosen[row.address, number] is not each:
-                yield excluded(
-                    number, "duplicate", f"also in EndpointSlice {chosen[row.address, number].slice}"
-                )
-            elif Endpoint(row.address, number, each.local) not in used:
-                yield excluded(number, *_why(each, verdict, port, node))
-
-
-def _why(each: _Row, verdict: Verdict, port: PortPlan, node: NodeConfig) -> tuple[Reason, str]:
-    """Why an endpoint that has the port was not selected."""
-    row = each.row
-    if row.conditions & Condition.TERMINATING:
-        serving = (
-            "and still serves, but others are ready"
-            if row.conditions & Condition.SERVING
-            else "and does not serve"
-        )
-        return "terminating", f"it is terminating {serving}"
-    if not row.conditions & Condition.READY:
-        return "not ready", ""
-    if any(each.row.address == silent.address for silent in port.silent):
-        return "does not answer", "its last connections from this node failed; it gets trial connections only"
-    if verdict.local and not each.local:
-        return "not on this node", "the traffic policy is Local"
-    if verdict.action != FORWARD:
-        return "source not allowed", "see the source ranges"
-    if port.topology == "PreferSameNode":
-        return "other node", f"hinted for node {', '.join(row.node_hints)}"
-    if port.topology == "PreferSameZone":
-        return "other zone", f"hinted for zone {', '.join(row.zone_hints)}, this node is in {node.zone}"
-    return "not on this node", "the traffic policy is Local"
 
 
 def _no_service(

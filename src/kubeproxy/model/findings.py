@@ -16,6 +16,7 @@ from msgspec import Struct
 from kubeproxy.api import types
 from kubeproxy.api.addresses import Family, family_of
 from kubeproxy.api.rows import Condition, PortRow, ServiceRow, SliceRow
+from kubeproxy.model.distribution import EVERYTHING, BalancingSupport, without_effect
 from kubeproxy.model.plan import Key
 from kubeproxy.model.state import State
 
@@ -68,13 +69,16 @@ class Finding(Struct, frozen=True, gc=False):
     detail: str = ""
 
 
-def of_service(service: ServiceRow, slices: Iterable[SliceRow], node: str) -> tuple[Finding, ...]:
+def of_service(
+    service: ServiceRow, slices: Iterable[SliceRow], node: str, balancing: BalancingSupport = EVERYTHING
+) -> tuple[Finding, ...]:
     """The findings of a Service on a node.
 
     Args:
         service: the Service.
         slices: all its EndpointSlices, in any order.
         node: the name of the node.
+        balancing: which ways to divide connections the mode has.
     """
     pieces = [piece for piece in slices if piece.endpoints]
     families = [family_of(ip) for ip in service.cluster_ips]
@@ -85,8 +89,8 @@ def of_service(service: ServiceRow, slices: Iterable[SliceRow], node: str) -> tu
         for finding in findings:
             limited = Finding(finding.reason, family, finding.ports, finding.detail)
             merged[finding if finding in everywhere else limited] = None
-    ignored = [Finding("IgnoredAnnotation", detail=f"{a.name}: {a.reason}") for a in service.without_effect]
-    return (*merged, *ignored[:MOST_NAMES])
+    ignored = without_effect(service, balancing)[:MOST_NAMES]
+    return (*merged, *[Finding("IgnoredAnnotation", detail=f"{a.name}: {a.reason}") for a in ignored])
 
 
 def _of_family(service: ServiceRow, family: Family, pieces: Sequence[SliceRow], node: str) -> list[Finding]:
@@ -156,7 +160,9 @@ class Findings:
         counts: the number of Services with a finding, by reason.
     """
 
-    def __init__(self, state: State, node: str, *, orphans: bool) -> None:
+    def __init__(
+        self, state: State, node: str, *, orphans: bool, balancing: BalancingSupport = EVERYTHING
+    ) -> None:
         """Creates it without findings.
 
         `touch` or `touch_all` must be called for existing Services, and then `update`.
@@ -166,10 +172,12 @@ class Findings:
             node: the name of this node.
             orphans: EndpointSlices of a Service that does not exist are a finding. In a cluster they exist
                 for a moment after a Service was deleted; in manifests they are probably a mistake.
+            balancing: which ways to divide connections the mode has.
         """
         self._state = state
         self._node = node
         self._orphans = orphans
+        self._balancing = balancing
         self._touched: dict[Key, None] = {}
         self.known: dict[Key, tuple[Finding, ...]] = {}
         self.counts: Counter[Reason] = Counter()
@@ -189,6 +197,13 @@ class Findings:
         self._touched.update(dict.fromkeys(self.known))
         if self._orphans:
             self._touched.update(dict.fromkeys(self._state.sliced))
+
+    def use(self, balancing: BalancingSupport) -> None:
+        """Another mode is used, which has these ways to divide connections."""
+        if balancing != self._balancing:
+            self._balancing = balancing
+            annotated = [key for key, row in self._state.services.items() if row.balancing is not None]
+            self._touched.update(dict.fromkeys(annotated))
 
     def update(self, most: int | None = None) -> list[Key]:
         """Checks the Services that were touched; returns those whose findings changed.
@@ -214,7 +229,7 @@ class Findings:
     def _check(self, key: Key) -> tuple[Finding, ...]:
         service = self._state.services.get(key)
         if service is not None:
-            return of_service(service, self._state.slices(key), self._node)
+            return of_service(service, self._state.slices(key), self._node, self._balancing)
         if not self._orphans or key in self._state.foreign:
             return ()
         names = sorted(f"{kind} {namespace}/{name}" for kind, namespace, name in self._state.sources(key))

@@ -6,6 +6,7 @@ from typing import Literal
 from msgspec import Struct, structs
 
 from kubeproxy.api.addresses import IPV4, IPV6, Family, contains, family_of, is_loopback
+from kubeproxy.model.distribution import BalancingSupport
 
 LOOPBACK: Mapping[Family, str] = {IPV4: "127.0.0.1", IPV6: "::1"}
 
@@ -117,6 +118,7 @@ class NodeConfig(Struct, frozen=True, gc=False):
         hns: settings of kernelspace mode; None in other modes.
         primary: whether the family is the node's primary one.
         connects: settings of ebpf mode; None in other modes.
+        balancing: which ways to divide connections the mode has.
     """
 
     family: Family = IPV4
@@ -143,6 +145,7 @@ class NodeConfig(Struct, frozen=True, gc=False):
     hns: HNSSettings | None = None
     primary: bool = True
     connects: ConnectSettings | None = None
+    balancing: BalancingSupport = BalancingSupport()
 
     @property
     def follows_addresses(self) -> bool:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from kubeproxy.api.addresses import join
 from kubeproxy.api.rows import Protocol
+from kubeproxy.model.distribution import Distribution
 from kubeproxy.model.select import Endpoint, Topology
 
 Key = tuple[str, str]
@@ -69,6 +70,9 @@ class PortPlan(Struct, frozen=True, gc=False):
         preserve_destination: in kernelspace mode, packets to load balancer IPs and node ports go to endpoints
             on this node with their destination unchanged.
         at_connect: in ebpf mode, sockets are connected to endpoints; otherwise packets are translated.
+        cluster_distribution: how new connections are divided among `cluster`; None: at random, with equal
+            shares.
+        local_distribution: the same for `local`.
     """
 
     name: str
@@ -95,6 +99,8 @@ class PortPlan(Struct, frozen=True, gc=False):
     external_ranges: tuple[str, ...] = ()
     preserve_destination: bool = False
     at_connect: bool = True
+    cluster_distribution: Distribution | None = None
+    local_distribution: Distribution | None = None
 
     @property
     def external(self) -> bool:
@@ -126,6 +132,16 @@ class PortPlan(Struct, frozen=True, gc=False):
     def external_endpoints(self) -> tuple[Endpoint, ...]:
         """The endpoints for external traffic that did not start on this node."""
         return self.local if self.external_local else self.cluster
+
+    @property
+    def internal_distribution(self) -> Distribution | None:
+        """How internal traffic is divided among its endpoints; see `cluster_distribution`."""
+        return self.local_distribution if self.internal_local else self.cluster_distribution
+
+    @property
+    def external_distribution(self) -> Distribution | None:
+        """The same for external traffic that did not start on this node."""
+        return self.local_distribution if self.external_local else self.cluster_distribution
 
     @property
     def internal_action(self) -> Action:

@@ -7,8 +7,11 @@ Service.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from kubeproxy.api.addresses import IPV6, Family, family_of, join
 from kubeproxy.api.rows import Condition, EndpointRow, PortRow, ServiceRow, SliceRow
+from kubeproxy.model.distribution import Divider, supported
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Front, FrontKind, Key, LostFront, PortPlan, ServicePlan
 from kubeproxy.model.ranges import without
@@ -54,6 +57,7 @@ def plan(
     denied = _of_family(service.denied_sources, family)
     ranges = without(_of_family(service.source_ranges, family), denied, family)
     outside = without(_of_family(service.allowed_sources, family), denied, family)
+    balancing = None if service.balancing is None else supported(service.balancing, node.balancing)
     ports = []
     for port in service.ports:
         at = fronts.of(port)
@@ -62,7 +66,8 @@ def plan(
             continue
         internal_local = service.internal_local and bool(at.cluster_ip)
         preserve_destination = service.preserve_destination and node.hns is not None
-        candidates = _candidates(served.get((port.name, port.protocol), ()), node.name)
+        groups: dict[Endpoint, str] = {}
+        candidates = _candidates(served.get((port.name, port.protocol), ()), node.name, groups)
         chosen = select(
             candidates,
             cluster=not internal_local or external,
@@ -70,11 +75,18 @@ def plan(
             node=node.name,
             zone=node.zone,
         )
+        divider: Divider | None = None
+        if balancing is not None:
+            rows = {endpoint: (row, groups.get(endpoint, "")) for row, endpoint in candidates}
+            divider = Divider(balancing, rows, zone=node.zone, own_tables=node.balancing.own_tables)
+            chosen = replace(chosen, cluster=divider.used(chosen.cluster), local=divider.used(chosen.local))
         cluster, local = chosen.cluster, chosen.local
         skipped: tuple[Endpoint, ...] = ()
         if silent and port.protocol == "TCP":
             cluster, local = answering(cluster, silent), answering(local, silent)
             skipped = _left_out(chosen, cluster, local)
+        cluster, of_cluster = (cluster, None) if divider is None else divider.divide(cluster)
+        local, of_local = (local, None) if divider is None else divider.divide(local)
         ports.append(
             PortPlan(
                 name=f"{base}:{port.name}" if port.name else base,
@@ -102,7 +114,9 @@ def plan(
                 else None,
                 silent=skipped,
                 preserve_destination=preserve_destination,
-                at_connect=service.at_connect,
+                at_connect=service.at_connect and of_cluster is None and of_local is None,
+                cluster_distribution=of_cluster,
+                local_distribution=of_local,
             )
         )
     health_check_port = fronts.health_check_port(service.health_check_port)
@@ -243,10 +257,13 @@ def _by_port(slices: list[SliceRow]) -> dict[tuple[str, str], list[tuple[SliceRo
     return found
 
 
-def _candidates(served: Iterable[tuple[SliceRow, int]], node: str) -> list[tuple[EndpointRow, Endpoint]]:
+def _candidates(
+    served: Iterable[tuple[SliceRow, int]], node: str, groups: dict[Endpoint, str]
+) -> list[tuple[EndpointRow, Endpoint]]:
     """The endpoints of a Service port in the order of their addresses.
 
-    Of two with equal address and port, the better one.
+    Of two with equal address and port, the better one. The groups of their EndpointSlices are added to
+    `groups`, if these have any.
     """
     found: dict[str, tuple[EndpointRow, Endpoint]] = {}
     for piece, number in served:
@@ -256,6 +273,8 @@ def _candidates(served: Iterable[tuple[SliceRow, int]], node: str) -> list[tuple
             other = found.get(at)
             if other is None or merit(row, local=candidate[1].local) > merit(other[0], local=other[1].local):
                 found[at] = candidate
+                if piece.group or groups:
+                    groups[candidate[1]] = piece.group
     return [found[at] for at in sorted(found)]
 
 

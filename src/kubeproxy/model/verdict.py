@@ -4,7 +4,8 @@ These are the semantics of all modes. The rules of each mode are tested against 
 `explain` reports them. `Manners` has the differences between modes.
 
 A packet here is the first one of its connection; later ones are treated in the same way. Of several endpoints
-one is chosen at random, or with session affinity the one that the client had before.
+one is chosen at random or as `Verdict.distribution` says, or with session affinity the one that the client
+had before.
 """
 
 from collections.abc import Collection, Iterable
@@ -14,6 +15,7 @@ from msgspec import Struct, structs
 
 from kubeproxy.api.addresses import contains, join
 from kubeproxy.api.rows import Protocol
+from kubeproxy.model.distribution import Distribution, chosen, shares
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import DROP, FORWARD, REJECT, Action, FrontKind, PortPlan, ServicePlan
@@ -60,6 +62,18 @@ class Verdict(Struct, frozen=True, gc=False):
     front: FrontKind | Literal[""] = ""
     local: bool = False
     at_connect: bool = False
+
+    @property
+    def distribution(self) -> Distribution | None:
+        """How new connections are divided among the endpoints; None: at random, with equal shares."""
+        if self.port is None:
+            return None
+        return self.port.local_distribution if self.local else self.port.cluster_distribution
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The part of new connections from this source that each of the endpoints gets, from 0 to 1."""
+        return (1.0,) if len(self.endpoints) == 1 else shares(self.endpoints, self.distribution)
 
     def masquerades(self, packet: Packet, endpoint: Endpoint) -> bool:
         """Whether the packet is masqueraded if it is sent to this endpoint.
@@ -118,6 +132,9 @@ class Book:
     def verdict(self, packet: Packet) -> Verdict:
         """The verdict on a packet."""
         found = self._verdict(packet)
+        if found.action == FORWARD and found.distribution is not None:
+            only = chosen(found.endpoints, found.distribution, packet.source)
+            return found if only is None else structs.replace(found, endpoints=(only,))
         if found.action not in {FORWARD, REJECT} or not self._is_at_connect(packet, found):
             return found
         return structs.replace(

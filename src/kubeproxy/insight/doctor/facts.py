@@ -253,7 +253,12 @@ class Facts(Struct, frozen=True):
         """
         if not self.worked_out:
             taken = self.snapshot()
-            found = Findings(taken.state, taken.name, orphans=bool(self.options().manifests))
+            found = Findings(
+                taken.state,
+                taken.name,
+                orphans=bool(self.options().manifests),
+                balancing=taken.mode.balancing,
+            )
             if self.only is None:
                 found.touch_all()
             else:

@@ -5,6 +5,7 @@ from typing import Final
 
 from kubeproxy.insight.doctor.check import WARNING, Symptom, check, of_module
 from kubeproxy.insight.doctor.facts import Facts
+from kubeproxy.model.distribution import without_effect
 
 
 @check(
@@ -15,10 +16,11 @@ from kubeproxy.insight.doctor.facts import Facts
     looks_at="annotations kube-proxy/...",
 )
 def ignored(facts: Facts) -> Iterator[Symptom]:
-    """A value that cannot be used is ignored: the Service is programmed as if it had no such annotation."""
-    services = facts.snapshot().state.services
+    """What cannot be used, or not in this mode, is ignored: the Service is programmed as if it had it not."""
+    taken = facts.snapshot()
+    services = taken.state.services
     for key in sorted(services) if facts.only is None else services.keys() & {facts.only}:
-        for annotation in services[key].without_effect:
+        for annotation in without_effect(services[key], taken.mode.balancing):
             yield Symptom(
                 f"{'/'.join(key)}: annotation {annotation.name} is ignored, or a part of it",
                 annotation.reason,
