@@ -9,7 +9,10 @@ nftables mode, which is complete.
     programs/  the programs
     install    makes, adopts, attaches and pins maps and programs
     tables     the maps as one value, in the kernel or in memory
+    capacity   how large the maps must be
+    numbers    the number of each Service port
     blocks     which slots of the map of endpoints are in use
+    edits      changes of one endpoint by one store
     content    keeps the maps equal to plans
     front      all this at work, beside the driver of nftables mode
 

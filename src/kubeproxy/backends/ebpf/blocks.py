@@ -5,7 +5,8 @@ again after that time. Sizes are rounded, so that blocks of Services that grow a
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -20,6 +21,7 @@ class FullError(Exception):
     """There is no room: the maps must grow."""
 
 
+@lru_cache(maxsize=1024)
 def rounded(count: int) -> int:
     """The size of a block for so many slots."""
     if count <= _STEPS:
@@ -41,12 +43,15 @@ class Quarantine(Generic[T]):
         at = self._now() if freed is None else freed
         self._items.append((at + QUARANTINE_SECONDS, item))
 
-    def released(self) -> Iterable[T]:
+    def released(self) -> Sequence[T]:
         """What may be used again; each is returned once."""
-        if self._items:
-            now = self._now()
-            while self._items and self._items[0][0] <= now:
-                yield self._items.popleft()[1]
+        items = self._items
+        if not items or items[0][0] > (now := self._now()):
+            return ()
+        found = []
+        while items and items[0][0] <= now:
+            found.append(items.popleft()[1])
+        return found
 
 
 class Blocks:

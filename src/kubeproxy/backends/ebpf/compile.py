@@ -14,13 +14,15 @@ not known which packets are those of local Pods, and at ClusterIPs if everything
 """
 
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
 
 from kubeproxy.api.addresses import is_loopback, pack
 from kubeproxy.backends.ebpf import layout
 from kubeproxy.backends.ebpf.layout import OWN, PASS, STICKY
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.model.plan import DROP, FORWARD, PortPlan, ServicePlan
+from kubeproxy.model.plan import PortId, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
 
 IN_KERNEL_CLIENTS: Final = frozenset({2049, 445})
@@ -33,14 +35,14 @@ INTERNAL, EXTERNAL, LEFT = 0, 1, 2
 """Which of the words of a port a front leads to; LEFT: to the one that always passes."""
 
 
-class WordPlan(NamedTuple):
+class WordPlan(Struct, frozen=True, gc=False):
     """What a word must be: its flags, and the endpoints of its block."""
 
     flags: int
     endpoints: tuple[Endpoint, ...] = ()
 
 
-class PortFronts(NamedTuple):
+class PortFronts(Struct, frozen=True, gc=False):
     """What a Service port needs.
 
     Attributes:
@@ -55,6 +57,7 @@ class PortFronts(NamedTuple):
 
 
 PASSED: Final = WordPlan(PASS)
+BOTH_PASSED: Final = (PASSED, PASSED)
 
 
 class FrontCompiler:
@@ -74,13 +77,23 @@ class FrontCompiler:
         self._external = 0 if everywhere else OWN
         self._internal = 0 if everywhere and not node.masquerade_all else OWN
 
+    def all(self, plans: Iterable[ServicePlan]) -> dict[PortId, PortFronts]:
+        """What all ports of some Services need."""
+        compile_ = self.compile
+        return {
+            (port.name, port.protocol): compile_(port)
+            for plan in plans
+            for port in plan.ports
+            if port.protocol in layout.PROTOCOLS
+        }
+
     def ports(self, plan: ServicePlan | None) -> Iterable[PortPlan]:
         """The ports whose sockets can be connected to endpoints."""
         return [p for p in plan.ports if p.protocol in layout.PROTOCOLS] if plan is not None else ()
 
     def compile(self, port: PortPlan) -> PortFronts:
         """What a port needs."""
-        return PortFronts(self.fronts(port), self.words(port), 1_000_000_000 * port.affinity)
+        return PortFronts(self.fronts(port), self.words(port), timeout(port))
 
     def fronts(self, port: PortPlan) -> dict[bytes, int]:
         """The keys of a port's fronts."""
@@ -102,12 +115,13 @@ class FrontCompiler:
     def words(self, port: PortPlan) -> tuple[WordPlan, WordPlan]:
         """The words of a port."""
         if self._is_left(port):
-            return PASSED, PASSED
+            return BOTH_PASSED
         sticky = STICKY if port.affinity else 0
         internal, external = PASSED, PASSED
-        if port.cluster_ip and port.internal_action != DROP:
-            endpoints = port.internal_endpoints if port.internal_action == FORWARD else ()
-            internal = _word(self._internal | sticky, endpoints)
+        if port.cluster_ip:
+            endpoints = port.internal_endpoints
+            if endpoints or not port.any:
+                internal = _word(self._internal | sticky, endpoints)
         if port.external:
             external = _word(self._external | sticky, port.cluster if port.any else ())
         return internal, external
@@ -123,6 +137,11 @@ class FrontCompiler:
             for address in self.node.node_port_addresses
             if self.node.serves_node_ports(address)
         }
+
+
+def timeout(port: PortPlan) -> int:
+    """Nanoseconds after which a client's endpoint is forgotten."""
+    return 1_000_000_000 * port.affinity
 
 
 def _word(flags: int, endpoints: tuple[Endpoint, ...]) -> WordPlan:

@@ -8,22 +8,25 @@ Nothing is kept in memory but the number of each Service port: what a word was i
 """
 
 from array import array
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
-from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Change
 from kubeproxy.backends.ebpf import layout
-from kubeproxy.backends.ebpf.blocks import Blocks, FullError, Quarantine
-from kubeproxy.backends.ebpf.compile import LEFT, FrontCompiler, PortFronts, WordPlan
-from kubeproxy.backends.ebpf.layout import FIRST, PASS, PASSING, STICKY, Capacity
+from kubeproxy.backends.ebpf.blocks import Blocks
+from kubeproxy.backends.ebpf.compile import BOTH_PASSED, LEFT, FrontCompiler, PortFronts, WordPlan, timeout
+from kubeproxy.backends.ebpf.edits import Ends, edit
+from kubeproxy.backends.ebpf.layout import PASS, PASSING, STICKY
+from kubeproxy.backends.ebpf.numbers import Numbers
 from kubeproxy.backends.ebpf.tables import FrontMaps, HashTable
-from kubeproxy.model.plan import Key, PortId, PortPlan, ServicePlan
-from kubeproxy.model.select import Endpoint
+from kubeproxy.linux.bpf.maps import WORD
+from kubeproxy.model.plan import PortId, PortPlan
 
 _NO_COUNT: Final = bytes(8)
+_PASSES: Final = layout.word(0, 0, PASS)
 
-_Numbers = Mapping[PortId, int]
+Words = tuple[WordPlan, WordPlan]
 
 
 class FrontContent:
@@ -40,7 +43,7 @@ class FrontContent:
         maps: FrontMaps,
         compiler: FrontCompiler,
         now: Callable[[], float],
-        numbers: _Numbers | None = None,
+        numbers: Mapping[PortId, int] | None = None,
     ) -> None:
         """Makes it; `load` must be called first.
 
@@ -52,43 +55,42 @@ class FrontContent:
         """
         self.maps = maps
         self.compiler = compiler
-        self.numbers: dict[PortId, int] = dict(numbers or {})
+        self.numbers = Numbers(maps.capacity.ports, now, numbers or {})
         self._now = now
-        self._ipv4 = maps.layout.family == IPV4
+        self._family = maps.layout.family
+        self._editable = maps.layout.slot == WORD
         self._blocks = Blocks(maps.capacity.slots, now)
-        self._free: list[int] = []
-        self._freed: Quarantine[int] = Quarantine(now)
-        self._next = FIRST
 
-    def load(self, plans: Mapping[Key, ServicePlan], changed: float) -> None:
-        """Makes the maps equal to the plans, whatever they hold.
+    def load(self, wanted: Mapping[PortId, PortFronts], changed: float) -> None:
+        """Makes the maps what Service ports need, whatever they hold.
 
         Args:
-            plans: the plans.
+            wanted: what each port needs.
             changed: when the maps were last changed, by the clock.
 
         Raises:
-            FullError: they cannot hold the plans.
+            FullError: they cannot hold it.
             OSError: the kernel refused.
         """
-        self.maps.words[2 * PASSING] = layout.word(0, 0, PASS)
-        wanted = {
-            (port.name, port.protocol): self.compiler.compile(port)
-            for plan in plans.values()
-            for port in self.compiler.ports(plan)
-        }
-        held = dict(self.maps.fronts.items())
+        maps = self.maps
+        maps.words[2 * PASSING] = _PASSES
+        held = dict(maps.fronts.items())
         self._number(wanted, held, changed)
-        members = {key for key, _ in self.maps.members.items()}
+        members = {key for key, _ in maps.members.items()}
         kept: set[bytes] = set()
-        fronts: dict[bytes, bytes] = {}
+        fronts: dict[bytes, int] = {}
         for name, needed in wanted.items():
-            number = self.numbers[name]
-            kept |= self._correct(number, needed, members)
-            fronts.update(_entries(number, needed.fronts))
-        self._put(self.maps.fronts, held, fronts)
-        self.maps.fronts.delete([key for key in held if key not in fronts])
-        self.maps.members.delete(members - kept)
+            number = self.numbers.of[name]
+            if needed.timeout:
+                kept |= self._add_members(number, needed.words, members)
+            if not self._is_right(number, needed):
+                self._write(number, needed.words, needed.timeout)
+            for key, side in needed.fronts.items():
+                fronts[key] = _index(number, side)
+        entries = layout.entries(list(fronts), list(fronts.values()))
+        _put(maps.fronts, held, entries)
+        maps.fronts.delete([key for key in held if key not in entries])
+        maps.members.delete(members - kept)
         self._hosts()
 
     def apply(self, changes: Sequence[Change]) -> None:
@@ -98,225 +100,215 @@ class FrontContent:
             FullError: there is no room; the next call must be `load`, on larger maps.
             OSError: the kernel refused; the next call must be `load`.
         """
-        compiler = self.compiler
-        put: dict[bytes, bytes] = {}
+        put: dict[bytes, int] = {}
         gone: dict[bytes, int] = {}
         ended: list[PortId] = []
         for change in changes:
-            olds = {(port.name, port.protocol): port for port in compiler.ports(change.before)}
-            for port in compiler.ports(change.after):
-                name = port.name, port.protocol
-                old = olds.pop(name, None)
-                number = self.numbers.get(name)
-                if number is None:
-                    number = self.numbers[name] = self._take_number()
-                self._change(number, old, port)
-                if old is None or _moved(old, port):
-                    put.update(_entries(number, compiler.fronts(port)))
-                    if old is not None:
-                        gone.update(dict.fromkeys(compiler.fronts(old), number))
-            for name, old in olds.items():
-                gone.update(dict.fromkeys(compiler.fronts(old), self.numbers[name]))
-                ended.append(name)
+            if not self._keeps_fronts(change):
+                self._replace(change, put, gone, ended)
         if put:
-            self.maps.fronts.put(put.items())
-        self._delete({key: number for key, number in gone.items() if key not in put})
+            self.maps.fronts.put(layout.entries(list(put), list(put.values())).items())
+        if gone:
+            self._delete({key: number for key, number in gone.items() if key not in put})
         for name in ended:
             self._end(name)
+
+    def _keeps_fronts(self, change: Change) -> bool:
+        """Changes the words of a Service, unless fronts change, too; this is what happens most often."""
+        before, after = change.before, change.after
+        if before is None or after is None or len(before.ports) != len(after.ports):
+            return False
+        pairs = tuple(zip(before.ports, after.ports, strict=True))
+        for old, new in pairs:
+            if old.name != new.name or old.protocol != new.protocol or _moved(old, new):
+                return False
+        for old, new in pairs:
+            if new.protocol in layout.PROTOCOLS:
+                self._change(self.numbers.of[new.name, new.protocol], old, new)
+        return True
+
+    def _replace(
+        self, change: Change, put: dict[bytes, int], gone: dict[bytes, int], ended: list[PortId]
+    ) -> None:
+        """Changes the words of a Service; adds the fronts to be set and deleted, and ports without any."""
+        compiler = self.compiler
+        olds = {(port.name, port.protocol): port for port in compiler.ports(change.before)}
+        for port in compiler.ports(change.after):
+            name = port.name, port.protocol
+            old = olds.pop(name, None)
+            number = self.numbers.of.get(name)
+            if number is None:
+                number = self._take_number(name)
+            self._change(number, old, port)
+            if old is None or _moved(old, port):
+                put.update({key: _index(number, side) for key, side in compiler.fronts(port).items()})
+                if old is not None:
+                    gone.update(dict.fromkeys(compiler.fronts(old), number))
+        for name, old in olds.items():
+            gone.update(dict.fromkeys(compiler.fronts(old), self.numbers.of[name]))
+            ended.append(name)
 
     # Numbers
 
     def _number(
         self, wanted: Mapping[PortId, PortFronts], held: Mapping[bytes, bytes], changed: float
     ) -> None:
-        """Gives each port a number: the one it has, or that its fronts have in the maps."""
-        limit = self.maps.capacity.ports
-        in_use = {layout.index_of(value) >> 1 for value in held.values()}
-        claims: dict[int, set[PortId]] = {}
-        for name, needed in wanted.items():
-            for key, side in needed.fronts.items():
-                if side != LEFT and key in held:
-                    claims.setdefault(layout.index_of(held[key]) >> 1, set()).add(name)
-        numbers: dict[PortId, int] = {}
-        for number, names in claims.items():
-            # If several ports have fronts there, it changes for none of them before its fronts do.
-            name = next(iter(names))
-            if FIRST <= number < limit and len(names) == 1:
-                numbers.setdefault(name, number)
-        for name in wanted:
-            known = self.numbers.get(name, limit)
-            if name not in numbers and known < limit and known not in in_use:
-                numbers[name] = known
-        taken = set(numbers.values())
-        in_use |= taken
-        self._next = max((n for n in in_use if n < limit), default=FIRST - 1) + 1
-        self._free = [n for n in range(FIRST, self._next) if n not in in_use]
-        self._freed = Quarantine(self._now)
-        for number in in_use - taken - {PASSING}:
-            if number < limit:
-                self._freed.add(number)
-        self.numbers = numbers
+        """Gives each port a number, and finds out which slots are in use by the words there are."""
+        self.numbers.adopt(wanted, held)
+        numbers = self.numbers.of
         self._adopt_blocks(changed)
-        for name in wanted:
-            if name not in numbers:
-                numbers[name] = self._take_number()
+        if len(numbers) < len(wanted):
+            for name in wanted:
+                if name not in numbers:
+                    self._take_number(name)
 
-    def _take_number(self) -> int:
-        self._free.extend(self._freed.released())
-        if self._free:
-            number = self._free.pop()
-        elif self._next < self.maps.capacity.ports:
-            number, self._next = self._next, self._next + 1
-        else:
-            raise FullError
-        self.maps.words[2 * number] = self.maps.words[2 * number + 1] = layout.word(0, 0, PASS)
+    def _take_number(self, name: PortId) -> int:
+        number = self.numbers.take(name)
+        words = self.maps.words
+        words[2 * number] = words[2 * number + 1] = _PASSES
         return number
 
     def _end(self, name: PortId) -> None:
         """A port has no fronts any more."""
-        number = self.numbers.pop(name)
+        number = self.numbers.of[name]
+        words = self.maps.words
         for index in (2 * number, 2 * number + 1):
-            base, count, flags = layout.parts(self.maps.words[index])
+            base, count, flags = layout.parts(words[index])
             if flags & STICKY:
-                data, step = self._bytes_at(base, count), self.maps.layout.slot
-                slots = [data[at : at + step] for at in range(0, len(data), step)]
+                slots = self.maps.endpoints(base, count)
                 self.maps.members.delete([self._member(index, each) for each in slots])
-        blocks = self._blocks_of(number)
-        self.maps.words[2 * number] = self.maps.words[2 * number + 1] = layout.word(0, 0, PASS)
-        for base, count in blocks:
-            self._blocks.give(base, count)
-        self._freed.add(number)
+        before = words[2 * number], words[2 * number + 1]
+        words[2 * number] = words[2 * number + 1] = _PASSES
+        self._give_blocks(*before)
+        self.numbers.give(name)
 
     # Words and blocks
 
     def _adopt_blocks(self, changed: float) -> None:
-        """Finds out which slots are in use by the words there are; words that cannot be are set to pass."""
+        """Words that cannot be right are set to pass."""
+        words = self.maps.words
         self._blocks = Blocks(self.maps.capacity.slots, self._now)
         used: dict[int, int] = {}
-        for number in self.numbers.values():
-            for base, count in self._blocks_of(number):
-                used[base] = max(count, used.get(base, 0))
+        for number in self.numbers.of.values():
+            for index in (2 * number, 2 * number + 1):
+                base, count, _ = layout.parts(words[index])
+                if count:
+                    used[base] = max(count, used.get(base, 0))
         try:
             self._blocks.adopt(used.items(), changed)
         except ValueError:
             # Not written by us. Nothing there is kept.
             self._blocks = Blocks(self.maps.capacity.slots, self._now)
-            passing = layout.word(0, 0, PASS)
-            for number in self.numbers.values():
-                self.maps.words[2 * number] = self.maps.words[2 * number + 1] = passing
+            for number in self.numbers.of.values():
+                words[2 * number] = words[2 * number + 1] = _PASSES
 
-    def _blocks_of(self, number: int) -> set[tuple[int, int]]:
-        """The blocks of a port: base and number of slots."""
-        found = set()
-        for index in (2 * number, 2 * number + 1):
-            base, count, _ = layout.parts(self.maps.words[index])
-            if count:
-                found.add((base, count))
-        return found
+    def _give_blocks(self, internal: int, external: int) -> None:
+        """The blocks of two words are not used any more; both may have the same one."""
+        first, inside, _ = layout.parts(internal)
+        second, outside, _ = layout.parts(external)
+        if inside and outside and first == second:
+            self._blocks.give(first, max(inside, outside))
+            return
+        if inside:
+            self._blocks.give(first, inside)
+        if outside:
+            self._blocks.give(second, outside)
 
     def _change(self, number: int, old: PortPlan | None, port: PortPlan) -> None:
         """Makes the words of a port what its plan is; `old` is what they are."""
         words = self.compiler.words(port)
-        before = self.compiler.words(old) if old is not None else None
-        if before == words and old is not None and old.affinity == port.affinity:
-            return
-        self._write(number, words, 1_000_000_000 * port.affinity, before)
+        before = self.compiler.words(old) if old is not None else BOTH_PASSED
+        if port.affinity or (old is not None and old.affinity):
+            held = self._members(number, before)
+            gone = held - self._add_members(number, words, held)
+            self._write(number, words, timeout(port))
+            self.maps.members.delete(gone)
+        elif before != words and not (self._editable and self._edit(number, before, words)):
+            self._write(number, words, 0)
 
-    def _correct(self, number: int, needed: PortFronts, members: Collection[bytes]) -> set[bytes]:
-        """Makes the words of a port what is needed; returns the members it needs."""
-        found: set[bytes] = set()
-        right = self.maps.timeouts[number] == needed.timeout
-        for index, each in enumerate(needed.words, 2 * number):
-            base, count, flags = layout.parts(self.maps.words[index])
-            right = right and (count, flags) == (len(each.endpoints), each.flags)
-            if each.flags & STICKY:
-                found |= {self._member(index, slot) for slot in self._slot_bytes(each.endpoints)}
-            if right and count:
-                right = self._bytes_at(base, count) == self._block(each.endpoints).tobytes()
-        if not found <= set(members):
-            self.maps.members.put([(key, _NO_COUNT) for key in found if key not in members])
-        if not right:
-            self._write(number, needed.words, needed.timeout, None, members=False)
-        return found
+    def _edit(self, number: int, before: Words, words: Words) -> bool:
+        """Changes the block of a port where it is, if a single store is enough; returns whether it was."""
+        (old, old_external), (new, new_external) = before, words
+        if old.flags != new.flags or old_external.flags != new_external.flags:
+            return False
+        there, at = self.maps.words, 2 * number
+        word, external = there[at], there[at + 1]
+        shared = bool(external & layout.COUNT) and not (word ^ external) & layout.BLOCK
+        if (new.endpoints if shared else old_external.endpoints) != new_external.endpoints:
+            return False
+        found = edit(self.maps, word, old.endpoints, new.endpoints)
+        if found is None:
+            return False
+        slot, value = found
+        self.maps.counts[slot] = 0
+        self.maps.cells[slot] = value
+        if more := len(new.endpoints) - len(old.endpoints):
+            there[at] = word + more * layout.ONE
+            if shared:
+                there[at + 1] = external + more * layout.ONE
+        return True
 
-    def _write(
-        self,
-        number: int,
-        words: tuple[WordPlan, WordPlan],
-        timeout: int,
-        before: tuple[WordPlan, WordPlan] | None,
-        *,
-        members: bool = True,
-    ) -> None:
-        """Writes new blocks, then the words; then the old blocks are free."""
+    def _is_right(self, number: int, needed: PortFronts) -> bool:
+        """Whether the words of a port, and their blocks, are what is needed."""
         maps = self.maps
+        for index, each in enumerate(needed.words, 2 * number):
+            base, count, flags = layout.parts(maps.words[index])
+            if count != len(each.endpoints) or flags != each.flags:
+                return False
+            wanted = layout.block(each.endpoints, self._family)
+            if maps.block(base, count) != wanted and sorted(maps.endpoints(base, count)) != sorted(
+                maps.split(wanted)
+            ):
+                return False
+        return maps.timeouts[number] == needed.timeout
+
+    def _write(self, number: int, words: Words, timeout: int) -> None:
+        """Writes new blocks, then the words; then the old blocks are free."""
+        maps, at = self.maps, 2 * number
+        there = maps.words
+        before = there[at], there[at + 1]
         internal, external = words
-        blocks = self._blocks_of(number)
-        bases: dict[tuple[Endpoint, ...], int] = {(): 0}
-        for each in words:
-            if each.endpoints not in bases:
-                bases[each.endpoints] = self._write_block(each.endpoints)
+        inside = outside = 0
+        if internal.endpoints:
+            inside = self._write_block(internal.endpoints)
+        if external.endpoints:
+            shared = external.endpoints == internal.endpoints
+            outside = inside if shared else self._write_block(external.endpoints)
         if maps.timeouts[number] != timeout:
             maps.timeouts[number] = timeout
-        sticky = members and (timeout or (before is not None and any(w.flags & STICKY for w in before)))
-        gone = self._add_members(number, words, before) if sticky else ()
-        maps.words[2 * number] = layout.word(
-            bases[internal.endpoints], len(internal.endpoints), internal.flags
-        )
-        maps.words[2 * number + 1] = layout.word(
-            bases[external.endpoints], len(external.endpoints), external.flags
-        )
-        if gone:
-            maps.members.delete(gone)
-        for base, count in blocks:
-            self._blocks.give(base, count)
+        there[at] = layout.word(inside, len(internal.endpoints), internal.flags)
+        there[at + 1] = layout.word(outside, len(external.endpoints), external.flags)
+        self._give_blocks(*before)
 
-    def _add_members(
-        self, number: int, words: tuple[WordPlan, WordPlan], before: tuple[WordPlan, WordPlan] | None
-    ) -> set[bytes]:
-        """Adds members that are new; returns those that are not needed any more."""
-        old: set[bytes] = set()
-        new: set[bytes] = set()
-        for found, pair in ((old, before or ()), (new, words)):
-            for index, each in enumerate(pair, 2 * number):
-                if each.flags & STICKY:
-                    found |= {self._member(index, slot) for slot in self._slot_bytes(each.endpoints)}
-        if new - old:
-            self.maps.members.put([(key, _NO_COUNT) for key in new - old])
-        return old - new
-
-    def _write_block(self, endpoints: tuple[Endpoint, ...]) -> int:
-        count = len(endpoints)
-        base = self._blocks.take(count)
-        size = self.maps.layout.slot_words
-        self.maps.slots[base * size : (base + count) * size] = memoryview(self._block(endpoints))
-        self.maps.counts[base : base + count] = memoryview(array("Q", bytes(8 * count)))
+    def _write_block(self, endpoints: Ends) -> int:
+        maps, count = self.maps, len(endpoints)
+        base, size = self._blocks.take(count), maps.layout.slot
+        maps.slots[base * size : (base + count) * size] = layout.block(endpoints, self._family)
+        maps.counts[base : base + count] = _zeros(count)
         return base
 
-    def _block(self, endpoints: tuple[Endpoint, ...]) -> "array[int]":
-        """The words of a block."""
-        slot = layout.slot
-        if self._ipv4:
-            return array("Q", [slot(each.address, each.port)[0] for each in endpoints])
-        return array("Q", [word for each in endpoints for word in slot(each.address, each.port)])
+    # Members
 
-    def _slot_bytes(self, endpoints: Iterable[Endpoint]) -> list[bytes]:
-        return [layout.slot_bytes(layout.slot(each.address, each.port)) for each in endpoints]
+    def _add_members(self, number: int, words: Words, held: Collection[bytes]) -> set[bytes]:
+        """Adds the members of two words that there are not; returns those that there must be."""
+        found = self._members(number, words)
+        if new := [(key, _NO_COUNT) for key in found if key not in held]:
+            self.maps.members.put(new)
+        return found
 
-    def _bytes_at(self, base: int, count: int) -> bytes:
-        """The slots of a block."""
-        size = self.maps.layout.slot_words
-        return self.maps.slots[base * size : (base + count) * size].tobytes()
+    def _members(self, number: int, words: Words) -> set[bytes]:
+        """The members of two words."""
+        found = set()
+        for index, each in enumerate(words, 2 * number):
+            if each.flags & STICKY:
+                slots = self.maps.split(layout.block(each.endpoints, self._family))
+                found |= {self._member(index, slot) for slot in slots}
+        return found
 
     def _member(self, index: int, slot: bytes) -> bytes:
-        return layout.member(index, slot, self.maps.layout.family)
+        return layout.member(index, slot, self._family)
 
     # Hash maps
-
-    def _put(self, table: HashTable, held: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]) -> None:
-        changed = [(key, value) for key, value in wanted.items() if held.get(key) != value]
-        if changed:
-            table.put(changed)
 
     def _delete(self, fronts: Mapping[bytes, int]) -> None:
         """Deletes fronts of ports, unless another Service has them by now."""
@@ -328,34 +320,27 @@ class FrontContent:
     def _hosts(self) -> None:
         wanted = {key: flags.to_bytes(4, "little") for key, flags in self.compiler.hosts().items()}
         held = dict(self.maps.hosts.items())
-        self._put(self.maps.hosts, held, wanted)
+        _put(self.maps.hosts, held, wanted)
         self.maps.hosts.delete([key for key in held if key not in wanted])
 
 
-def needed(plans: Iterable[ServicePlan], compiler: FrontCompiler) -> Capacity:
-    """What the maps must hold for some plans, at least."""
-    fronts = ports = slots = members = largest = 0
-    for plan in plans:
-        for port in compiler.ports(plan):
-            addresses = len(port.external_ips) + len(port.load_balancer_ips)
-            fronts += addresses + bool(port.node_port) + bool(port.cluster_ip)
-            ports += 1
-            internal, external = compiler.words(port)
-            slots += len(internal.endpoints)
-            if external.endpoints != internal.endpoints:
-                slots += len(external.endpoints)
-            largest = max(largest, len(internal.endpoints) + len(external.endpoints))
-            if port.affinity:
-                members += len(internal.endpoints) + len(external.endpoints)
-    return Capacity(fronts, ports + FIRST, slots + slots // 4 + 2 * largest, members, len(compiler.hosts()))
+@lru_cache(maxsize=256)
+def _zeros(count: int) -> memoryview:
+    return memoryview(array("Q", bytes(8 * count)))
 
 
-def _entries(number: int, fronts: Mapping[bytes, int]) -> dict[bytes, bytes]:
-    """The elements of fronts."""
-    return {
-        key: layout.entry(key, 2 * PASSING if side == LEFT else 2 * number + side)
-        for key, side in fronts.items()
-    }
+def _put(table: HashTable, held: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]) -> None:
+    """Sets what is not so already."""
+    changed = (
+        [(key, value) for key, value in wanted.items() if held.get(key) != value] if held else wanted.items()
+    )
+    if changed:
+        table.put(changed)
+
+
+def _index(number: int, side: int) -> int:
+    """The index of the word that a front of a port leads to."""
+    return 2 * PASSING if side == LEFT else 2 * number + side
 
 
 def _moved(old: PortPlan, port: PortPlan) -> bool:

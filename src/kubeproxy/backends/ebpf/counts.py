@@ -3,7 +3,7 @@
 The programs always count; the table does with `nftables.counters`.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 from kubeproxy.backends.base import ConnectionCounter, EndpointCounts
 from kubeproxy.backends.ebpf import layout
@@ -76,7 +76,7 @@ class SocketCounter:
                 if flags & PASS or (base, count) in taken:
                     continue
                 taken.add((base, count))
-                for number, slot in enumerate(self._slots(base, count), base):
+                for number, slot in enumerate(self._maps.endpoints(base, count), base):
                     endpoint = layout.read_slot(slot)
                     self._totals.take((number, slot), self._maps.counts[number], name, endpoint)
                     if flags & STICKY:
@@ -88,11 +88,6 @@ class SocketCounter:
         value = self._maps.members.get(key)
         if value is not None:
             self._totals.take(key, int.from_bytes(value, "little"), name, layout.read_slot(slot))
-
-    def _slots(self, base: int, count: int) -> Iterator[bytes]:
-        size, step = self._maps.layout.slot_words, self._maps.layout.slot
-        data = self._maps.slots[base * size : (base + count) * size].tobytes()
-        return (data[at : at + step] for at in range(0, len(data), step))
 
 
 def open_counter(machine: Machine, node: NodeConfig) -> ConnectionCounter:

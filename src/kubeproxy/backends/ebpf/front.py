@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from kubeproxy.backends.base import Change, StaleError, SyncError
-from kubeproxy.backends.ebpf import content, held, layout
+from kubeproxy.backends.ebpf import capacity, held
 from kubeproxy.backends.ebpf.blocks import FullError
-from kubeproxy.backends.ebpf.compile import FrontCompiler
+from kubeproxy.backends.ebpf.compile import FrontCompiler, PortFronts
 from kubeproxy.backends.ebpf.content import FrontContent
 from kubeproxy.backends.ebpf.held import HeldFronts
 from kubeproxy.backends.ebpf.install import Installation
@@ -54,17 +54,19 @@ class ConnectFront:
             SyncError: the kernel refused.
         """
         compiler = self.compiler(node)
-        numbers: Mapping[PortId, int] = self._content.numbers if self._content is not None else {}
+        numbers: Mapping[PortId, int] = self._content.numbers.of if self._content is not None else {}
         self._content = None  # until it is done, `apply` cannot
+        self._left_out = 0
         try:
-            needed = content.needed(plans.values(), compiler)
+            wanted = compiler.all(plans.values())
+            needed = capacity.needed(wanted.values(), len(compiler.hosts()))
             maps = self._installation.maps
             if maps is None or not maps.capacity.holds(needed):
-                plans = self._grow(needed, plans, compiler)
+                wanted = self._grow(needed, wanted, node)
                 maps = self._installation.maps
             assert maps is not None
             found = FrontContent(maps, compiler, self._clock.now, numbers)
-            found.load(plans, self._changed)
+            found.load(wanted, self._changed)
             if not self._installation.active:
                 self._installation.activate()
         except FullError as e:
@@ -135,42 +137,21 @@ class ConnectFront:
         self._installation.close()
 
     def _grow(
-        self, needed: Capacity, plans: Mapping[Key, ServicePlan], compiler: FrontCompiler
-    ) -> Mapping[Key, ServicePlan]:
-        """Makes larger maps; returns the plans that they can hold."""
-        self._left_out = 0
+        self, needed: Capacity, wanted: dict[PortId, PortFronts], node: NodeConfig
+    ) -> dict[PortId, PortFronts]:
+        """Makes larger maps; returns what they can hold."""
         before = self._installation.maps
         try:
-            self._installation.make(layout.grown(needed, LEAST))
+            self._installation.make(capacity.grown(needed, LEAST))
         except OSError as e:
             if e.errno not in RIGHTLESS or before is None:
                 raise
-            kept = _fitting(plans, before.capacity, compiler)
-            self._left_out = len(plans) - len(kept)
+            kept = capacity.fitting(wanted, before.capacity, needed.hosts)
+            self._left_out = len(wanted) - len(kept)
             log.warning(
                 "%(ipFamily)s: the maps of connect-time programs are full and this process may not make larger ones:"
-                " %(count)d Services are left to nftables rules",
-                {"ipFamily": compiler.node.family, "count": self._left_out},
+                " %(count)d Service ports are left to nftables rules",
+                {"ipFamily": node.family, "count": self._left_out},
             )
             return kept
-        return plans
-
-
-def _fitting(
-    plans: Mapping[Key, ServicePlan], capacity: Capacity, compiler: FrontCompiler
-) -> Mapping[Key, ServicePlan]:
-    """As many plans as maps can hold."""
-    kept: dict[Key, ServicePlan] = {}
-    total = content.needed((), compiler)
-    for key, plan in plans.items():
-        one = content.needed([plan], compiler)
-        more = Capacity(
-            total.fronts + one.fronts,
-            total.ports + one.ports,
-            total.slots + one.slots + 1,
-            total.members + one.members,
-            total.hosts,
-        )
-        if capacity.holds(more):
-            kept[key], total = plan, more
-    return kept
+        return wanted

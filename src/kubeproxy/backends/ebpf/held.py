@@ -143,9 +143,7 @@ def _front(maps: FrontMaps, key: bytes, value: bytes) -> HeldFront:
     base, count, flags = layout.parts(maps.words[index]) if right else (0, 0, PASS)
     if flags & PASS:
         return HeldFront(address, protocol, port, PASS)
-    size, step = maps.layout.slot_words, maps.layout.slot
-    data = maps.slots[base * size : (base + count) * size].tobytes()
-    slots = [data[at : at + step] for at in range(0, len(data), step)]
+    slots = maps.endpoints(base, count)
     timeout = maps.timeouts[index >> 1] if flags & STICKY else 0
     if flags & STICKY:  # a client whose endpoint is no member does not stay
         members = (maps.members.get(layout.member(index, slot, maps.layout.family)) for slot in slots)
@@ -164,8 +162,7 @@ def wanted(plans: Iterable[ServicePlan], compiler: FrontCompiler) -> HeldFronts:
 
 def fronts_of(plan: ServicePlan, compiler: FrontCompiler) -> Iterator[HeldFront]:
     """What the maps should hold of a Service."""
-    for port in compiler.ports(plan):
-        needed = compiler.compile(port)
+    for needed in compiler.all([plan]).values():
         for key, side in needed.fronts.items():
             word: WordPlan = PASSED if side == LEFT else needed.words[side]
             at = layout.read_front(key)

@@ -24,17 +24,20 @@ Therefore an element of `fronts` has a tag, which a program compares.
 """
 
 import socket
-from collections.abc import Iterable
-from functools import lru_cache
+from array import array
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache, partial
+from operator import attrgetter
 from typing import Final
 
 from msgspec import Struct
 
-from kubeproxy.api.addresses import IPV4, Family, pack, unpack
+from kubeproxy.api.addresses import IPV4, IPV6, Family, unpack
 from kubeproxy.api.rows import Protocol
 from kubeproxy.backends.ebpf import names
 from kubeproxy.linux.bpf.btf import Layout, integer
 from kubeproxy.linux.bpf.maps import Kind, MapSpec
+from kubeproxy.model.select import Endpoint
 
 PASS, OWN, STICKY = 1, 2, 4
 """Flags of words: nftables mode decides; only for sockets of the node's own namespace; session affinity.
@@ -58,6 +61,9 @@ PROTOCOLS: Final[dict[Protocol, int]] = {"TCP": socket.IPPROTO_TCP, "UDP": socke
 
 _order: Final = "little"
 """Words are packed for machines with this byte order alone; see `prepare`."""
+
+_U32: Final = "I"
+"""The type code of `array` with 4 bytes."""
 
 _WORD, _NUMBER = integer("__u64"), integer("__u32")
 
@@ -90,21 +96,6 @@ class Capacity(Struct, frozen=True, gc=False):
         )
 
 
-def grown(needed: Capacity, least: Capacity) -> Capacity:
-    """Twice what is needed, as powers of two, and at least another one."""
-
-    def more(count: int, least: int) -> int:
-        return max(least, 1 << (2 * count - 1).bit_length())
-
-    return Capacity(
-        more(needed.fronts, least.fronts),
-        more(needed.ports, least.ports),
-        more(needed.slots, least.slots),
-        more(needed.members, least.members),
-        more(needed.hosts, least.hosts),
-    )
-
-
 class FamilyLayout(Struct, frozen=True, gc=False):
     """The maps of a family.
 
@@ -119,11 +110,6 @@ class FamilyLayout(Struct, frozen=True, gc=False):
     address: int
     slot: int
     key: int
-
-    @property
-    def slot_words(self) -> int:
-        """The words of 8 bytes of an endpoint."""
-        return self.slot // 8
 
     def maps(self, capacity: Capacity) -> dict[str, MapSpec]:
         """What the maps are made of, by name without the family."""
@@ -182,15 +168,44 @@ LAYOUTS: Final[dict[Family, FamilyLayout]] = {
 }
 
 
+_PACKS: Final[dict[Family, Callable[[str], bytes]]] = {
+    IPV4: socket.inet_aton,
+    IPV6: partial(socket.inet_pton, socket.AF_INET6),
+}
+"""Canonical address to bytes; `addresses.pack` finds out the family first, which takes longer."""
+
+
+@lru_cache(maxsize=1024)
+def _behind(protocol: Protocol, port: int) -> bytes:
+    """What follows the address in the key of a front."""
+    return port.to_bytes(2) + bytes((PROTOCOLS[protocol], 0))
+
+
 def front(address: str, protocol: Protocol, port: int, family: Family) -> bytes:
     """The key of a front; "" is the address of node ports."""
-    packed = pack(address) if address else bytes(LAYOUTS[family].address)
-    return packed + port.to_bytes(2) + bytes((PROTOCOLS[protocol], 0))
+    packed = _PACKS[family](address) if address else bytes(LAYOUTS[family].address)
+    return packed + _behind(protocol, port)
+
+
+def entries(keys: Sequence[bytes], indexes: Sequence[int]) -> dict[bytes, bytes]:
+    """The elements of fronts: index and tag, all words of the key combined as the programs do."""
+    if not keys:
+        return {}
+    words = array(_U32, b"".join(keys))
+    step = len(keys[0]) // words.itemsize
+    tags = 0
+    for at in range(step):
+        tags ^= int.from_bytes(words[at::step].tobytes(), _order)
+    values = array(_U32, bytes(8 * len(keys)))
+    values[0::2] = array(_U32, indexes)
+    values[1::2] = array(_U32, tags.to_bytes(4 * len(keys), _order))
+    data = values.tobytes()
+    return dict(zip(keys, [data[at : at + 8] for at in range(0, len(data), 8)], strict=True))
 
 
 def entry(key: bytes, index: int) -> bytes:
-    """The value of a front: index and tag."""
-    return index.to_bytes(4, _order) + tag(key).to_bytes(4, _order)
+    """The value of a front."""
+    return entries([key], [index])[key]
 
 
 def index_of(value: bytes) -> int:
@@ -198,19 +213,18 @@ def index_of(value: bytes) -> int:
     return int.from_bytes(value[:4], _order)
 
 
-def tag(key: bytes) -> int:
-    """All words of a key, combined as the programs do."""
-    found = 0
-    for at in range(0, len(key), 4):
-        found ^= int.from_bytes(key[at : at + 4], _order)
-    return found
-
-
 def read_front(key: bytes) -> tuple[str, Protocol, int]:
     """Address, protocol and port of a key; "" for node ports."""
     address, port, protocol = key[:-4], int.from_bytes(key[-4:-2]), key[-2]
     name: Protocol = next((name for name, number in PROTOCOLS.items() if number == protocol), "SCTP")
     return unpack(address) if any(address) else "", name, port
+
+
+ONE: Final = 1 << 32
+"""One endpoint in the count of a word."""
+
+BLOCK, COUNT = (1 << 48) - 1, 0xFFFF << 32
+"""The bits of a word that name its block, and how many endpoints that has."""
 
 
 def word(base: int, count: int, flags: int) -> int:
@@ -223,31 +237,30 @@ def parts(value: int) -> tuple[int, int, int]:
     return value & 0xFFFFFFFF, value >> 32 & 0xFFFF, value >> 48
 
 
-@lru_cache(maxsize=1024)
-def _words(address: str) -> tuple[int, ...]:
-    """The words of a slot with this address and no port; what changes often is packed once."""
-    packed = pack(address)
-    if len(packed) == 4:
-        return (int.from_bytes(packed, _order),)
-    return int.from_bytes(packed[:8], _order), int.from_bytes(packed[8:], _order), 0
+_ADDRESS: Final = attrgetter("address")
 
 
 @lru_cache(maxsize=1024)
-def _port(number: int, shift: int) -> int:
-    return int.from_bytes(number.to_bytes(2), _order) << shift
+def _after_address(port: int, family: Family) -> bytes:
+    """What follows the address in a slot."""
+    return port.to_bytes(2) + bytes(LAYOUTS[family].slot - LAYOUTS[family].address - 2)
 
 
-def slot(address: str, port: int) -> tuple[int, ...]:
-    """The words of an endpoint."""
-    found = _words(address)
-    if len(found) == 1:
-        return (found[0] | _port(port, 32),)
-    return *found[:2], _port(port, 0)
+def block(endpoints: Collection[Endpoint], family: Family) -> bytes:
+    """The slots of endpoints. Nearly always all have the same port; then it is packed once."""
+    if not endpoints:
+        return b""
+    pack = _PACKS[family]
+    ports = {each.port for each in endpoints}
+    if len(ports) == 1:
+        after = _after_address(*ports, family)
+        return after.join(map(pack, map(_ADDRESS, endpoints))) + after
+    return b"".join([pack(each.address) + _after_address(each.port, family) for each in endpoints])
 
 
-def slot_bytes(words: Iterable[int]) -> bytes:
-    """The bytes of words."""
-    return b"".join([each.to_bytes(8, _order) for each in words])
+def cell(endpoint: Endpoint) -> int:
+    """The slot of an endpoint of IPv4 as a word."""
+    return int.from_bytes(socket.inet_aton(endpoint.address) + _after_address(endpoint.port, IPV4), _order)
 
 
 def read_slot(data: bytes) -> tuple[str, int]:

@@ -36,7 +36,8 @@ class FrontMaps:
         layout: what they are.
         capacity: how much they hold.
         fronts, hosts, members: hash maps; see `layout`.
-        words, slots, counts, timeouts: arrays of words of 8 bytes.
+        words, counts, timeouts: arrays of words of 8 bytes.
+        slots: bytes; cells: the same as words of 8 bytes.
     """
 
     fronts: HashTable
@@ -44,6 +45,7 @@ class FrontMaps:
     members: HashTable
     words: memoryview
     slots: memoryview
+    cells: memoryview
     counts: memoryview
     timeouts: memoryview
 
@@ -51,6 +53,20 @@ class FrontMaps:
         """Without maps, which subclasses set."""
         self.layout = layout
         self.capacity = capacity
+
+    def block(self, base: int, count: int) -> bytes:
+        """Some slots."""
+        size = self.layout.slot
+        return self.slots[base * size : (base + count) * size].tobytes()
+
+    def endpoints(self, base: int, count: int) -> list[bytes]:
+        """Some slots, each by itself."""
+        return self.split(self.block(base, count))
+
+    def split(self, slots: bytes) -> list[bytes]:
+        """Slots, each by itself."""
+        size = self.layout.slot
+        return [slots[at : at + size] for at in range(0, len(slots), size)]
 
     def close(self) -> None:
         """Closes them."""
@@ -80,6 +96,7 @@ class KernelMaps(FrontMaps):
             self.objects[name] = mapped = WordArray(objects[name].release(), writable=writable)
             entries[name] = mapped.entries
             setattr(self, name, mapped.words)
+        self.cells, self.slots = self.slots, self.slots.cast("B")
         tables = {name: item.entries for name, item in self.objects.items() if isinstance(item, HashMap)}
         super().__init__(
             layout,
@@ -107,7 +124,8 @@ class MemoryMaps(FrontMaps):
         self.fronts, self.hosts, self.members = MemoryTable(), MemoryTable(), MemoryTable()
         self.words = _zeros(2 * capacity.ports)
         self.timeouts = _zeros(capacity.ports)
-        self.slots = _zeros(capacity.slots * layout.slot_words)
+        self.cells = _zeros(capacity.slots * layout.slot // 8)
+        self.slots = self.cells.cast("B")
         self.counts = _zeros(capacity.slots)
 
 

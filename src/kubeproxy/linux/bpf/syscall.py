@@ -8,7 +8,8 @@ import ctypes
 import errno
 import os
 import struct
-from typing import Final
+from functools import cache
+from typing import Any, Final
 
 _NUMBERS: Final = {
     "x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "ppc64le": 361, "s390x": 351,
@@ -53,11 +54,17 @@ def bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
     return _call(command, buffer), buffer.raw
 
 
+@cache
+def _syscall() -> tuple[Any, int | None]:
+    """The function of the C library, and the number of bpf(2)."""
+    return ctypes.CDLL(None, use_errno=True).syscall, _NUMBERS.get(os.uname().machine)
+
+
 def _call(command: int, buffer: "ctypes.Array[ctypes.c_char]") -> int:
-    number = _NUMBERS.get(os.uname().machine)
+    syscall, number = _syscall()
     if number is None:
         raise OSError(errno.ENOSYS, f"the number of bpf(2) is not known for {os.uname().machine}")
-    result: int = ctypes.CDLL(None, use_errno=True).syscall(number, command, buffer, len(buffer))
+    result: int = syscall(number, command, buffer, len(buffer))
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

@@ -1,7 +1,8 @@
 """The maps after any sequence of changes: those of a fresh start, and no program finds a wrong endpoint in between."""
 
 import contextlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from msgspec.structs import replace
 
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.backends.base import Change
-from kubeproxy.backends.ebpf import content, held, layout
-from kubeproxy.backends.ebpf.blocks import FullError
+from kubeproxy.backends.ebpf import capacity, edits, held, layout
+from kubeproxy.backends.ebpf.blocks import FullError, rounded
 from kubeproxy.backends.ebpf.compile import FrontCompiler
 from kubeproxy.backends.ebpf.content import FrontContent
 from kubeproxy.backends.ebpf.held import HeldFronts
@@ -48,7 +49,7 @@ def plans(draw: st.DrawFn, family: Family) -> Plans:
     owners = draw(st.lists(st.integers(0, 3), min_size=6, max_size=6))
     for number in draw(st.sets(st.integers(0, 3), max_size=4)):
         addresses = draw(st.lists(st.integers(10, 20), max_size=9, unique=True))
-        ends = tuple(Endpoint(PODS[family].format(i), 8080, local=i < 14) for i in sorted(addresses))
+        ends = tuple(Endpoint(PODS[family].format(i), 8080 + number, local=i < 14) for i in sorted(addresses))
         local = tuple(each for each in ends if each.local)
         mine = tuple(OUTSIDE[family].format(i) for i, owner in enumerate(owners, 1) if owner == number)
         port = PortPlan(
@@ -89,7 +90,7 @@ class Rig:
         self.plans: Plans = {}
 
     def load(self, wanted: Plans) -> None:
-        self.content.load(wanted, self.changed)
+        self.content.load(self.compiler.all(wanted.values()), self.changed)
         self.plans = wanted
 
     def apply(self, wanted: Plans) -> None:
@@ -164,6 +165,140 @@ def test_what_was_interrupted_is_completed_by_the_next_process(first: Plans, sec
     assert after.held() == after.wanted()
 
 
+class Watched:
+    """A map that calls a function after each store."""
+
+    def __init__(self, words: memoryview, stored: Any) -> None:
+        self.words, self.stored = words, stored
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.words[at]
+
+    def __setitem__(self, at: Any, value: Any) -> None:
+        self.words[at] = value
+        self.stored()
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+
+class Programs:
+    """Programs that have read a word less than a second ago, and read its slots only now."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.seen: dict[tuple[int, int], tuple[float, str, set[Any]]] = {}
+        self.right: dict[str, set[Any]] = {}
+        for name in ("words", "slots", "cells"):
+            setattr(rig.maps, name, Watched(getattr(rig.maps, name), self.look))
+
+    def plan(self, *plans: Plans) -> None:
+        """From now on these plans may be served."""
+        self.right = {}
+        for plan in (plan for each in plans for plan in each.values()):
+            for port in plan.ports:
+                ends = {(each.address, each.port) for each in (*port.cluster, *port.local)}
+                self.right.setdefault(port.name, set()).update(ends)
+        for _, name, right in self.seen.values():
+            right.update(self.right.get(name, ()))
+
+    def look(self) -> None:
+        """After each store: what is found is an endpoint of the Service then or since then."""
+        rig = self.rig
+        for (name, _), number in rig.content.numbers.of.items():
+            for index in (2 * number, 2 * number + 1):
+                right = set(self.right.get(name, set()))
+                self.seen[index, rig.maps.words[index]] = rig.now, name, right
+        for (_, word), (at, name, right) in self.seen.items():
+            base, count, _ = layout.parts(word)
+            if rig.now - at < 1:
+                found = {layout.read_slot(slot) for slot in rig.maps.endpoints(base, count)}
+                assert found <= right, (name, found, right)
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_program_finds_the_old_endpoints_or_the_new_ones(family: Family, data: st.DataObject) -> None:
+    """After each single store, also with a word that is not in use any more."""
+    rig = Rig(family)
+    rig.load(data.draw(plans(family)))
+    rig.now += 1
+    programs = Programs(rig)
+    for _ in range(data.draw(st.integers(1, 5))):
+        wanted = data.draw(st.one_of(plans(family), one_changed(rig.plans)))
+        programs.plan(rig.plans, wanted)
+        rig.apply(wanted)
+        assert rig.held() == rig.wanted()
+
+
+@st.composite
+def one_changed(draw: st.DrawFn, given: Plans) -> Plans:
+    """One endpoint of one Service comes, goes or is replaced."""
+    if not given:
+        return {}
+    key = draw(st.sampled_from(sorted(given)))
+    port = given[key].ports[0]
+    ends = list(port.cluster)
+    what = draw(st.sampled_from(["come", "go", "replace"]))
+    if ends and what != "come":
+        ends.pop(draw(st.integers(0, len(ends) - 1)))
+    if what != "go":
+        family = PODS[IPV6 if ":" in port.cluster_ip else IPV4]
+        ends.append(Endpoint(family.format(draw(st.integers(30, 40))), 8080 + int(key[1][1:])))
+    ends.sort(key=lambda each: each.address)
+    port = replace(port, cluster=tuple(ends), any=bool(ends))
+    return {**given, key: replace(given[key], ports=(port,))}
+
+
+@given(count=st.integers(1, 30), other=st.integers(0, 40), at=st.integers(0, 29), kind=st.integers(0, 2))
+def test_one_endpoint_is_changed_by_one_store(count: int, other: int, at: int, kind: int) -> None:
+    """A slot is stored where it is, and the word if their number changes, as long as the block has room."""
+    ends = [Endpoint(PODS[IPV4].format(2 * i + 100), 80) for i in range(count)]
+    new = Endpoint(PODS[IPV4].format(2 * other + 101), 80)
+    after = list(ends)
+    if kind:
+        after.pop(at % count)
+    if kind != 1:
+        after.append(new)
+    after.sort(key=lambda each: each.address)
+    rig = Rig()
+    rig.load(_serving(ends))
+    word, slots = rig.maps.words[2], rig.maps.cells.tolist()
+    rig.apply(_serving(after))
+    assert rig.held() == rig.wanted()
+    if after and rounded(len(after)) == rounded(count):
+        assert sum(a != b for a, b in zip(slots, rig.maps.cells.tolist(), strict=True)) <= 1
+        assert layout.parts(rig.maps.words[2])[0] == layout.parts(word)[0]
+
+
+def _serving(ends: Sequence[Endpoint]) -> Plans:
+    """A Service with an external IP, whose words name one block."""
+    ends = tuple(ends)
+    port = PortPlan(
+        "default/s", "TCP", 80, "10.96.0.1", external_ips=("203.0.113.1",), cluster=ends, any=True
+    )
+    return {("default", "s"): ServicePlan("default", "s", (port,))}
+
+
+@given(st.lists(st.integers(0, 5), max_size=8), st.lists(st.integers(0, 5), max_size=8))
+def test_what_changed_is_one_endpoint_or_more(before: list[int], after: list[int]) -> None:
+    """Also where endpoints are repeated: what is found leads from one to the other."""
+    old, new = (tuple(Endpoint(str(i), 80) for i in each) for each in (before, after))
+    found = edits.changed(old, new)
+    if found is not None:
+        gone, come = found
+        ends = list(old)
+        if gone is not None:
+            ends.remove(gone)
+        if come is not None:
+            ends.append(come)
+        assert Counter(ends) == Counter(new)
+    elif sorted(before) == before and sorted(after) == after:
+        less, more = Counter(before) - Counter(after), Counter(after) - Counter(before)
+        assert before == after or max(less.total(), more.total()) > 1
+
+
 def test_a_block_is_not_used_again_for_a_second() -> None:
     """A program may still read it."""
     ends = tuple(Endpoint(PODS[IPV4].format(i), 80) for i in range(10, 14))
@@ -200,7 +335,7 @@ def test_what_the_maps_must_hold_is_enough() -> None:
     )
     given = {("default", "s"): ServicePlan("default", "s", ports)}
     rig = Rig()
-    rig = Rig(capacity=content.needed(given.values(), rig.compiler))
+    rig = Rig(capacity=capacity.needed(rig.compiler.all(given.values()).values(), 1))
     rig.load(given)
     assert rig.held() == held.wanted(given.values(), rig.compiler)
 
@@ -230,5 +365,9 @@ def test_keys_are_read_as_they_were_packed() -> None:
         key = layout.front(address, "UDP", 53, family)
         assert layout.read_front(key) == (address, "UDP", 53)
         assert layout.index_of(layout.entry(key, 77)) == 77
-    for address in ("10.244.1.2", "fd00::2"):
-        assert layout.read_slot(layout.slot_bytes(layout.slot(address, 8080))) == (address, 8080)
+    for address, family, ports in (("10.244.1.2", IPV4, (80, 80)), ("fd00::2", IPV6, (80, 8080))):
+        ends = [Endpoint(address, port) for port in ports]
+        data = layout.block(ends, family)
+        size = len(data) // len(ports)
+        slots = [data[at : at + size] for at in range(0, len(data), size)]
+        assert [layout.read_slot(slot) for slot in slots] == [(address, port) for port in ports]
