@@ -152,7 +152,13 @@ RULES: Sequence[tuple[tuple[str, ...], tuple[str, ...]]] = (
 
 @pytest.mark.parametrize(
     ("mode", "addresses"),
-    [("nftables", ["primary"]), ("nftables", ["all"]), ("userspace", ["all"]), ("iptables", ["all"])],
+    [
+        ("nftables", ["primary"]),
+        ("nftables", ["all"]),
+        ("userspace", ["all"]),
+        ("iptables", ["all"]),
+        pytest.param("ipvs", ["0.0.0.0/0", "::/0"], marks=pytest.mark.vm),
+    ],
 )
 def test_allowed_and_denied_sources(lab: Lab, tmp_path: Path, mode: str, addresses: list[str]) -> None:
     """By annotations, for node ports, external IPs and, of those denied, load balancer IPs."""
@@ -164,7 +170,7 @@ def test_allowed_and_denied_sources(lab: Lab, tmp_path: Path, mode: str, address
         types.Node(types.ObjectMeta(name=NODE_NAME), status=types.NodeStatus(node6)),
     )
     with contextlib.ExitStack() as stack:
-        for number, (allowed, denied) in enumerate(RULES):
+        for number, (allowed, denied) in enumerate(RULES[2:3] if mode == "ipvs" else RULES):
             web = service(
                 "web",
                 "10.96.0.10",
@@ -189,6 +195,8 @@ def test_allowed_and_denied_sources(lab: Lab, tmp_path: Path, mode: str, address
             wanted = {front: let_in(client) for front, client in OUTSIDE.items()}
             wanted["out", BALANCER, 80] = let_in("198.51.100.7", ())
             wanted["client", "10.96.0.10", 80] = True
+            wanted["node", "192.0.2.1", NODE_PORT] = let_in("192.0.2.1")
+            wanted["node", EXTERNAL, 80] = let_in("192.0.2.1")  # from the external IP itself in ipvs mode
 
             def is_right(wanted: dict[tuple[str, str, int], bool] = wanted) -> bool:
                 found = {front: ask(lab, *front, patience=0.4) for front in wanted}

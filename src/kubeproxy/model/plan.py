@@ -263,7 +263,7 @@ PortId = tuple[str, Protocol]
 
 
 def with_same_firewall(before: ServicePlan | None, after: ServicePlan | None) -> frozenset[PortId]:
-    """The ports whose source ranges are equal in two plans.
+    """The ports whose source ranges are equal in two plans, and apply to the same fronts.
 
     There may be thousands of ranges, which a driver can then skip.
     """
@@ -282,7 +282,8 @@ def with_same_firewall(before: ServicePlan | None, after: ServicePlan | None) ->
             and was.source_ranges == port.source_ranges
             and was.load_balancer_ips == port.load_balancer_ips
             and was.external_ranges == port.external_ranges
-            and bool(was.external_only or was.node_port) == bool(port.external_only or port.node_port)
-            and (was.port, was.any) == (port.port, port.any)
+            and was.external_only == port.external_only
+            and (was.port, was.node_port, was.node_port_except, was.any)
+            == (port.port, port.node_port, port.node_port_except, port.any)
         ]
     )

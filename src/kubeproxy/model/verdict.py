@@ -279,11 +279,13 @@ class Book:
 
     def _allowed(self, packet: Packet, port: PortPlan) -> bool:
         """Whether a client may use a node port, or an external IP that is no load balancer IP."""
-        manners = self._manners
-        if manners.owns_addresses or manners.admits_all or not (port.any or manners.firewall_first):
+        manners, ranges, source = self._manners, port.external_ranges, packet.source
+        own = manners.owns_addresses and not packet.interface
+        if not ranges or manners.admits_all or not (port.any or (manners.firewall_first and not own)):
             return True
-        ranges = port.external_ranges
-        return not ranges or any(contains(cidr, packet.source) for cidr in ranges)
+        if own:
+            source = self._node.address
+        return any(contains(cidr, source) for cidr in ranges)
 
     def _admitted(self, packet: Packet, port: PortPlan) -> bool:
         """Whether a client may use the load balancer.

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
 from kubeproxy import protocols
-from kubeproxy.api.addresses import is_link_local, is_loopback, pack
+from kubeproxy.api.addresses import is_link_local, is_loopback, pack, unpack
 from kubeproxy.backends.admission import Admission
 from kubeproxy.backends.ipvs import names
 from kubeproxy.backends.shared import matches
@@ -118,8 +118,10 @@ def _compile_port(p: PortPlan, d: ServerContext, out: ServiceServers, without: C
             entries[names.BALANCER_FIREWALL, element] = None
             if (p.name, p.protocol) not in without:
                 _firewall(p, ip, element, d, out)
-    if p.node_port:
-        _node_port(p, protocol, outside, d, out)
+    at_node = _node_port(p, protocol, outside, d, out) if p.node_port else ()
+    if p.external_ranges and (p.name, p.protocol) not in without:
+        fronts = (*(Element(pack(ip), protocol, p.port) for ip in p.external_only), *at_node)
+        _limit(p.external_ranges, fronts, d, out)
     for b in p.near:
         address = pack(b.address)
         entries[names.LOOP_BACK, Element(address, protocol, b.port, address)] = None
@@ -133,10 +135,7 @@ def _reals(p: PortPlan, *, local: bool) -> tuple[Real, ...]:
 
 def _firewall(p: PortPlan, ip: str, element: Element, d: ServerContext, out: ServiceServers) -> None:
     """Admits the clients. Packets of the host itself have their destination as source and skip INPUT."""
-    for cidr in p.source_ranges:
-        network, _, length = cidr.partition("/")
-        entry = element._replace(other=pack(network), prefix=int(length))
-        out.entries[names.BALANCER_SOURCE_CIDR, entry] = None
+    _admit(p.source_ranges, element, out)
     if d.admits_node(p.source_ranges):
         out.entries[names.BALANCER_SOURCE_IP, element._replace(other=element.address)] = None
     else:
@@ -144,7 +143,32 @@ def _firewall(p: PortPlan, ip: str, element: Element, d: ServerContext, out: Ser
         out.drops[rule] = None
 
 
-def _node_port(p: PortPlan, protocol: int, target: Target, d: ServerContext, out: ServiceServers) -> None:
+def _limit(ranges: tuple[str, ...], fronts: Iterable[Element], d: ServerContext, out: ServiceServers) -> None:
+    """Limits the clients of external IPs and node ports, by the sets that limit those of load balancers.
+
+    What the host itself sends skips INPUT, too. Its source may be any address of the host.
+    """
+    drops = not d.admits_node(ranges)
+    for element in fronts:
+        out.entries[names.BALANCER_FIREWALL, element] = None
+        _admit(ranges, element, out)
+        if drops:
+            to = f"--vproto {element.protocol} --vaddr {unpack(element.address)} --vport {element.port}"
+            out.drops[f"-m addrtype --src-type LOCAL -m ipvs {to} -j DROP"] = None
+
+
+def _admit(ranges: tuple[str, ...], element: Element, out: ServiceServers) -> None:
+    """Admits clients to a front whose clients are limited."""
+    for cidr in ranges:
+        network, _, length = cidr.partition("/")
+        entry = element._replace(other=pack(network), prefix=int(length))
+        out.entries[names.BALANCER_SOURCE_CIDR, entry] = None
+
+
+def _node_port(
+    p: PortPlan, protocol: int, target: Target, d: ServerContext, out: ServiceServers
+) -> list[Element]:
+    """Adds what a node port needs; returns its fronts."""
     sets = [names.NODE_PORTS[p.protocol]]
     if p.external_local:
         sets.append(names.NODE_PORTS_LOCAL[p.protocol])
@@ -152,9 +176,8 @@ def _node_port(p: PortPlan, protocol: int, target: Target, d: ServerContext, out
     addresses = [address for address in d.node_port_addresses if address not in overruled]
     for address in addresses:
         out.virtuals[Virtual(protocol, address, p.node_port)] = target
-    elements: Iterable[Element] = (Element(port=p.node_port),)
-    if p.protocol == "SCTP":
-        elements = [Element(address, protocol, p.node_port) for address in addresses]
+    fronts = [Element(address, protocol, p.node_port) for address in addresses]
     for name in sets:
-        for element in elements:
+        for element in fronts if p.protocol == "SCTP" else [Element(port=p.node_port)]:
             out.entries[name, element] = None
+    return fronts

@@ -90,7 +90,6 @@ def _doubts(config: KubeProxyConfiguration, primary: Family) -> Iterator[str]:
 
 MODE: Final = Mode(
     name="ipvs",
-    limits_sources=False,
     section="ipvs",
     replaces=("ebpf", "nftables", "iptables"),
     manners=Manners(firewall_first=True, falls_back=True, owns_addresses=True),
