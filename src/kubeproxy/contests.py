@@ -5,9 +5,8 @@ follows the plans that are in the kernel, of all families, and reports each loss
 owner changes, and when it ends. A node port is lost in both families at the same time, so the families are
 compared together.
 
-Every node finds the same. To spare the API server, the Event is written by one node: that of the first
-endpoint, by address, of the Service that lost the front, else of the owner. If no endpoint names a node,
-every node writes it.
+Every node finds the same. To spare the API server, the Event is written by one node (`model.writer`): that
+of the first endpoint, by address, of the Service that lost the front, else of the owner, else another one.
 """
 
 import logging
@@ -20,6 +19,7 @@ from kubeproxy.figures import Figure
 from kubeproxy.log import ObjectRef
 from kubeproxy.model.plan import Front, Key, LostFront, ServicePlan
 from kubeproxy.model.state import State
+from kubeproxy.model.writer import WriterChoice
 from kubeproxy.reconcile.ledger import Ledger, Recorded
 
 log = logging.getLogger(__name__)
@@ -104,8 +104,9 @@ class Contests:
             )
         if len(found) > MOST_LINES:
             log.warning("%(count)d more fronts belong to another Service", {"count": len(found) - MOST_LINES})
+        writer = WriterChoice(self._state, self._node)
         for key, front in found:
-            if self._is_writer(key, front.owner):
+            if writer.is_mine(key, front.owner):
                 self._event(key, REASON, "AssignFront", f"{front} {_words(key, front)}")
 
     def _report_ends(self, ended: Sequence[_Lost]) -> None:
@@ -119,14 +120,6 @@ class Contests:
                 "%(count)d more fronts do not belong to another Service any more",
                 {"count": len(ended) - MOST_LINES},
             )
-
-    def _is_writer(self, *keys: Key) -> bool:
-        """Whether this node writes the Event: the first endpoint of the first Service with any is here."""
-        for key in keys:
-            endpoints = [(e.address, e.node) for s in self._state.slices(key) for e in s.endpoints if e.node]
-            if endpoints:
-                return min(endpoints)[1] == self._node
-        return True
 
 
 def _lost(plan: ServicePlan | None) -> tuple[LostFront, ...]:

@@ -8,8 +8,8 @@ that time, or not at all if it ended meanwhile.
 
 Every node of a cluster has the same findings, so an Event from each would flood the API server. Events are
 written only of mistakes in the objects themselves (names of ports that do not match, annotations), and only
-by the node of the Service's first endpoint, by address. That endpoints are missing or not ready is normal and
-can be seen in the EndpointSlices.
+by one node (`model.writer`): that of the Service's first endpoint, by address, if it has one. That endpoints
+are missing or not ready is normal and can be seen in the EndpointSlices.
 """
 
 import asyncio
@@ -27,6 +27,7 @@ from kubeproxy.model.distribution import BalancingSupport
 from kubeproxy.model.findings import REASONS, Finding, Findings, Reason
 from kubeproxy.model.plan import Key
 from kubeproxy.model.state import State
+from kubeproxy.model.writer import WriterChoice
 
 log = logging.getLogger(__name__)
 
@@ -247,8 +248,9 @@ class Reporter:
         """Writes the lines of one kind of finding; returns how many."""
         words = _WORDS[reason]
         level = max(words.level, logging.INFO) if summary else words.level
+        writer = WriterChoice(self._state, self._node)
         for key, finding in found:
-            if words.event and self._is_first_endpoints_node(key):
+            if words.event and writer.is_mine(key):
                 self._event(key, reason, words.event, _filled(words.one, finding))
         if not found or not log.isEnabledFor(level):
             return 0
@@ -288,11 +290,6 @@ class Reporter:
             {"count": len(keys), "found": words.over, "names": names},
         )
         return 1
-
-    def _is_first_endpoints_node(self, key: Key) -> bool:
-        """Whether the first endpoint of a Service, by its address, is on this node."""
-        endpoints = ((e.address, e.node) for piece in self._state.slices(key) for e in piece.endpoints)
-        return min(endpoints, default=("", ""))[1] == self._node
 
 
 def _filled(text: str, finding: Finding) -> str:

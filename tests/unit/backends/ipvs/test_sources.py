@@ -4,13 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from kubeproxy import protocols
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4, contains, pack, unpack
 from kubeproxy.api.rows import Protocol
 from kubeproxy.backends.ipvs import names
-from kubeproxy.model.plan import DROP
+from kubeproxy.model.plan import DROP, PortPlan, ServicePlan
 from kubeproxy.model.verdict import Book, Packet
+from kubeproxy.netlink import ipvs
 from kubeproxy.netlink.ipset import Element
 from kubeproxy.netlink.ipvs import Virtual
 from tests import strategies
@@ -19,6 +19,7 @@ from tests.fakes.manners import IPVS
 from tests.unit.backends.ipvs.rig import HERE, Rig
 
 LOCAL = ["127.0.0.1", "192.0.2.1", "10.244.1.1"]
+PROTOCOLS: dict[int, Protocol] = {ipvs.TCP: "TCP", ipvs.UDP: "UDP", ipvs.SCTP: "SCTP"}
 CLIENTS = st.sampled_from(["198.51.100.7", "10.1.2.3", "10.244.1.100", "192.0.2.9", "203.0.113.1"])
 
 
@@ -51,7 +52,7 @@ def test_clients_are_let_in_as_the_verdict_says(
     book = Book(plans, rig.node, LOCAL, manners=IPVS)
     drops = rig.tables.tables["filter"][names.FILTER_OUT]
     for front in rig.kernel.virtuals:
-        address, protocol = unpack(front.address), protocols.NAMES[front.protocol]
+        address, protocol = unpack(front.address), PROTOCOLS[front.protocol]
         if interface:
             verdict = book.verdict(Packet(client, address, front.port, protocol, "eth0"))
             assert (verdict.action == DROP) != lets_in(rig, front, client)
@@ -63,7 +64,7 @@ def test_clients_are_let_in_as_the_verdict_says(
         assert (verdict.action == DROP) == (dropped and any(p.any for p in ports(plans, front, protocol)))
 
 
-def ports(plans: list, front: Virtual, protocol: Protocol) -> list:
+def ports(plans: list[ServicePlan], front: Virtual, protocol: Protocol) -> list[PortPlan]:
     """The ports a front is of."""
     at = unpack(front.address)
     found = []
