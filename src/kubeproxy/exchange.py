@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 
 _FORESEEN: Final = (NodeError, UnsupportedError, SyncError, OSError, ValueError)
 
+_LOOK_SECONDS: Final = 0.05
+
 Result = Literal["taken", "invalid", "failed"]
 
 Supervise = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
@@ -253,6 +255,7 @@ class Exchange:
         reading = None if feed is None else self._supervise(self._read(feed))
         new = self._session_of(options, feed or self.feed, old)
         working: asyncio.Task[None] | None = None
+        retiring = False
         try:
             if not await self._unless_newer(new.open()):
                 return False
@@ -264,6 +267,8 @@ class Exchange:
             except Exception:
                 await new.pause()
                 old.resume(new.mode)
+                self._supervise(self._retire(new, working))
+                retiring = True
                 raise
             if feed is not None and reading is not None:
                 self._connect(feed, reading)
@@ -276,7 +281,8 @@ class Exchange:
             if self.session is not new:
                 if reading is not None:
                     reading.cancel()
-                await self._abandon(new, working)
+                if not retiring:
+                    await self._abandon(new, working)
 
     async def _first_sync(self, session: Session, working: "asyncio.Task[None]") -> None:
         """Waits until the rules of a session are in place.
@@ -302,8 +308,14 @@ class Exchange:
         await session.close()
 
     async def _retire(self, session: Session, working: "asyncio.Task[None]") -> None:
-        """Ends a session that was replaced."""
+        """Ends a session that was replaced, or that could not take over.
+
+        Its rules may lead to sockets of its drivers, so they are removed before: by the session in force, or by
+        the next one.
+        """
         await _cancel(working)
+        while self.session is not None and not self.session.alone:
+            await asyncio.sleep(_LOOK_SECONDS)
         await session.retire()
         self.sessions.remove(session)
         del session, working

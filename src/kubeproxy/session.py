@@ -240,6 +240,11 @@ class Session:
         """The modes whose rules may be in the kernel: its own, and earlier ones that were not removed yet."""
         return (*self._before, self.mode)
 
+    @property
+    def alone(self) -> bool:
+        """Whether the kernel has no more rules that this process wrote for earlier sessions."""
+        return not self._before
+
     def resume(self, failed: Mode) -> None:
         """Syncs again, in full, and then removes what a mode left that has failed to take over."""
         assert self._group is not None
@@ -283,7 +288,10 @@ class Session:
             await driver.close()
 
     async def retire(self) -> None:
-        """Closes the drivers after another session has taken over; connections they carry get time to end."""
+        """Closes the drivers after another session has taken over; connections they carry get time to end.
+
+        No rules may lead to the drivers' sockets any more.
+        """
         try:
             await asyncio.sleep(HANDSHAKE_SECONDS)
             carrying = [driver for driver in self._drivers if isinstance(driver, Carrying)]

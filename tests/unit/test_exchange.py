@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -207,6 +208,54 @@ async def test_another_mode(rig: Rig) -> None:
     rig.app.end(0)
     assert await rig.task == 0
     assert new.closed
+
+
+async def test_drivers_stay_open_as_long_as_rules_lead_to_them(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a replaced session, and those of one that replaced it and was replaced before it had cleaned up."""
+    await rig.begun(mode="userspace")
+    await rig.until(lambda: rig.kernel.cleaned == ["ebpf", "ipvs", "iptables"])
+    monkeypatch.setattr(session, "HANDSHAKE_SECONDS", 1e6)
+    await rig.takes(mode="iptables")
+    monkeypatch.setattr(session, "HANDSHAKE_SECONDS", 0)
+    removing = threading.Event()
+
+    def cleanup(_: Machine, mode: str) -> None:
+        removing.wait(30)
+        assert not any(driver.closed for driver in rig.kernel.drivers)
+        rig.kernel.cleaned.append(mode)
+
+    monkeypatch.setattr(backends, "cleanup", cleanup)
+    await rig.takes(mode="nftables")
+    first, second, third = rig.kernel.drivers
+    await rig.follows(third)
+    assert not first.closed
+    assert not second.closed
+    rig.kernel.cleaned.clear()
+    removing.set()
+    await rig.until(lambda: first.closed and second.closed)
+    assert rig.kernel.cleaned == ["ebpf", "ipvs", "iptables"]
+    assert not third.closed
+
+
+async def test_drivers_that_could_not_take_over_stay_open_as_long_as_rules_lead_to_them(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.begun(mode="iptables")
+    await rig.until(lambda: len(rig.kernel.cleaned) == 3)
+    rig.kernel.cleaned.clear()
+    rig.kernel.breaks = "no"
+
+    def cleanup(_: Machine, mode: str) -> None:
+        assert not rig.kernel.drivers[1].closed
+        rig.kernel.cleaned.append(mode)
+
+    monkeypatch.setattr(backends, "cleanup", cleanup)
+    rig.write(mode="userspace")
+    await rig.until(lambda: len(rig.kernel.drivers) > 1 and rig.kernel.drivers[1].closed)
+    assert "nftables" in rig.kernel.cleaned, "the rules of userspace mode are there"
+    await rig.follows(rig.kernel.drivers[0])
 
 
 @pytest.mark.parametrize(
