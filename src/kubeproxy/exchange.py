@@ -261,8 +261,8 @@ class Exchange:
                 return False
             providers = self.serving.follow(new.loops, new.cleaners, new.mode)
             await old.pause()
+            working = asyncio.ensure_future(new.run(old.programmed, end=self._end, renew=self._renew))
             try:
-                working = asyncio.ensure_future(new.run(old.programmed, end=self._end, renew=self._renew))
                 await self._first_sync(new, working)
             except Exception:
                 await new.pause()
@@ -310,11 +310,11 @@ class Exchange:
     async def _retire(self, session: Session, working: "asyncio.Task[None]") -> None:
         """Ends a session that was replaced, or that could not take over.
 
-        Its rules may lead to sockets of its drivers, so they are removed before: by the session in force, or by
-        the next one.
+        Its rules may lead to sockets of its drivers, so they are removed before: by the session in force, or
+        by the next one.
         """
         await _cancel(working)
-        while self.session is not None and not self.session.alone:
+        while self.session is not None and not self.session.alone:  # noqa: ASYNC110 it may be replaced meanwhile
             await asyncio.sleep(_LOOK_SECONDS)
         await session.retire()
         self.sessions.remove(session)

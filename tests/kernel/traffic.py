@@ -5,7 +5,7 @@ answered within five seconds, longer than a lost SYN needs to be sent again; an 
 """
 
 import contextlib
-import datetime
+import datetime as dt
 import itertools
 import select
 import socket
@@ -117,7 +117,7 @@ class Traffic:
                 if not said:
                     raise ConnectionError("closed without an answer")
             except OSError as e:
-                self.failures.append(f"{datetime.datetime.now():%H:%M:%S.%f} {front}: {e!r}")
+                self.failures.append(f"{dt.datetime.now():%H:%M:%S.%f} {front}: {e!r}")
             else:
                 self.answers[front][said] += 1
 

@@ -239,7 +239,7 @@ async def test_tcp_clients_that_wait_for_a_removed_endpoint_are_served_by_anothe
         rig.loop.partial(service(1, protocol="TCP"))
         rig.loop.partial(service(1, **web))
         assert kernel.table == [*stay, *waiting], "not at once: an answer may be in transit"
-        assert await rig.cleaned() == [(2, TCP, FRONT, b""), (2, TCP, other, b"")]
+        assert set(await rig.cleaned()) == {(2, TCP, FRONT, b""), (2, TCP, other, b"")}
         assert kernel.table == stay
 
 
