@@ -232,7 +232,11 @@ class Exchange:
         try:
             self.serving.reserve(options)
             same = feeds.origin(options) == self.feed.origin
-            if renewed or not same or concern(options.config) != concern(old.options.config):
+            if (
+                renewed
+                or not same
+                or concern(options.config, old.mode) != concern(old.options.config, old.mode)
+            ):
                 feed = None if same else self._open_feed(options, self._machine, self._mode)
                 if not await self._replace(old, options, feed):
                     return

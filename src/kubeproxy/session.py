@@ -58,9 +58,9 @@ FAILURES: Final = 3
 _LOOK_SECONDS: Final = 0.05
 
 
-def concern(config: KubeProxyConfiguration) -> KubeProxyConfiguration:
+def concern(config: KubeProxyConfiguration, mode: Mode) -> tuple[KubeProxyConfiguration, object]:
     """The part of a configuration a session depends on. If it is equal, a change needs no new session."""
-    return structs.replace(
+    part = structs.replace(
         config,
         client_connection=ClientConnection(),
         logging=Logging(),
@@ -73,6 +73,7 @@ def concern(config: KubeProxyConfiguration) -> KubeProxyConfiguration:
         config_sync_period=KubeProxyConfiguration().config_sync_period,
         node_condition=False,
     )
+    return part, mode.settings(config)
 
 
 async def open_drivers(machine: Machine, mode: Mode, host: hosts.Host) -> list[tuple[NodeConfig, Driver]]:
@@ -317,7 +318,6 @@ class Session:
             clock=self._machine.clock,
             min_sync_period=self.mode.min_sync_period(config),
             piecewise=self.mode.piecewise,
-            refusal_seconds=self.mode.refusal_seconds,
         )
 
         def report_refusals(done: Recorded) -> None:

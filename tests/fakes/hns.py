@@ -179,6 +179,14 @@ class HnsProxy(Proxy):
         self.applied = self.plans()
         return failures
 
+    def retry(self) -> Failures:
+        """What the control loop does when the time of a retry has come."""
+        return asyncio.run(self.driver.retry())
+
+    def close(self) -> None:
+        """The driver ends; what it programmed stays."""
+        asyncio.run(self.driver.close())
+
     def forget(self) -> None:
         """No Service is there any more."""
         for namespace, name in list(self.state.services):

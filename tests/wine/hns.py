@@ -56,7 +56,7 @@ def test_an_endpoint(hns: HostNetworking) -> None:
 def test_a_load_balancer_is_created_changed_and_deleted(hns: HostNetworking) -> None:
     first, second = (hns.create_endpoint(remote(hns, f"10.244.2.{i}")) for i in (21, 22))
     wanted = HcnLoadBalancer((first,), ("10.96.0.10",), (PortMapping(6, 8080, 80, 2, 16),), "10.244.1.250", 1)
-    ident = hns.create_load_balancer(wanted)
+    ident = hns.create_load_balancer(wanted).id
     assert hns.load_balancer_ids() == {ident}
     assert hns.load_balancer(ident) == replace(wanted, id=ident)
     changed = replace(wanted, id=ident, endpoints=tuple(sorted((first, second))))

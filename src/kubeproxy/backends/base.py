@@ -8,7 +8,7 @@ to be.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -57,6 +57,13 @@ class SyncError(Exception):
 
 class StaleError(SyncError):
     """A difference could not be sent as it was; a full sync, at once, can do what it should have done."""
+
+
+class AwaitedError(SyncError):
+    """What another program makes is not there yet. It is looked for often: it may come at any time."""
+
+    FIRST_SECONDS: Final = 1.0
+    LONGEST_SECONDS: Final = 10.0
 
 
 class UnsupportedError(Exception):
@@ -118,6 +125,25 @@ class Driver(Protocol):
 
     async def close(self) -> None:
         """Closes sockets and ends its processes; the rules stay in the kernel."""
+
+
+@runtime_checkable
+class Retrying(Protocol):
+    """A driver that retries what the kernel refused piece by piece, each at its own pace."""
+
+    @property
+    def next_retry(self) -> float:
+        """When the next piece is to be tried, by the machine's clock; infinite if none was refused."""
+
+    async def retry(self) -> Failures:
+        """Tries the pieces whose time has come.
+
+        Returns:
+            All Services that the kernel refuses now.
+
+        Raises:
+            SyncError: a `load` is needed.
+        """
 
 
 @runtime_checkable

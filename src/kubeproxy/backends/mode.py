@@ -52,6 +52,10 @@ def _no_doubts(_: KubeProxyConfiguration, __: Family) -> Iterable[str]:
     return ()
 
 
+def _no_settings(_: KubeProxyConfiguration) -> None:
+    return None
+
+
 def _same(node: NodeConfig, _: KubeProxyConfiguration) -> NodeConfig:
     return node
 
@@ -75,13 +79,12 @@ class Mode(Struct, frozen=True, kw_only=True):
         lasting: what it leaves in the kernel serves Services after the process has ended.
         piecewise: of a Service that the kernel refuses, everything is there but the pieces that are refused;
             otherwise the Service keeps what it had.
-        refusal_seconds: the delays before refused Services are tried again, the first and the longest; None:
-            the sync period, and five minutes.
         filters: it distinguishes packets by more than their destination: traffic of local Pods, and the
             addresses that serve node ports.
         manners: what it does where the plans do not decide; None: the verdict has no answer for it.
         failure_metrics: the reference's counters of failed syncs that it has.
         node: adds what the mode needs to know to the value of the node.
+        settings: what its drivers depend on of fields that are otherwise of the servers only.
         problems: the fields of its sections that break a rule.
         doubts: what is probably a mistake, on a host that has one IP family only.
         open: makes the driver of a family on a machine and prepares the kernel for it. It raises
@@ -123,11 +126,11 @@ class Mode(Struct, frozen=True, kw_only=True):
     balancing: BalancingSupport = BalancingSupport()
     lasting: bool = True
     piecewise: bool = False
-    refusal_seconds: tuple[float, float] | None = None
     filters: bool = True
     manners: Manners | None = None
     failure_metrics: tuple[FailureMetric, ...] = ()
     node: Callable[[NodeConfig, KubeProxyConfiguration], NodeConfig] = _same
+    settings: Callable[[KubeProxyConfiguration], object] = _no_settings
     problems: Callable[[KubeProxyConfiguration], Iterable[Problem]] = _no_problems
     doubts: Callable[[KubeProxyConfiguration, Family], Iterable[str]] = _no_doubts
     open: "Callable[[Machine, NodeConfig], Driver]"

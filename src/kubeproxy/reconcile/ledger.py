@@ -146,6 +146,11 @@ class Ledger:
         self._record(Recorded(full=True, changes=changes))
         return changes
 
+    def retried(self, failures: Failures) -> None:
+        """In a mode that is piecewise, refused pieces were tried again; these Services lack some now."""
+        self._refused = dict(failures)
+        self._record(Recorded(full=False, changes=()))
+
     def _kept(self, refused: Collection[Key]) -> dict[Key, ServicePlan]:
         """What the kernel keeps of Services that it refuses when all others are programmed as is wanted."""
         had = {key: self._plans[key] for key in refused if key in self._plans}

@@ -13,7 +13,7 @@ What the pacing guarantees, with `cost` the seconds a sync took:
    repair begins at once. While a full sync rests that only a refused Service needs, changes of others are
    synced.
 5. A sync that failed is tried again after a delay that grows from 0.25 seconds to the longest one the caller
-   allows.
+   allows; other bounds apply while something is awaited that another program makes.
 6. If the operator sets minSyncPeriod, it is the rest after every sync, partial or full, in place of 2 and 3;
    4 and 5 apply as well.
 """
@@ -82,14 +82,16 @@ class Pacer:
             rest = min(REST_FACTOR * cost, LONGEST_REST_SECONDS) if kind == "partial" else 0.0
         self._rest_until = now + rest
 
-    def failed(self, now: float, in_row: int) -> float:
+    def failed(self, now: float, in_row: int, bounds: tuple[float, float] | None = None) -> float:
         """A sync failed; returns the seconds until it may be tried again.
 
         Args:
             now: the time.
             in_row: how many have failed since the last success, this one included.
+            bounds: the first and the longest delay; None: the usual ones.
         """
-        delay: float = min(FIRST_RETRY_SECONDS * 2 ** min(in_row - 1, 30), self._longest_retry)
+        first, longest = bounds or (FIRST_RETRY_SECONDS, self._longest_retry)
+        delay: float = min(first * 2 ** min(in_row - 1, 30), longest)
         self._rest_until = now + delay
         return delay
 

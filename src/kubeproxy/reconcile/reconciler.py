@@ -18,7 +18,6 @@ is detected by the `watchdog`.
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -26,11 +25,13 @@ from msgspec import Struct, structs
 
 from kubeproxy.api.addresses import Family
 from kubeproxy.backends.base import (
+    AwaitedError,
     Change,
     Driver,
     Failures,
     Leading,
     Measured,
+    Retrying,
     StaleError,
     SyncError,
     meaning,
@@ -45,11 +46,10 @@ from kubeproxy.reconcile.ledger import Ledger
 from kubeproxy.reconcile.listeners import Listeners
 from kubeproxy.reconcile.pacer import Kind, Pacer
 from kubeproxy.reconcile.planner import Planner
+from kubeproxy.reconcile.retries import AllTogether, PieceByPiece
 from kubeproxy.reconcile.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
-LONGEST_REFUSAL_SECONDS = 300.0
 
 
 class Waiting(Struct, gc=False):
@@ -122,7 +122,6 @@ class Reconciler:
         min_sync_period: float | None = None,
         clock: Clock | None = None,
         piecewise: bool = False,
-        refusal_seconds: tuple[float, float] | None = None,
     ) -> None:
         """Makes a reconciler; `run` runs it.
 
@@ -136,14 +135,12 @@ class Reconciler:
                 cost of partial syncs.
             clock: the time.
             piecewise: see `backends.mode.Mode`.
-            refusal_seconds: see there.
         """
         self._driver = driver
         self.node = node
         self.ledger = Ledger(node.family, piecewise=piecewise)
         self._planner = Planner(state, self.ledger)
         self._sync_period = sync_period
-        self._first_refusal, self._longest_refusal = refusal_seconds or (sync_period, LONGEST_REFUSAL_SECONDS)
         self._clock = clock or SystemClock()
         self._pacer = Pacer(min_sync_period, sync_period)
         self._watchdog = Watchdog(
@@ -164,8 +161,9 @@ class Reconciler:
         self._plan_all = True
         self._restoring = False  # the kernel may have lost rules since the last full sync
         self._node_changed = False
-        self._next_refused = math.inf
-        self._refused_delay = 0.0
+        self._refusals = (
+            PieceByPiece(driver) if isinstance(driver, Retrying) else AllTogether(self._clock, sync_period)
+        )
         self._listeners: Listeners[Synced] = Listeners(node.family)
         self._troubled: Listeners[Trouble] = Listeners(node.family)
         self._stopping = False
@@ -301,13 +299,28 @@ class Reconciler:
                 if now >= start:
                     return kind
                 await self._clock.wait(self._wake, start - now)
-            elif now >= self._next_refused:
-                log.log(V2, "%(ipFamily)s: trying refused Services again", {"ipFamily": self.family})
-                self._restore()
+            elif now >= self._refusals.next:
+                await self._retry()
             elif now >= self._watchdog.next:
                 await self._watchdog.check(now)
             else:
-                await self._clock.wait(self._wake, min(self._next_refused, self._watchdog.next) - now)
+                await self._clock.wait(self._wake, min(self._refusals.next, self._watchdog.next) - now)
+
+    async def _retry(self) -> None:
+        """Tries refused Services again: all of them, or what the driver says it is time for."""
+        log.log(V2, "%(ipFamily)s: trying refused Services again", {"ipFamily": self.family})
+        before = self.ledger.refused
+        try:
+            failures = await self._refusals.retry()
+        except Exception as e:
+            self._full = True
+            self._failed(e, {}, full=True)
+            return
+        if failures is None:
+            self._restore()
+        else:
+            self.ledger.retried(failures)
+            self._report_refused(before, None)
 
     def _due(self, now: float) -> tuple[float, Kind] | None:
         """When the next sync may begin, and its kind; None if there is nothing to do."""
@@ -437,7 +450,8 @@ class Reconciler:
         self.failures_in_row += 1
         self.trouble = str(error)
         self._troubled.call(Trouble("failure", self.trouble))
-        delay = self._pacer.failed(self._clock.now(), self.failures_in_row)
+        awaited = (error.FIRST_SECONDS, error.LONGEST_SECONDS) if isinstance(error, AwaitedError) else None
+        delay = self._pacer.failed(self._clock.now(), self.failures_in_row, awaited)
         foreseen = isinstance(error, SyncError)
         log.error(
             "%(ipFamily)s: sync failed, trying again in %(seconds).3g s: %(err)s",
@@ -481,14 +495,7 @@ class Reconciler:
                 "Service %(service)s: %(ipFamily)s rules are in place now",
                 {"service": ObjectRef(*key), "ipFamily": self.family},
             )
-        if not refused:
-            self._refused_delay, self._next_refused = 0.0, math.inf
-        elif tried is not None:
-            longest = max(2 * self._refused_delay, self._first_refusal)
-            self._refused_delay = min(longest, self._longest_refusal)
-            self._next_refused = tried + self._refused_delay
-        elif self._next_refused == math.inf:
-            self._next_refused = self._clock.now() + self._first_refusal
+        self._refusals.reported(refused, tried)
         touched = self._pending | self._retried
         self._retried = {key: touched.pop(key) for key in refused if key in touched}
         self._pending = touched

@@ -242,9 +242,9 @@ def read_load_balancer(text: str) -> HcnLoadBalancer:
     )
     return HcnLoadBalancer(
         endpoints=tuple(sorted(map(values.same_id, read.host_compute_endpoints or ()))),
-        vips=tuple(sorted(values.same_address(vip) for vip in read.vips or () if vip)),
+        vips=tuple(sorted(filter(None, map(_specified, read.vips or ())))),
         mappings=tuple(mappings),
-        source_vip=values.same_address(read.source_vip or ""),
+        source_vip=_specified(read.source_vip),
         flags=_number(read.flags, _FLAGS),
         id=values.same_id(read.id),
     )
@@ -291,6 +291,15 @@ def _convert(tree: Any, type_: Any) -> Any:
         return msgspec.convert(tree, type_)
     except msgspec.ValidationError as e:
         raise DocumentError(str(e)) from None
+
+
+def _specified(address: str | None) -> str:
+    """An address in the one form; "" if there is none, which HNS may say by the unspecified address."""
+    same = values.same_address(address or "")
+    return "" if same in _UNSPECIFIED else same
+
+
+_UNSPECIFIED: Final = {"0.0.0.0", "::"}
 
 
 def _number(value: int | str | None, names: Mapping[str, int]) -> int:

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from kubeproxy.windows import errors, fake_rules, values
+from kubeproxy.windows import errors, fake_forms, fake_rules, values
 from kubeproxy.windows.calls import Entity, HnsNotice, NoticeKind
 from kubeproxy.windows.errors import HcnError
 from kubeproxy.windows.fake_profiles import WS2025, Profile
@@ -290,14 +290,11 @@ class FakeHns(FakeWorld):
         return ident
 
     def _form(self, text: str) -> str:
-        return text.upper() if self.profile.other_forms else text
+        return text.upper() if "case" in self.profile.forms else text
 
     def _returned(self, document: Document) -> Document:
         """A document as HNS returns it."""
-        if not self.profile.other_forms:
-            return document
-        other: Document = fake_rules.other_form(document)
-        return other
+        return fake_forms.returned(document, self.profile.forms)
 
 
 def _matches(document: Document, filters: Mapping[str, str]) -> bool:

@@ -7,6 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from kubeproxy.windows.fake_forms import ReturnedForm
 from kubeproxy.windows.values import HnsVersion
 
 
@@ -32,7 +33,7 @@ class Profile(Struct, frozen=True, gc=False, kw_only=True):
             (PR 137530).
         listeners_block: a load balancer cannot have the port of a program that listens (kubernetes/community
             issue 8883).
-        other_forms: ids and MAC addresses are returned in upper case, IPv6 addresses in full.
+        forms: in which forms objects are returned that differ from what was sent.
     """
 
     version: HnsVersion
@@ -49,7 +50,7 @@ class Profile(Struct, frozen=True, gc=False, kw_only=True):
     failing_delete: int = 0
     leaked_ports: int = 0
     listeners_block: bool = False
-    other_forms: bool = False
+    forms: frozenset[ReturnedForm] = frozenset()
 
 
 WS2019: Final = Profile(

@@ -273,18 +273,3 @@ def _read(text: str, type_: Any) -> Any:
         return msgspec.json.decode(text, type=type_)
     except msgspec.MsgspecError as e:
         raise RuleError(errors.INVALID_JSON, str(e)) from None
-
-
-def other_form(tree: Any, name: str = "") -> Any:
-    """A document in another form with the same meaning: upper case, addresses in full, null for nothing."""
-    match tree:
-        case dict():
-            return {name: other_form(value, name) for name, value in tree.items()} | {"Extra": None}
-        case list():
-            return [other_form(value, name) for value in tree]
-        case str() if name in {"ID", "HostComputeNetwork", "HostComputeEndpoints", "MacAddress"}:
-            return tree.upper()
-        case str() if name in {"IpAddress", "FrontendVIPs", "SourceVIP", "ProviderAddress"}:
-            return ipaddress.ip_address(tree).exploded.upper()
-        case _:
-            return tree

@@ -72,8 +72,12 @@ class Hcn(Protocol):
         One that cannot be read has no port mappings and no endpoints, like some of other programs.
         """
 
-    def create_load_balancer(self, balancer: HcnLoadBalancer) -> str:
-        """Creates a load balancer; returns its id. About the id in `balancer` see `create_endpoint`."""
+    def create_load_balancer(self, balancer: HcnLoadBalancer) -> HcnLoadBalancer:
+        """Creates a load balancer; returns it as HNS does, with its id.
+
+        Args:
+            balancer: about its id see `create_endpoint`; with one it is returned as it is given.
+        """
 
     def modify_load_balancer(self, balancer: HcnLoadBalancer) -> None:
         """Replaces the settings of the load balancer with this id.
@@ -125,7 +129,7 @@ class HostNetworking:
                     network = documents.read_network(text)
                 except documents.DocumentError as e:
                     if filters:
-                        raise HcnError("HcnQueryNetworkProperties", BAD_DOCUMENT, str(e)) from None
+                        raise HcnError(_query(_NETWORK), BAD_DOCUMENT, str(e)) from None
                     _unreadable(_NETWORK, ident, e)
                     continue
                 if network.name.lower() == name.lower():
@@ -163,7 +167,9 @@ class HostNetworking:
             handle = self._calls.create_endpoint(network, endpoint.id, settings)
         finally:
             self._calls.close(_NETWORK, network)
-        return self._created(_ENDPOINT, handle, endpoint.id)
+        text = self._created(_ENDPOINT, handle, endpoint.id)
+        with _readable(_query(_ENDPOINT)):
+            return documents.read_id(text) if text else endpoint.id
 
     def delete_endpoint(self, ident: str) -> None:
         """See `Hcn`."""
@@ -184,11 +190,20 @@ class HostNetworking:
             _unreadable(_LOAD_BALANCER, ident, e)
             return HcnLoadBalancer(endpoints=(), id=ident)
 
-    def create_load_balancer(self, balancer: HcnLoadBalancer) -> str:
+    def create_load_balancer(self, balancer: HcnLoadBalancer) -> HcnLoadBalancer:
         """See `Hcn`."""
         settings = documents.load_balancer_settings(balancer)
         handle = self._calls.create_load_balancer(balancer.id, settings)
-        return self._created(_LOAD_BALANCER, handle, balancer.id)
+        text = self._created(_LOAD_BALANCER, handle, balancer.id)
+        if not text:
+            return balancer
+        try:
+            return documents.read_load_balancer(text)
+        except documents.DocumentError as e:
+            with _readable(_query(_LOAD_BALANCER)):
+                ident = documents.read_id(text)
+            _unreadable(_LOAD_BALANCER, ident, e)
+            return HcnLoadBalancer(endpoints=(), id=ident)
 
     def modify_load_balancer(self, balancer: HcnLoadBalancer) -> None:
         """See `Hcn`."""
@@ -226,15 +241,12 @@ class HostNetworking:
             raise
 
     def _created(self, entity: Entity, handle: int, ident: str) -> str:
-        """Closes the handle of a new object; returns the object's id.
+        """Closes the handle of a new object; returns its document, "" if its id was given.
 
         An object whose id cannot be read exists all the same: the caller finds it when it lists.
         """
         try:
-            if ident:
-                return ident
-            with _readable(f"HcnQuery{entity.value}Properties"):
-                return documents.read_id(self._calls.query(entity, handle, documents.query()))
+            return "" if ident else self._calls.query(entity, handle, documents.query())
         finally:
             self._calls.close(entity, handle)
 
@@ -252,6 +264,11 @@ class HostNetworking:
             yield handle
         finally:
             self._calls.close(entity, handle)
+
+
+def _query(entity: Entity) -> str:
+    """The function that returns the document of an object."""
+    return f"HcnQuery{entity.value}Properties"
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def used(network: str, hcn: HostNetworking) -> list[Any]:
     second = hcn.create_endpoint(msgspec.structs.replace(remote, addresses=("10.244.2.22",), id=ABSENT))
     mapping = PortMapping(17, 53, 5353, values.SOURCE_IP, 18)
     balancer = HcnLoadBalancer((first,), (), (mapping,), source_vip="10.244.1.250", flags=values.DSR)
-    made = hcn.create_load_balancer(balancer)
+    made = hcn.create_load_balancer(balancer).id
     before = hcn.load_balancer(made)
     hcn.modify_load_balancer(msgspec.structs.replace(balancer, id=made, endpoints=(first, second)))
     found = [hcn.version, hcn.network("cbr0"), hcn.endpoint_ids(network), hcn.endpoint(second), made, before]
@@ -217,7 +217,7 @@ def test_an_old_windows_without_modify_and_notifications() -> None:
     hcn = HostNetworking(functions.bound())
     ident = hcn.create_endpoint(HcnEndpoint(hns.add_network("cbr0"), ("10.244.2.21",), flags=1))
     balancer = HcnLoadBalancer((ident,), (), (PortMapping(6, 80, 80),))
-    balancer = msgspec.structs.replace(balancer, id=hcn.create_load_balancer(balancer))
+    balancer = msgspec.structs.replace(balancer, id=hcn.create_load_balancer(balancer).id)
     calls: list[Callable[[], object]] = [
         lambda: hcn.modify_load_balancer(balancer),
         lambda: hcn.watch(lambda _: None),

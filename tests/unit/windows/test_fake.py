@@ -12,6 +12,7 @@ from kubeproxy.windows.calls import Entity, HnsNotice, NoticeKind
 from kubeproxy.windows.documents import endpoint_settings, load_balancer_settings, query
 from kubeproxy.windows.errors import HcnError, HcnTrouble
 from kubeproxy.windows.fake import FakeHns
+from kubeproxy.windows.fake_forms import ReturnedForm
 from kubeproxy.windows.fake_profiles import PROFILES, WS2019, WS2022, WS2025, WS2025_FIRST, Profile
 from kubeproxy.windows.hcn import HostNetworking
 from kubeproxy.windows.values import HcnEndpoint, HcnLoadBalancer, HnsVersion, PortMapping
@@ -116,7 +117,7 @@ def test_a_network_made_again_has_another_id() -> None:
 @pytest.mark.parametrize("dangling", [True, False])
 def test_load_balancers_of_a_removed_network_stay_or_not(dangling: bool) -> None:
     world = World(msgspec.structs.replace(WS2025, keeps_dangling=dangling))
-    ident = world.hcn.create_load_balancer(world.balancer())
+    ident = world.hcn.create_load_balancer(world.balancer()).id
     world.hns.remove_network(world.network)
     assert not world.hns.endpoints()
     assert set(world.hns.load_balancers()) == ({ident} if dangling else set())
@@ -190,7 +191,7 @@ def test_what_is_not_there_is_not_found() -> None:
 @pytest.mark.parametrize("refuses", [True, False])
 def test_deleting_an_endpoint_that_is_in_use(refuses: bool) -> None:
     world = World(msgspec.structs.replace(WS2025, refuses_used=refuses))
-    ident = world.hcn.create_load_balancer(world.balancer())
+    ident = world.hcn.create_load_balancer(world.balancer()).id
     if refuses:
         refused(lambda: world.hcn.delete_endpoint(world.remote), errors.ENTITY_HAS_REFERENCES)
         world.hcn.delete_load_balancer(ident)
@@ -249,9 +250,9 @@ def test_address_port_protocol_and_family_are_used_once() -> None:
 
 def test_a_deleted_load_balancer_frees_its_address() -> None:
     world = World()
-    first = world.hcn.create_load_balancer(world.balancer())
+    first = world.hcn.create_load_balancer(world.balancer()).id
     world.hcn.delete_load_balancer(first)
-    assert world.hcn.create_load_balancer(world.balancer()) != first
+    assert world.hcn.create_load_balancer(world.balancer()).id != first
 
 
 @pytest.mark.parametrize(
@@ -272,7 +273,7 @@ def test_session_affinity_of_a_version_without_it(ignored: bool) -> None:
     if not ignored:
         refused(lambda: world.hcn.create_load_balancer(balancer), errors.INVALID_POLICY)
         return
-    held = world.hcn.load_balancer(world.hcn.create_load_balancer(balancer))
+    held = world.hcn.load_balancer(world.hcn.create_load_balancer(balancer).id)
     assert held is not None
     assert held.mappings[0].distribution == 0
 
@@ -286,7 +287,7 @@ def test_dsr_needs_a_version_that_has_it() -> None:
 
 def test_modify() -> None:
     world = World()
-    ident = world.hcn.create_load_balancer(world.balancer())
+    ident = world.hcn.create_load_balancer(world.balancer()).id
     changed = world.balancer(id=ident, endpoints=tuple(sorted((world.local, world.remote))))
     world.hcn.modify_load_balancer(changed)
     assert world.hcn.load_balancer(ident) == changed
@@ -302,7 +303,7 @@ def test_modify() -> None:
 
 def test_a_modify_that_can_change_all_but_the_key() -> None:
     world = World(msgspec.structs.replace(WS2025, modifies_all=True))
-    ident = world.hcn.create_load_balancer(world.balancer())
+    ident = world.hcn.create_load_balancer(world.balancer()).id
     changed = world.balancer(id=ident, flags=values.DSR, mappings=(PortMapping(6, 81, 80),))
     world.hcn.modify_load_balancer(changed)
     assert world.hcn.load_balancer(ident) == changed
@@ -310,7 +311,7 @@ def test_a_modify_that_can_change_all_but_the_key() -> None:
 
 def test_a_modify_of_an_old_version_is_not_implemented() -> None:
     world = World(WS2022)
-    balancer = world.balancer(id=world.hcn.create_load_balancer(world.balancer()))
+    balancer = world.balancer(id=world.hcn.create_load_balancer(world.balancer()).id)
     error = refused(lambda: world.hcn.modify_load_balancer(balancer), errors.E_NOTIMPL)
     assert error.trouble is HcnTrouble.UNSUPPORTED
 
@@ -318,14 +319,16 @@ def test_a_modify_of_an_old_version_is_not_implemented() -> None:
 @pytest.mark.parametrize("profile", [WS2025_FIRST, msgspec.structs.replace(WS2025, modify_ignored=True)])
 def test_a_modify_that_reports_success_and_changes_nothing(profile: Profile) -> None:
     world = World(profile)
-    ident = world.hcn.create_load_balancer(world.balancer())
+    ident = world.hcn.create_load_balancer(world.balancer()).id
     world.hcn.modify_load_balancer(world.balancer(id=ident, endpoints=(world.local,)))
     assert world.hcn.load_balancer(ident) == world.balancer(id=ident)
 
 
 def test_deletions_that_fail_at_times() -> None:
     world = World(msgspec.structs.replace(WS2019, failing_delete=2, leaked_ports=0))
-    first, second = (world.hcn.create_load_balancer(world.balancer(vips=(f"10.96.0.{n}",))) for n in (1, 2))
+    first, second = (
+        world.hcn.create_load_balancer(world.balancer(vips=(f"10.96.0.{n}",))).id for n in (1, 2)
+    )
     world.hcn.delete_load_balancer(first)
     refused(lambda: world.hcn.delete_load_balancer(second), errors.E_FAIL)
     assert set(world.hns.load_balancers()) == {second}
@@ -334,7 +337,7 @@ def test_deletions_that_fail_at_times() -> None:
 
 def test_a_port_that_is_reserved_for_a_time_after_a_deletion() -> None:
     world = World(msgspec.structs.replace(WS2019, failing_delete=0, leaked_ports=2))
-    world.hcn.delete_load_balancer(world.hcn.create_load_balancer(world.balancer()))
+    world.hcn.delete_load_balancer(world.hcn.create_load_balancer(world.balancer()).id)
     for _ in range(2):
         refused(lambda: world.hcn.create_load_balancer(world.balancer()), errors.PORT_ALREADY_EXISTS)
     assert world.hcn.create_load_balancer(world.balancer())
@@ -366,12 +369,12 @@ def test_ids_and_names_that_a_request_has_are_kept_or_not(keeps: bool) -> None:
 
 
 def test_other_forms_have_the_same_values() -> None:
-    world = World(msgspec.structs.replace(WS2025, other_forms=True), kind="Overlay")
+    world = World(msgspec.structs.replace(WS2025, forms=frozenset({"case"})), kind="Overlay")
     flags = values.IPV6 | values.DSR
     wanted = world.balancer(
         vips=("fd00:10:96::a",), flags=flags, endpoints=(world.local,), source_vip="fd00:1::fa"
     )
-    ident = world.hcn.create_load_balancer(wanted)
+    ident = world.hcn.create_load_balancer(wanted).id
     assert ident in world.hcn.load_balancer_ids()
     assert world.hcn.load_balancer(ident) == msgspec.structs.replace(wanted, id=ident)
     assert world.hcn.endpoint_ids(world.network) == {world.remote, world.local}
@@ -381,9 +384,29 @@ def test_other_forms_have_the_same_values() -> None:
     )
 
 
+@pytest.mark.parametrize("form", ["case", "names", "defaults", "order"])
+@pytest.mark.parametrize("vips", [("10.96.0.10",), ()])
+def test_a_load_balancer_in_another_form_is_the_same(form: ReturnedForm, vips: tuple[str, ...]) -> None:
+    world = World(msgspec.structs.replace(WS2025, forms=frozenset({form})))
+    mapping = PortMapping(132, 8080, 80, values.SOURCE_IP, 18)
+    wanted = world.balancer(vips=vips, mappings=(mapping,), flags=values.DSR)
+    made = world.hcn.create_load_balancer(wanted)
+    assert made == world.hcn.load_balancer(made.id) == msgspec.structs.replace(wanted, id=made.id)
+
+
+@pytest.mark.parametrize("form", ["bits", "lossy", "host address"])
+def test_some_forms_are_not_what_was_sent(form: ReturnedForm) -> None:
+    world = World(msgspec.structs.replace(WS2025, forms=frozenset({form})))
+    mapping = PortMapping(6, 8080, 80, values.SOURCE_IP, 18)
+    wanted = world.balancer(vips=(), mappings=(mapping,))
+    made = world.hcn.create_load_balancer(wanted)
+    assert made == world.hcn.load_balancer(made.id)
+    assert made != msgspec.structs.replace(wanted, id=made.id)
+
+
 def test_a_stopped_hns_knows_nothing() -> None:
     world = World()
-    ident = world.hcn.create_load_balancer(world.balancer())
+    ident = world.hcn.create_load_balancer(world.balancer()).id
     world.hns.stop()
     calls: list[Callable[[], object]] = [
         world.hns.hcn,
@@ -488,7 +511,7 @@ def test_load_balancers_of_other_programs_may_have_any_form(document: dict[str, 
 def test_every_profile_creates_and_deletes(profile: Profile) -> None:
     world = World(profile, "Overlay")
     balancer = world.balancer(endpoints=(world.local,), source_vip="10.244.1.250", flags=values.DSR)
-    ident = world.hcn.create_load_balancer(balancer)
+    ident = world.hcn.create_load_balancer(balancer).id
     assert world.hns.load_balancers() == {ident: msgspec.structs.replace(balancer, id=ident)}
     world.hcn.delete_load_balancer(ident)
     world.hcn.delete_load_balancer(ident)

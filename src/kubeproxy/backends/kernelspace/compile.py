@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from kubeproxy import protocols
 from kubeproxy.api.addresses import IPV6, family_of
-from kubeproxy.backends.kernelspace.names import BalancerKey
+from kubeproxy.backends.kernelspace.names import PRESERVE, BalancerKey
 from kubeproxy.backends.kernelspace.network import HnsFacts
 from kubeproxy.model.plan import PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint, with_one_port
@@ -138,15 +138,12 @@ def _of_port(p: PortPlan, facts: HnsFacts, doubts: list[tuple[str, str]]) -> Ite
     for ip in p.external_ips:
         yield from front(ip, p.port, outside, direct, values.VIP_EXTERNAL_IP)
     for ip in p.load_balancer_ips:
-        flags = values.VIP_EXTERNAL_IP | (_PRESERVE if preserve else 0)
+        flags = values.VIP_EXTERNAL_IP | (PRESERVE if preserve else 0)
         yield from front(ip, p.port, ingress, values.DSR if preserve else direct, flags)
     if p.affinity and not facts.has_affinity:
         doubts.append(("spec.sessionAffinity", f"HNS {facts.version} has no session affinity; there is none"))
     if p.source_ranges:
         doubts.append(("spec.loadBalancerSourceRanges", "HNS cannot limit clients; all are admitted"))
-
-
-_PRESERVE: Final = values.USE_MUX | values.PRESERVE_DIP
 
 
 def _health_checks(plan: ServicePlan, p: PortPlan, facts: HnsFacts) -> Iterator[FrontBalancer]:
@@ -167,7 +164,7 @@ def _health_checks(plan: ServicePlan, p: PortPlan, facts: HnsFacts) -> Iterator[
             number,
             (HOST,),
             values.IPV6 if ipv6 else 0,
-            _PRESERVE if preserve else 0,
+            PRESERVE if preserve else 0,
             health=True,
         )
 

@@ -9,11 +9,12 @@ the latest at the next look.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from kubeproxy.api.addresses import IPV6
+from kubeproxy.api.addresses import FAMILIES, IPV4, IPV6, Family
 from kubeproxy.backends.base import (
     Change,
     Failures,
@@ -25,11 +26,13 @@ from kubeproxy.backends.base import (
 from kubeproxy.backends.kernelspace import describe, held, part
 from kubeproxy.backends.kernelspace.compile import compile_service
 from kubeproxy.backends.kernelspace.desired import BalancerDelta, DesiredBalancers, no_delta
+from kubeproxy.backends.kernelspace.finding import FactFinder
 from kubeproxy.backends.kernelspace.held import HeldHns
-from kubeproxy.backends.kernelspace.names import BalancerKey, key_of
-from kubeproxy.backends.kernelspace.network import HnsFacts, facts_of
+from kubeproxy.backends.kernelspace.names import BalancerKey
+from kubeproxy.backends.kernelspace.network import HnsFacts
+from kubeproxy.backends.kernelspace.refused import Refused
 from kubeproxy.backends.kernelspace.rehearse import RehearsedHcn
-from kubeproxy.backends.kernelspace.settle import Refused, Settling
+from kubeproxy.backends.kernelspace.settle import Settling
 from kubeproxy.backends.kernelspace.steps import HnsSteps
 from kubeproxy.backends.kernelspace.view import RECENT_SECONDS, HnsNews, HnsView
 from kubeproxy.backends.kernelspace.watch import HnsWatch
@@ -57,19 +60,32 @@ class KernelspaceDriver:
             host_mac: returns the MAC address of the interface that has an address; "" if none has it.
         """
         self._view = view
-        self._facts = facts_of(node, view.hcn.version)
-        self._primary = node.primary
-        self._host_mac = host_mac
+        self._finder = FactFinder(view, node, host_mac)
         self._desired = DesiredBalancers()
-        self._refused = Refused()
+        self._refused = Refused(view.clock)
         self._missing: dict[Key, dict[str, None]] = {}
         self._complaints = Complaints()
-        self._served = True
+        self._serving = False
         self._loaded = False
-        self._said: set[str] = set()
         self._news: list[HnsNews] = []
         self._unsubscribe = view.subscribe(self._news.append)
         self._watch: HnsWatch | None = None
+
+    @property
+    def _facts(self) -> HnsFacts:
+        """What is known of HNS and its network."""
+        return self._finder.facts
+
+    def serve(self) -> None:
+        """Until it is closed, what HNS has of its IP family belongs to it. A driver that reads does not."""
+        if not self._serving:
+            self._serving = True
+            self._view.served[self._facts.family] += 1
+
+    def _retire(self) -> None:
+        if self._serving:
+            self._serving = False
+            self._view.served[self._facts.family] -= 1
 
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`."""
@@ -79,6 +95,15 @@ class KernelspaceDriver:
         """See `Driver`. What can be done of the changes is done before StaleError is raised."""
         await in_thread(self._apply, node, changes)
         return {}
+
+    @property
+    def next_retry(self) -> float:
+        """See `Retrying`."""
+        return self._refused.next
+
+    async def retry(self) -> Failures:
+        """See `Retrying`."""
+        return await in_thread(self._retry)
 
     async def read(self) -> HeldHns:
         """See `Readable`."""
@@ -120,6 +145,7 @@ class KernelspaceDriver:
     async def close(self) -> None:
         """See `Driver`."""
         self._unsubscribe()
+        self._retire()
         if self._watch is not None:
             self._watch.unfollow(self)
 
@@ -131,7 +157,7 @@ class KernelspaceDriver:
             try:
                 self._look(node)
                 self._news.clear()
-                return self._load(plans) if self._served else {}
+                return self._load(plans) if self._finder.served else {}
             except HcnError as e:
                 self._view.doubt()
                 raise SyncError(f"HNS cannot be read: {e}") from e
@@ -146,10 +172,10 @@ class KernelspaceDriver:
             key for key, owner in owners.items() if (now := desired.owner(key)) is not None and now != owner
         }
         self._desired = desired
-        left, self._refused = self._refused.left, Refused()
-        self._refused.left = left
+        self._refused.begin()
         self._missing.clear()
         self._settle(delta, owners, everything=True)
+        self._refused.end()
         self._loaded = True
         for service in before.services.keys() - desired.services.keys():
             self._complaints.forget(("Service", *service))
@@ -159,7 +185,7 @@ class KernelspaceDriver:
     def _apply(self, node: NodeConfig, changes: Sequence[Change]) -> None:
         del node  # only its ServiceCIDRs may have changed, which nothing depends on
         with self._view.lock:
-            if not self._served:
+            if not self._finder.served:
                 return
             delta, owners = no_delta(), {}
             for change in changes:
@@ -181,6 +207,25 @@ class KernelspaceDriver:
                 if change.key in refused:
                     raise StaleError(refused[change.key])
 
+    def _retry(self) -> Failures:
+        with self._view.lock:
+            delta = no_delta()
+            delta.keys.update(dict.fromkeys(self._refused.balancers.take_due()))
+            for address in self._refused.addresses.take_due():
+                delta.addresses.add(address)
+                delta.keys.update(dict.fromkeys(self._desired.users.get(address, ())))
+            for vip in self._refused.vips.take_due():
+                delta.addresses.add(vip)
+                for service in self._desired.vips.get(vip, ()):
+                    delta.vips[vip] = None
+                    delta.keys.update(dict.fromkeys(self._needs(service)))
+            try:
+                self._settle(delta, {}, everything=False)
+            except HcnError as e:
+                raise SyncError(f"HNS cannot be read: {e}") from e
+            self._report({s for key in delta.keys for s in self._desired.claimants(key)})
+            return self._refused.services(self._desired)
+
     def _needs(self, service: Key) -> Iterable[BalancerKey]:
         needs = self._desired.services.get(service)
         return () if needs is None else needs.balancers
@@ -195,19 +240,19 @@ class KernelspaceDriver:
             if target.address and not self._view.endpoints_at(target.address)
         ]
         awaited = {address for addresses in self._missing.values() for address in addresses}
-        if any(target.local and target.address not in awaited for target in unknown):
+        here = {target.address for target in unknown if target.local} - awaited
+        if here:
             self._view.look_at_endpoints()
-        if self._facts.overlay and any(
-            not target.local and not self._facts.provider(target.address) for target in unknown
+        if any(not self._view.endpoints_at(address) for address in here) or (
+            self._facts.overlay
+            and any(not target.local and not self._facts.provider(target.address) for target in unknown)
         ):
-            found = self._view.find_network(self._facts.settings.network)
-            if found != self._facts.network:
-                raise StaleError(f"the subnets of the HNS network {found.name} have changed")
+            self._finder.check_network()
 
     def _settle(self, delta: BalancerDelta, owners: dict[BalancerKey, Key], *, everything: bool) -> None:
         settling = Settling(self._view, self._facts, self._desired, self._refused)
         try:
-            settling.run(delta, owners, everything=everything)
+            settling.run(delta, owners, families=self._families(), everything=everything)
         finally:
             for key in delta.keys:
                 owner = self._desired.owner(key)
@@ -215,52 +260,16 @@ class KernelspaceDriver:
                     self._missing.pop(owner, None)
             self._missing.update(settling.missing)
 
+    def _families(self) -> set[Family]:
+        """The IP families whose objects are this driver's: its own, and one that no driver serves."""
+        served = self._view.served if self._serving else Counter(FAMILIES)
+        return {self._facts.family, *(family for family in FAMILIES if not served[family])}
+
     def _look(self, node: NodeConfig) -> None:
-        """Reads what HNS has, and works out what is to be known for compiling plans."""
-        facts, view = facts_of(node, self._view.hcn.version), self._view
-        network = view.find_network(facts.settings.network)
-        view.look()
-        facts = replace(facts, network=network)
-        self._served = self._primary or not facts.overlay
-        if not self._served:
-            self._say(
-                f"Only the node's primary IP family is served, not {node.family}: HNS has no dual stack on overlay"
-                f" networks, which {network.name} is"
-            )
-        if network.type.lower() not in _KNOWN_TYPES:
-            self._say(
-                f"HNS network {network.name} is of type {network.type or '(unknown)'}; this mode is for L2Bridge, L2Tunnel"
-                " and Overlay"
-            )
-        if facts.overlay and self._served:
-            mac = self._host_mac(node.address)
-            if not mac:
-                raise SyncError(
-                    f"no interface of this host has the node's address {node.address}, whose MAC address endpoints on the"
-                    f" overlay network {network.name} need: set --bind-address, or correct the addresses of the Node"
-                )
-            facts = replace(facts, host_mac=mac)
-        if facts.settings.health_vips:
-            facts = replace(facts, root=self._root(facts))
-        self._facts = facts
-
-    def _root(self, facts: HnsFacts) -> str:
-        """The id of the endpoint of the host."""
-        known = self._view.endpoint(self._facts.root) if self._facts.root else None
-        found = known or self._view.hcn.endpoint_named(facts.settings.root_endpoint)
-        if found is None:
-            self._say(
-                f"--forward-healthcheck-vip has no effect yet: HNS has no endpoint {facts.settings.root_endpoint!r};"
-                " --root-hnsendpoint-name names another one"
-            )
-            return ""
-        return found.id
-
-    def _say(self, words: str) -> None:
-        """Logs a warning once."""
-        if words not in self._said:
-            self._said.add(words)
-            log.warning("%(ipFamily)s: %(reason)s", {"ipFamily": self._facts.family, "reason": words})
+        """Reads what HNS has."""
+        self._finder.look(node)
+        if not self._finder.served:
+            self._retire()
 
     def _report(self, services: Iterable[Key]) -> None:
         """Logs what HNS cannot do of what Services ask for."""
@@ -282,7 +291,7 @@ class KernelspaceDriver:
     def _is_intact(self) -> bool:
         """Whether HNS holds what was programmed. What a network plug-in does is followed here."""
         with self._view.lock:
-            if not self._served:
+            if not self._finder.served:
                 return True
             if not self._loaded:
                 return False
@@ -290,7 +299,15 @@ class KernelspaceDriver:
                 self._view.look(oldest=RECENT_SECONDS)
                 self._view.read_again()
                 news, self._news[:] = list(self._news), []
-                return not self._is_drift(news)
+                # A network that was created again seems to lose its endpoints. HNS may not report it.
+                lost = any(each.after is None and isinstance(each.before, HcnEndpoint) for each in news)
+                if self._facts.overlay or lost or self._missing:
+                    self._finder.check_network()
+                if self._view.network != self._facts.network:
+                    return False
+                return not (self._is_drift(news) or self._has_orphans())
+            except StaleError:
+                return False
             except (HcnError, SyncError) as e:
                 self._view.doubt()
                 log.warning("Cannot detect whether anything changed, assuming it did: %(err)s", {"err": e})
@@ -313,12 +330,25 @@ class KernelspaceDriver:
                         and thing is each.before
                     ):
                         return True
-                elif thing is not None and self._concerns(key_of(thing)) and self._view.is_ours(thing):
+                elif (
+                    thing is not None and self._concerns(self._view.key(thing)) and self._view.is_ours(thing)
+                ):
                     return True
-        if delta.keys or delta.addresses or self._refused.left:
+        if delta.keys or delta.addresses:
             self._settle(delta, {}, everything=False)
             self._report({s for key in delta.keys for s in self._desired.claimants(key)})
         return any(key in self._refused.balancers for key in delta.keys)
+
+    def _has_orphans(self) -> bool:
+        """Whether HNS has load balancers of a family that is not served any more."""
+        families = self._families() - {self._facts.family}
+        return bool(families) and any(
+            (key := self._view.key(each)) is not None
+            and (IPV6 if key.ipv6 else IPV4) in families
+            and each.id not in self._refused.left
+            and self._view.is_ours(each)
+            for each in self._view.balancers()
+        )
 
     def _concerns(self, key: BalancerKey | None) -> bool:
         return key is not None and key.ipv6 == (self._facts.family == IPV6)
@@ -328,16 +358,10 @@ class KernelspaceDriver:
     def _read(self) -> HeldHns:
         with self._view.lock:
             try:
-                self._look(self._node_of_facts())
+                self._look(self._finder.node)
                 return held.read(self._view, self._facts)
             except HcnError as e:
                 raise SyncError(f"HNS cannot be read: {e}") from e
-
-    def _node_of_facts(self) -> NodeConfig:
-        facts = self._facts
-        return NodeConfig(
-            family=facts.family, address=facts.address, hns=facts.settings, primary=self._primary
-        )
 
     def _rehearsed(
         self, state: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]
@@ -346,13 +370,10 @@ class KernelspaceDriver:
         there = _as_hns(state)
         hcn = RehearsedHcn(there)
         view = HnsView(hcn, SystemClock())
-        view.modifies = self._view.modifies
+        view.modifies, view.forms = self._view.modifies, self._view.forms.copy()
         driver = KernelspaceDriver(view, node, lambda _: there.host_mac)
         driver.load_blocking(node, plans)
         return hcn
-
-
-_KNOWN_TYPES = {"l2bridge", "l2tunnel", "overlay"}
 
 
 def _as_hns(state: HeldState) -> HeldHns:

@@ -6,7 +6,6 @@ from msgspec import Struct
 
 from kubeproxy.api.addresses import IPV6, Family
 from kubeproxy.backends.kernelspace import describe
-from kubeproxy.backends.kernelspace.names import key_of
 from kubeproxy.backends.kernelspace.network import HnsFacts
 from kubeproxy.backends.kernelspace.view import HnsView
 from kubeproxy.windows.values import HcnEndpoint, HcnLoadBalancer, HcnNetwork, HnsVersion
@@ -63,7 +62,7 @@ class HeldHns(Struct, frozen=True):
 
 
 def read(view: HnsView, facts: HnsFacts) -> HeldHns:
-    """What a view has that was looked up.
+    """What a view has that was looked up; our load balancers in the form in which they were asked for.
 
     Raises:
         HcnError: HNS does not answer.
@@ -71,11 +70,11 @@ def read(view: HnsView, facts: HnsFacts) -> HeldHns:
     assert view.network is not None
     ours, others = [], []
     for each in view.balancers():
-        key = key_of(each)
+        key = view.key(each)
         if key is None or not view.is_ours(each):
             others.append(each)
         elif key.ipv6 == (facts.family == IPV6):
-            ours.append((key, each.id, each))
+            ours.append((key, each.id, view.forms.asked(each)))
     return HeldHns(
         facts.family,
         facts.version,

@@ -43,7 +43,7 @@ def _cleanup(machine: "Machine", config: KubeProxyConfiguration) -> None:
 def settings(config: KubeProxyConfiguration) -> HNSSettings:
     """The settings of the mode."""
     given = config.winkernel
-    healthz = config.healthz_address
+    healthz = config.healthz_address if given.forward_health_check_vip else None
     return HNSSettings(
         network=given.network_name,
         source_vip=given.source_vip,
@@ -64,11 +64,11 @@ MODE: Final = Mode(
     platforms=frozenset({"win32"}),
     tracked=False,
     piecewise=True,
-    refusal_seconds=(1.0, 60.0),
     filters=False,
     limits_sources=False,
     manners=Manners(by_policy_alone=True, passes_unserved=True, admits_all=True, one_port=True),
     node=_node,
+    settings=settings,
     open=_open,
     reader=_reader,
     describe=_describe,

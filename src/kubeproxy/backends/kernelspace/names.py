@@ -8,6 +8,9 @@ from kubeproxy.api.addresses import join, pack
 from kubeproxy.windows import values
 from kubeproxy.windows.values import HcnLoadBalancer
 
+PRESERVE: Final = values.USE_MUX | values.PRESERVE_DIP
+"""Flags of port mappings whose packets keep their destination."""
+
 MAC_PREFIX: Final = "02-11-"
 """How MAC addresses begin that are made of the IP address of an endpoint on another node."""
 

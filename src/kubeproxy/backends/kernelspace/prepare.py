@@ -71,7 +71,9 @@ def open_driver(machine: Machine, node: NodeConfig) -> KernelspaceDriver:
         "%(ipFamily)s: kernelspace mode with HNS %(version)s, network %(network)s",
         {"ipFamily": node.family, "version": view.hcn.version, "network": settings.network},
     )
-    return KernelspaceDriver(view, node, _mac_of(machine))
+    driver = KernelspaceDriver(view, node, _mac_of(machine))
+    driver.serve()
+    return driver
 
 
 def open_reader(machine: Machine, node: NodeConfig) -> KernelspaceDriver:

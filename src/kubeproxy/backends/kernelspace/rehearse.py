@@ -73,12 +73,12 @@ class RehearsedHcn:
         """See `Hcn`."""
         return self._balancers.get(ident)
 
-    def create_load_balancer(self, balancer: HcnLoadBalancer) -> str:
+    def create_load_balancer(self, balancer: HcnLoadBalancer) -> HcnLoadBalancer:
         """See `Hcn`."""
         made = replace(balancer, id=self._next())
         self._balancers[made.id] = made
         self._step("create", self._balancer(made))
-        return made.id
+        return made
 
     def modify_load_balancer(self, balancer: HcnLoadBalancer) -> None:
         """See `Hcn`."""

@@ -11,59 +11,23 @@ then, is created again.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection
 
-from kubeproxy.api.addresses import IPV6
-from kubeproxy.backends.base import StaleError, SyncError
-from kubeproxy.backends.kernelspace.compile import BalancerTarget, FrontBalancer
+from msgspec.structs import replace
+
+from kubeproxy.api.addresses import IPV4, IPV6, Family
+from kubeproxy.backends.kernelspace.compile import FrontBalancer
 from kubeproxy.backends.kernelspace.desired import BalancerDelta, DesiredBalancers
-from kubeproxy.backends.kernelspace.names import BalancerKey, key_of, made_up_mac
+from kubeproxy.backends.kernelspace.endpoints import EndpointSettling, check_available
+from kubeproxy.backends.kernelspace.names import BalancerKey
 from kubeproxy.backends.kernelspace.network import HnsFacts
+from kubeproxy.backends.kernelspace.refused import Refused
 from kubeproxy.backends.kernelspace.view import HnsView
 from kubeproxy.model.plan import Key
 from kubeproxy.windows.errors import HcnError, HcnTrouble
-from kubeproxy.windows.values import REMOTE_ENDPOINT, HcnEndpoint, HcnLoadBalancer, PortMapping
+from kubeproxy.windows.values import HcnLoadBalancer, PortMapping
 
 log = logging.getLogger(__name__)
-
-
-class Refused:
-    """What HNS refused, each with the message, until it is done.
-
-    Attributes:
-        balancers: load balancers.
-        addresses: endpoints on other nodes, by their addresses.
-        vips: endpoints of ClusterIPs.
-        left: load balancers that cannot be deleted, by id, each with the Service that had it, if that is
-            known.
-    """
-
-    def __init__(self) -> None:
-        self.balancers: dict[BalancerKey, str] = {}
-        self.addresses: dict[str, str] = {}
-        self.vips: dict[str, str] = {}
-        self.left: dict[str, tuple[Key | None, str]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self.balancers or self.addresses or self.vips or self.left)
-
-    def services(self, desired: DesiredBalancers) -> dict[Key, str]:
-        """The Services concerned, each with the messages."""
-        found: dict[Key, dict[str, None]] = {}
-        for key, words in self.balancers.items():
-            for service in desired.claimants(key):
-                found.setdefault(service, {})[f"load balancer {key}: {words}"] = None
-        for address, words in self.addresses.items():
-            for key in desired.users.get(address, ()):
-                for service in desired.claimants(key):
-                    found.setdefault(service, {})[f"endpoint {address}: {words}"] = None
-        for vip, words in self.vips.items():
-            for service in desired.vips.get(vip, ()):
-                found.setdefault(service, {})[f"endpoint of ClusterIP {vip}: {words}"] = None
-        for owner, words in self.left.values():
-            if owner is not None:
-                found.setdefault(owner, {})[words] = None
-        return {service: "; ".join(words) for service, words in found.items()}
 
 
 class Settling:
@@ -79,24 +43,30 @@ class Settling:
             refused: what was refused before; it is kept up to date.
         """
         self._view = view
-        self._facts = facts
         self._desired = desired
         self._refused = refused
-        self._ipv6 = facts.family == IPV6
+        self._endpoints = EndpointSettling(view, facts, desired, refused)
         self._looked = False
-        self._tried: set[str] = set()  # addresses whose endpoints were created, or refused
         self._replaced: dict[
             BalancerKey, HcnLoadBalancer
         ] = {}  # deleted for a successor that is not there yet
         self.missing: dict[Key, dict[str, None]] = {}
         """The endpoints on this node that HNS does not have, by Service."""
 
-    def run(self, delta: BalancerDelta, owners: dict[BalancerKey, Key], *, everything: bool) -> None:
+    def run(
+        self,
+        delta: BalancerDelta,
+        owners: dict[BalancerKey, Key],
+        *,
+        families: Collection[Family],
+        everything: bool,
+    ) -> None:
         """Does what is to be done.
 
         Args:
             delta: what may have changed.
             owners: the Services that had the load balancers before.
+            families: the IP families whose objects are this driver's: its own, and one that no driver serves.
             everything: compare all there is in HNS, and collect what is not wanted.
 
         Raises:
@@ -104,115 +74,47 @@ class Settling:
             SyncError: HNS does not answer.
         """
         desired = self._desired
-        self._ensure_source_vip()
+        self._endpoints.ensure_source_vip()
         for vip in desired.vips if everything else delta.vips:
-            self._ensure_vip(vip)
+            self._endpoints.ensure_vip(vip)
         keys = list(desired if everything else delta.keys)
         wanted = {key: self._resolved(key) for key in keys}
         for key in delta.moved:
-            if wanted.get(key) is not None:
+            if (now := wanted.get(key)) is not None:
                 for found in self._ours(key):
-                    self._delete(key, found, owners.get(key))
+                    if not self._is_as_wanted(found, now):
+                        self._delete(key, found, owners.get(key))
         for key, balancer in wanted.items():
             if balancer is not None:
                 self._bring(key, balancer)
-        for key in self._there() if everything else keys:
+        for key in self._there(families) if everything else keys:
             if wanted.get(key) is None and not self._is_blocked(key):
-                self._refused.balancers.pop(key, None)
+                self._refused.balancers.discard(key)
                 for found in self._ours(key):
                     self._delete(key, found, owners.get(key))
-        if everything:
-            there = {each.id for each in self._view.balancers()}
-            self._refused.left = {ident: why for ident, why in self._refused.left.items() if ident in there}
-        else:
-            self.retry_left()
-        self._collect(None if everything else delta.addresses)
+        if not everything:
+            self._retry_left()
+        self._endpoints.collect(None if everything else delta.addresses, families)
 
-    def retry_left(self) -> None:
-        """Tries again to delete what could not be deleted."""
-        there = {each.id: each for each in self._view.balancers()} if self._refused.left else {}
-        for ident, (owner, _) in list(self._refused.left.items()):
-            found = there.get(ident)
-            key = None if found is None else key_of(found)
-            del self._refused.left[ident]
-            if found is not None and key is not None and self._resolved(key) is None:
-                self._delete(key, found, owner)
-
-    # Endpoints
-
-    def _ensure_source_vip(self) -> None:
-        address = self._facts.settings.source_vip
-        if not self._facts.overlay or self._view.endpoints_at(address):
-            return
-        try:
-            self._create_endpoint(address, self._facts.host_mac, flags=0)
-        except HcnError as e:
-            raise SyncError(
-                f"HNS refuses the endpoint of the source VIP {address}, set by --source-vip, which all Services need: {e}"
-            ) from e
-
-    def _ensure_vip(self, vip: str) -> None:
-        self._refused.vips.pop(vip, None)
-        there = self._view.endpoints_at(vip)
-        if there:
-            self._adopt(there[0])
-            return
-        try:
-            self._create_endpoint(vip, self._facts.host_mac, provider=self._facts.address)
-        except HcnError as e:
-            self._refused.vips[vip] = str(e)
-
-    def _create_endpoint(
-        self, address: str, mac: str, *, flags: int = REMOTE_ENDPOINT, provider: str = ""
-    ) -> HcnEndpoint:
-        assert self._facts.network is not None
-        wanted = HcnEndpoint(self._facts.network.id, (address,), mac, flags, provider)
-        try:
-            return self._view.create_endpoint(wanted)
-        except HcnError as e:
-            _check(e)
-            if e.trouble is HcnTrouble.NOT_FOUND:
-                raise StaleError(f"the HNS network {self._facts.network.name} is gone: {e}") from e
-            if e.trouble is HcnTrouble.EXISTS:
-                self._view.look_at_endpoints()
-                if there := self._view.endpoints_at(address):
-                    return there[0]
-            raise
-
-    def _target(self, target: BalancerTarget) -> str:
-        """The id of an endpoint, "" if there is none. One on another node is created."""
-        if not target.address:
-            return self._facts.root
-        found = self._view.endpoints_at(target.address)
-        if target.local:
-            found = [each for each in found if not each.remote]
-        if found:
-            self._refused.addresses.pop(target.address, None)
-            self._adopt(found[0])
-            return found[0].id
-        if target.local or target.address in self._tried:
-            return ""
-        self._tried.add(target.address)
-        self._refused.addresses.pop(target.address, None)
-        provider = ""
-        if self._facts.overlay:
-            provider = self._facts.provider(target.address) or self._facts.address
-        try:
-            return self._create_endpoint(target.address, made_up_mac(target.address), provider=provider).id
-        except HcnError as e:
-            self._refused.addresses[target.address] = str(e)
-            return ""
-
-    def _adopt(self, endpoint: HcnEndpoint) -> None:
-        if endpoint.remote and not self._view.is_own_endpoint(endpoint, self._facts.host_mac):
-            self._view.adopted.add(endpoint.id)
+    def _retry_left(self) -> None:
+        """Tries again to delete what could not be deleted, as far as it is time."""
+        for ident in self._refused.left.take_due():
+            found = self._view.balancer(ident)
+            key = None if found is None else self._view.key(found)
+            if found is None or key is None:
+                self._refused.left.discard(ident)
+            elif (wanted := self._resolved(key)) is not None:  # it is wanted again, or in addition to another
+                self._refused.left.discard(ident)
+                self._bring(key, wanted)
+            else:
+                self._delete(key, found, None)
 
     # Load balancers
 
     def _is_blocked(self, key: BalancerKey) -> bool:
         """Whether the Service of a load balancer lacks the endpoint of its ClusterIP."""
         owner = self._desired.owner(key)
-        if owner is None or not self._refused.vips:
+        if owner is None or not len(self._refused.vips):
             return False
         return any(vip in self._refused.vips for vip in self._desired.services[owner].vips)
 
@@ -226,7 +128,7 @@ class Settling:
     def _with_ids(self, balancer: FrontBalancer) -> HcnLoadBalancer | None:
         ids: dict[str, None] = {}
         for target in balancer.targets:
-            ident = self._target(target)
+            ident = self._endpoints.target(target)
             if ident:
                 ids[ident] = None
             elif target.local:
@@ -248,16 +150,16 @@ class Settling:
         try:
             return [each for each in self._view.balancers_with(key) if self._view.is_ours(each)]
         except HcnError as e:
-            _check(e)
+            check_available(e)
             return []  # what cannot be read may be another program's
 
     def _bring(self, key: BalancerKey, wanted: HcnLoadBalancer) -> None:
         """Changes or creates one."""
         try:
             self._changed(key, wanted)
-            self._refused.balancers.pop(key, None)
+            self._refused.balancers.discard(key)
         except HcnError as e:
-            _check(e)
+            check_available(e)
             if self._looked or e.trouble not in {HcnTrouble.EXISTS, HcnTrouble.NOT_FOUND}:
                 self._refuse(key, e)
                 return
@@ -274,11 +176,11 @@ class Settling:
         try:
             self._view.look()
         except HcnError as e:
-            _check(e)
+            check_available(e)
 
     def _changed(self, key: BalancerKey, wanted: HcnLoadBalancer) -> None:
         there = self._ours(key)
-        found = next((each for each in there if _is_same(each, wanted)), None)
+        found = next((each for each in there if self._is_as_wanted(each, wanted)), None)
         if found is not None:
             there.remove(found)
         elif there:
@@ -288,10 +190,14 @@ class Settling:
         for other in there:
             self._delete(key, other, self._desired.owner(key))
 
+    def _is_as_wanted(self, held: HcnLoadBalancer, wanted: HcnLoadBalancer) -> bool:
+        return self._view.forms.as_asked(held, wanted) == replace(wanted, id=held.id)
+
     def _change(self, key: BalancerKey, found: HcnLoadBalancer, wanted: HcnLoadBalancer) -> None:
         """Changes one in place if HNS can do that, else replaces it."""
-        wanted = _with_id(wanted, found.id)
-        in_place = (found.vips, found.mappings, found.flags) == (wanted.vips, wanted.mappings, wanted.flags)
+        wanted = replace(wanted, id=found.id)
+        was = self._view.forms.as_asked(found, wanted)
+        in_place = (was.vips, was.mappings, was.flags) == (wanted.vips, wanted.mappings, wanted.flags)
         if in_place and self._view.modifies != "no":
             try:
                 if self._view.modify_balancer(wanted):
@@ -306,8 +212,8 @@ class Settling:
                 elif e.trouble is not HcnTrouble.DAMAGED:
                     raise
         self._view.delete_balancer(found)
-        self._replaced[key] = found
-        self._create_after_deletion(_with_id(wanted, ""))
+        self._replaced[key] = was
+        self._create_after_deletion(replace(wanted, id=""))
 
     def _create_after_deletion(self, wanted: HcnLoadBalancer) -> None:
         """Creates one whose key was in use until now. Some versions of HNS free it at the second attempt."""
@@ -320,83 +226,36 @@ class Settling:
 
     def _refuse(self, key: BalancerKey, error: HcnError) -> None:
         """One is refused: what was deleted for it is created again, if its endpoints are still there."""
-        self._refused.balancers[key] = str(error)
+        self._refused.balancers.add(key, str(error))
         before = self._replaced.pop(key, None)
         if before is None or self._ours(key) or not all(map(self._view.endpoint, before.endpoints)):
             return
         try:
-            self._create_after_deletion(_with_id(before, ""))
+            self._create_after_deletion(replace(before, id=""))
         except HcnError as e:
-            _check(e)
+            check_available(e)
             log.warning(
                 "Load balancer %(key)s was deleted for a successor that HNS refuses, and cannot be created again: %(err)s",
                 {"key": key, "err": e},
             )
 
-    def _there(self) -> list[BalancerKey]:
-        """The keys of all load balancers of this family."""
-        keys = map(key_of, self._view.balancers())
-        return [key for key in keys if key is not None and key.ipv6 == self._ipv6]
+    def _there(self, families: Collection[Family]) -> list[BalancerKey]:
+        """The keys of all load balancers of some families."""
+        keys = map(self._view.key, self._view.balancers())
+        return [key for key in keys if key is not None and (IPV6 if key.ipv6 else IPV4) in families]
 
     def _delete(self, key: BalancerKey, balancer: HcnLoadBalancer, owner: Key | None) -> None:
+        left, owners = self._refused.left, self._refused.owners
         try:
             self._view.delete_balancer(balancer)
         except HcnError as e:
-            _check(e)
+            check_available(e)
             words = f"load balancer {key} cannot be deleted: {e}"
-            if owner is None:
-                owner = self._refused.left.get(balancer.id, (None, ""))[0]
-            self._refused.left[balancer.id] = owner, words
-            if owner is None:
+            left.add(balancer.id, words)
+            if owner is not None:
+                owners[balancer.id] = owner
+            if balancer.id not in owners:
                 log.warning("%(reason)s; it is tried again", {"reason": words})
-
-    # What is not needed any more
-
-    def _collect(self, addresses: Iterable[str] | None) -> None:
-        """Deletes endpoints that nothing names or wants; those that have a twin on this host last."""
-        if addresses is None:
-            found = [each for each in self._view.endpoints() if each.remote]
         else:
-            found = [e for address in addresses for e in self._view.endpoints_at(address) if e.remote]
-        twins, others = [], []
-        for endpoint in found:
-            if not endpoint.addresses or (":" in endpoint.addresses[0]) != self._ipv6:
-                continue
-            at = self._view.endpoints_at(endpoint.addresses[0])
-            if not at[0].remote:
-                twins.append(endpoint)
-            elif self._view.is_own_endpoint(endpoint, self._facts.host_mac) and not (
-                at[0].id == endpoint.id and self._desired.wants_remote(endpoint.addresses[0])
-            ):
-                others.append(endpoint)
-        for endpoint in others + twins:
-            if self._view.is_used(endpoint.id):
-                continue
-            try:
-                self._view.delete_endpoint(endpoint)
-            except HcnError as e:
-                _check(e)
-                log.warning(
-                    "HNS endpoint %(address)s is not needed any more and cannot be deleted, which is tried again: %(err)s",
-                    {"address": endpoint.addresses[0], "err": e},
-                )
-
-
-def _check(error: HcnError) -> None:
-    """Raises SyncError if HNS does not answer, or the process may not use it."""
-    if error.trouble is HcnTrouble.AWAY:
-        raise SyncError(
-            f"HNS does not answer; nothing is changed, and all is compared when it does: {error}"
-        ) from error
-    if error.trouble is HcnTrouble.DENIED:
-        raise SyncError(str(error)) from error
-
-
-def _with_id(balancer: HcnLoadBalancer, ident: str) -> HcnLoadBalancer:
-    return HcnLoadBalancer(
-        balancer.endpoints, balancer.vips, balancer.mappings, balancer.source_vip, balancer.flags, ident
-    )
-
-
-def _is_same(one: HcnLoadBalancer, other: HcnLoadBalancer) -> bool:
-    return _with_id(one, "") == _with_id(other, "")
+            left.discard(balancer.id)
+            owners.pop(balancer.id, None)

@@ -4,7 +4,8 @@ HNS reports next to nothing about changes, and reading one object takes three ca
 though, so a list of ids, one call, shows what came and went, and only what is new is read. What others change
 inside of a load balancer is not visible in ids; so a few are read again at each look.
 
-One view serves the drivers of both IP families. Each subscribes to what other programs change.
+One view serves the drivers of both IP families. Each subscribes to what other programs change. What belongs
+to a family that no driver serves, such as one of an earlier configuration, is left to the other one.
 """
 
 import logging
@@ -16,8 +17,10 @@ from typing import Final, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from kubeproxy.backends.base import SyncError
-from kubeproxy.backends.kernelspace.names import MAC_PREFIX, BalancerKey, key_of
+from kubeproxy.api.addresses import Family
+from kubeproxy.backends.base import AwaitedError
+from kubeproxy.backends.kernelspace.forms import BalancerForms
+from kubeproxy.backends.kernelspace.names import MAC_PREFIX, BalancerKey
 from kubeproxy.clock import Clock
 from kubeproxy.windows.errors import HcnError, HcnTrouble
 from kubeproxy.windows.features import Feature
@@ -43,7 +46,7 @@ class HnsNews(Struct, frozen=True, gc=False):
     after: HcnEndpoint | HcnLoadBalancer | None
 
 
-class NetworkMissingError(SyncError):
+class NetworkMissingError(AwaitedError):
     """HNS has no network with the configured name."""
 
 
@@ -52,10 +55,13 @@ class HnsView:
 
     Attributes:
         hcn: HNS.
+        clock: the time.
         lock: one user at a time; HNS is slow, so calls are made in threads.
         network: the network, as it was last read.
         modifies: whether load balancers are changed in place: no; untried: they must be read afterwards; yes.
+        forms: in which forms HNS returns load balancers.
         adopted: endpoints on other nodes that another program made and this one has used.
+        served: the drivers of each IP family.
         watch: the notifications of HNS, if they were requested.
     """
 
@@ -67,9 +73,11 @@ class HnsView:
         self.modifies: Literal["no", "untried", "yes"] = (
             "untried" if hcn.supports(Feature.MODIFY_LOAD_BALANCER) else "no"
         )
+        self.forms = BalancerForms()
         self.adopted: set[str] = set()
+        self.served: Counter[Family] = Counter()
         self.watch: object = None
-        self._clock = clock
+        self.clock = clock
         self._looked = float("-inf")
         self._endpoints: dict[str, HcnEndpoint] = {}
         self._at: dict[str, dict[str, None]] = {}
@@ -117,7 +125,7 @@ class HnsView:
         Args:
             oldest: seconds; a list that is not older is enough.
         """
-        if self._clock.now() - self._looked < oldest:
+        if self.clock.now() - self._looked < oldest:
             return
         self.look_at_endpoints()
         listed = self.hcn.load_balancer_ids()
@@ -128,7 +136,7 @@ class HnsView:
             if found is not None:
                 self._keep_balancer(found)
                 self._announce(None, found)
-        self._looked = self._clock.now()
+        self._looked = self.clock.now()
 
     def look_at_endpoints(self) -> None:
         """Lists the ids of the network's endpoints, and reads what is new."""
@@ -160,7 +168,10 @@ class HnsView:
             if before is None:
                 continue
             after = self.hcn.load_balancer(ident)
-            if after != before:
+            if after is not None and (asked := self.forms.first_read(before, after)) is not None:
+                self._drop_balancer(ident)
+                self._keep_balancer(after, asked)
+            elif after != before:
                 self._drop_balancer(ident)
                 if after is not None:
                     self._keep_balancer(after)
@@ -189,6 +200,14 @@ class HnsView:
         """The load balancers that name an endpoint."""
         return (each for each in self._balancers.values() if ident in each.endpoints)
 
+    def balancer(self, ident: str) -> HcnLoadBalancer | None:
+        """A load balancer."""
+        return self._balancers.get(ident)
+
+    def key(self, balancer: HcnLoadBalancer) -> BalancerKey | None:
+        """The key of a load balancer; None if this program makes none like it."""
+        return self.forms.key(balancer)
+
     def balancers(self) -> Iterable[HcnLoadBalancer]:
         """All load balancers of the host."""
         return self._balancers.values()
@@ -203,7 +222,7 @@ class HnsView:
         That is so if it has one port and at most one address, and every endpoint it names is on the network
         or does not exist any more.
         """
-        return key_of(balancer) is not None and all(map(self._is_here, balancer.endpoints))
+        return self.key(balancer) is not None and all(map(self._is_here, balancer.endpoints))
 
     def _is_here(self, ident: str) -> bool:
         if ident in self._endpoints or ident in self._gone:
@@ -250,10 +269,10 @@ class HnsView:
         self._gone.add(endpoint.id)
 
     def create_balancer(self, balancer: HcnLoadBalancer) -> HcnLoadBalancer:
-        """Creates a load balancer; returns it with its id."""
+        """Creates a load balancer; returns it as HNS does."""
         with self._doubtful_without_answer():
-            made = replace(balancer, id=self.hcn.create_load_balancer(balancer))
-        self._keep_balancer(made)
+            made = self.hcn.create_load_balancer(balancer)
+        self._keep_balancer(made, balancer)
         return made
 
     def delete_balancer(self, balancer: HcnLoadBalancer) -> None:
@@ -273,19 +292,26 @@ class HnsView:
         Some versions of HNS report success and do nothing. So the load balancer is read afterwards, until HNS
         has done it once.
         """
+        before = self._balancers[balancer.id]
+        was = self.forms.as_asked(before, balancer)
         with self._doubtful_without_answer():
             self.hcn.modify_load_balancer(balancer)
             got = balancer if self.modifies == "yes" else self.hcn.load_balancer(balancer.id)
         self._drop_balancer(balancer.id)
-        if got is not None:
+        if got is None:
+            return False
+        if self.modifies == "yes":
+            self.forms.unread(balancer)
+            self._keep_balancer(balancer)
+            return True
+        # The source address may be returned in another form; but if it was to change, it must have changed.
+        moved = got.source_vip != before.source_vip or was.source_vip == balancer.source_vip
+        if got.endpoints != balancer.endpoints or not moved:
             self._keep_balancer(got)
-        done = got is not None and (got.endpoints, got.source_vip) == (
-            balancer.endpoints,
-            balancer.source_vip,
-        )
-        if done:
-            self.modifies = "yes"
-        return done
+            return False
+        self._keep_balancer(got, balancer)
+        self.modifies = "yes"
+        return True
 
     def stop_modifying(self, why: str) -> None:
         """From now on load balancers are replaced, not changed in place."""
@@ -320,10 +346,12 @@ class HnsView:
                 del self._at[address]
         return endpoint
 
-    def _keep_balancer(self, balancer: HcnLoadBalancer) -> None:
+    def _keep_balancer(self, balancer: HcnLoadBalancer, asked: HcnLoadBalancer | None = None) -> None:
+        if asked is not None:
+            self.forms.answered(asked, balancer)
         self._balancers[balancer.id] = balancer
         self._uses.update(balancer.endpoints)
-        key = key_of(balancer)
+        key = self.key(balancer)
         if key is not None:
             self._by_key.setdefault(key, {})[balancer.id] = None
 
@@ -333,11 +361,12 @@ class HnsView:
             self._uses[endpoint] -= 1
             if not self._uses[endpoint]:
                 del self._uses[endpoint]
-        key = key_of(balancer)
+        key = self.key(balancer)
         if key is not None:
             del self._by_key[key][ident]
             if not self._by_key[key]:
                 del self._by_key[key]
+        self.forms.forget(ident)
         return balancer
 
     def _announce(

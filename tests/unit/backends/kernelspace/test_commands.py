@@ -1,4 +1,4 @@
-"""`explain` and `verify` in kernelspace mode: what they say is what HNS in memory holds."""
+"""`explain`, `verify` and `plan` in kernelspace mode: what they say is what HNS in memory holds."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ from kubeproxy.answers.asking import ask
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api import types
 from kubeproxy.config.load import load
+from kubeproxy.insight import planned
 from kubeproxy.insight.kernel_diff import FamilyDiff, diff
 from kubeproxy.insight.origin import Origin
 from kubeproxy.insight.snapshot import take
@@ -40,7 +41,11 @@ def windows() -> WindowsNode:
 def manifests(tmp_path: Path) -> None:
     """The same objects as files."""
     for number, each in enumerate(OBJECTS):
-        Path(tmp_path, f"{number}.json").write_text(json.dumps(served(each)))
+        put(tmp_path, f"{number}.json", each)
+
+
+def put(folder: Path, name: str, given: types.Service | types.EndpointSlice) -> None:
+    Path(folder, name).write_text(json.dumps(served(given)))
 
 
 async def snapshot(windows: WindowsNode, folder: Path) -> Snapshot:
@@ -84,3 +89,31 @@ async def test_verify_names_what_is_missing(windows: WindowsNode, tmp_path: Path
     assert {piece.holder for piece in found.pieces} == {"load balancer 10.96.0.10:80/TCP"}
     assert windows.state() != before
     assert L2 not in repr(found)
+
+
+async def test_plan_says_what_a_start_does(windows: WindowsNode, tmp_path: Path) -> None:
+    before = windows.state()
+    found = await planned.of_kernel(await snapshot(windows, tmp_path), windows.machine)
+    assert (found.cannot, found.nothing, found.writes) == ("", True, 0)
+    (ident,) = [i for i, each in windows.hns.load_balancers().items() if each.vips == ("10.96.0.10",)]
+    windows.hns.remove(Entity.LOAD_BALANCER, ident)
+    put(tmp_path, "more.json", service("more", "10.96.0.12"))
+    put(tmp_path, "more-1.json", endpoints("more", R1, node="node2"))
+    windows.calls()
+    found = await planned.of_kernel(await snapshot(windows, tmp_path), windows.machine)
+    assert {(each.service, each.change, each.gained) for each in found.changes} == {
+        ("default/more", "new", ("10.96.0.12:80/TCP",)),
+        ("default/web", "new", ("10.96.0.10:80/TCP",)),
+    }
+    assert (found.writes, found.untouched, found.removed) == (2, 1, [])
+    assert windows.calls() == [], "nothing is written"
+    assert windows.state()[1] == before[1]
+
+
+async def test_plan_says_what_other_manifests_change(windows: WindowsNode, tmp_path: Path) -> None:
+    old = await snapshot(windows, tmp_path)
+    put(tmp_path, "1.json", endpoints("web", L1, local=(L1,), node="node1"))
+    found = planned.of_manifests(old, await snapshot(windows, tmp_path), "before")
+    assert [(each.service, each.change) for each in found.changes] == [("default/web", "changed")]
+    assert {(piece.kind, piece.wanted) for piece in found.changes[0].pieces} == {("foreign", "")}
+    assert all(R1 in piece.held for piece in found.changes[0].pieces)

@@ -1,14 +1,19 @@
 """The whole daemon with the flags of Windows, on a host in memory with an HNS and an API server."""
 
 import asyncio
+import socket
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from kubeproxy import backends
 from kubeproxy.app import App
 from kubeproxy.clock import SystemClock
+from kubeproxy.config import watch
 from kubeproxy.config.load import load
 from kubeproxy.model.plan import Key
 from kubeproxy.windows import errors
@@ -19,6 +24,12 @@ from tests.fakes.hns import L1, NETWORK, R1, WindowsNode
 from tests.fakes.nodes import node, running, served
 
 WEB: Key = ("default", "web")
+
+
+def free_ports() -> list[int]:
+    """Two ports on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        return [each.getsockname()[1] for each in (one, other)]
 
 
 def daemon(windows: WindowsNode, server: FakeApiServer, **flags: Any) -> App:
@@ -78,3 +89,42 @@ async def test_what_hns_refuses_is_an_event_and_is_retried() -> None:
             await until(lambda: len(windows.balancers()) == 1)
             await until(lambda: any("10.96.0.10" in event.get("note", "") for event in server.events))
             await until(lambda: len(windows.balancers()) == 2)
+
+
+async def test_health_checks_follow_the_port_of_the_health_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch.follow, "__kwdefaults__", {"look": 0.05, "settle": 0.02})
+    monkeypatch.setattr(watch, "sys", SimpleNamespace(platform="win32"))
+    file = tmp_path / "config.yaml"
+
+    def write(healthz: str) -> None:
+        given = {
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "kind": "KubeProxyConfiguration",
+            "healthzBindAddress": healthz,
+            "metricsBindAddress": "",
+            "winkernel": {"networkName": NETWORK, "forwardHealthCheckVip": True},
+        }
+        file.write_text(yaml.safe_dump(given))
+
+    windows = WindowsNode(root_endpoint="cbr0")
+    windows.add_local("10.244.1.2", name="cbr0")
+    windows.machine.clock = SystemClock()
+    ports = free_ports()
+    write(f"127.0.0.1:{ports[0]}")
+    async with FakeApiServer() as server:
+        server.store.put(node("node1", "192.0.2.1"))
+        server.store.put(served(service("web", "10.96.0.10", balancer=("203.0.113.1",), type="LoadBalancer")))
+        server.store.put(served(endpoints("web", L1, local=(L1,), node="node1")))
+        flags = {"config": str(file), "master": server.url, "hostname-override": "node1"}
+
+        def health(port: int) -> str:
+            return f"203.0.113.1:{port}>{port}/TCP F=0 M=0 {{10.244.1.2}}"
+
+        async with running([App(load(flags, "win32"), windows.machine)]):
+            await until(lambda: health(ports[0]) in windows.balancers())
+            write(f"127.0.0.1:{ports[1]}")
+            await until(lambda: health(ports[1]) in windows.balancers())
+            await until(lambda: health(ports[0]) not in windows.balancers())
+            assert len(windows.balancers()) == 3

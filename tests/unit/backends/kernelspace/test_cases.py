@@ -1,0 +1,478 @@
+"""Cases that the recordings of the reference do not reach: several fronts at one address, failures, churn."""
+
+import pytest
+from msgspec.structs import replace
+
+from kubeproxy.api import types
+from kubeproxy.api.addresses import IPV6
+from kubeproxy.windows import errors
+from kubeproxy.windows.calls import Entity
+from kubeproxy.windows.fake_profiles import WS2025
+from kubeproxy.windows.values import REMOTE_ENDPOINT, HcnEndpoint
+from tests.fakes.cluster import endpoints, service
+from tests.fakes.hns import CNI_MAC, L1, L2, R1, R2, HnsProxy, WindowsNode
+
+V6 = "fd00:10:244:1::11"
+WEB, MORE = ("default", "web"), ("default", "more")
+
+
+def fill(proxy: HnsProxy, *addresses: str, name: str = "web", ip: str = "10.96.0.10") -> None:
+    local = tuple(each for each in addresses if each in {L1, L2})
+    proxy.tell(service(name, ip), endpoints(name, *addresses, local=local, node="node1"))
+
+
+def synced(at: WindowsNode, *addresses: str) -> HnsProxy:
+    proxy = at.proxy()
+    fill(proxy, *addresses)
+    assert not proxy.full()
+    at.calls()
+    return proxy
+
+
+def after(at: WindowsNode, proxy: HnsProxy, seconds: float) -> list[str]:
+    """What is called when the time of retries has come, so many seconds later."""
+    at.clock.time += seconds
+    if proxy.driver.next_retry <= at.clock.time:
+        proxy.retry()
+    return at.calls()
+
+
+# Refusals
+
+
+def test_a_port_that_exists_is_retried_at_growing_intervals_and_harms_nobody() -> None:
+    at = WindowsNode()
+    at.hns.fail("HcnCreateLoadBalancer", errors.PORT_ALREADY_EXISTS, times=-1, naming="10.96.0.10")
+    proxy = at.proxy()
+    fill(proxy, L1)
+    fill(proxy, L2, name="more", ip="10.96.0.11")
+    assert list(proxy.full()) == [WEB]
+    assert at.balancers() == [f"10.96.0.11:80>8080/TCP F=1 M=0 {{{L2}}}"]
+    at.calls()
+    delays = []
+    for _ in range(9):
+        seconds = proxy.driver.next_retry - at.clock.time
+        delays.append(seconds)
+        assert not after(at, proxy, seconds - 0.1)
+        assert set(after(at, proxy, 0.1)) == {"HcnCreateLoadBalancer 0x803b0013"}
+    assert delays == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    at.hns.heal()
+    assert after(at, proxy, 60) == ["HcnCreateLoadBalancer"]
+    assert proxy.driver.next_retry == float("inf")
+    assert not proxy.retry()
+
+
+def test_a_retry_lists_nothing_and_reads_nothing_of_others() -> None:
+    at = WindowsNode()
+    at.hns.fail("HcnCreateLoadBalancer", errors.INVALID_IP, naming="10.96.0.10")
+    proxy = at.proxy()
+    fill(proxy, L1)
+    for number in range(50):
+        fill(proxy, L1, R1, name=f"s{number}", ip=f"10.96.1.{number}")
+    assert list(proxy.full()) == [WEB]
+    at.hns.calls.clear()
+    at.clock.time += 1
+    assert not proxy.retry()
+    names = [call.function for call in at.hns.calls]
+    assert names == ["HcnCreateLoadBalancer", "HcnQueryLoadBalancerProperties", "HcnCloseLoadBalancer"]
+
+
+def test_each_refused_load_balancer_has_its_own_time() -> None:
+    at = WindowsNode()
+    at.hns.fail("HcnCreateLoadBalancer", errors.INVALID_IP, times=-1)
+    proxy = at.proxy()
+    fill(proxy, L1)
+    assert list(proxy.full()) == [WEB]
+    for _ in range(6):
+        after(at, proxy, proxy.driver.next_retry - at.clock.time)
+    old = proxy.driver.next_retry
+    fill(proxy, L1, name="more", ip="10.96.0.11")
+    assert set(proxy.sync()) == {WEB, MORE}
+    assert proxy.driver.next_retry == at.clock.time + 1, "the new one is not as late as the old one"
+    after(at, proxy, 1)
+    assert proxy.driver.next_retry == at.clock.time + 2
+    at.hns.heal()
+    after(at, proxy, 2)
+    assert at.balancers() == [f"10.96.0.11:80>8080/TCP F=1 M=0 {{{L1}}}"]
+    assert proxy.driver.next_retry == old
+    after(at, proxy, old - at.clock.time)
+    assert len(at.balancers()) == 2
+
+
+def test_two_load_balancers_of_one_service_have_their_own_times() -> None:
+    at = WindowsNode()
+    proxy = at.proxy()
+    proxy.tell(
+        service("web", "10.96.0.10", external_ips=("198.51.100.1",)),
+        endpoints("web", L1, local=(L1,), node="node1"),
+    )
+    at.hns.fail("HcnCreateLoadBalancer", errors.INVALID_IP, times=-1, naming="198.51.100.1")
+    assert list(proxy.full()) == [WEB]
+    for _ in range(6):
+        after(at, proxy, proxy.driver.next_retry - at.clock.time)
+    proxy.tell(service("web", "10.96.0.10", external_ips=("198.51.100.1", "198.51.100.2")))
+    at.hns.fail("HcnCreateLoadBalancer", errors.INVALID_IP, times=-1, naming="198.51.100.2")
+    assert list(proxy.sync()) == [WEB]
+    assert proxy.driver.next_retry == at.clock.time + 1
+
+
+def test_a_refused_endpoint_is_retried_and_forgotten_with_its_service() -> None:
+    at = WindowsNode()
+    at.hns.fail("HcnCreateEndpoint", errors.INVALID_IP, times=-1, naming=R1)
+    proxy = at.proxy()
+    fill(proxy, L1, R1)
+    assert list(proxy.full()) == [WEB]
+    assert at.balancers() == [f"10.96.0.10:80>8080/TCP F=1 M=0 {{{L1}}}"]
+    at.calls()
+    assert after(at, proxy, 1) == ["HcnCreateEndpoint 0x803b001e"]
+    proxy.gone("Service", "web")
+    assert not proxy.sync()
+    assert proxy.driver.next_retry == float("inf")
+
+
+def test_an_endpoint_of_a_clusterip_is_retried() -> None:
+    at = WindowsNode(kind="Overlay")
+    at.hns.fail("HcnCreateEndpoint", errors.INVALID_IP, times=2, naming="10.96.0.10")
+    proxy = at.proxy()
+    fill(proxy, L1)
+    assert list(proxy.full()) == [WEB]
+    at.calls()
+    assert after(at, proxy, 1) == ["HcnCreateEndpoint 0x803b001e"]
+    assert after(at, proxy, 2) == ["HcnCreateEndpoint", "HcnCreateLoadBalancer"]
+    assert not proxy.retry()
+
+
+def test_what_cannot_be_deleted_is_retried() -> None:
+    at = WindowsNode()
+    proxy = synced(at, L1)
+    at.hns.fail("HcnDeleteLoadBalancer", errors.E_FAIL, times=6)
+    proxy.gone("Service", "web")
+    assert list(proxy.sync()) == [WEB]
+    at.calls()
+    failed = ["HcnDeleteLoadBalancer 0x80004005"] * 2
+    seen = []
+    while proxy.driver.next_retry < float("inf"):
+        seen += after(at, proxy, proxy.driver.next_retry - at.clock.time)
+    assert seen[-1:] == ["HcnDeleteLoadBalancer"]
+    assert seen[:-1] == failed * (len(seen) // 2)
+    assert at.balancers() == []
+
+
+def test_what_is_blocked_by_another_refusal_does_not_keep_the_loop_busy() -> None:
+    """A load balancer that was refused, and whose ClusterIP then lost its endpoint, has nothing to be tried."""
+    at = WindowsNode(kind="Overlay")
+    at.hns.fail("HcnCreateLoadBalancer", errors.INVALID_IP, times=-1)
+    proxy = at.proxy()
+    fill(proxy, L1)
+    proxy.full()
+    vip = next(i for i, each in at.hns.endpoints().items() if each.addresses == ("10.96.0.10",))
+    at.hns.remove(Entity.ENDPOINT, vip)
+    at.hns.fail("HcnCreateEndpoint", errors.INVALID_IP, times=-1)
+    proxy.full()
+    at.clock.time += 60
+    proxy.retry()
+    assert proxy.driver.next_retry > at.clock.time
+
+
+# Several fronts
+
+
+def test_tcp_and_udp_at_one_address_and_port_are_two_load_balancers() -> None:
+    at = WindowsNode()
+    proxy = at.proxy()
+    ports = (types.ServicePort(53, name="tcp"), types.ServicePort(53, name="udp", protocol="UDP"))
+    proxy.tell(
+        service("dns", "10.96.0.10", ports=ports),
+        endpoints("dns", L1, local=(L1,), node="node1", port_name="tcp", port=53),
+        endpoints(
+            "dns", L2, local=(L2,), node="node1", port_name="udp", port=53, protocol="UDP", name="dns-2"
+        ),
+    )
+    assert not proxy.full()
+    assert at.balancers() == [
+        f"10.96.0.10:53>53/TCP F=1 M=0 {{{L1}}}",
+        f"10.96.0.10:53>53/UDP F=1 M=0 {{{L2}}}",
+    ]
+    proxy.tell(service("dns", "10.96.0.10", ports=ports[:1]))
+    at.calls()
+    assert not proxy.sync()
+    assert at.calls() == ["HcnDeleteLoadBalancer"]
+    assert at.balancers() == [f"10.96.0.10:53>53/TCP F=1 M=0 {{{L1}}}"]
+
+
+def dual(at: WindowsNode) -> tuple[HnsProxy, HnsProxy]:
+    """A Service of both families whose endpoint on this node has both addresses in one object of HNS."""
+    four, six = at.proxy(), at.proxy(IPV6, primary=False)
+    ports = (types.ServicePort(80, node_port=30080),)
+    both = service("web", "10.96.0.10", "fd00:10:96::a", type="NodePort", ports=ports)
+    for proxy in (four, six):
+        proxy.tell(both)
+        proxy.tell(endpoints("web", L1, local=(L1,), node="node1"))
+        proxy.tell(endpoints("web", V6, local=(V6,), node="node1", name="web-6"))
+    return four, six
+
+
+def test_node_ports_of_both_families_and_one_endpoint_with_both_addresses() -> None:
+    at = WindowsNode(local=())
+    ident = at.add_local(L1, V6)
+    for proxy in dual(at):
+        assert not proxy.full()
+    assert at.balancers() == [
+        f"*:30080>8080/TCP F=0 M=18 {{{L1}}}",
+        f"*:30080>8080/TCP F=2 M=18 {{{V6}}}",
+        f"10.96.0.10:80>8080/TCP F=1 M=0 {{{L1}}}",
+        f"[fd00:10:96::a]:80>8080/TCP F=3 M=0 {{{V6}}}",
+    ]
+    assert {each.endpoints for each in at.hns.load_balancers().values()} == {(ident,)}
+
+
+def test_one_family_changes_and_the_other_one_stays() -> None:
+    at = WindowsNode(local=())
+    at.add_local(L1, V6)
+    four, six = dual(at)
+    assert not four.full()
+    assert not six.full()
+    before = at.ids()
+    four.gone("EndpointSlice", "web-1")
+    at.calls()
+    assert not four.sync()
+    assert at.calls() == ["HcnDeleteLoadBalancer"] * 2
+    at.clock.time += 60
+    assert six.intact()
+    assert at.calls() == []
+    assert len(at.ids().keys() & before.keys()) == 2
+
+
+def test_two_ports_that_share_a_load_balancer_ip_have_one_health_check() -> None:
+    at = WindowsNode(root_endpoint="cbr0", health_vips=True, healthz_port=10256)
+    at.add_local("10.244.1.2", name="cbr0")
+    proxy = at.proxy()
+    ports = (types.ServicePort(80, name="http"), types.ServicePort(443, name="https"))
+    proxy.tell(
+        service("web", "10.96.0.10", ports=ports, balancer=("203.0.113.1",), type="LoadBalancer"),
+        endpoints("web", L1, local=(L1,), node="node1", port_name="http"),
+        endpoints("web", L1, local=(L1,), node="node1", port_name="https", port=8443, name="web-2"),
+    )
+    assert not proxy.full()
+    health = [each for each in at.balancers() if ":10256" in each]
+    assert health == ["203.0.113.1:10256>10256/TCP F=0 M=0 {10.244.1.2}"]
+    # One of the ports goes: the health check is still that of the other one.
+    proxy.tell(service("web", "10.96.0.10", ports=ports[:1], balancer=("203.0.113.1",), type="LoadBalancer"))
+    at.calls()
+    assert not proxy.sync()
+    assert at.calls() == ["HcnDeleteLoadBalancer"] * 2
+    assert [each for each in at.balancers() if ":10256" in each] == health
+
+
+def test_two_services_that_share_a_load_balancer_ip_have_one_health_check() -> None:
+    at = WindowsNode(root_endpoint="cbr0", health_vips=True, healthz_port=10256)
+    at.add_local("10.244.1.2", name="cbr0")
+    proxy = at.proxy()
+    for number, name in enumerate(("a", "b")):
+        ports = (types.ServicePort(80 + number),)
+        proxy.tell(
+            service(name, f"10.96.0.1{number}", ports=ports, balancer=("203.0.113.1",), type="LoadBalancer"),
+            endpoints(name, L1, local=(L1,), node="node1"),
+        )
+    assert not proxy.full()
+    assert sum(":10256" in each for each in at.balancers()) == 1
+    before = at.ids()["203.0.113.1:10256/6"]
+    proxy.gone("Service", "a")
+    assert not proxy.sync()
+    assert at.ids()["203.0.113.1:10256/6"] == before
+
+
+# Endpoints
+
+
+def test_one_of_300_endpoints_changes() -> None:
+    at = WindowsNode()
+    many = [f"10.244.{2 + n // 250}.{1 + n % 250}" for n in range(300)]
+    proxy = synced(at, *many)
+    before = at.ids()
+    proxy.tell(endpoints("web", *many[1:], "10.244.9.9"))
+    at.hns.calls.clear()
+    assert not proxy.sync()
+    assert [call.function for call in at.hns.changes()] == [
+        "HcnCreateEndpoint",
+        "HcnModifyLoadBalancer",
+        "HcnDeleteEndpoint",
+    ]
+    # Its network is opened and closed, its id is read, and the first change in place is read back.
+    assert len(at.hns.calls) <= 13, at.hns.counts()
+    assert at.ids() == before
+
+
+def test_an_endpoint_in_the_network_of_the_host_is_left_out_and_reported_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A Pod with hostNetwork has the address of the node, of which HNS has no endpoint."""
+    at = WindowsNode()
+    proxy = at.proxy()
+    addresses = "192.0.2.1", R1
+    proxy.tell(service("web", "10.96.0.10"), endpoints("web", *addresses, local=addresses[:1], node="node1"))
+    assert not proxy.full()
+    for _ in range(3):
+        at.clock.time += 60
+        assert proxy.intact()
+        assert not proxy.full()
+    assert at.balancers() == [f"10.96.0.10:80>8080/TCP F=1 M=0 {{{R1}}}"]
+    assert sum("192.0.2.1 is on this node" in message for message in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("unique", [False, True])
+def test_an_endpoint_that_names_another_host_than_has_its_address_now_is_replaced(unique: bool) -> None:
+    at = WindowsNode(replace(WS2025, unique_macs=unique), kind="Overlay")
+    stale = at.hns.add_endpoint(
+        HcnEndpoint(at.network, (R1,), "02-11-0a-f4-02-15", REMOTE_ENDPOINT, "192.0.2.99")
+    )
+    vip = at.hns.add_endpoint(
+        HcnEndpoint(at.network, ("10.96.0.10",), "00-15-5d-00-00-01", REMOTE_ENDPOINT, "192.0.2.99")
+    )
+    proxy = at.proxy()
+    fill(proxy, L1, R1)
+    refused = proxy.full()
+    assert list(refused) == ([WEB] if unique else [])
+    if unique:
+        assert at.balancers() == [f"10.96.0.10:80>8080/TCP F=1 M=0 S=10.244.1.250 {{{L1}}}"]
+        after(at, proxy, 1)
+    assert at.balancers() == [f"10.96.0.10:80>8080/TCP F=1 M=0 S=10.244.1.250 {{{L1},{R1}}}"]
+    found = at.hns.endpoints()
+    assert stale not in found
+    assert vip not in found
+    assert {each.addresses[0]: each.provider for each in found.values() if each.remote} == {
+        R1: "192.0.2.2",
+        "10.96.0.10": "192.0.2.1",
+    }
+    at.calls()
+    assert not proxy.full()
+    assert not proxy.restarted().full()
+    assert at.calls() == []
+
+
+def test_a_subnet_that_moves_to_another_host_takes_its_endpoints_along() -> None:
+    at = WindowsNode(kind="Overlay")
+    proxy = synced(at, L1, R1)
+    routes = [
+        {
+            "Type": "RemoteSubnetRoute",
+            "Settings": {"DestinationPrefix": "10.244.2.0/24", "ProviderAddress": "192.0.2.3"},
+        }
+    ]
+    at.hns.change(Entity.NETWORK, at.network, {"Policies": routes})
+    at.clock.time += 60
+    assert not proxy.intact()
+    assert not proxy.full()
+    assert [e.provider for e in at.hns.endpoints().values() if e.addresses == (R1,)] == ["192.0.2.3"]
+    at.calls()
+    assert not proxy.full()
+    assert at.calls() == []
+
+
+def test_an_endpoint_of_another_program_that_names_another_host_is_left_alone() -> None:
+    at = WindowsNode(kind="Overlay")
+    foreign = at.hns.add_endpoint(HcnEndpoint(at.network, (R1,), CNI_MAC, REMOTE_ENDPOINT, "192.0.2.99"))
+    proxy = synced(at, R1)
+    assert foreign in at.hns.endpoints()
+    (used,) = {each for b in at.hns.load_balancers().values() for each in b.endpoints}
+    assert at.hns.endpoints()[used].provider == "192.0.2.2"
+    assert not proxy.full()
+    assert at.calls() == []
+
+
+# Networks and families
+
+
+@pytest.mark.parametrize("addresses", [(L1,), (L1, R1), (R1,)])
+def test_a_network_that_is_made_again_without_a_notification_is_noticed(addresses: tuple[str, ...]) -> None:
+    at = WindowsNode()
+    proxy = synced(at, *addresses)
+    before = at.state()
+    at.hns.remove_network(at.network)
+    at.add_network()
+    at.clock.time += 60
+    assert not proxy.intact()
+    assert not proxy.full()
+    assert at.state() == before
+    assert all(each.network == at.network for each in at.hns.endpoints().values())
+
+
+def test_a_network_that_another_driver_found_first_is_noticed() -> None:
+    at = WindowsNode(local=())
+    at.add_local(L1, V6)
+    four, six = dual(at)
+    assert not four.full()
+    assert not six.full()
+    at.hns.rename_network(at.network)
+    assert not four.full()
+    at.clock.time += 1  # the lists of the other driver are recent
+    assert not six.intact()
+    assert not six.full()
+    assert six.intact()
+
+
+def test_a_network_that_was_made_again_while_it_had_no_endpoints() -> None:
+    at = WindowsNode(local=())
+    proxy = at.proxy()
+    assert not proxy.full()
+    at.hns.remove_network(at.network)
+    at.add_network()
+    fill(proxy, L1)
+    assert not proxy.sync()
+    assert at.balancers() == [f"10.96.0.10:80>8080/TCP F=1 M=0 {{{L1}}}"]
+
+
+def test_a_node_that_has_one_family_now_keeps_nothing_of_the_other_one() -> None:
+    at = WindowsNode(local=())
+    at.add_local(L1, V6)
+    four, six = dual(at)
+    far = "fd00:10:244:2::21"
+    six.tell(endpoints("web", V6, far, local=(V6,), node="node1", name="web-6"))
+    assert not four.full()
+    assert not six.full()
+    alone = four.restarted()
+    foreign = at.add_local("fd00:172::1", network=at.hns.add_network("other"))
+    at.calls()
+    assert not alone.full()
+    assert sorted(at.calls()) == ["HcnDeleteEndpoint"] + ["HcnDeleteLoadBalancer"] * 2
+    assert at.balancers() == [
+        f"*:30080>8080/TCP F=0 M=18 {{{L1}}}",
+        f"10.96.0.10:80>8080/TCP F=1 M=0 {{{L1}}}",
+    ]
+    assert foreign in at.hns.endpoints()
+    assert alone.intact()
+
+
+def test_a_family_that_is_not_served_any_more_while_the_process_runs() -> None:
+    at = WindowsNode(local=())
+    at.add_local(L1, V6)
+    four, six = dual(at)
+    assert not four.full()
+    assert not six.full()
+    assert four.intact()
+    six.close()
+    at.clock.time += 60
+    assert not four.intact()
+    assert not four.full()
+    assert len(at.balancers()) == 2
+    assert four.intact()
+
+
+def test_a_second_driver_of_one_family_is_no_reason_to_remove_anything() -> None:
+    """While a configuration replaces another one, both have drivers."""
+    at = WindowsNode(local=())
+    at.add_local(L1, V6)
+    four, six = dual(at)
+    assert not four.full()
+    assert not six.full()
+    again, _ = dual(at)
+    four.close()
+    assert not again.full()
+    assert len(at.balancers()) == 4
+
+
+def test_a_command_that_reads_counts_for_nothing() -> None:
+    at = WindowsNode()
+    proxy = synced(at, L1, R2)
+    assert proxy.differs() == []
+    assert at.calls() == []
