@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4, IPV6, Family
+from kubeproxy.model.distribution import BalancingSupport
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.model.plan import Key
 from kubeproxy.model.state import State
@@ -42,6 +43,9 @@ ENDPOINTS = {
     IPV4: [f"10.244.{net}.{host}" for net in (1, 2) for host in (11, 12, 13)],
     IPV6: [f"fd00:10:244:{net}::{host:x}" for net in (1, 2) for host in (11, 12, 13)],
 }
+
+
+ONLY_RANDOM = BalancingSupport()
 
 
 class Gone(NamedTuple):
@@ -103,6 +107,12 @@ def services(draw: st.DrawFn, keys: Sequence[Key] = KEYS) -> types.Service:
         allowed_sources=draw(sources),
         denied_sources=draw(sources),
         removed_endpoints=draw(st.sampled_from([None, "end-connections"])),
+        balancing=draw(st.sampled_from([None, None, "maglev"])),
+        maglev_hash=draw(st.sampled_from([None, "source-and-port"])),
+        maglev_table_size="251",
+        weights=draw(
+            st.sampled_from([None, None, "*=2", f"node:{NODE}=3", f"node:{OTHER_NODE}=0, group:a=5"])
+        ),
     )
     return types.Service(
         metadata=types.ObjectMeta(name=name, namespace=namespace, annotations=annotations),
@@ -164,7 +174,7 @@ def slices(draw: st.DrawFn, keys: Sequence[Key] = KEYS) -> types.EndpointSlice:
         metadata=types.ObjectMeta(
             name=f"slice-{draw(st.integers(0, 5))}",
             namespace=namespace,
-            labels=types.Labels(service=service),
+            labels=types.Labels(service=service, group=draw(st.sampled_from([None, "a"]))),
         ),
         address_type=family,
         endpoints=tuple(
@@ -283,7 +293,7 @@ def contests(draw: st.DrawFn, most: int = 8) -> list[list[Event]]:
 
 
 @st.composite
-def nodes(draw: st.DrawFn, family: Family = IPV4) -> NodeConfig:
+def nodes(draw: st.DrawFn, family: Family = IPV4, balancing: BalancingSupport = ONLY_RANDOM) -> NodeConfig:
     """A node under a family, with any way to detect local traffic and any node port addresses."""
     ipv4 = family == IPV4
     traffic = draw(
@@ -311,4 +321,5 @@ def nodes(draw: st.DrawFn, family: Family = IPV4) -> NodeConfig:
         node_port_addresses=(address,) if ranged else (),
         localhost_node_ports=ipv4 and not ranged and draw(st.booleans()),
         counters=draw(st.booleans()),
+        balancing=balancing,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4, IPV6
@@ -46,6 +47,12 @@ def service(
         types.ServiceSpec(ports=tuple(ports), cluster_ip=ips[0], cluster_ips=ips, **spec),
         status,
     )
+
+
+def annotated(made: types.Service, **annotations: str) -> types.Service:
+    """A Service with annotations."""
+    given = types.Annotations(**annotations)
+    return replace(made, metadata=replace(made.metadata, annotations=given))
 
 
 def endpoints(

@@ -14,6 +14,7 @@ from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.backends.nftables import layout, packing
 from kubeproxy.backends.nftables.driver import NFTablesDriver
+from kubeproxy.backends.nftables.mode import MODE
 from kubeproxy.backends.userspace.driver import Led
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.netlink import wire
@@ -23,7 +24,7 @@ from kubeproxy.netlink.nft.kernel import NftKernel
 from kubeproxy.netlink.nft.messages import NftMessage
 from kubeproxy.relay import sockets
 from tests import strategies
-from tests.fakes.cluster import Proxy, endpoints, service
+from tests.fakes.cluster import Proxy, annotated, endpoints, service
 from tests.fakes.relay import FakeRelay
 from tests.lab import netns
 from tests.machines import MACHINE
@@ -38,6 +39,7 @@ VARIED = (
     structs.replace(NODE4, local_traffic=LocalTraffic("interface", "cni0"), node_port_ranges=("192.0.2.0/24",), node_port_addresses=("192.0.2.1",)),
     structs.replace(NODE4, local_traffic=LocalTraffic("prefix", "cali"), masquerade_all=True, masquerade_mark=1 << 3),
     structs.replace(NODE6, local_traffic=LocalTraffic("range", "fd00:10:244::1/128"), service_cidrs=("::/0",)),
+    *(structs.replace(node, balancing=MODE.balancing) for node in NODES),
     structs.replace(NODE4, local_traffic=None, service_cidrs=("10.96.0.0/12", "10.112.0.0/12", "192.168.0.0/23", "0.0.0.0/8")),
 )  # fmt: skip
 
@@ -104,6 +106,29 @@ def everything() -> Iterator[types.Service | types.EndpointSlice]:
     yield service(
         "sctp", "10.96.9.10", "fd00:10:96::9a", ports=[port(9, "s", "SCTP")], session_affinity="ClientIP"
     )
+    for name, number, annotations in (
+        ("weights", 11, {"weights": "address:10.244.9.1=3 address:fd00:10:244:9::1=3"}),
+        ("sticky", 12, {"weights": "address:10.244.9.1=3 address:fd00:10:244:9::1=3"}),
+        ("maglev", 13, {"balancing": "maglev", "maglev_table_size": "251"}),
+        (
+            "maglev-port",
+            14,
+            {"balancing": "maglev", "maglev_hash": "source-and-port", "maglev_table_size": "251"},
+        ),
+    ):
+        made = service(
+            name,
+            f"10.96.9.{number}",
+            f"fd00:10:96::9:{number:x}",
+            ports=[port(80, node_port=31000 + number)],
+            session_affinity="ClientIP" if name == "sticky" else "None",
+            external_traffic_policy="Local" if name != "weights" else "Cluster",
+            type="NodePort",
+        )
+        yield annotated(made, **annotations)
+        for base in ("10.244.9.", "fd00:10:244:9::"):
+            them = [f"{base}{i}" for i in (1, 2, 3)]
+            yield endpoints(name, *them, local=them[:2], name=f"{name}-{len(base)}")
     yield endpoints("sctp", "10.244.1.11", "fd00:10:244:1::b", port_name="s", protocol="SCTP")
 
 

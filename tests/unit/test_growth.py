@@ -21,20 +21,23 @@ from kubeproxy.api import types
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.localhost import Localhost
 from kubeproxy.backends.nftables.driver import NFTablesDriver
+from kubeproxy.backends.nftables.mode import MODE
 from kubeproxy.backends.userspace.driver import Led
 from kubeproxy.backends.userspace.listening import Listening
+from kubeproxy.model import maglev
 from kubeproxy.model.flows import Fronts
 from kubeproxy.model.plan import Key
 from kubeproxy.netlink.nft.fake import FakeNftKernel
 from kubeproxy.netlink.nft.messages import NftMessage
 from kubeproxy.relay.values import Listener
-from tests.fakes.cluster import NODE, Proxy, endpoints, service
+from tests.fakes.cluster import NODE, Proxy, annotated, endpoints, service
 from tests.fakes.relay import FakeRelay
 from tests.unit.backends.iptables import rig as iptables
 from tests.unit.backends.ipvs import rig as ipvs
 
 KEY: Key = ("default", "big")
 HERE = replace(NODE, address="127.0.0.1")
+DIVIDES = replace(NODE, balancing=MODE.balancing)
 Events = list[types.Service | types.EndpointSlice]
 
 
@@ -109,7 +112,7 @@ def _listening() -> Proxy:
 MODES: dict[str, Callable[[], Proxy]] = {
     "iptables": lambda: iptables.Rig(SinkTables("legacy")),
     "iptables-nft": lambda: iptables.Rig(SinkTables("nf_tables")),
-    "nftables": lambda: Proxy(NFTablesDriver(Sink(), NODE)),
+    "nftables": lambda: Proxy(NFTablesDriver(Sink(), DIVIDES), DIVIDES),
     "nftables and localhost": _localhost,
     "ipvs": ipvs.Rig,
     "userspace": lambda: Proxy(Led(NFTablesDriver(Sink(), HERE), DeafRelay(), lambda _: HERE.address), HERE),
@@ -132,6 +135,7 @@ def cluster(
     load_balancer_ips: int = 1,
     sticky: bool = False,
     changed: str = "",
+    **annotations: str,
 ) -> Events:
     """A Service with everything, as large as is said.
 
@@ -144,20 +148,24 @@ def cluster(
         load_balancer_ips: load balancer IPs.
         sticky: with session affinity.
         changed: the address in place of the last endpoint of the last slice.
+        annotations: of the Service.
     """
     protocols = ("TCP", "UDP")
     named = [types.ServicePort(80 + i, f"p{i}", protocols[i % 2], 30000 + i) for i in range(ports)]
     nets = [f"198.{16 + (i >> 8)}.{i & 255}.{128 * (i % 2)}/{25 - i % 2}" for i in range(ranges - 1)]
     found: Events = [
-        service(
-            KEY[1],
-            "10.96.0.1",
-            type="LoadBalancer",
-            ports=named,
-            external_ips=tuple(addresses("203.1", external_ips)),
-            balancer=addresses("203.2", load_balancer_ips),
-            load_balancer_source_ranges=("127.0.0.0/8", *nets),
-            session_affinity="ClientIP" if sticky else "None",
+        annotated(
+            service(
+                KEY[1],
+                "10.96.0.1",
+                type="LoadBalancer",
+                ports=named,
+                external_ips=tuple(addresses("203.1", external_ips)),
+                balancer=addresses("203.2", load_balancer_ips),
+                load_balancer_source_ranges=("127.0.0.0/8", *nets),
+                session_affinity="ClientIP" if sticky else "None",
+            ),
+            **annotations,
         )
     ]
     for number in range(slices):
@@ -216,6 +224,7 @@ N = 20
 
 def costs(mode: str, **size: Any) -> Sequence[int]:
     """What a Service costs that comes, one of whose endpoints and one of whose ranges is replaced, and that goes."""
+    maglev.table.cache_clear()
     run = Run(mode)
     came = cluster(**size)
     other = cluster(**size, changed="10.99.0.1")
@@ -231,6 +240,20 @@ def test_twice_as_large_is_at_most_twice_the_work(mode: str, dimension: str, sti
     once, twice = (costs(mode, **size, **{dimension: n}) for n in (N, 2 * N))
     for what, one, two in zip(("came", "endpoint", "range", "went"), once, twice, strict=True):
         assert two < 2.2 * one, f"{what}: {one} operations for {N} {dimension}, {two} for {2 * N}"
+
+
+@pytest.mark.parametrize("dimension", ["ends", "ports", "external_ips"])
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        {"weights": "address:10.100.100.100=3, *=2"},
+        {"balancing": "maglev", "maglev_table_size": "251"},
+    ],
+)
+def test_division_of_connections(annotations: dict[str, str], dimension: str) -> None:
+    once, twice = (costs("nftables", **annotations, **{dimension: n}) for n in (10, 20))
+    for what, one, two in zip(("came", "endpoint", "range", "went"), once, twice, strict=True):
+        assert two < 2.2 * one, f"{what}: {one} operations for 10 {dimension}, {two} for 20"
 
 
 @pytest.mark.parametrize("mode", MODES)

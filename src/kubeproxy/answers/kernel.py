@@ -21,6 +21,7 @@ from kubeproxy.backends.base import Comparable, HeldPart, SyncError, Unsupported
 from kubeproxy.backends.shared.compared import flat
 from kubeproxy.backends.shared.held_rules import HeldRules
 from kubeproxy.machine.base import Machine
+from kubeproxy.model.distribution import slot_of
 from kubeproxy.model.explain import Explanation
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
@@ -28,6 +29,9 @@ from kubeproxy.model.verdict import Packet
 
 SETTLE_SECONDS: Final = 0.5
 """After this time a difference is checked again."""
+
+_SLOT: Final = re.compile(r"add element \S+ \S+ maglev-\S+ \{ (\d+) ")
+"""A slot of a table of Maglev hashing, which has a thousand or more."""
 
 _COMMENT: Final = re.compile(r' -m comment --comment (?:"[^"]*"|\S+)| comment "[^"]*"')
 
@@ -147,7 +151,11 @@ def _rules(
     only = replace(plan, ports=(_only(plan.ports[0], explained.verdict.front, explained.packet),))
     of_port, of_front = ({_bare(line) for line in flat(driver.describe(node, each))} for each in (plan, only))
     numbers = dict(held.numbers) if isinstance(held, HeldRules) else {}
+    distribution = explained.verdict.distribution
+    slot = None if distribution is None else slot_of(distribution, explained.packet.source)
     for line in held.commands():
+        if (found := _SLOT.match(line)) and (slot is None or int(found[1]) != slot):
+            continue
         if _bare(line) in of_port & of_front:
             yield HeldRule(line, numbers.get(line, 0))
 

@@ -134,7 +134,7 @@ def _nft(kind: str, table: str, name: str, rest: str) -> LineParts:
         name,
         f"element {name} {key}",
         front,
-        _service(inner),
+        _service(inner) or _service(name),
         to[1] if to else "",
         _joined(value[1], value[2]) if value else "",
     )

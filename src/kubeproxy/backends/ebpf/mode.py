@@ -97,6 +97,7 @@ MODE: Final = Mode(
     node_port_addresses=nftables.MODE.node_port_addresses,
     replaces=("ipvs", "iptables"),
     manners=Manners(closed_cluster_ips=True, firewall_first=True, at_connect=True),
+    balancing=nftables.MODE.balancing,
     failure_metrics=(FailureMetric("kubeproxy_sync_proxy_rules_nftables_sync_failures_total"),),
     node=_node,
     problems=_problems,

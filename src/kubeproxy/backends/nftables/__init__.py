@@ -6,7 +6,8 @@ layout       names, sets and maps, base chains: what the table is made of
 packing      elements of one family, from precomputed pieces
 statements   what rules are made of
 chains       the rules of chains that Services share by their number of endpoints
-sticky       chains and sets of Services with session affinity
+own          chains, sets and maps of single Services
+sticky       rules of Services with session affinity
 firewall     elements of Services with source ranges
 content      what the table is to hold: all plans, and the transaction for a change
 uses         what several Services need together

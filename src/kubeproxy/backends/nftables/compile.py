@@ -11,7 +11,8 @@ its old place and its new one.
     source ranges                     firewall-fronts, firewall-sources; of node ports firewall-nodeports,
                                       firewall-nodeport-sources
     no endpoint                       no-endpoints-drop, no-endpoints-reject
-    session affinity                  goto chains of its own (`sticky`)
+    session affinity, Maglev          goto chains of its own (`own`)
+    weights                           as many slots as the weight, N and M are the sums of the weights
 """
 
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ from kubeproxy.api.addresses import BITS, pack
 from kubeproxy.backends.nftables import layout, packing
 from kubeproxy.backends.nftables.chains import SharedChain
 from kubeproxy.backends.nftables.firewall import Firewall
+from kubeproxy.backends.nftables.own import SlotTable, own_objects
 from kubeproxy.backends.nftables.statements import Rule, Statements
-from kubeproxy.backends.nftables.sticky import Own, own_objects
+from kubeproxy.model.distribution import Distribution
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import DROP, FORWARD, Action, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
@@ -39,6 +41,7 @@ class ServiceElements(NamedTuple):
         chains: shared chains that its elements lead to.
         own_chains: chains of its own, with their rules.
         own_sets: sets of its own, with the milliseconds their elements stay.
+        own_maps: the names of maps of its own: tables of Maglev hashing.
         firewalls: the clients of each front that has source ranges; their elements are made when a difference
             needs them.
     """
@@ -47,12 +50,13 @@ class ServiceElements(NamedTuple):
     chains: set[SharedChain]
     own_chains: dict[str, list[Rule]]
     own_sets: dict[str, int]
+    own_maps: set[str]
     firewalls: dict[bytes, Firewall]
 
     @classmethod
     def nothing(cls) -> "ServiceElements":
         """What no Service needs."""
-        return cls({}, set(), {}, {}, {})
+        return cls({}, set(), {}, {}, set(), {})
 
 
 class Compiler:
@@ -64,6 +68,7 @@ class Compiler:
         self._statements = Statements(node)
         self._by_front = packing.EndpointElements(node.family, address + 8, counted=node.counters)
         self._by_port = packing.EndpointElements(node.family, 8, counted=node.counters)
+        self._by_slot = packing.EndpointElements(node.family, 0, counted=node.counters)
 
     def compile(self, plan: ServicePlan | None) -> ServiceElements:
         """What a Service needs; nothing for None."""
@@ -105,6 +110,19 @@ class Compiler:
         """Packs endpoints of fronts of one kind."""
         return self._by_port if node_port else self._by_front
 
+    def slots(self, table: SlotTable) -> list[bytes]:
+        """The elements of a table of Maglev hashing."""
+        tails = [self._by_slot.tail(each.address, each.port) for each in table.endpoints]
+        return self._by_slot.elements(b"", [tails[number] for number in table.slots])
+
+
+def slots_of(endpoints: tuple[Endpoint, ...], distribution: Distribution | None) -> tuple[Endpoint, ...]:
+    """The endpoint of each slot of a front: each endpoint has as many as its weight."""
+    if distribution is None or not distribution.weights:
+        return endpoints
+    weighted = zip(endpoints, distribution.weights, strict=False)  # without endpoints, no slots
+    return tuple([endpoint for endpoint, weight in weighted for _ in range(weight)])
+
 
 class _Port:
     """Compiles one Service port."""
@@ -116,14 +134,17 @@ class _Port:
         self._compiler = compiler
         self._out = out
         self._firewall = firewall
-        self._own = (
-            own_objects(port, compiler.statements) if port.affinity and port.any else Own("", "", {}, {})
-        )
+        self._own = own_objects(port, compiler.statements)
+        self._cluster = slots_of(port.cluster, port.cluster_distribution)
+        self._local = slots_of(port.local, port.local_distribution)
 
     def compile(self) -> None:
         p = self._port
         self._out.own_chains.update(self._own.chains)
         self._out.own_sets.update(self._own.sets)
+        self._out.own_maps.update(self._own.tables)
+        for name, table in self._own.tables.items():
+            self._add(name, self._compiler.slots(table))
         if p.cluster_ip:
             self._put(layout.CLUSTER_IPS, packing.member(pack(p.cluster_ip)))
             self._cluster_ip(packing.front(p.cluster_ip, p.protocol, p.port))
@@ -156,7 +177,7 @@ class _Port:
 
     def _cluster_ip(self, key: bytes) -> None:
         p = self._port
-        endpoints = p.internal_endpoints
+        endpoints = self._local if p.internal_local else self._cluster
         if p.internal_action != FORWARD:
             self._refuse(key, p.internal_action)
         elif self._own.internal:
@@ -175,13 +196,13 @@ class _Port:
         if self._own.external:
             self._goto(key, self._own.external, node_port=node_port)
             return
-        count = len(p.cluster)
+        count = len(self._cluster)
         if p.external_local:
-            self._shared(key, SharedChain("local", node_port, count, len(p.local)))
-            self._slots(key, p.cluster, here=True, node_port=node_port)
+            self._shared(key, SharedChain("local", node_port, count, len(self._local)))
+            self._slots(key, self._cluster, here=True, node_port=node_port)
         else:
             self._shared(key, SharedChain("external", node_port, count))
-        self._slots(key, p.external_endpoints, node_port=node_port)
+        self._slots(key, self._local if p.external_local else self._cluster, node_port=node_port)
 
     def _refuse(self, key: bytes, action: Action, *, node_port: bool = False) -> None:
         if node_port:
@@ -205,7 +226,10 @@ class _Port:
         name = layout.endpoints(family, len(endpoints), here=here, node_port=node_port).name
         packer = self._compiler.endpoints(node_port=node_port)
         tails = [packer.tail(b.address, b.port) for b in endpoints]
-        self._out.elements.update(dict.fromkeys([(name, e) for e in packer.elements(key, tails)]))
+        self._add(name, packer.elements(key, tails))
+
+    def _add(self, name: str, elements: list[bytes]) -> None:
+        self._out.elements.update(dict.fromkeys([(name, each) for each in elements]))
 
     def _put(self, name: str, element: bytes) -> None:
         self._out.elements[name, element] = None

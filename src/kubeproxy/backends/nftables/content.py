@@ -71,10 +71,14 @@ class Content:
 
 
 def own_objects(transaction: Transaction, before: ServiceElements, after: ServiceElements) -> None:
-    """Changes one Service's own chains and sets from one state to another."""
+    """Changes one Service's own chains, sets and maps from one state to another."""
     old_sets, new_sets = before.own_sets, after.own_sets
     for name in old_sets.keys() - new_sets.keys():
         transaction.drop_set(name)
+    for name in sorted(before.own_maps - after.own_maps):
+        transaction.drop_map(name)
+    for name in sorted(after.own_maps - before.own_maps):
+        transaction.make_table(name)
     for name, timeout in new_sets.items():
         if old_sets.get(name) != timeout:
             transaction.make_set(name, timeout)

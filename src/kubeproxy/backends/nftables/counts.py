@@ -16,7 +16,7 @@ from kubeproxy.backends.base import EndpointCounts
 from kubeproxy.backends.nftables import layout, packing
 from kubeproxy.backends.nftables.compile import Compiler, Element
 from kubeproxy.backends.nftables.held import KEY_AT
-from kubeproxy.backends.nftables.sticky import own_objects
+from kubeproxy.backends.nftables.own import own_objects
 from kubeproxy.backends.shared.totals import Totals
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortId, PortPlan, ServicePlan
@@ -46,6 +46,7 @@ class MapCounter:
         self._plans: dict[Key, ServicePlan] = {}
         self._fronts: dict[bytes, PortId] = {}
         self._chains: dict[str, PortId] = {}
+        self._tables: dict[str, PortId] = {}
         self._last: dict[str, set[bytes]] = {}
         self._handles: set[tuple[str, int]] = set()  # rules of session affinity
 
@@ -55,15 +56,20 @@ class MapCounter:
         for port in before.ports if before is not None else ():
             for front in _fronts(port):
                 self._fronts.pop(front, None)
-            for chain in self._own_chains(port):
+            chains, tables = self._own(port)
+            for chain in chains:
                 self._chains.pop(chain, None)
+            for table in tables:
+                self._tables.pop(table, None)
         if plan is None:
             return
         self._plans[key] = plan
         for port in plan.ports:
             named = (port.name, port.protocol)
             self._fronts.update(dict.fromkeys(_fronts(port), named))
-            self._chains.update(dict.fromkeys(self._own_chains(port), named))
+            chains, tables = self._own(port)
+            self._chains.update(dict.fromkeys(chains, named))
+            self._tables.update(dict.fromkeys(tables, named))
 
     def read(self, only: Collection[Key] = ()) -> EndpointCounts | None:
         """See `ConnectionCounter`."""
@@ -92,7 +98,7 @@ class MapCounter:
 
     def _read_all(self) -> None:
         for name in objects.sets(self._kernel, self._table):
-            if layout.SLOTS.fullmatch(name) is None:
+            if layout.SLOTS.fullmatch(name) is None and name not in self._tables:
                 continue
             now = set(objects.counted_elements(self._kernel, self._table, name))
             for element in now - self._last.get(name, set()):
@@ -122,7 +128,7 @@ class MapCounter:
                 if found is not None:
                     self._take(name, found)
             for port in plan.ports:
-                for chain in self._own_chains(port):
+                for chain in self._own(port)[0]:
                     self._take_rules(chain)
 
     def _take(self, name: str, element: bytes) -> None:
@@ -130,7 +136,7 @@ class MapCounter:
         end = self._end_of(name)
         packets = objects.packets(element, end)
         front_end = end - _PORT_BYTES - self._address - _HEADERS_BYTES - _SLOT_BYTES
-        port = self._fronts.get(element[KEY_AT:front_end])
+        port = self._tables.get(name) or self._fronts.get(element[KEY_AT:front_end])
         if packets is None or port is None:
             return
         at = end - _PORT_BYTES - self._address
@@ -169,16 +175,20 @@ class MapCounter:
 
     def _slots(self, plan: ServicePlan) -> Iterator[Element]:
         """The elements of a Service that have counters."""
-        return (each for each in self._compiler.compile(plan).elements if layout.SLOTS.fullmatch(each[0]))
+        compiled = self._compiler.compile(plan)
+        return (e for e in compiled.elements if layout.SLOTS.fullmatch(e[0]) or e[0] in compiled.own_maps)
 
-    def _own_chains(self, port: PortPlan) -> Collection[str]:
-        if not port.affinity or not port.any:
-            return ()
-        return own_objects(port, self._compiler.statements).chains
+    def _own(self, port: PortPlan) -> tuple[Collection[str], Collection[str]]:
+        """The chains with counted rules, and the tables, that a Service port has for itself."""
+        own = own_objects(port, self._compiler.statements)
+        return own.chains if port.affinity else (), own.tables
 
     def _end_of(self, name: str) -> int:
         """Where in an element of a map its counter is."""
-        front = _NODE_PORT_BYTES if name.startswith("nodeport-") else self._address + _NODE_PORT_BYTES
+        if name in self._tables:
+            front = 0
+        else:
+            front = _NODE_PORT_BYTES if name.startswith("nodeport-") else self._address + _NODE_PORT_BYTES
         return KEY_AT + front + _SLOT_BYTES + _HEADERS_BYTES + self._address + _PORT_BYTES
 
 

@@ -21,8 +21,10 @@ from kubeproxy.backends.nftables.steps import TableSteps, steps
 from kubeproxy.backends.nftables.transaction import Transaction
 from kubeproxy.backends.nftables.watch import watch
 from kubeproxy.backends.shared.threads import in_thread
+from kubeproxy.model.distribution import Distribution
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
+from kubeproxy.model.select import Endpoint
 from kubeproxy.netlink.nft import messages, objects
 from kubeproxy.netlink.nft.fake import FakeNftKernel
 from kubeproxy.netlink.nft.kernel import NftKernel, TransactionRefusedError
@@ -226,11 +228,18 @@ class NFTablesDriver:
         return True
 
 
+def _slots(endpoints: Sequence[Endpoint], distribution: Distribution | None) -> int:
+    """How many slots endpoints have."""
+    if distribution is None:
+        return len(endpoints)
+    return distribution.table_size or sum(distribution.weights) or len(endpoints)
+
+
 def _size(plan: ServicePlan | None) -> int:
     """About how many elements a Service needs."""
     return sum(
         (1 + len(p.external_ips) + len(p.load_balancer_ips) + bool(p.node_port))
-        * (1 + max(len(p.cluster), len(p.local)))
+        * (1 + max(_slots(p.cluster, p.cluster_distribution), _slots(p.local, p.local_distribution)))
         + len(p.load_balancer_ips) * len(p.source_ranges)
         + (len(p.external_ips) + bool(p.node_port)) * len(p.external_ranges)
         for p in (plan.ports if plan else ())

@@ -85,7 +85,7 @@ class FoundTable:
 
     Attributes:
         chains: digests of the rules of each chain.
-        maps: maps of endpoints that are not always there.
+        maps: maps of endpoints that are not always there, those of single Services, too.
         sets: sets that are none of the layout's, with the milliseconds their elements stay.
         sound: the table is laid out as ours: its sets, maps and base chains are there and what they should
             be.

@@ -12,6 +12,7 @@ protocol and port; for node ports protocol and port. "Slot" numbers the endpoint
     no-endpoints-...       fronts to drop or reject
     firewall-fronts, firewall-sources     fronts with source ranges, and who is let in
     firewall-nodeports, firewall-nodeport-sources     the same two for node ports
+    maglev-SIZE-...        of a Service port with Maglev hashing, slot : endpoint
     cluster-ips, service-cidrs, nodeport-ips, hairpin-connections
 
 For ClusterIPs with few endpoints, which is nearly all there are, chain `find-endpoint` asks each
@@ -111,6 +112,7 @@ class SetType(Struct, frozen=True, gc=False):
     data: tuple[Type, ...] | None = None
     flags: int = 0
     comment: str = ""
+    size: int = 0
 
 
 @cache
@@ -126,8 +128,22 @@ SLOTS: Final = re.compile(r"(nodeport-)?(here-)?endpoints-([1-9]\d*)")
 """Names of `endpoints`."""
 
 
+def table(family: int, name: str) -> SetType:
+    """A table of Maglev hashing, by its name. With its size given, the kernel needs half the memory."""
+    found = TABLES.match(name)
+    assert found is not None
+    size = int(found[1])
+    return SetType(name, (below(size),), (ADDRESSES[family], SERVICE), size=size)
+
+
+TABLES: Final = re.compile(r"maglev-([1-9]\d{0,4})-")
+"""The beginning of the names of tables of Maglev hashing: `names.table`."""
+
+
 def parse_endpoints(family: int, name: str) -> SetType | None:
-    """The map that `endpoints` gives this name; None if it gives it to none."""
+    """The map of endpoints that has this name; None if there is none with such a name."""
+    if TABLES.match(name):
+        return table(family, name)
     found = SLOTS.fullmatch(name)
     if found is None:
         return None

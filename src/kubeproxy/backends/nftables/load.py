@@ -8,7 +8,7 @@ stays.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from kubeproxy.backends.nftables import frame, layout
+from kubeproxy.backends.nftables import frame, layout, names
 from kubeproxy.backends.nftables.chains import SharedChain
 from kubeproxy.backends.nftables.compile import Element, ServiceElements
 from kubeproxy.backends.nftables.content import NOTHING, Content, own_objects
@@ -40,6 +40,7 @@ class _Part(NamedTuple):
             or self.add
             or held.own_chains != wanted.own_chains
             or held.own_sets != wanted.own_sets
+            or held.own_maps != wanted.own_maps
         )
 
 
@@ -67,6 +68,7 @@ class TableLoad:
         self._commit = commit
         self._wanted_chains = {*layout.FIXED_CHAINS, *layout.BASE_CHAINS}
         self._wanted_sets: set[str] = set()
+        self._wanted_maps: set[str] = set()
         self._failures: dict[Key, str] = {}
 
     def run(self) -> dict[Key, str]:
@@ -128,6 +130,7 @@ class TableLoad:
                 piece.append(part)
             self._wanted_chains |= compiled.own_chains.keys()
             self._wanted_sets |= compiled.own_sets.keys()
+            self._wanted_maps |= compiled.own_maps
             size += len(add) + len(delete)
             if size >= _PIECE:
                 yield piece
@@ -150,7 +153,7 @@ class TableLoad:
             if name in self._held.chains
         }
         sets = {name: self._held.sets[name] for name in wanted.own_sets if name in self._held.sets}
-        return ServiceElements({}, set(), chains, sets, {})
+        return ServiceElements({}, set(), chains, sets, wanted.own_maps & self._held.maps, {})
 
     def _send(self, piece: list[_Part]) -> None:
         """Sends parts together; when the kernel refuses them, in halves."""
@@ -179,8 +182,12 @@ class TableLoad:
         named |= {front for plan in had for front in compiler.fronts(plan)}
         others = {front for key in plans.keys() - self._failures for front in compiler.fronts(plans[key])}
         ends = {KEY_AT + len(front) for front in named}
+        failed = [plans[key] for key in self._failures]
+        own = tuple({names.port(port.name, port.protocol) for plan in failed for port in plan.ports})
 
         def stays(element: Element) -> bool:
+            if layout.TABLES.match(element[0]):
+                return element[0].endswith(own)
             fronts = {element[1][KEY_AT:end] for end in ends}
             return fronts.isdisjoint(others) and (element in elements or not fronts.isdisjoint(named))
 
@@ -190,7 +197,8 @@ class TableLoad:
         """Deletes what no Service needs."""
         content = self._content
         chains = {chain.name: chain.slots(content.table.family) for chain in content.uses.chains}
-        maps = self._held.maps - {slots.name for slots in chains.values() if slots is not None}
+        needed = {slots.name for slots in chains.values() if slots is not None}
+        maps = self._held.maps - needed - self._wanted_maps
         stays = self._kept() if self._failures else lambda _: False
         left = [element for element in self._held.leftovers(maps) if not stays(element)]
         for start in range(0, len(left), _PIECE):

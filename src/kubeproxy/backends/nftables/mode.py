@@ -11,6 +11,7 @@ from kubeproxy.config import checks
 from kubeproxy.config.checks import Problem
 from kubeproxy.config.gates import LOCALHOST_NODE_PORTS, resolve
 from kubeproxy.config.types import PRIMARY, KubeProxyConfiguration
+from kubeproxy.model.distribution import BalancingSupport
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
 
@@ -84,6 +85,7 @@ MODE: Final = Mode(
     node_port_addresses=(PRIMARY,),
     replaces=("ebpf", "ipvs", "iptables"),
     manners=Manners(closed_cluster_ips=True, firewall_first=True),
+    balancing=BalancingSupport(weights=True, maglev=True),
     failure_metrics=(FailureMetric("kubeproxy_sync_proxy_rules_nftables_sync_failures_total"),),
     node=_node,
     problems=_problems,

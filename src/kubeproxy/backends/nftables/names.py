@@ -1,6 +1,7 @@
-"""Names of the objects of Services with session affinity.
+"""Names of the objects of Services that have objects of their own.
 
-They are the reference's, so that after a take-over, in either direction, clients keep their endpoints.
+Those of session affinity are the reference's, so that after a take-over, in either direction, clients keep
+their endpoints.
 
 A Service port is called HASH-namespace/name/protocol/port, an endpoint of it
 HASH-namespace/name/protocol/port__ip/port, where HASH is the first 8 characters of base32 over SHA-256 of
@@ -27,6 +28,11 @@ def endpoint(name: str, protocol: str, address: str, number: int) -> str:
     """The name of an endpoint of a Service port."""
     service, _, own = name.partition(":")
     return _hashed(f"{service}/{protocol.lower()}/{own}__{address}/{number}")
+
+
+def table(name: str, protocol: str, size: int, *, local: bool) -> str:
+    """The name of the map that is the table of Maglev hashing of a Service port."""
+    return f"maglev-{size}-{'local-' if local else ''}{port(name, protocol)}"[:_LONGEST]
 
 
 def _hashed(text: str) -> str:

@@ -84,8 +84,13 @@ class _PartReader:
             self._set(name)
         self.follow([chain.name for chain in compiled.chains])
         self.follow(compiled.own_chains)
+        for name in compiled.own_maps:
+            if self._set(name):
+                found = objects.elements(self._kernel, self._table, name)
+                self._elements[name] = dict.fromkeys(found)
         for name, element in compiled.elements:
-            self._element(name, element)
+            if name not in compiled.own_maps:
+                self._element(name, element)
         for front in fronts:
             for name, key in self._keys(front):
                 self._element(name, packing.member(key))

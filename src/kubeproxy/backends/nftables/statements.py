@@ -11,6 +11,7 @@ from typing import NamedTuple
 from kubeproxy.api.addresses import BITS, IPV4, pack
 from kubeproxy.api.rows import Protocol
 from kubeproxy.backends.nftables import packing
+from kubeproxy.model.jenkins import SEED
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.netlink.nft import expressions as x
 from kubeproxy.netlink.nft.messages import IP, IP6
@@ -63,6 +64,35 @@ class Statements:
         front = self.port(0) if node_port else self.front()
         number = 2 if node_port else self.words + 2
         return *front, x.number(number, count), x.lookup(name, 0, 0), x.dnat(self.family, 0, self.words)
+
+    def pick_hashed(self, protocol: Protocol, name: str, size: int, *, with_port: bool) -> tuple[bytes, ...]:
+        """Sends to the endpoint that a table of Maglev hashing has for the client; continues for none.
+
+        Args:
+            protocol: the protocol of the packets; nft needs it to read what it prints.
+            name: the map.
+            size: the number of its slots.
+            with_port: the hash is of the client's address and port, otherwise of its address.
+        """
+        port = (x.payload(1 + self.words, x.TRANSPORT_HEADER, 0, 2),) if with_port else ()
+        return (
+            x.meta(0, x.META_L4PROTO),
+            x.compare(0, packing.PROTOCOLS[protocol][:1]),
+            self.source(1),
+            *port,
+            x.jenkins(0, 1, self._length + 4 * with_port, size, SEED),
+            x.lookup(name, 0, 0),
+            x.dnat(self.family, 0, self.words),
+        )
+
+    def chance(self, weight: int, whole: int) -> tuple[bytes, ...]:
+        """Continues with the probability that a weight has in the whole; always if it is all of it."""
+        if weight == whole:
+            return ()
+        if whole % weight == 0:
+            return x.number(0, whole // weight), x.compare(0, bytes(4))
+        number = x.number(0, whole), x.to_network_order(0)
+        return *number, x.compare(0, weight.to_bytes(4), x.BELOW)
 
     def send(self, protocol: Protocol, address: str, port: int) -> tuple[bytes, ...]:
         """Sends to one endpoint; continues only for its protocol, which nft needs to read what it prints."""

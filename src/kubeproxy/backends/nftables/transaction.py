@@ -64,6 +64,10 @@ class Transaction:
         """A map of endpoints is to be deleted."""
         self._dropped_maps.append(name)
 
+    def make_table(self, name: str) -> None:
+        """A table of Maglev hashing is to be there."""
+        self._made_maps.append(layout.table(self._table.family, name))
+
     def make_set(self, name: str, timeout: int) -> None:
         """A set of clients is to have this timeout in milliseconds; if it exists, it keeps its clients."""
         self._made_sets[name] = timeout
@@ -93,7 +97,10 @@ class Transaction:
         out = [messages.flush_chain(t, name) for name in self._flushed]
         out += [messages.delete_set(t, name) for name in self._dropped_sets]
         out += self._fill([name for name in self._chains if name in self._flushed])
+        dropped = frozenset(self._dropped_maps)  # deleted with all their elements
         for name, elements in self._deleted.items():
+            if name in dropped:
+                continue
             out += messages.delete_elements(t, name, elements)
         for name, elements in self._added.items():
             out += messages.add_elements(t, name, elements)
@@ -107,7 +114,7 @@ class Transaction:
             messages.add_set(t, name, (address,), flags=TIMEOUT | EVAL, timeout=timeout, size=CLIENTS)
             for name, timeout in self._made_sets.items()
         ]
-        return out + [messages.add_set(t, s.name, s.key, s.data) for s in self._made_maps]
+        return out + [messages.add_set(t, s.name, s.key, s.data, size=s.size) for s in self._made_maps]
 
     def _fill(self, names: Iterable[str]) -> list[NftMessage]:
         """Makes chains and their rules. New ones are emptied, too: they may remain from a failed attempt."""

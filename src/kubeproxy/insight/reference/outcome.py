@@ -87,10 +87,10 @@ def of_verdict(packet: Packet, verdict: Verdict) -> Outcome:
     """The outcome according to plans."""
     if verdict.action != FORWARD:
         return Outcome({verdict.action: 1.0})
-    share = 1 / len(verdict.endpoints)
     targets = {
         (endpoint.address, endpoint.port): (share, verdict.masquerades(packet, endpoint))
-        for endpoint in verdict.endpoints
+        for endpoint, share in zip(verdict.endpoints, verdict.shares, strict=True)
+        if share
     }
     return Outcome({FORWARD: 1.0}, targets, verdict.port.affinity if verdict.port else 0)
 

@@ -21,6 +21,7 @@ from kubeproxy.api.rows import Protocol
 from kubeproxy.insight.reference.outcome import Fate, UnknownRuleError
 from kubeproxy.insight.reference.packet_state import PROTOCOLS, PacketState
 from kubeproxy.insight.reference.sets import SetContents, cidrs, fields
+from kubeproxy.model.jenkins import jhash, scaled
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import expressions as x
 from kubeproxy.netlink.nft import messages
@@ -70,6 +71,7 @@ class NftRules:
         self._affinity = 0
         self._size = 4 if table.family == messages.IP else 16
         self._source_at = -1
+        self._port_at = -1
         self._source_mask = b""
         only = wire.text(1, table.name)
         for body in list(kernel.dump(messages.GETSET, table.family, only)):
@@ -187,10 +189,11 @@ class NftRules:
         for number in range(at, len(steps)):
             name = wire.string(steps[number][1])
             a = wire.attributes(steps[number].get(2, b""))
-            if name == "numgen":
-                modulus, offset = _int(a[2]), _int(a.get(4, b""))
+            if name == "numgen" or (name == "hash" and self._hashes_port(a)):
+                modulus, offset = (_int(a[2]), _int(a.get(4, b""))) if name == "numgen" else (_int(a[4]), 0)
                 for value in range(modulus):
-                    loaded = _load(registers, a[1], (value + offset).to_bytes(4, sys.byteorder))
+                    into = a[1] if name == "numgen" else a[2]
+                    loaded = _load(registers, into, (value + offset).to_bytes(4, sys.byteorder))
                     likely = structs.replace(state, probability=state.probability / modulus)
                     yield from self._rule(steps, number + 1, loaded, likely)
                 return
@@ -227,6 +230,11 @@ class NftRules:
             case "cmp":
                 self._note_comparison(a)
                 return _KEEP_ON if _holds(a, registers) else _NO_MATCH, registers, state
+            case "byteorder":
+                value = _at(registers, a[1], _int(a[4]))
+                return _KEEP_ON, _load(registers, a[2], _swapped(value)), state
+            case "hash":
+                return _KEEP_ON, _load(registers, a[2], _hashed(a, registers)), state
             case "bitwise":
                 if _offset(a[1]) == self._source_at:
                     self._source_mask = bytes(wire.attributes(a[4])[1])
@@ -273,6 +281,14 @@ class NftRules:
             self._source_at, self._source_mask = _offset(a[1]), b""
         elif _offset(a[1]) == self._source_at:
             self._source_at = -1
+        if (_int(a[2]), _int(a[3]), _int(a[4])) == (x.TRANSPORT_HEADER, 0, 2):
+            self._port_at = _offset(a[1])
+        elif _offset(a[1]) == self._port_at:
+            self._port_at = -1
+
+    def _hashes_port(self, a: wire.Attributes) -> bool:
+        """Whether a hash is of the client's port, too, which may be any."""
+        return _offset(a[1]) <= self._port_at < _offset(a[1]) + _int(a[3])
 
     def _note_comparison(self, a: wire.Attributes) -> None:
         """Remembers the range of sources that is compared with."""
@@ -298,6 +314,8 @@ def _payload(a: wire.Attributes, state: PacketState) -> bytes:
     start = 12 if len(addresses) == 8 else 8
     if base == x.NETWORK_HEADER and start <= offset and offset + size <= start + len(addresses):
         return addresses[offset - start : offset - start + size]
+    if (base, offset, size) == (x.TRANSPORT_HEADER, 0, 2):
+        return bytes(2)  # any port
     if (base, offset, size) == (x.TRANSPORT_HEADER, 2, 2):
         return state.port.to_bytes(2)
     raise UnknownRuleError(f"payload of {size} bytes at {offset} of header {base}")
@@ -329,6 +347,18 @@ def _verdict(data: wire.Attributes) -> object:
     if code == messages.RETURN:
         return code, ""
     return "drop" if code == messages.DROP else "pass"
+
+
+def _hashed(a: wire.Attributes, registers: bytes) -> bytes:
+    if 5 not in a or _int(a.get(7, b"")):
+        raise UnknownRuleError("hash that is not Jenkins' with a known seed")
+    value = jhash(_at(registers, a[1], _int(a[3])), _int(a[5]))
+    return scaled(value, _int(a[4])).to_bytes(4, sys.byteorder)
+
+
+def _swapped(value: bytes) -> bytes:
+    """A number in the host's byte order, in network byte order."""
+    return int.from_bytes(value, sys.byteorder).to_bytes(len(value))
 
 
 def _holds(a: wire.Attributes, registers: bytes) -> bool:

@@ -30,9 +30,11 @@ CT_DNAT: Final = 0x20
 NETWORK_HEADER: Final = 1
 TRANSPORT_HEADER: Final = 2
 
-EQUAL, NOT_EQUAL = 0, 1
+EQUAL, NOT_EQUAL, BELOW = 0, 1, 2
 _RANDOM_FULLY = 0x10
 _NUMGEN_RANDOM = 1
+_JENKINS = 0
+_TO_NETWORK_ORDER = 1
 _NAT_DESTINATION = 1
 _NAT_MAP_ADDRESS_PORT = 0x3
 _FIB_SOURCE, _FIB_DESTINATION = 0x1, 0x2
@@ -83,7 +85,10 @@ def verdict(data: bytes) -> bytes:
 
 
 def compare(register: int, value: bytes, operator: int = EQUAL) -> bytes:
-    """Continues only if a register has this value, or with NOT_EQUAL if it has another one."""
+    """Continues only if a register has this value, or with NOT_EQUAL if it has another one.
+
+    With BELOW if it has a smaller one; both are in network byte order.
+    """
     return _expression("cmp", _register(1, register), be32(2, operator), nested(3, attribute(1, value)))
 
 
@@ -114,6 +119,31 @@ def number(register: int, modulus: int) -> bytes:
     """Loads a random number below a modulus, in the host's byte order."""
     return _expression(
         "numgen", _register(1, register), be32(2, modulus), be32(3, _NUMGEN_RANDOM), be32(4, 0)
+    )
+
+
+def to_network_order(register: int) -> bytes:
+    """Converts a number in the host's byte order, for BELOW."""
+    return _expression(
+        "byteorder",
+        _register(1, register),
+        _register(2, register),
+        be32(3, _TO_NETWORK_ORDER),
+        be32(4, 4),
+        be32(5, 4),
+    )
+
+
+def jenkins(register: int, source: int, length: int, modulus: int, seed: int) -> bytes:
+    """Loads Jenkins' hash of some bytes, scaled to a number below a modulus, in the host's byte order."""
+    return _expression(
+        "hash",
+        _register(1, source),
+        _register(2, register),
+        be32(3, length),
+        be32(4, modulus),
+        be32(5, seed),
+        be32(7, _JENKINS),
     )
 
 

@@ -67,7 +67,7 @@ def protocol(value: bytes) -> str:
 
 
 def port(value: bytes) -> str:
-    """A port."""
+    """A port, or another number in network byte order."""
     return str(int.from_bytes(value))
 
 
@@ -96,11 +96,14 @@ def _flags(names: dict[int, str]) -> Callable[[bytes], str]:
     return lambda value: names[int.from_bytes(value, sys.byteorder)]
 
 
+_SOURCE_PORT: Final = "th sport"
+_PROTOCOL_IS: Final = "meta l4proto "
 _PAYLOADS: Final = {
     (x.NETWORK_HEADER, 12, 4): Value("ip saddr", 1, address),
     (x.NETWORK_HEADER, 16, 4): Value("ip daddr", 1, address),
     (x.NETWORK_HEADER, 8, 16): Value("ip6 saddr", 4, address),
     (x.NETWORK_HEADER, 24, 16): Value("ip6 daddr", 4, address),
+    (x.TRANSPORT_HEADER, 0, 2): Value(_SOURCE_PORT),
     (x.TRANSPORT_HEADER, 2, 2): Value("th dport"),
 }
 _METAS: Final = {
@@ -146,7 +149,11 @@ class Reader:
         return " ".join(self._text)
 
     def _payload(self, a: wire.Attributes) -> None:
-        self._load(a[1], _PAYLOADS[_int(a[2]), _int(a[3]), _int(a[4])])
+        value = _PAYLOADS[_int(a[2]), _int(a[3]), _int(a[4])]
+        if value.words == _SOURCE_PORT and self._text and self._text[-1].startswith(_PROTOCOL_IS):
+            # nft prints both as one.
+            value = value._replace(words=f"{self._text.pop().removeprefix(_PROTOCOL_IS)} sport")
+        self._load(a[1], value)
 
     def _meta(self, a: wire.Attributes) -> None:
         value = _METAS[_int(a[2])]
@@ -169,7 +176,7 @@ class Reader:
     def _cmp(self, a: wire.Attributes) -> None:
         value, constant = self._at(a[1]), bytes(wire.attributes(a[3])[1])
         unequal = _int(a[2]) == x.NOT_EQUAL
-        operator = " != " if unequal else " "
+        operator = {x.NOT_EQUAL: " != ", x.BELOW: " < "}.get(_int(a[2]), " ")
         if not value.mask:
             self._write(f"{value.words}{operator}{value.show(constant)}")
         elif value.show is address:
@@ -196,6 +203,14 @@ class Reader:
 
     def _numgen(self, a: wire.Attributes) -> None:
         self._load(a[1], Value(f"numgen random mod {_int(a[2])}", 1, integer))
+
+    def _byteorder(self, a: wire.Attributes) -> None:
+        self._load(a[2], self._at(a[1])._replace(show=port))
+
+    def _hash(self, a: wire.Attributes) -> None:
+        key = self._key(_register(a[1]), SetShape(_registers(_int(a[3])), 0))
+        words = f"jhash {key} mod {_int(a[4])} seed 0x{_int(a[5]):x}"
+        self._load(a[2], Value(words, 1, integer))
 
     def _lookup(self, a: wire.Attributes) -> None:
         name = wire.string(a[1])
@@ -257,7 +272,7 @@ class Reader:
 _STEPS: Final[dict[str, Callable[[Reader, wire.Attributes], None]]] = {
     name: getattr(Reader, f"_{name}")
     for name in (
-        "payload", "meta", "ct", "immediate", "cmp", "bitwise", "numgen", "lookup", "dynset", "fib", "nat", "masq", "reject", "counter",
+        "payload", "meta", "ct", "immediate", "cmp", "bitwise", "numgen", "byteorder", "hash", "lookup", "dynset", "fib", "nat", "masq", "reject", "counter",
     )
 }  # fmt: skip
 

@@ -11,17 +11,22 @@ from msgspec.structs import replace
 from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.backends.base import EndpointCounts
 from kubeproxy.backends.nftables.counts import MapCounter
+from kubeproxy.backends.nftables.mode import MODE
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import expressions as x
 from kubeproxy.netlink.nft import objects
 from kubeproxy.netlink.nft.fake import FakeNftKernel
 from tests import strategies
-from tests.fakes.cluster import endpoints, service
+from tests.fakes.cluster import annotated, endpoints, service
 from tests.unit.backends.nftables.rig import Rig
 
 some = settings(max_examples=40)
-nodes = st.sampled_from(FAMILIES).flatmap(strategies.nodes).map(lambda node: replace(node, counters=True))
+nodes = (
+    st.sampled_from(FAMILIES)
+    .flatmap(lambda family: strategies.nodes(family, MODE.balancing))
+    .map(lambda node: replace(node, counters=True))
+)
 RULE = x.counter()
 
 
@@ -85,17 +90,23 @@ def counted(rig: Rig, counter: MapCounter) -> EndpointCounts:
 
 
 def test_each_endpoint_of_each_front_is_counted() -> None:
-    rig = Rig(Counting(), replace(Rig().node, counters=True))
+    rig = Rig(Counting(), replace(Rig().node, counters=True, balancing=MODE.balancing))
     rig.hear(service("api", "10.96.0.10", external_ips=("203.0.113.9",)))
     rig.hear(endpoints("api", "10.244.1.11", "10.244.1.12"))
     rig.hear(service("sticky", "10.96.0.11", session_affinity="ClientIP"))
     rig.hear(endpoints("sticky", "10.244.1.13", "10.244.1.14"))
+    rig.hear(annotated(service("hashed", "10.96.0.12"), balancing="maglev"))
+    rig.hear(endpoints("hashed", "10.244.1.15", "10.244.1.16"))
+    rig.hear(annotated(service("weighted", "10.96.0.13"), weights="address:10.244.1.17=3"))
+    rig.hear(endpoints("weighted", "10.244.1.17", "10.244.1.18"))
     assert not rig.full()
     counter = MapCounter(rig.kernel, rig.node)
     for key, plan in rig.plans().items():
         counter.set(key, plan)
     found = counted(rig, counter)
     assert {name: set(counts) for (name, _), counts in found.items()} == {
+        "default/hashed": {("10.244.1.15", 8080), ("10.244.1.16", 8080)},
+        "default/weighted": {("10.244.1.17", 8080), ("10.244.1.18", 8080)},
         "default/api": {("10.244.1.11", 8080), ("10.244.1.12", 8080)},
         "default/sticky": {("10.244.1.13", 8080), ("10.244.1.14", 8080)},
     }

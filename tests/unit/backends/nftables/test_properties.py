@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.backends.nftables.chains import SharedChain
 from kubeproxy.backends.nftables.compile import Compiler, ServiceElements
+from kubeproxy.backends.nftables.mode import MODE
 from kubeproxy.backends.nftables.uses import UseCounts
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key
@@ -16,7 +17,7 @@ from tests.unit.backends.nftables.rig import FAMILY, Rig
 
 some = settings(max_examples=40)
 _histories = st.one_of(strategies.histories(), strategies.contests())
-nodes = st.sampled_from(FAMILIES).flatmap(strategies.nodes)
+nodes = st.sampled_from(FAMILIES).flatmap(lambda family: strategies.nodes(family, MODE.balancing))
 
 
 @some
@@ -84,6 +85,7 @@ def test_a_refused_service_harms_nobody(
     own = {
         *compiled.own_chains,
         *compiled.own_sets,
+        *compiled.own_maps,
         *(name for c in compiled.chains for name in _objects(c, node)),
     }
     for (kind, name), parts in fresh.table().items():

@@ -20,7 +20,7 @@ NOWHERE = SharedChain("local", node_port=True, endpoints=3, local=0)
 
 
 def needs(*elements: Element) -> ServiceElements:
-    return ServiceElements(dict.fromkeys(elements), set(), {}, {}, {})
+    return ServiceElements(dict.fromkeys(elements), set(), {}, {}, set(), {})
 
 
 def test_an_element_that_two_need_comes_and_goes_once() -> None:

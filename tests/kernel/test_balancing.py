@@ -1,0 +1,173 @@
+"""How connections are divided, by packets: shares of weights, and endpoints of Maglev hashing on several nodes."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from socket import AF_INET, AF_INET6, inet_pton
+
+import pytest
+from msgspec.structs import replace
+
+from kubeproxy.api import types
+from kubeproxy.api.addresses import IPV6
+from kubeproxy.backends.nftables.driver import NFTablesDriver
+from kubeproxy.backends.nftables.mode import MODE
+from kubeproxy.model.distribution import chosen
+from kubeproxy.model.jenkins import jhash, scaled
+from kubeproxy.model.maglev import table
+from kubeproxy.model.node import NodeConfig
+from kubeproxy.model.plan import PortPlan
+from kubeproxy.netlink.nft.kernel import NftKernel
+from tests.fakes.cluster import Proxy, annotated, endpoints, service
+from tests.kernel import burst
+from tests.lab import netns
+from tests.machines import MACHINE
+
+WEB, WEB6 = "10.96.0.10", "fd00:10:96::a"
+NODES = (
+    NodeConfig(name="here", address="192.0.2.1", balancing=MODE.balancing),
+    NodeConfig(family=IPV6, name="here", address="2001:db8:2::1", balancing=MODE.balancing),
+)
+MANY = 100_000
+
+
+OPENED: list[NftKernel] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """All sockets are closed in the end."""
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
+class Node(Proxy):
+    """A node: a namespace with the rules of nftables mode."""
+
+    def __init__(self, space: str, node: NodeConfig = NODES[0]) -> None:
+        self.space = space
+        burst.prepare(space)
+        with netns.inside(space):
+            self.kernel = NftKernel(MACHINE)
+            OPENED.append(self.kernel)
+        super().__init__(NFTablesDriver(self.kernel, node), node)
+
+    def port(self) -> PortPlan:
+        return self.plans()["default", "web"].ports[0]
+
+
+def web(protocol: str = "UDP", **annotations: str) -> types.Service:
+    made = service("web", WEB, WEB6, ports=[types.ServicePort(80, protocol=protocol)])
+    return annotated(made, **annotations)
+
+
+def addresses(number: int, *, ipv6: bool = False) -> list[str]:
+    return [f"fd00:10:244:9::{i:x}" if ipv6 else f"10.244.9.{i}" for i in range(1, number + 1)]
+
+
+@pytest.fixture
+def spaces(space: str) -> Iterator[tuple[str, str]]:
+    """Two nodes."""
+    other = f"{space}-2"
+    netns.create([other])
+    try:
+        netns.finish(netns.ip_batch("link set lo up", namespace=other))
+        yield space, other
+    finally:
+        netns.delete([other])
+
+
+@pytest.mark.parametrize(
+    ("weights", "affinity"),
+    [
+        ("address:10.244.9.1=7 address:10.244.9.2=2", ""),
+        ("address:10.244.9.1=7 address:10.244.9.2=2", "ClientIP"),
+    ],
+)
+def test_shares_of_weights(space: str, weights: str, affinity: str) -> None:
+    node = Node(space)
+    made = web(weights=weights)
+    if affinity:
+        made = replace(made, spec=replace(made.spec, session_affinity=affinity))
+    node.tell(made, endpoints("web", *addresses(3), protocol="UDP"))
+    assert not node.full()
+    counting = burst.Counting(space, addresses(3))
+    number = 20_000 if affinity else MANY
+    burst.send(space, burst.clients(number), (WEB, 80))
+    counts = counting.counts()
+    assert sum(counts.values()) == number
+    for address, weight in zip(addresses(3), (7, 2, 1), strict=True):
+        assert abs(counts[address] / number - weight / 10) < 0.01
+
+
+@pytest.mark.parametrize("by", ["source", "source-and-port"])
+@pytest.mark.parametrize("ipv6", [False, True])
+def test_the_kernel_s_hash_is_the_model_s(space: str, by: str, ipv6: bool) -> None:
+    node = Node(space, NODES[ipv6])
+    rules = "address:10.244.9.2=3 address:fd00:10:244:9::2=3"
+    node.tell(
+        web(balancing="maglev", maglev_hash=by, weights=rules),
+        endpoints("web", *addresses(5, ipv6=ipv6), protocol="UDP"),
+    )
+    assert not node.full()
+    front = (WEB6 if ipv6 else WEB, 80)
+    sent = burst.clients(2000, ipv6=ipv6)
+    burst.send(space, sent, front)
+    found = burst.reached(space, front)
+    assert found.keys() == set(sent)
+    port = node.port()
+    distribution = port.cluster_distribution
+    assert distribution is not None
+    slots = table(port.cluster, distribution.weights, distribution.table_size)
+    for (source, number), endpoint in found.items():
+        wanted = chosen(port.cluster, distribution, source)
+        if by == "source-and-port":
+            assert wanted is None
+            key = inet_pton(AF_INET6 if ipv6 else AF_INET, source) + number.to_bytes(2) + bytes(2)
+            wanted = port.cluster[slots[scaled(jhash(key), distribution.table_size)]]
+        assert wanted is not None
+        assert wanted.address == endpoint
+    shares = Counter(found.values())
+    for address, weight in zip(addresses(5, ipv6=ipv6), (1, 3, 1, 1, 1), strict=True):
+        assert abs(shares[address] / len(sent) - weight / 7) < 0.04
+
+
+def test_a_client_has_the_same_endpoint_on_every_node(spaces: tuple[str, str]) -> None:
+    """Whatever came in whichever order; and a connection that moves from one node to the other goes on."""
+    first, second = (Node(space) for space in spaces)
+    made = web("TCP", balancing="maglev", maglev_hash="source-and-port")
+    them = addresses(9)
+    first.tell(made, endpoints("web", *them))
+    assert not first.full()
+    second.tell(endpoints("web", "10.244.9.77", *them[3:]), made)
+    assert not second.full()
+    shuffled = random.Random(4).sample(them, len(them))
+    second.tell(endpoints("web", *shuffled[:4], name="web-b"), endpoints("web", *shuffled[4:], name="web-a"))
+    second.gone("EndpointSlice", "web-1")
+    second.partial()
+    sent = burst.clients(2000)
+    for node in (first, second):
+        burst.send(node.space, sent, (WEB, 80), acks=True)
+    one, other = (burst.reached(node.space, (WEB, 80), acks=True) for node in (first, second))
+    assert one == other
+    assert one.keys() == set(sent)
+    assert set(one.values()) == set(them)
+
+
+def test_few_clients_move_when_an_endpoint_leaves(spaces: tuple[str, str]) -> None:
+    before, after = (Node(space) for space in spaces)
+    them = addresses(20)
+    for node, there in ((before, them), (after, them)):
+        node.tell(web(balancing="maglev"), endpoints("web", *there, protocol="UDP"))
+        assert not node.full()
+    after.tell(endpoints("web", *them[1:], protocol="UDP"))
+    after.partial()
+    sent = burst.clients(4000)
+    for node in (before, after):
+        burst.send(node.space, sent, (WEB, 80))
+    old, new = (burst.reached(node.space, (WEB, 80)) for node in (before, after))
+    stayed = [client for client in sent if old[client] != them[0]]
+    moved = sum(old[client] != new[client] for client in stayed)
+    assert moved / len(stayed) < 0.06
+    assert them[0] not in new.values()
