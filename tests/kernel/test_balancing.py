@@ -4,14 +4,19 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from socket import AF_INET, AF_INET6, inet_pton
+from typing import Literal
 
 import pytest
 from msgspec.structs import replace
 
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV6
+from kubeproxy.backends.base import Failures
+from kubeproxy.backends.iptables import mode as iptables_mode
+from kubeproxy.backends.iptables.driver import IPTablesDriver
 from kubeproxy.backends.nftables.driver import NFTablesDriver
 from kubeproxy.backends.nftables.mode import MODE
+from kubeproxy.backends.programs import Variant
 from kubeproxy.model.distribution import chosen
 from kubeproxy.model.jenkins import jhash, scaled
 from kubeproxy.model.maglev import table
@@ -20,6 +25,7 @@ from kubeproxy.model.plan import PortPlan
 from kubeproxy.netlink.nft.kernel import NftKernel
 from tests.fakes.cluster import Proxy, annotated, endpoints, service
 from tests.kernel import burst
+from tests.kernel.spaces import Space
 from tests.lab import netns
 from tests.machines import MACHINE
 
@@ -29,6 +35,8 @@ NODES = (
     NodeConfig(family=IPV6, name="here", address="2001:db8:2::1", balancing=MODE.balancing),
 )
 MANY = 100_000
+REMEMBERED = 50_000
+"""More clients would not fit into the sets of session affinity."""
 
 
 OPENED: list[NftKernel] = []
@@ -57,6 +65,28 @@ class Node(Proxy):
         return self.plans()["default", "web"].ports[0]
 
 
+def iptables(space: str, variant: Variant) -> Proxy:
+    """A node with the rules of iptables mode."""
+    burst.prepare(space)
+    with netns.inside(space):
+        made = Space(space, variant=variant)
+        made.node = replace(NODES[0], balancing=iptables_mode.MODE.balancing)
+        return Inside(space, made)
+
+
+class Inside(Proxy):
+    """A proxy whose programs run in a namespace."""
+
+    def __init__(self, name: str, space: Space) -> None:
+        self._name = name
+        super().__init__(IPTablesDriver(space.tables, counters=True, drop_invalid=True), space.node)
+
+    def full(self) -> Failures:
+        """See `Proxy`."""
+        with netns.inside(self._name):
+            return super().full()
+
+
 def web(protocol: str = "UDP", **annotations: str) -> types.Service:
     made = service("web", WEB, WEB6, ports=[types.ServicePort(80, protocol=protocol)])
     return annotated(made, **annotations)
@@ -79,21 +109,18 @@ def spaces(space: str) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("weights", "affinity"),
-    [
-        ("address:10.244.9.1=7 address:10.244.9.2=2", ""),
-        ("address:10.244.9.1=7 address:10.244.9.2=2", "ClientIP"),
-    ],
+    ("variant", "affinity"),
+    [("", "None"), ("", "ClientIP"), ("legacy", "None"), ("nf_tables", "None"), ("legacy", "ClientIP")],
 )
-def test_shares_of_weights(space: str, weights: str, affinity: str) -> None:
-    node = Node(space)
-    made = web(weights=weights)
-    if affinity:
-        made = replace(made, spec=replace(made.spec, session_affinity=affinity))
+def test_shares_of_weights(space: str, variant: Variant | Literal[""], affinity: str) -> None:
+    """In nftables mode and in iptables mode, within one per cent."""
+    node = Node(space) if not variant else iptables(space, variant)
+    made = web(weights="address:10.244.9.1=7 address:10.244.9.2=2")
+    made = replace(made, spec=replace(made.spec, session_affinity=affinity))
     node.tell(made, endpoints("web", *addresses(3), protocol="UDP"))
     assert not node.full()
     counting = burst.Counting(space, addresses(3))
-    number = 20_000 if affinity else MANY
+    number = MANY if affinity == "None" else REMEMBERED
     burst.send(space, burst.clients(number), (WEB, 80))
     counts = counting.counts()
     assert sum(counts.values()) == number

@@ -18,8 +18,9 @@ from kubeproxy.backends import programs
 from kubeproxy.backends.base import StaleError, SyncError
 from kubeproxy.backends.iptables import batches, cleanup, names, prepare
 from kubeproxy.backends.iptables import driver as drivers
-from kubeproxy.backends.iptables.compile import probability
 from kubeproxy.backends.iptables.driver import IPTablesDriver
+from kubeproxy.backends.iptables.mode import MODE
+from kubeproxy.backends.iptables.probability import probability
 from kubeproxy.backends.programs import InputRefusedError, Variant
 from kubeproxy.linux import run
 from kubeproxy.model.node import LocalTraffic
@@ -71,7 +72,7 @@ def test_whatever_was_there_the_kernel_ends_as_after_a_fresh_start(
     family = data.draw(st.sampled_from(FAMILIES))
     Space(inside, family, variant)
     tables = Twins(family, variant)
-    node = data.draw(strategies.nodes(family))
+    node = data.draw(strategies.nodes(family, MODE.balancing))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drivers, "LARGE_CLUSTER_ENDPOINTS", 6)
         patch.setattr(batches, "NF_TABLES_LINES", 8)
@@ -151,10 +152,14 @@ def test_the_cluster_may_be_everything(inside: str, variant: Variant, family: Fa
 def test_probabilities_are_printed_as_we_spell_them(inside: str, variant: Variant) -> None:
     space = Space(inside, IPV4, variant)
     counts = [*range(2, 600), 1000, 4999, 5000, 9999, 10_000, 65_535, 99_999, 100_000, 100_001]
-    given = [f"-A A -m statistic --mode random --probability {1 / n:.10f} -j RETURN\n" for n in counts]
+    weights = [
+        (weight, whole) for whole in (7, 97, 1000, 4093) for weight in range(2, whole, 1 + whole // 40)
+    ]
+    parts = [(1, n) for n in counts] + weights
+    given = [f"-A A -m statistic --mode random --probability {a / b:.10f} -j RETURN\n" for a, b in parts]
     space.tables.restore("nat", [":A - [0:0]\n", *given])
     printed = space.tables.rules()["nat"]["A"]
-    ours = [f"-m statistic --mode random --probability {probability(n)} -j RETURN" for n in counts]
+    ours = [f"-m statistic --mode random --probability {probability(b, a)} -j RETURN" for a, b in parts]
     assert printed == ours
     # what we spell is kept as it is: so a rule can be deleted by its words
     space.tables.restore("nat", [f"-D A {rule}\n" for rule in ours])

@@ -27,8 +27,10 @@ from kubeproxy.api.addresses import IPV4, Family, join
 from kubeproxy.api.rows import Protocol
 from kubeproxy.backends.admission import Admission
 from kubeproxy.backends.iptables import names
+from kubeproxy.backends.iptables.probability import probability
 from kubeproxy.backends.programs import FILTER, NAT
 from kubeproxy.backends.shared import matches
+from kubeproxy.model.distribution import Distribution
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import FORWARD, REJECT, Action, Front, PortId, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
@@ -217,10 +219,10 @@ def _compile_port(p: PortPlan, d: RuleContext, out: ServiceRules, without: Colle
     seps = {b: _endpoint_chain(b, p, proto, d, chains) for b in p.endpoints}
     if p.cluster:
         marked = "" if p.internal_local else _mark_internal(svc, p, proto, d)
-        chains[svc] = marked + _balance(svc, p.cluster, seps, p, d)
+        chains[svc] = marked + _balance(svc, p.cluster, p.cluster_distribution, seps, p, d)
     if p.local:
         marked = _mark_internal(svl, p, proto, d) if p.internal_local else ""
-        chains[svl] = marked + _balance(svl, p.local, seps, p, d)
+        chains[svl] = marked + _balance(svl, p.local, p.local_distribution, seps, p, d)
     if p.external:
         chains[ext] = _external(ext, svc, svl, p, d)
     if firewalled and (p.name, p.protocol) not in without:
@@ -326,11 +328,17 @@ def _mark_internal(chain: str, p: PortPlan, proto: str, d: RuleContext) -> str:
 
 
 def _balance(
-    chain: str, backends: tuple[Endpoint, ...], seps: dict[Endpoint, str], p: PortPlan, d: RuleContext
+    chain: str,
+    backends: tuple[Endpoint, ...],
+    distribution: Distribution | None,
+    seps: dict[Endpoint, str],
+    p: PortPlan,
+    d: RuleContext,
 ) -> str:
-    """Selects one of the endpoints: the one the client had, or any, each with the same probability."""
+    """Selects one of the endpoints: the one the client had, or any, each with its probability."""
     lines = []
-    count = len(backends)
+    weights = (distribution.weights if distribution is not None else ()) or (1,) * len(backends)
+    left = sum(weights)
     comments = [
         f'-m comment --comment "{p.name} -> {join(b.address, b.port)}" ' if d.comments else ""
         for b in backends
@@ -342,10 +350,11 @@ def _balance(
                 f"-A {chain} {comment}-m recent --rcheck --seconds {p.affinity} --reap --name {sep}"
                 f" --mask {d.mask} --rsource -j {sep}\n"
             )
-    for i, (b, comment) in enumerate(zip(backends, comments, strict=True)):
+    for b, weight, comment in zip(backends, weights, comments, strict=True):
         chance = (
-            "" if i == count - 1 else f"-m statistic --mode random --probability {probability(count - i)} "
+            "" if left == weight else f"-m statistic --mode random --probability {probability(left, weight)} "
         )
+        left -= weight
         lines.append(f"-A {chain} {comment}{chance}-j {seps[b]}\n")
     return "".join(lines)
 
@@ -378,15 +387,3 @@ def _firewall(fw: str, ext: str, p: PortPlan, d: RuleContext) -> str:
         "".join([f"-A {fw} -s {cidr} {accept}" for cidr in sources])
         + f'-A {fw} -m comment --comment "other traffic to {p.name} will be dropped by {names.PROXY_FIREWALL}"\n'
     )
-
-
-_probabilities: dict[int, str] = {}
-
-
-def probability(n: int) -> str:
-    """1/n as iptables prints it: the reference writes ten decimals, of which the kernel keeps 31 bits."""
-    text = _probabilities.get(n)
-    if text is None:
-        kept = round(float(f"{1 / n:.10f}") * (1 << 31))
-        text = _probabilities[n] = f"{kept / (1 << 31):.11f}"
-    return text

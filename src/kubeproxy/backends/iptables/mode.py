@@ -8,6 +8,7 @@ from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Comparable, ConnectionCounter, Driver
 from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config.types import KubeProxyConfiguration
+from kubeproxy.model.distribution import BalancingSupport
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import NodeConfig
 
@@ -73,6 +74,7 @@ MODE: Final = Mode(
     name="iptables",
     replaces=("ebpf", "nftables", "ipvs"),
     manners=Manners(refuses_everywhere=True, lets_own_out=True),
+    balancing=BalancingSupport(weights=True),
     failure_metrics=(
         FailureMetric("kubeproxy_sync_proxy_rules_iptables_restore_failures_total"),
         FailureMetric(

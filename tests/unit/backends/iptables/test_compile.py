@@ -1,10 +1,12 @@
 """Compiled rules, as far as the oracle's 61 cases (tests/kernel/test_iptables_oracle.py) do not show them."""
 
 import itertools
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from kubeproxy.api import types
 from kubeproxy.api.addresses import FAMILIES
@@ -14,14 +16,15 @@ from kubeproxy.backends.iptables.compile import (
     RuleContext,
     chains_of,
     compile_service,
-    probability,
 )
 from kubeproxy.backends.iptables.frame import frame
+from kubeproxy.backends.iptables.probability import probability
 from kubeproxy.backends.programs import FILTER, NAT
+from kubeproxy.model.distribution import BalancingSupport
 from kubeproxy.model.node import LocalTraffic, NodeConfig
 from kubeproxy.model.state import State
 from tests import strategies
-from tests.fakes.cluster import NODE, NODE6, endpoints, service
+from tests.fakes.cluster import NODE, NODE6, annotated, endpoints, service
 
 
 def rules(node: NodeConfig, *objects: types.Service | types.EndpointSlice, **dialect: bool) -> list[str]:
@@ -54,6 +57,19 @@ def rules(node: NodeConfig, *objects: types.Service | types.EndpointSlice, **dia
 )
 def test_probabilities_are_spelled_as_the_kernel_keeps_them(count: int, text: str) -> None:
     assert probability(count) == text
+
+
+def test_weights_are_probabilities() -> None:
+    """The first of 3, 2 and 1 gets half; of what is left, the second two thirds."""
+    found = rules(
+        replace(NODE, balancing=BalancingSupport(weights=True)),
+        annotated(service("web", "10.96.0.1"), weights="address:10.244.1.1=3 address:10.244.1.2=2"),
+        endpoints("web", "10.244.1.1", "10.244.1.2", "10.244.1.3"),
+    )
+    chances = [
+        re.findall(r"--probability (\S+)", rule) for rule in found if "KUBE-SVC" in rule and "->" in rule
+    ]
+    assert chances == [[probability(2)], [probability(3, 2)], []]
 
 
 def test_more_endpoints_are_less_probable() -> None:

@@ -15,6 +15,7 @@ from kubeproxy.api.addresses import FAMILIES
 from kubeproxy.backends.fake_tables import BUILTIN, FakeTables
 from kubeproxy.backends.iptables import batches
 from kubeproxy.backends.iptables import driver as drivers
+from kubeproxy.backends.iptables.mode import MODE
 from kubeproxy.backends.programs import Variant
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.state import State
@@ -25,7 +26,7 @@ from tests.unit.backends.iptables.rig import VARIANTS, Rig, rules
 
 _FRONT = re.compile(r'(?:-d (\S+) )?-p (\w+) .*--comment "([^": ]+).*--dport (\d+)')
 _histories = st.one_of(strategies.histories(), strategies.contests())
-nodes = st.sampled_from(FAMILIES).flatmap(strategies.nodes)
+nodes = st.sampled_from(FAMILIES).flatmap(lambda family: strategies.nodes(family, MODE.balancing))
 
 
 @contextlib.contextmanager
