@@ -1,10 +1,15 @@
 """How connections are divided, by packets: shares of weights, and endpoints of Maglev hashing on several nodes."""
 
+import json
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_pton
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from msgspec.structs import replace
@@ -25,8 +30,10 @@ from kubeproxy.model.plan import PortPlan
 from kubeproxy.netlink.nft.kernel import NftKernel
 from tests.fakes.cluster import Proxy, annotated, endpoints, service
 from tests.kernel import burst
+from tests.kernel.daemons import Station, asked, until
 from tests.kernel.spaces import Space
 from tests.lab import netns
+from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
 from tests.machines import MACHINE
 
 WEB, WEB6 = "10.96.0.10", "fd00:10:96::a"
@@ -198,3 +205,59 @@ def test_few_clients_move_when_an_endpoint_leaves(spaces: tuple[str, str]) -> No
     moved = sum(old[client] != new[client] for client in stayed)
     assert moved / len(stayed) < 0.06
     assert them[0] not in new.values()
+
+
+@pytest.mark.parametrize("mode", ["nftables", "iptables"])
+def test_a_daemon_follows_the_annotations(lab: Lab, tmp_path: Path, mode: str) -> None:
+    station = Station(lab, tmp_path, mode=mode)
+    plain = service("web", WEB, ports=[types.ServicePort(80, node_port=30080)], type="NodePort")
+    weighted = annotated(plain, weights=f"address:{EP11}=9, *=1")
+    station.folder.put(weighted, endpoints("web", EP11, EP12, local=(EP11, EP12), node=NODE_NAME))
+    with station.running():
+        assert reachable(station) == {EP11: 0.9, EP12: 0.1}
+        assert asked(lab, "client", WEB, times=60)[EP11] > 40
+        assert kube_proxy(station, "verify")["same"]
+        station.folder.put(annotated(plain, weights=f"address:{EP11}=0"))
+        until(lambda: reachable(station) == {EP12: 1.0})
+        assert set(asked(lab, "client", WEB)) == {EP12}
+        station.folder.put(annotated(plain, balancing="maglev"))
+        if mode == "iptables":
+            until(lambda: reachable(station) == {EP11: 0.5, EP12: 0.5})
+            return
+        until(lambda: station_has_table(station))
+        for role in ("client", "out", "node"):
+            [only] = reachable(station, role)
+            assert set(asked(lab, role, WEB)) == {only}
+            if role != "node":  # which may send from another address there
+                assert set(asked(lab, role, "192.0.2.1", 30080)) == {only}
+        assert kube_proxy(station, "verify")["same"]
+
+
+SOURCES = {"client": "10.244.1.100", "out": "198.51.100.7", "node": "node"}
+
+
+def reachable(station: Station, role: str = "client") -> dict[str, float]:
+    """The endpoints that a client can reach, and their shares, as `explain` has them."""
+    found = kube_proxy(station, "explain", "--from", SOURCES[role], "--to", f"{WEB}:80")
+    return {each["address"]: each["share"] for each in found["endpoints"]}
+
+
+def station_has_table(station: Station) -> Any:
+    return kube_proxy(station, "explain", "--from", "node", "--to", f"{WEB}:80")["stages"][-2][
+        "text"
+    ].startswith("Maglev hashing")
+
+
+def kube_proxy(station: Station, *arguments: str) -> Any:
+    """The answer of a command on the node."""
+    environment = {**os.environ, "PATH": f"{station.config.parent / 'programs'}:{os.environ['PATH']}"}
+    command = ["ip", "netns", "exec", station.lab.name("node"), sys.executable, "-m", "kubeproxy"]
+    done = subprocess.run(
+        [*command, arguments[0], "--json", *arguments[1:]],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)

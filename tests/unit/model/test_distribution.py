@@ -199,6 +199,15 @@ def test_preferred_endpoints():
     assert numbers(near.cluster_distribution.preferred) == [2]
 
 
+def test_sockets_are_not_connected_to_endpoints_of_such_a_port():
+    """In ebpf mode: the programs choose at random."""
+    assert port_of(None, row("1")).at_connect
+    assert not port_of(BalancingRow("maglev"), row("1")).at_connect
+    assert not port_of(
+        BalancingRow(weights=weights(node={"node-9": 2, "x": 1})), row("1"), row("2 local")
+    ).at_connect
+
+
 def test_a_mode_does_what_it_can():
     everything = BalancingRow("maglev", by_port=True, table_size=251, weights=weights(everything={"": 2}))
     assert supported(everything, EVERYTHING) == everything

@@ -7,10 +7,9 @@ kind that is not known is an error, so that no packet is judged by a rule that w
 Source: linux/netfilter/nf_tables.h.
 """
 
-import operator
 import struct
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from socket import IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
 from typing import Final, NamedTuple
 
@@ -20,8 +19,17 @@ from kubeproxy.api.addresses import contains, pack, unpack
 from kubeproxy.api.rows import Protocol
 from kubeproxy.insight.reference.outcome import Fate, UnknownRuleError
 from kubeproxy.insight.reference.packet_state import PROTOCOLS, PacketState
+from kubeproxy.insight.reference.registers import (
+    bitwise,
+    hashed,
+    holds,
+    load,
+    offset,
+    swapped,
+    value_at,
+    word,
+)
 from kubeproxy.insight.reference.sets import SetContents, cidrs, fields
-from kubeproxy.model.jenkins import jhash, scaled
 from kubeproxy.netlink import wire
 from kubeproxy.netlink.nft import expressions as x
 from kubeproxy.netlink.nft import messages
@@ -33,9 +41,7 @@ _HOOKS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 _NAT_PRIORITY: Final = -100
 """Chains at this priority and before it see a packet before its destination is final."""
 
-_COMPARE: Final = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
 _UNICAST, _LOCAL = 1, 2
-_FIRST_REGISTER, _LARGE_REGISTER = 8, 16
 _IGNORED: Final = frozenset({"counter", "log", "dynset"})
 """Expressions that do not decide about a packet."""
 
@@ -150,7 +156,7 @@ class NftRules:
         if not chains:
             yield None, state
             return
-        for fate, after in self._run(chains[0], state):
+        for fate, after in _merged(self._run(chains[0], state)):
             if fate in {"drop", "reject"}:
                 yield fate, after
             else:
@@ -178,7 +184,7 @@ class NftRules:
                                 yield fate, returned
                     else:
                         yield result, after  # type: ignore[misc]
-            states = following
+            states = [after for _, after in _merged((None, each) for each in following)]
         for each in states:
             yield None, each
 
@@ -190,10 +196,10 @@ class NftRules:
             name = wire.string(steps[number][1])
             a = wire.attributes(steps[number].get(2, b""))
             if name == "numgen" or (name == "hash" and self._hashes_port(a)):
-                modulus, offset = (_int(a[2]), _int(a.get(4, b""))) if name == "numgen" else (_int(a[4]), 0)
+                modulus, offset = (word(a[2]), word(a.get(4, b""))) if name == "numgen" else (word(a[4]), 0)
                 for value in range(modulus):
                     into = a[1] if name == "numgen" else a[2]
-                    loaded = _load(registers, into, (value + offset).to_bytes(4, sys.byteorder))
+                    loaded = load(registers, into, (value + offset).to_bytes(4, sys.byteorder))
                     likely = structs.replace(state, probability=state.probability / modulus)
                     yield from self._rule(steps, number + 1, loaded, likely)
                 return
@@ -210,40 +216,40 @@ class NftRules:
         match name:
             case "payload":
                 self._note_source(a)
-                return _KEEP_ON, _load(registers, a[1], _payload(a, state)), state
+                return _KEEP_ON, load(registers, a[1], _payload(a, state)), state
             case "meta" if 3 in a:
-                if _int(a[2]) != x.META_MARK:
-                    raise UnknownRuleError(f"meta key {_int(a[2])} is set")
-                mark = int.from_bytes(_at(registers, a[3], 4), sys.byteorder)
+                if word(a[2]) != x.META_MARK:
+                    raise UnknownRuleError(f"meta key {word(a[2])} is set")
+                mark = int.from_bytes(value_at(registers, a[3], 4), sys.byteorder)
                 return _KEEP_ON, registers, structs.replace(state, mark=mark)
             case "meta":
-                return _KEEP_ON, _load(registers, a[1], _meta(_int(a[2]), state)), state
+                return _KEEP_ON, load(registers, a[1], _meta(word(a[2]), state)), state
             case "ct":
-                return _KEEP_ON, _load(registers, a[1], _connection(_int(a[2]), state)), state
+                return _KEEP_ON, load(registers, a[1], _connection(word(a[2]), state)), state
             case "fib":
-                return _KEEP_ON, _load(registers, a[1], self._fib(a, state)), state
+                return _KEEP_ON, load(registers, a[1], self._fib(a, state)), state
             case "immediate":
                 data = wire.attributes(a[2])
                 if 2 in data:
                     return _verdict(wire.attributes(data[2])), registers, state
-                return _KEEP_ON, _load(registers, a[1], bytes(data[1])), state
+                return _KEEP_ON, load(registers, a[1], bytes(data[1])), state
             case "cmp":
                 self._note_comparison(a)
-                return _KEEP_ON if _holds(a, registers) else _NO_MATCH, registers, state
+                return _KEEP_ON if holds(a, registers) else _NO_MATCH, registers, state
             case "byteorder":
-                value = _at(registers, a[1], _int(a[4]))
-                return _KEEP_ON, _load(registers, a[2], _swapped(value)), state
+                value = value_at(registers, a[1], word(a[4]))
+                return _KEEP_ON, load(registers, a[2], swapped(value)), state
             case "hash":
-                return _KEEP_ON, _load(registers, a[2], _hashed(a, registers)), state
+                return _KEEP_ON, load(registers, a[2], hashed(a, registers)), state
             case "bitwise":
-                if _offset(a[1]) == self._source_at:
+                if offset(a[1]) == self._source_at:
                     self._source_mask = bytes(wire.attributes(a[4])[1])
-                return _KEEP_ON, _bitwise(a, registers), state
+                return _KEEP_ON, bitwise(a, registers), state
             case "lookup":
                 return self._lookup(a, registers, state)
             case "nat":
-                address = _at(registers, a[3], len(pack(state.destination)))
-                port = int.from_bytes(_at(registers, a[5], 2)) if 5 in a else state.port
+                address = value_at(registers, a[3], len(pack(state.destination)))
+                port = int.from_bytes(value_at(registers, a[5], 2)) if 5 in a else state.port
                 translated = structs.replace(state, destination=unpack(address), port=port, translated=True)
                 return "pass", registers, translated
             case "masq":
@@ -260,39 +266,39 @@ class NftRules:
         lookup = self._lookups[wire.string(a[1])]
         if lookup.timeout:
             self._affinity = lookup.timeout
-        if _offset(a[2]) == self._source_at:
+        if offset(a[2]) == self._source_at:
             for first, last in lookup.ranges():
                 if len(first) == self._size:
                     self._asked.update(cidrs(first, last))
-        found = lookup.find(registers[_offset(a[2]) :])
-        inverted = 5 in a and bool(_int(a[5]) & 1)
+        found = lookup.find(registers[offset(a[2]) :])
+        inverted = 5 in a and bool(word(a[5]) & 1)
         if 3 not in a:
             return _KEEP_ON if (found is not None) != inverted else _NO_MATCH, registers, state
         if found is None:
             return _NO_MATCH, registers, state
-        if _int(a[3]) == 0:
+        if word(a[3]) == 0:
             return _verdict(wire.attributes(found[2])), registers, state
-        return _KEEP_ON, _load(registers, a[3], bytes(found[1])), state
+        return _KEEP_ON, load(registers, a[3], bytes(found[1])), state
 
     def _note_source(self, a: wire.Attributes) -> None:
         """Remembers in which register the source address is, or the beginning of it."""
-        is_source = _int(a[2]) == x.NETWORK_HEADER and _int(a[3]) == (12 if self._size == 4 else 8)
+        is_source = word(a[2]) == x.NETWORK_HEADER and word(a[3]) == (12 if self._size == 4 else 8)
         if is_source:
-            self._source_at, self._source_mask = _offset(a[1]), b""
-        elif _offset(a[1]) == self._source_at:
+            self._source_at, self._source_mask = offset(a[1]), b""
+        elif offset(a[1]) == self._source_at:
             self._source_at = -1
-        if (_int(a[2]), _int(a[3]), _int(a[4])) == (x.TRANSPORT_HEADER, 0, 2):
-            self._port_at = _offset(a[1])
-        elif _offset(a[1]) == self._port_at:
+        if (word(a[2]), word(a[3]), word(a[4])) == (x.TRANSPORT_HEADER, 0, 2):
+            self._port_at = offset(a[1])
+        elif offset(a[1]) == self._port_at:
             self._port_at = -1
 
     def _hashes_port(self, a: wire.Attributes) -> bool:
         """Whether a hash is of the client's port, too, which may be any."""
-        return _offset(a[1]) <= self._port_at < _offset(a[1]) + _int(a[3])
+        return offset(a[1]) <= self._port_at < offset(a[1]) + word(a[3])
 
     def _note_comparison(self, a: wire.Attributes) -> None:
         """Remembers the range of sources that is compared with."""
-        if _offset(a[1]) != self._source_at:
+        if offset(a[1]) != self._source_at:
             return
         constant = bytes(wire.attributes(a[3])[1])
         bits = int.from_bytes(self._source_mask).bit_count() if self._source_mask else 8 * len(constant)
@@ -300,16 +306,30 @@ class NftRules:
             self._asked.add(f"{unpack(constant.ljust(self._size, bytes(1)))}/{bits}")
 
     def _fib(self, a: wire.Attributes, state: PacketState) -> bytes:
-        if _int(a[2]) != 3:  # NFT_FIB_RESULT_ADDRTYPE
+        if word(a[2]) != 3:  # NFT_FIB_RESULT_ADDRTYPE
             raise UnknownRuleError("fib without type")
-        address = state.source if _int(a[3]) & 1 else state.destination
+        address = state.source if word(a[3]) & 1 else state.destination
         local = address in self._local or contains("127.0.0.0/8", address)
         return (_LOCAL if local else _UNICAST).to_bytes(4, sys.byteorder)
 
 
+def _merged(
+    found: Iterable[tuple[Fate | None, PacketState]],
+) -> list[tuple[Fate | None, PacketState]]:
+    """Equal packets of equal fates as one: a random number has as many ways as values."""
+    likely: dict[tuple[Fate | None, PacketState], float] = {}
+    for fate, state in found:
+        key = fate, structs.replace(state, probability=0.0)
+        likely[key] = likely.get(key, 0.0) + state.probability
+    return [
+        (fate, structs.replace(state, probability=probability))
+        for (fate, state), probability in likely.items()
+    ]
+
+
 def _payload(a: wire.Attributes, state: PacketState) -> bytes:
     """Bytes of a header: of both addresses, which are adjacent, or the destination port."""
-    base, offset, size = _int(a[2]), _int(a[3]), _int(a[4])
+    base, offset, size = word(a[2]), word(a[3]), word(a[4])
     addresses = pack(state.source) + pack(state.destination)
     start = 12 if len(addresses) == 8 else 8
     if base == x.NETWORK_HEADER and start <= offset and offset + size <= start + len(addresses):
@@ -347,52 +367,3 @@ def _verdict(data: wire.Attributes) -> object:
     if code == messages.RETURN:
         return code, ""
     return "drop" if code == messages.DROP else "pass"
-
-
-def _hashed(a: wire.Attributes, registers: bytes) -> bytes:
-    if 5 not in a or _int(a.get(7, b"")):
-        raise UnknownRuleError("hash that is not Jenkins' with a known seed")
-    value = jhash(_at(registers, a[1], _int(a[3])), _int(a[5]))
-    return scaled(value, _int(a[4])).to_bytes(4, sys.byteorder)
-
-
-def _swapped(value: bytes) -> bytes:
-    """A number in the host's byte order, in network byte order."""
-    return int.from_bytes(value, sys.byteorder).to_bytes(len(value))
-
-
-def _holds(a: wire.Attributes, registers: bytes) -> bool:
-    constant = bytes(wire.attributes(a[3])[1])
-    value = _at(registers, a[1], len(constant))
-    return bool(_COMPARE[_int(a[2])](value, constant))
-
-
-def _bitwise(a: wire.Attributes, registers: bytes) -> bytes:
-    if 6 in a and _int(a[6]):
-        raise UnknownRuleError("bitwise shift")
-    mask, xor = (bytes(wire.attributes(a[number])[1]) for number in (4, 5))
-    value = _at(registers, a[1], len(mask))
-    changed = bytes(v & m ^ c for v, m, c in zip(value, mask, xor, strict=True))
-    return _load(registers, a[2], changed)
-
-
-def _int(value: memoryview | bytes) -> int:
-    return int.from_bytes(value)
-
-
-def _offset(register: memoryview) -> int:
-    """Where a register begins, in bytes; the large ones of the old numbering take four of the small ones."""
-    number = _int(register)
-    return 4 * (number - _FIRST_REGISTER) if number >= _FIRST_REGISTER else _LARGE_REGISTER * (number - 1)
-
-
-def _at(registers: bytes, register: memoryview, size: int) -> bytes:
-    start = _offset(register)
-    return registers[start : start + size]
-
-
-def _load(registers: bytes, register: memoryview, value: bytes) -> bytes:
-    """The registers with a value in one and those after it; what is left of its last one is zero."""
-    start = _offset(register)
-    padded = value.ljust(len(value) + 3 & ~3, b"\0")
-    return registers[:start] + padded + registers[start + len(padded) :]

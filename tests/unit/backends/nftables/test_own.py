@@ -6,6 +6,12 @@ from msgspec.structs import replace
 from kubeproxy.api import types
 from kubeproxy.backends.nftables import layout
 from kubeproxy.backends.nftables.mode import MODE
+from kubeproxy.insight.reference.compare import compare
+from kubeproxy.insight.reference.outcome import of_verdict, same
+from kubeproxy.insight.reference.route import Router
+from kubeproxy.insight.reference.table import NftRules
+from kubeproxy.model.manners import Manners
+from kubeproxy.model.verdict import Book, Packet
 from kubeproxy.netlink.nft import messages as m
 from kubeproxy.netlink.nft import objects, text
 from kubeproxy.netlink.nft.messages import NftMessage, TableName
@@ -103,3 +109,42 @@ def test_a_refused_service_keeps_its_table() -> None:
     rig.kernel.refuse = refuse
     assert rig.full().keys() == {("default", "web")}
     assert sorted(objects.elements(rig.kernel, TABLE, NAME)) == held
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        {"balancing": "maglev", "weights": "address:10.244.1.101=3"},
+        {"balancing": "maglev", "maglev_hash": "source-and-port", "maglev_table_size": "251"},
+        {"weights": "address:10.244.1.100=7 address:10.244.1.101=2"},
+        {"weights": "address:10.244.1.100=7 address:10.244.1.101=2", "affinity": "ClientIP"},
+    ],
+)
+@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+def test_rules_evaluated_do_what_the_plans_say(annotations: dict[str, str], policy: str) -> None:
+    """For clients of many addresses: those that plan and rules send to one endpoint are sent to the same."""
+    given = dict(annotations)
+    affinity = given.pop("affinity", "None")
+    rig = Rig(node=replace(NODES[0], balancing=MODE.balancing))
+    web = service(
+        "web",
+        "10.96.0.1",
+        ports=NODE_PORT,
+        type="NodePort",
+        external_ips=("203.0.113.9",),
+        external_traffic_policy=policy,
+        session_affinity=affinity,
+    )
+    rig.tell(annotated(web, **given), endpoints("web", *pods(3), local=pods(2)))
+    assert not rig.full()
+    local = ["192.0.2.1"]
+    plans = list(rig.plans().values())
+    book = Book(plans, rig.node, local, manners=MODE.manners or Manners())
+    router = Router(NftRules(rig.kernel, TABLE, local), local)
+    compared = compare(router, plans, book, rig.node, local)
+    assert not compared.unknown
+    assert not compared.differences
+    assert compared.kinds > 10
+    for number in range(50):
+        packet = Packet(f"198.51.100.{number}", "203.0.113.9", 80, interface="eth0")
+        assert same(router.outcome(packet), of_verdict(packet, book.verdict(packet)), packet, local)
