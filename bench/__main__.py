@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 BENCHES = (
+    "balancing",
     "connect",
     "conntrack",
     "drill",

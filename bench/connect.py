@@ -27,7 +27,7 @@ TURNS, CONNECTIONS = 100, 50
 POD, PORT = "10.128.0.2", 8080
 _SERVER = f"""
 import socket
-listener = socket.create_server(("{POD}", {PORT}), backlog=4096)
+listener = socket.create_server(("", {PORT}), backlog=4096)
 print("ready", flush=True)
 while True:
     listener.accept()[0].close()
@@ -68,7 +68,7 @@ def _mode(mode: str, services: int, path: str, rounds: int) -> Found:
     cluster = [objects.service(i) for i in range(services)]
     cluster += [objects.slice_(i, [POD]) for i in range(services)]
     found = Found([], [], [])
-    with tempfile.TemporaryDirectory() as folder, _node_and_pod() as node:
+    with tempfile.TemporaryDirectory() as folder, node_and_pod() as node:
         listed = {"apiVersion": "v1", "kind": "List", "items": cluster}
         Path(folder, "cluster.json").write_text(json.dumps(listed))
         with netns.inside(node):
@@ -82,8 +82,8 @@ def _mode(mode: str, services: int, path: str, rounds: int) -> Found:
 
 
 @contextlib.contextmanager
-def _node_and_pod() -> Iterator[str]:
-    """A node with one Pod that accepts connections."""
+def node_and_pod(*others: str) -> Iterator[str]:
+    """A node with one Pod that accepts connections, at other addresses, too."""
     pod = f"{netns.unique_prefix()}pod"
     with rig.node() as node:
         netns.create([pod])
@@ -91,10 +91,14 @@ def _node_and_pod() -> Iterator[str]:
             lines = (
                 "link add pod0 type veth peer name eth0 netns " + pod,
                 "link set pod0 up",
-                f"route add {POD} dev pod0",
+                *(f"route add {address} dev pod0" for address in (POD, *others)),
             )
             netns.finish(netns.ip_batch(*lines, namespace=node))
-            lines = ("link set eth0 up", f"address add {POD}/32 dev eth0", "route add default dev eth0")
+            lines = (
+                "link set eth0 up",
+                *(f"address add {address}/32 dev eth0" for address in (POD, *others)),
+                "route add default dev eth0",
+            )
             netns.finish(netns.ip_batch(*lines, namespace=pod))
             with netns.inside(pod):
                 server = subprocess.Popen([sys.executable, "-c", _SERVER], stdout=subprocess.PIPE)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench import objects, rig
-from bench.connect import POD, _node_and_pod, connections
+from bench.connect import POD, connections, node_and_pod
 from kubeproxy.api.addresses import pack
 from kubeproxy.insight import daemon
 from kubeproxy.netlink.nft import messages
@@ -35,7 +35,7 @@ def main(rounds: int) -> None:
     for i in range(SERVICES):
         addresses = [POD] if i == asked else objects.endpoints(i, ENDPOINTS)
         cluster.append(objects.slice_(i, addresses))
-    with tempfile.TemporaryDirectory() as folder, _node_and_pod() as node:
+    with tempfile.TemporaryDirectory() as folder, node_and_pod() as node:
         file = Path(folder, "cluster.json")
         file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": cluster}))
         question = ("--from", "10.128.0.9", "--to", f"{front}:80")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import statistics
 import subprocess
@@ -145,6 +146,12 @@ def timed(work: Callable[[], object]) -> float:
 
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
+
+
+def kernel_memory() -> int:
+    """Bytes of the kernel in slabs and for each processor."""
+    text = Path("/proc/meminfo").read_text()
+    return 1024 * sum(int(found) for found in re.findall(r"^(?:Slab|Percpu): +(\d+)", text, re.MULTILINE))
 
 
 def row(what: str, *cells: str) -> None:

@@ -194,12 +194,12 @@ def _elements(rounds: int) -> None:
             made = messages.add_set(TABLE, endpoints.name, endpoints.key, endpoints.data)
             kernel.commit([messages.add_table(TABLE), made])
             pieces = [elements[i : i + PIECE] for i in range(0, len(elements), PIECE)]
-            before = _kernel_bytes()
+            before = rig.kernel_memory()
             started = time.perf_counter()
             for piece in pieces:
                 kernel.commit(messages.add_elements(TABLE, endpoints.name, piece))
             seconds = time.perf_counter() - started
-            found[counters].append((seconds, _kernel_bytes() - before))
+            found[counters].append((seconds, rig.kernel_memory() - before))
     without, with_ = (rig.median([seconds for seconds, _ in found[key]]) for key in (False, True))
     # What was freed before is used again, which only makes differences smaller.
     plain, counted = (max(grown for _, grown in found[key]) for key in (False, True))
@@ -208,9 +208,3 @@ def _elements(rounds: int) -> None:
     rig.row("  with counters", f"{with_:.2f} s", f"{with_ / without:.2f} x")
     rig.row("memory of the kernel for an element", f"{plain / count:.0f} bytes")
     rig.row(f"  with counters, {os.cpu_count()} processors", f"{counted / count:.0f} bytes")
-
-
-def _kernel_bytes() -> int:
-    """Memory in slabs and for each processor."""
-    text = Path("/proc/meminfo").read_text()
-    return 1024 * sum(int(found) for found in re.findall(r"^(?:Slab|Percpu): +(\d+)", text, re.MULTILINE))

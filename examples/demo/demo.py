@@ -184,10 +184,16 @@ def story(lab: Lab, folder: Path, mode: str) -> None:
     swap(lab, web, first, first + first.replace("1.11", "1.14"), "10.244.1.14", appears=True)
     show(lab, "ClusterIP", "client", "10.96.0.80", 80)
 
-    chapter("5. A backend goes dark: 10.244.1.13 answers nothing, and nobody says so")
+    chapter("5. Shares: the new backend, 10.244.1.13, has weight 1, each of the others has weight 4")
+    show(lab, "weights", "client", "10.96.0.86", 80, tries=90)
+    if mode == "nftables":
+        show(lab, "Maglev hashing: a client has one backend, on every node", "client", "10.96.0.87", 80)
+        show(lab, "another client", "out", "10.96.0.87", 80)
+
+    chapter("6. A backend goes dark: 10.244.1.13 answers nothing, and nobody says so")
     dark(lab)
 
-    chapter("6. What the kernel holds for shop/web, in the words of the system's own program")
+    chapter("7. What the kernel holds for shop/web, in the words of the system's own program")
     command, wanted = HELD[mode]
     listed = lab.run("node", *command.split()).splitlines()
     lines = [line.strip() for line in listed if re.search(wanted, line)]

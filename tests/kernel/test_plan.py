@@ -1,6 +1,7 @@
 """`plan` on a node: what a start changes, before it does; and that it writes nothing."""
 
 import json
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from kubeproxy.api import types
-from tests.fakes.cluster import endpoints, service
+from tests.fakes.cluster import annotated, endpoints, service
 from tests.kernel.daemons import Station
 from tests.kernel.test_verify import DNS, WEB, WEB6, run, station_of
 from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
@@ -114,6 +115,15 @@ def test_two_sets_of_manifests(station: Station, tmp_path: Path) -> None:
     assert changes(answer, "gone")["default/dns"]["lost"] == [f"{DNS}:53/UDP"]
     assert changes(answer, "changed")["default/web"]["what"] == f"endpoint {EP12}:8080 -> 10.244.1.13:8080"
     assert all(each["pieces"] for each in answer["changes"])
+    shutil.rmtree(old)
+    shutil.copytree(station.folder.path, old)
+    ports = [types.ServicePort(80, "http")]
+    station.folder.put(annotated(service("new", "10.96.0.77", ports=ports), weights="*=1"))
+    station.folder.put(endpoints("new", EP11, EP12, port_name="http"))
+    shutil.copytree(station.folder.path, old, dirs_exist_ok=True)
+    station.folder.put(annotated(service("new", "10.96.0.77", ports=ports), weights=f"address:{EP11}=3, *=1"))
+    status, answer = plan(station, "--against", str(old))
+    assert changes(answer, "changed")["default/new"]["what"] == "how connections are divided among endpoints"
     done = run(station, "plan", "--against", "/nowhere")
     assert (done.returncode, "--against /nowhere: there is no such file" in done.stderr) == (1, True)
     done = run(station, "plan", "--mode", "ipvs")

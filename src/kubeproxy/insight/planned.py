@@ -23,6 +23,7 @@ from kubeproxy.insight.old_rules import RemovedRules, removed
 from kubeproxy.insight.stale_flows import OVER
 from kubeproxy.machine.base import Machine
 from kubeproxy.model import flows
+from kubeproxy.model.distribution import Distribution
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Front, ServicePlan, fronts_of
 from kubeproxy.netlink import conntrack
@@ -285,6 +286,9 @@ def _words(
         words += [f"endpoint {_few(less)} -> {_few(more)}"] if more and less else []
         words += [f"endpoint {_few(more)} comes"] if more and not less else []
         words += [f"endpoint {_few(less)} leaves"] if less and not more else []
+        divided = before is not None and after is not None and _divided(before) != _divided(after)
+        if divided and not (more or less):
+            words.append("how connections are divided among endpoints")
         if not words and (before is None or after is None or before.ports == after.ports):
             words = ["what the kernel holds of it"]
         words = words or ["how its packets are treated"]
@@ -307,6 +311,10 @@ def _endpoints(
 
 def _of_plan(plan: ServicePlan) -> set[str]:
     return {join(each.address, each.port) for port in plan.ports for each in port.endpoints}
+
+
+def _divided(plan: ServicePlan) -> list[tuple[Distribution | None, Distribution | None]]:
+    return [(port.cluster_distribution, port.local_distribution) for port in plan.ports]
 
 
 def _few(names: Sequence[str]) -> str:
