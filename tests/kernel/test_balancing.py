@@ -231,6 +231,14 @@ def test_a_daemon_follows_the_annotations(lab: Lab, tmp_path: Path, mode: str) -
             if role != "node":  # which may send from another address there
                 assert set(asked(lab, role, "192.0.2.1", 30080)) == {only}
         assert kube_proxy(station, "verify")["same"]
+        found = kube_proxy(station, "explain", "--from", SOURCES["out"], "--to", f"{WEB}:80")
+        slots = [
+            rule["text"]
+            for rule in found["rules"]
+            if rule["text"].startswith("add element ip kube-proxy maglev-")
+        ]
+        [only] = reachable(station, "out")
+        assert [only in slot for slot in slots] == [True], "of a thousand, the one that counts"
 
 
 SOURCES = {"client": "10.244.1.100", "out": "198.51.100.7", "node": "node"}
