@@ -58,6 +58,7 @@ class HNSSettings(Struct, frozen=True, gc=False):
         health_vips: health checks of load balancer IPs are forwarded to the host.
         healthz_port: the port of the health server, which they reach if the Service has no health-check node
             port; 0 if there is none.
+        healthz_everywhere: the health server listens at all addresses of the host.
     """
 
     network: str = ""
@@ -66,6 +67,7 @@ class HNSSettings(Struct, frozen=True, gc=False):
     root_endpoint: str = ""
     health_vips: bool = False
     healthz_port: int = 0
+    healthz_everywhere: bool = False
 
 
 class ConnectSettings(Struct, frozen=True, gc=False):

@@ -139,6 +139,7 @@ class Reconciler:
         self._driver = driver
         self.node = node
         self.ledger = Ledger(node.family, piecewise=piecewise)
+        self._piecewise = piecewise
         self._planner = Planner(state, self.ledger)
         self._sync_period = sync_period
         self._clock = clock or SystemClock()
@@ -400,6 +401,7 @@ class Reconciler:
     def _loaded(self, failures: Failures, now: float, *, restoring: bool) -> Sequence[Change]:
         """Records a full sync; returns what it changed."""
         before = self.ledger.refused
+        restoring = restoring and not self._piecewise  # of a mode that is piecewise, everything was tried
         changes = self.ledger.loaded({**before, **failures} if restoring else failures)
         # What the kernel lost of a Service that is refused only now was not restored.
         lacking = (failures.keys() - before.keys()) & self.ledger.plans.keys() if restoring else ()

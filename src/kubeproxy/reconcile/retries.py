@@ -67,14 +67,17 @@ class PieceByPiece:
 
     def __init__(self, driver: Retrying) -> None:
         self._driver = driver
+        self._reported = False
 
     @property
     def next(self) -> float:
-        """See `RefusalTimes`."""
-        return self._driver.next_retry
+        """See `RefusalTimes`. What the driver did when it looked for drift is asked for at once."""
+        due = self._driver.next_retry
+        return -math.inf if due == math.inf and self._reported else due
 
-    def reported(self, refused: Collection[Key], tried: float | None) -> None:
+    def reported(self, refused: Collection[Key], tried: float | None) -> None:  # noqa: ARG002
         """See `RefusalTimes`."""
+        self._reported = bool(refused)
 
     async def retry(self) -> Failures | None:
         """See `RefusalTimes`."""

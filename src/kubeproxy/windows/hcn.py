@@ -12,6 +12,7 @@ from kubeproxy.windows import documents
 from kubeproxy.windows.calls import Calls, Entity, HnsNotice
 from kubeproxy.windows.errors import BAD_DOCUMENT, HcnError, HcnTrouble
 from kubeproxy.windows.features import Feature, supports
+from kubeproxy.windows.timed import CallInProgress, TimedCalls
 from kubeproxy.windows.values import HcnEndpoint, HcnLoadBalancer, HcnNetwork, HnsVersion
 
 _log = logging.getLogger(__name__)
@@ -34,6 +35,10 @@ class Hcn(Protocol):
     @property
     def version(self) -> HnsVersion:
         """See above."""
+
+    @property
+    def in_progress(self) -> CallInProgress | None:
+        """The call that HNS has not answered yet."""
 
     def supports(self, feature: Feature) -> bool:
         """Whether HNS has a feature, as far as its version decides."""
@@ -109,10 +114,16 @@ class HostNetworking:
         Raises:
             HcnError: HNS does not answer.
         """
-        self._calls = calls
+        self._timed = TimedCalls(calls)
+        self._calls = calls = self._timed.calls
         self._registration = 0
         with _readable("HNSCall"):
             self.version = documents.read_version(calls.version())
+
+    @property
+    def in_progress(self) -> CallInProgress | None:
+        """See `Hcn`."""
+        return self._timed.in_progress
 
     def supports(self, feature: Feature) -> bool:
         """See `Hcn`."""

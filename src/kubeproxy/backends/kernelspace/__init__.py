@@ -10,5 +10,6 @@ finding    looks that up
 settle     brings HNS to what is asked for, in an order that interrupts no traffic
 endpoints  the part of it that concerns endpoints
 refused    what HNS refused, and when it is tried again
+patience   calls HNS in a thread, and reports a call that it does not answer
 rehearse   an HNS in memory that holds what was read
 """

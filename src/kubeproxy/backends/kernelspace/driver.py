@@ -24,12 +24,13 @@ from kubeproxy.backends.base import (
     SyncError,
 )
 from kubeproxy.backends.kernelspace import describe, held, part
-from kubeproxy.backends.kernelspace.compile import compile_service
+from kubeproxy.backends.kernelspace.compile import ServiceBalancers, compile_service
 from kubeproxy.backends.kernelspace.desired import BalancerDelta, DesiredBalancers, no_delta
 from kubeproxy.backends.kernelspace.finding import FactFinder
 from kubeproxy.backends.kernelspace.held import HeldHns
 from kubeproxy.backends.kernelspace.names import BalancerKey
 from kubeproxy.backends.kernelspace.network import HnsFacts
+from kubeproxy.backends.kernelspace.patience import called
 from kubeproxy.backends.kernelspace.refused import Refused
 from kubeproxy.backends.kernelspace.rehearse import RehearsedHcn
 from kubeproxy.backends.kernelspace.settle import Settling
@@ -37,8 +38,8 @@ from kubeproxy.backends.kernelspace.steps import HnsSteps
 from kubeproxy.backends.kernelspace.view import RECENT_SECONDS, HnsNews, HnsView
 from kubeproxy.backends.kernelspace.watch import HnsWatch
 from kubeproxy.backends.shared.compared import compared
-from kubeproxy.backends.shared.threads import in_thread
 from kubeproxy.clock import SystemClock
+from kubeproxy.log import V2, ObjectRef
 from kubeproxy.model.complaints import Complaints
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
@@ -89,11 +90,11 @@ class KernelspaceDriver:
 
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver`."""
-        return await in_thread(self.load_blocking, node, plans)
+        return await called(self._view.hcn, self.load_blocking, node, plans)
 
     async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
         """See `Driver`. What can be done of the changes is done before StaleError is raised."""
-        await in_thread(self._apply, node, changes)
+        await called(self._view.hcn, self._apply, node, changes)
         return {}
 
     @property
@@ -103,15 +104,15 @@ class KernelspaceDriver:
 
     async def retry(self) -> Failures:
         """See `Retrying`."""
-        return await in_thread(self._retry)
+        return await called(self._view.hcn, self._retry)
 
     async def read(self) -> HeldHns:
         """See `Readable`."""
-        return await in_thread(self._read)
+        return await called(self._view.hcn, self._read)
 
     async def read_part(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> HeldHns:
         """See `Comparable`. HNS has no index: all is read if this process has not done so yet."""
-        whole = await in_thread(self._read)
+        whole = await called(self._view.hcn, self._read)
         return part.only(whole, plans.values(), replace(self._facts, address=node.address))
 
     def difference(self, held: HeldState, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> HnsSteps:
@@ -134,7 +135,7 @@ class KernelspaceDriver:
 
     async def intact(self) -> bool:
         """See `Driver`."""
-        return await in_thread(self._is_intact)
+        return await called(self._view.hcn, self._is_intact)
 
     def watch(self, disturbed: Callable[[str], None]) -> bool:
         """See `Driver`. HNS reports its end and changes of networks; `intact` detects the rest."""
@@ -201,6 +202,7 @@ class KernelspaceDriver:
             for change in changes:
                 if change.after is None:
                     self._complaints.forget(("Service", *change.key))
+                    self._missing.pop(change.key, None)
             self._report(change.key for change in changes if change.after is not None)
             refused = self._refused.services(self._desired)
             for change in changes:
@@ -276,6 +278,8 @@ class KernelspaceDriver:
         for service in services:
             needs = self._desired.services.get(service)
             doubts = list(needs.doubts) if needs is not None else []
+            if needs is not None and self._facts.overlay:
+                self._report_source(service, needs)
             doubts += [
                 (
                     "endpoints",
@@ -285,6 +289,16 @@ class KernelspaceDriver:
                 for address in self._missing.get(service, ())
             ]
             self._complaints.report(("Service", *service), doubts)
+
+    def _report_source(self, service: Key, needs: ServiceBalancers) -> None:
+        """Logs that packets to all endpoints of a load balancer get the node's address as their source."""
+        if any(each.source_vip == self._facts.address for each in needs.balancers.values()):
+            log.log(
+                V2,
+                "Service %(service)s: an endpoint on another node is no Pod of the network, so connections to all endpoints"
+                " come from %(address)s instead of the source VIP",
+                {"service": ObjectRef(*service), "address": self._facts.address},
+            )
 
     # Drift
 
@@ -319,6 +333,8 @@ class KernelspaceDriver:
         for each in news:
             for thing in (each.before, each.after):
                 if isinstance(thing, HcnEndpoint):
+                    if self._facts.is_root(thing):
+                        return True
                     users = {k for a in thing.addresses for k in self._desired.users.get(a, ())}
                     if users and thing.remote and thing is each.before:
                         return True

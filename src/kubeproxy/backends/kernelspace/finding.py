@@ -7,7 +7,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from kubeproxy.backends.base import StaleError, SyncError
-from kubeproxy.backends.kernelspace.network import HnsFacts, facts_of
+from kubeproxy.backends.kernelspace.network import HnsFacts, facts_of, source_vip_trouble
 from kubeproxy.backends.kernelspace.view import HnsView
 from kubeproxy.model.node import NodeConfig
 
@@ -64,6 +64,8 @@ class FactFinder:
                 " and Overlay"
             )
         if facts.overlay and self.served:
+            if trouble := source_vip_trouble(facts.settings):  # the network was not there at the start
+                raise SyncError(trouble)
             mac = self._host_mac(node.address)
             if not mac:
                 raise SyncError(

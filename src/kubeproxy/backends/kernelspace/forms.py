@@ -107,6 +107,10 @@ class BalancerForms:
         """A load balancer as this process asked for it; one of an earlier process as HNS returns it."""
         return self._asked.get(held.id, held)
 
+    def made(self, ident: str) -> bool:
+        """Whether this process has asked for a load balancer."""
+        return ident in self._asked
+
     def key(self, held: HcnLoadBalancer) -> BalancerKey | None:
         """The key of a load balancer, as it was asked for."""
         return key_of(self.asked(held))

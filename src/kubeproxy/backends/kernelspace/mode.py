@@ -51,6 +51,7 @@ def settings(config: KubeProxyConfiguration) -> HNSSettings:
         root_endpoint=given.root_hns_endpoint_name,
         health_vips=given.forward_health_check_vip,
         healthz_port=healthz[1] if healthz else 0,
+        healthz_everywhere=healthz is not None and healthz[0] in {"", "0.0.0.0", "::"},
     )
 
 

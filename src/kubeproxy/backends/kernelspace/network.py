@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from msgspec import Struct
 from msgspec.structs import replace
 
-from kubeproxy.api.addresses import Family
+from kubeproxy.api.addresses import Family, parse_address
 from kubeproxy.backends.kernelspace.names import in_subnet
 from kubeproxy.model.node import HNSSettings, NodeConfig
 from kubeproxy.model.select import Endpoint
 from kubeproxy.windows.features import Feature, supports
-from kubeproxy.windows.values import HcnNetwork, HnsVersion
+from kubeproxy.windows.values import HcnEndpoint, HcnNetwork, HnsVersion
 
 
 class HnsFacts(Struct, frozen=True):
@@ -55,6 +55,14 @@ class HnsFacts(Struct, frozen=True):
         """Whether HNS has session affinity."""
         return supports(self.version, Feature.SESSION_AFFINITY)
 
+    def is_root(self, endpoint: HcnEndpoint) -> bool:
+        """Whether an endpoint is, or may be, the one of the host that health checks are forwarded to."""
+        if not self.settings.health_vips:
+            return False
+        if self.root:
+            return endpoint.id == self.root
+        return endpoint.name.lower() == self.settings.root_endpoint.lower()
+
     @property
     def health_vips(self) -> bool:
         """Whether health checks of load balancer IPs are forwarded to the host."""
@@ -93,6 +101,16 @@ class HnsFacts(Struct, frozen=True):
         if any(not each.local and self.is_foreign(each.address) for each in endpoints):
             return self.address
         return self.settings.source_vip
+
+
+def source_vip_trouble(settings: HNSSettings) -> str:
+    """Why the source VIP cannot be used on an overlay network; "" if it can."""
+    try:
+        parse_address(settings.source_vip)
+    except ValueError as e:
+        given = f"{settings.source_vip!r} is no address" if settings.source_vip else "it is not set"
+        return f"the overlay network {settings.network} needs --source-vip, and {given}{f': {e}' if settings.source_vip else ''}"
+    return ""
 
 
 def assumed(node: NodeConfig) -> HnsFacts:

@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from kubeproxy.api.addresses import parse_address
 from kubeproxy.backends.base import SyncError, UnsupportedError
 from kubeproxy.backends.kernelspace.driver import KernelspaceDriver
+from kubeproxy.backends.kernelspace.network import source_vip_trouble
 from kubeproxy.backends.kernelspace.view import HnsView
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import HNSSettings, NodeConfig
@@ -136,7 +136,7 @@ def _check_settings(settings: HNSSettings, hcn: Hcn, node: NodeConfig) -> None:
         raise UnsupportedError(
             f"HNS {hcn.version} does not support {Feature.DUAL_STACK.value}, which needs 11.10"
         )
-    if settings.health_vips and hcn.version.major <= _FIRST_MAJOR and settings.healthz_port:
+    if settings.health_vips and hcn.version.major <= _FIRST_MAJOR and settings.healthz_everywhere:
         log.warning(
             "HNS %(version)s refuses load balancers for ports on which a program of the host listens at all addresses:"
             " with --forward-healthcheck-vip, set --healthz-bind-address to the node's address",
@@ -160,13 +160,8 @@ def check_overlay(settings: HNSSettings, node: NodeConfig, hcn: Hcn) -> None:
         )
     if not hcn.supports(Feature.REMOTE_SUBNET):
         raise UnsupportedError(f"{_CANNOT}: HNS {hcn.version} does not support {Feature.REMOTE_SUBNET.value}")
-    try:
-        parse_address(settings.source_vip)
-    except ValueError as e:
-        given = f"{settings.source_vip!r} is no address" if settings.source_vip else "it is not set"
-        raise UnsupportedError(
-            f"{_CANNOT}: the overlay network {settings.network} needs --source-vip, and {given}"
-        ) from e
+    if trouble := source_vip_trouble(settings):
+        raise UnsupportedError(f"{_CANNOT}: {trouble}")
 
 
 def _mac_of(machine: Machine) -> Callable[[str], str]:

@@ -10,6 +10,7 @@ from kubeproxy.backends.kernelspace.held import HeldHns
 from kubeproxy.backends.kernelspace.steps import HnsStep
 from kubeproxy.windows.calls import HnsNotice
 from kubeproxy.windows.features import Feature, supports
+from kubeproxy.windows.timed import CallInProgress
 from kubeproxy.windows.values import HcnEndpoint, HcnLoadBalancer, HcnNetwork, HnsVersion
 
 
@@ -31,6 +32,11 @@ class RehearsedHcn:
     def version(self) -> HnsVersion:
         """See `Hcn`."""
         return self._held.version
+
+    @property
+    def in_progress(self) -> CallInProgress | None:
+        """See `Hcn`. It answers at once."""
+        return None
 
     def supports(self, feature: Feature) -> bool:
         """See `Hcn`."""

@@ -180,9 +180,12 @@ class Settling:
 
     def _changed(self, key: BalancerKey, wanted: HcnLoadBalancer) -> None:
         there = self._ours(key)
-        found = next((each for each in there if self._is_as_wanted(each, wanted)), None)
+        # Also one that is not known to be ours serves, if it is exactly what is wanted.
+        found = next(
+            (each for each in self._view.balancers_with(key) if self._is_as_wanted(each, wanted)), None
+        )
         if found is not None:
-            there.remove(found)
+            there = [each for each in there if each.id != found.id]
         elif there:
             self._change(key, there.pop(0), wanted)
         else:

@@ -136,6 +136,9 @@ class HnsView:
             if found is not None:
                 self._keep_balancer(found)
                 self._announce(None, found)
+        # What is not on the network matters as long as a load balancer names it.
+        self._gone &= self._uses.keys()
+        self._elsewhere &= self._uses.keys()
         self._looked = self.clock.now()
 
     def look_at_endpoints(self) -> None:
@@ -220,8 +223,11 @@ class HnsView:
         """Whether this program, or another kube-proxy on this network, made a load balancer.
 
         That is so if it has one port and at most one address, and every endpoint it names is on the network
-        or does not exist any more.
+        or does not exist any more. The endpoint of the host may be on another one; then only what this
+        process made is its own.
         """
+        if self.forms.made(balancer.id):
+            return True
         return self.key(balancer) is not None and all(map(self._is_here, balancer.endpoints))
 
     def _is_here(self, ident: str) -> bool:

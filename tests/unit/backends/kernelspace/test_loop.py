@@ -2,15 +2,19 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable
 
+import pytest
+
 from kubeproxy.api.addresses import IPV4
-from kubeproxy.backends.kernelspace import prepare
+from kubeproxy.backends.kernelspace import patience, prepare
 from kubeproxy.model.state import State
 from kubeproxy.reconcile.reconciler import Reconciler
 from kubeproxy.windows import errors
+from kubeproxy.windows.calls import Entity
 from tests.fakes.cluster import endpoints, service
-from tests.fakes.hns import L1, WindowsNode
+from tests.fakes.hns import L1, L2, WindowsNode
 
 WEB, MORE = ("default", "web"), ("default", "more")
 
@@ -27,13 +31,26 @@ class Loop:
         self.at = at
         self._state = State()
         node = at.config(IPV4)
-        driver = prepare.open_driver(at.machine, node)
-        self.loop = Reconciler(self._state, driver, node, clock=at.clock, piecewise=True)
+        self._driver = prepare.open_driver(at.machine, node)
+        self.loop = Reconciler(self._state, self._driver, node, clock=at.clock, piecewise=True)
 
-    def add(self, name: str, ip: str) -> None:
-        """A Service comes with an endpoint on this node."""
+    def add(self, name: str, ip: str, *addresses: str) -> None:
+        """A Service comes with endpoints on this node."""
+        local = addresses or (L1,)
         self.loop.touch(self._state.set(service(name, ip)))
-        self.loop.touch(self._state.set(endpoints(name, L1, local=(L1,), node="node1")))
+        self.loop.touch(self._state.set(endpoints(name, *local, local=local, node="node1")))
+
+    @property
+    def next_retry(self) -> float:
+        """When the driver tries something again."""
+        return self._driver.next_retry
+
+    async def delayed(self, naming: str) -> None:
+        """Lets a refused load balancer be refused until its next attempt is a minute away."""
+        for _ in range(6):
+            before = self.attempts(naming)
+            await self.at.clock.advance(self.next_retry - self.at.clock.time)
+            await self.until(lambda before=before: self.attempts(naming) > before)  # type: ignore[misc]
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -119,4 +136,59 @@ async def test_hns_that_goes_away_while_something_is_retried_is_a_failed_sync() 
             await at.clock.advance(1)
             await asyncio.sleep(0.01)
         await made.until(lambda: not made.loop.ledger.refused and not made.loop.failures_in_row)
+    assert len(at.balancers()) == 1
+
+
+async def test_a_refused_service_that_a_look_could_serve_is_not_refused_any_more() -> None:
+    """An endpoint that the network plug-in attaches later is found by the look for drift, not by a retry."""
+    at = WindowsNode(local=(L2,))
+    made = Loop(at)
+    at.hns.fail("HcnCreateLoadBalancer", errors.PORT_NOT_FOUND, times=-1, naming='"10.96.0.10"')
+    made.add("web", "10.96.0.10", L1, L2)
+    async with made.running():
+        await made.until(lambda: made.loop.ledger.refused.keys() == {WEB})
+        await made.delayed("10.96.0.10")
+        at.hns.heal()
+        at.add_local(L1)
+        await at.clock.advance(30)
+        await made.until(lambda: at.balancers() == [f"10.96.0.10:80>8080/TCP F=1 M=0 {{{L1},{L2}}}"])
+        await made.until(lambda: not made.loop.ledger.refused)
+
+
+async def test_of_a_repair_the_refused_services_are_known() -> None:
+    at = WindowsNode()
+    made = Loop(at)
+    at.hns.fail("HcnCreateLoadBalancer", errors.INVALID_IP, times=-1, naming='"10.96.0.10"')
+    made.add("web", "10.96.0.10")
+    made.add("more", "10.96.0.11")
+    async with made.running():
+        await made.until(lambda: made.loop.ledger.refused.keys() == {WEB})
+        await made.delayed("10.96.0.10")
+        at.hns.heal()
+        at.hns.remove(Entity.LOAD_BALANCER, next(iter(at.hns.load_balancers())))
+        await at.clock.advance(30)
+        await made.until(lambda: len(at.balancers()) == 2)
+        await made.until(lambda: not made.loop.ledger.refused)
+    assert made.loop.repairs == 1
+
+
+async def test_a_call_that_hns_does_not_answer_is_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(patience, "SLOW_SECONDS", 0.02)
+    at = WindowsNode()
+    made = Loop(at)
+    answers = threading.Event()
+
+    def hang(function: str) -> int:
+        if function == "HcnCreateLoadBalancer":
+            answers.wait(60)
+        return 0
+
+    at.hns.interfere = hang
+    made.add("web", "10.96.0.10")
+    async with made.running():
+        await made.until(lambda: "HNS has not answered the call create_load_balancer" in caplog.text)
+        answers.set()
+        await made.until(made.loop.synced.is_set)
     assert len(at.balancers()) == 1
