@@ -1,6 +1,6 @@
 """How long the call of HNS takes that is in progress: a call that does not return cannot be interrupted.
 
-Whoever waits for a thread that calls HNS can report which function has not returned.
+A client that waits for a thread which calls HNS can report the function that has not returned.
 """
 
 import time
