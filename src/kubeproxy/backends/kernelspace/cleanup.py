@@ -10,10 +10,12 @@ from collections.abc import Collection
 from kubeproxy.api.addresses import unpack
 from kubeproxy.backends.base import SyncError, UnsupportedError
 from kubeproxy.backends.kernelspace import prepare
+from kubeproxy.backends.kernelspace.names import key_of
 from kubeproxy.backends.kernelspace.view import HnsView, NetworkMissingError
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import HNSSettings
 from kubeproxy.windows.errors import HcnError
+from kubeproxy.windows.hcn import Hcn
 from kubeproxy.windows.values import same_mac
 
 log = logging.getLogger(__name__)
@@ -34,14 +36,30 @@ def cleanup(machine: Machine, settings: HNSSettings) -> None:
             view.look()
             troubles = _clean(view, macs)
     except NetworkMissingError:
-        log.info("HNS has no network %(network)s: nothing to remove", {"network": settings.network})
-        return
+        log.info(
+            "HNS has no network %(network)s: only load balancers without endpoints can be of kernelspace mode",
+            {"network": settings.network},
+        )
+        troubles = _clean_without_network(prepare.view_of(machine).hcn)
     except UnsupportedError as e:
         raise SyncError(str(e)) from e
     except HcnError as e:
         raise SyncError(f"HNS cannot be read: {e}") from e
     if troubles:
         raise SyncError("; ".join(troubles))
+
+
+def _clean_without_network(hcn: Hcn) -> list[str]:
+    """Deletes the load balancers whose endpoints do not exist any more; HNS may have kept them."""
+    troubles: list[str] = []
+    try:
+        for ident in sorted(hcn.load_balancer_ids()):
+            found = hcn.load_balancer(ident)
+            if found is not None and key_of(found) and not any(map(hcn.endpoint, found.endpoints)):
+                hcn.delete_load_balancer(ident)
+    except HcnError as e:
+        troubles.append(f"load balancers without endpoints: {e}")
+    return troubles
 
 
 def _clean(view: HnsView, macs: Collection[str]) -> list[str]:

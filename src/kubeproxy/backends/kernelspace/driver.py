@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from kubeproxy.api.addresses import FAMILIES, IPV4, IPV6, Family
+from kubeproxy.api.addresses import FAMILIES, Family
 from kubeproxy.backends.base import (
     Change,
     Failures,
@@ -44,7 +44,7 @@ from kubeproxy.model.complaints import Complaints
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.windows.errors import HcnError
-from kubeproxy.windows.values import HcnEndpoint
+from kubeproxy.windows.values import HcnEndpoint, HcnLoadBalancer
 
 log = logging.getLogger(__name__)
 
@@ -239,17 +239,20 @@ class KernelspaceDriver:
             for key in delta.keys
             if (balancer := self._desired.balancer(key)) is not None
             for target in balancer.targets
-            if target.address and not self._view.endpoints_at(target.address)
+            if target.address and not self._is_known(target.address, local=target.local)
         ]
         awaited = {address for addresses in self._missing.values() for address in addresses}
         here = {target.address for target in unknown if target.local} - awaited
         if here:
             self._view.look_at_endpoints()
-        if any(not self._view.endpoints_at(address) for address in here) or (
+        if any(not self._is_known(address, local=True) for address in here) or (
             self._facts.overlay
             and any(not target.local and not self._facts.provider(target.address) for target in unknown)
         ):
             self._finder.check_network()
+
+    def _is_known(self, address: str, *, local: bool) -> bool:
+        return any(not (local and each.remote) for each in self._view.endpoints_at(address))
 
     def _settle(self, delta: BalancerDelta, owners: dict[BalancerKey, Key], *, everything: bool) -> None:
         settling = Settling(self._view, self._facts, self._desired, self._refused)
@@ -336,38 +339,33 @@ class KernelspaceDriver:
                     if self._facts.is_root(thing):
                         return True
                     users = {k for a in thing.addresses for k in self._desired.users.get(a, ())}
-                    if users and thing.remote and thing is each.before:
+                    needed = users or self._desired.vips.keys() & thing.addresses
+                    if needed and thing.remote and thing is each.before:
                         return True
                     if not thing.remote:
                         delta.keys.update(dict.fromkeys(users))
                         delta.addresses.update(thing.addresses)
-                    if (
-                        any(address in self._desired.vips for address in thing.addresses)
-                        and thing is each.before
-                    ):
-                        return True
-                elif (
-                    thing is not None and self._concerns(self._view.key(thing)) and self._view.is_ours(thing)
-                ):
+                elif thing is not None and self._is_own(thing):
                     return True
         if delta.keys or delta.addresses:
             self._settle(delta, {}, everything=False)
             self._report({s for key in delta.keys for s in self._desired.claimants(key)})
         return any(key in self._refused.balancers for key in delta.keys)
 
+    def _is_own(self, balancer: HcnLoadBalancer) -> bool:
+        key = self._view.key(balancer)
+        return key is not None and key.family == self._facts.family and self._view.is_ours(balancer)
+
     def _has_orphans(self) -> bool:
         """Whether HNS has load balancers of a family that is not served any more."""
         families = self._families() - {self._facts.family}
         return bool(families) and any(
             (key := self._view.key(each)) is not None
-            and (IPV6 if key.ipv6 else IPV4) in families
+            and key.family in families
             and each.id not in self._refused.left
             and self._view.is_ours(each)
             for each in self._view.balancers()
         )
-
-    def _concerns(self, key: BalancerKey | None) -> bool:
-        return key is not None and key.ipv6 == (self._facts.family == IPV6)
 
     # Reading
 

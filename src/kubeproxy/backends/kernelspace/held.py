@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from kubeproxy.api.addresses import IPV6, Family
+from kubeproxy.api.addresses import Family
 from kubeproxy.backends.kernelspace import describe
 from kubeproxy.backends.kernelspace.network import HnsFacts
 from kubeproxy.backends.kernelspace.view import HnsView
@@ -73,7 +73,7 @@ def read(view: HnsView, facts: HnsFacts) -> HeldHns:
         key = view.key(each)
         if key is None or not view.is_ours(each):
             others.append(each)
-        elif key.ipv6 == (facts.family == IPV6):
+        elif key.family == facts.family:
             ours.append((key, each.id, view.forms.asked(each)))
     return HeldHns(
         facts.family,

@@ -4,7 +4,7 @@ import ipaddress
 from typing import Final, NamedTuple
 
 from kubeproxy import protocols
-from kubeproxy.api.addresses import join, pack
+from kubeproxy.api.addresses import IPV4, IPV6, Family, join, pack
 from kubeproxy.windows import values
 from kubeproxy.windows.values import HcnLoadBalancer
 
@@ -29,6 +29,11 @@ class BalancerKey(NamedTuple):
     protocol: int
     port: int
     ipv6: bool
+
+    @property
+    def family(self) -> Family:
+        """Its IP family."""
+        return IPV6 if self.ipv6 else IPV4
 
     def __str__(self) -> str:
         at = join(self.vip, self.port) if self.vip else f"node port {self.port}"

@@ -15,7 +15,7 @@ from collections.abc import Collection
 
 from msgspec.structs import replace
 
-from kubeproxy.api.addresses import IPV4, IPV6, Family
+from kubeproxy.api.addresses import Family
 from kubeproxy.backends.kernelspace.compile import FrontBalancer
 from kubeproxy.backends.kernelspace.desired import BalancerDelta, DesiredBalancers
 from kubeproxy.backends.kernelspace.endpoints import EndpointSettling, check_available
@@ -245,7 +245,7 @@ class Settling:
     def _there(self, families: Collection[Family]) -> list[BalancerKey]:
         """The keys of all load balancers of some families."""
         keys = map(self._view.key, self._view.balancers())
-        return [key for key in keys if key is not None and (IPV6 if key.ipv6 else IPV4) in families]
+        return [key for key in keys if key is not None and key.family in families]
 
     def _delete(self, key: BalancerKey, balancer: HcnLoadBalancer, owner: Key | None) -> None:
         left, owners = self._refused.left, self._refused.owners

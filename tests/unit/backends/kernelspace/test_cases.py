@@ -6,10 +6,10 @@ from msgspec.structs import replace
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV6
 from kubeproxy.windows.calls import Entity
-from kubeproxy.windows.fake_profiles import WS2025
+from kubeproxy.windows.fake_profiles import WS2022, WS2025
 from kubeproxy.windows.values import REMOTE_ENDPOINT, HcnEndpoint
 from tests.fakes.cluster import endpoints, service
-from tests.fakes.hns import CNI_MAC, L1, L2, R1, HnsProxy, WindowsNode
+from tests.fakes.hns import CNI_MAC, L1, L2, NETWORK, R1, R2, SOURCE_VIP, HnsProxy, WindowsNode
 
 V6 = "fd00:10:244:1::11"
 WEB, MORE = ("default", "web"), ("default", "more")
@@ -233,3 +233,66 @@ def test_an_endpoint_of_another_program_that_names_another_host_is_left_alone() 
     assert at.hns.endpoints()[used].provider == "192.0.2.2"
     assert not proxy.full()
     assert at.calls() == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_pod_that_moves_to_this_node_gets_the_endpoint_of_the_network_plug_in(known: bool) -> None:
+    """Addresses move between nodes in some networks. No load balancer names an endpoint that is not there."""
+    at = WindowsNode(WS2022)
+    proxy = synced(at, R1, R2)
+    twin = next(i for i, each in at.hns.endpoints().items() if each.addresses == (R1,))
+    here = at.add_local(R1)
+    if known:
+        proxy.tell(endpoints("web", R1, R2, local=(R1,), node="node1"))
+        assert not proxy.sync()
+    else:
+        at.clock.time += 60
+        assert proxy.intact()
+    assert at.calls() == ["HcnDeleteLoadBalancer", "HcnCreateLoadBalancer", "HcnDeleteEndpoint"]
+    assert twin not in at.hns.endpoints()
+    (found,) = at.hns.load_balancers().values()
+    assert here in found.endpoints
+    assert at.balancers() == [f"10.96.0.10:80>8080/TCP F=1 M=0 {{{R1},{R2}}}"]
+
+
+def test_a_pod_that_moves_away_from_this_node_gets_an_endpoint_on_another_one() -> None:
+    at = WindowsNode()
+    proxy = synced(at, L1, L2)
+    at.hns.remove(
+        Entity.ENDPOINT, next(i for i, each in at.hns.endpoints().items() if each.addresses == (L1,))
+    )
+    at.clock.time += 60
+    assert proxy.intact()
+    assert at.balancers() == [f"10.96.0.10:80>8080/TCP F=1 M=0 {{{L2}}}"]
+    proxy.tell(endpoints("web", L1, L2, local=(L2,), node="node1"))
+    assert not proxy.sync()
+    assert at.balancers() == [f"10.96.0.10:80>8080/TCP F=1 M=0 {{{L1},{L2}}}"]
+    assert at.endpoints() == ["10.244.1.11 remote", "10.244.1.12 local"]
+
+
+@pytest.mark.parametrize(
+    ("address", "provider", "source"),
+    [
+        ("10.244.2.21", "192.0.2.2", SOURCE_VIP),
+        ("10.244.3.21", "192.0.2.3", SOURCE_VIP),  # in two subnets: the last one counts
+        ("192.0.2.2", "192.0.2.2", "192.0.2.1"),  # a node
+        ("203.0.113.9", "192.0.2.1", "192.0.2.1"),  # no Pod of the network
+    ],
+)
+def test_which_host_an_endpoint_names_and_where_packets_come_from(
+    address: str, provider: str, source: str
+) -> None:
+    at = WindowsNode(kind="Overlay", network=False)
+    subnets = {"10.244.2.0/23": "192.0.2.2", "10.244.3.0/24": "192.0.2.3"}
+    at.network = at.hns.add_network(NETWORK, "Overlay", remote=subnets)
+    synced(at, address)
+    assert at.balancers() == [f"10.96.0.10:80>8080/TCP F=1 M=0 S={source} {{{address}}}"]
+    assert [e.provider for e in at.hns.endpoints().values() if e.addresses == (address,)] == [provider]
+
+
+def test_the_second_service_with_the_same_node_as_endpoint_has_the_same_source() -> None:
+    at = WindowsNode(kind="Overlay")
+    proxy = synced(at, "192.0.2.2")
+    fill(proxy, "192.0.2.2", name="more", ip="10.96.0.11")
+    assert not proxy.sync()
+    assert {each.source_vip for each in at.hns.load_balancers().values()} == {"192.0.2.1"}

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from kubeproxy import backends
 from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV6
 from kubeproxy.backends.base import SyncError
@@ -12,8 +13,9 @@ from kubeproxy.config.load import load
 from kubeproxy.log import V2
 from kubeproxy.windows.calls import Entity
 from kubeproxy.windows.fake_profiles import WS2019
+from kubeproxy.windows.values import HcnEndpoint, HcnLoadBalancer, PortMapping
 from tests.fakes.cluster import endpoints, service
-from tests.fakes.hns import L1, L2, R1, R2, HnsProxy, WindowsNode
+from tests.fakes.hns import L1, L2, NETWORK, R1, R2, HnsProxy, WindowsNode
 
 V6 = "fd00:10:244:1::11"
 
@@ -136,6 +138,20 @@ def test_a_command_that_reads_counts_for_nothing() -> None:
     proxy = synced(at, L1, R2)
     assert proxy.differs() == []
     assert at.calls() == []
+
+
+def test_a_cleanup_without_the_network_removes_what_it_left() -> None:
+    at = WindowsNode()
+    synced(at, L1, R1)
+    other = at.hns.add_endpoint(HcnEndpoint(at.hns.add_network("other"), ("172.16.0.1",)))
+    foreign = at.hns.add_load_balancer(HcnLoadBalancer((other,), ("172.16.9.9",), (PortMapping(6, 80, 80),)))
+    empty = at.hns.add_load_balancer({"HostComputeEndpoints": [], "PortMappings": []})
+    at.hns.remove_network(at.network)
+    assert len(at.hns.load_balancers()) == 3
+    options = load({"network-name": NETWORK}, "win32")
+    for _ in range(2):
+        backends.cleanup(at.machine, "kernelspace", config=options.config, platform="win32")
+        assert at.hns.load_balancers().keys() == {foreign, empty}
 
 
 # The endpoint of the host
