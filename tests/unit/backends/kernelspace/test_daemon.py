@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from kubeproxy import backends
+from kubeproxy.api import types
 from kubeproxy.app import App
 from kubeproxy.clock import SystemClock
 from kubeproxy.config import watch
@@ -128,3 +129,18 @@ async def test_health_checks_follow_the_port_of_the_health_server(
             await until(lambda: health(ports[1]) in windows.balancers())
             await until(lambda: health(ports[0]) not in windows.balancers())
             assert len(windows.balancers()) == 3
+
+
+async def test_sources_of_node_ports_that_are_not_limited_are_reported() -> None:
+    windows = WindowsNode()
+    limited = served(
+        service("web", "10.96.0.10", type="NodePort", ports=(types.ServicePort(80, node_port=30080),))
+    )
+    limited["metadata"]["annotations"] = {"kube-proxy/allowed-sources": "192.0.2.0/24"}
+    async with FakeApiServer() as server:
+        server.store.put(node("node1", "192.0.2.1"))
+        server.store.put(limited)
+        server.store.put(served(endpoints("web", L1, local=(L1,), node="node1")))
+        async with running([daemon(windows, server)]):
+            await until(lambda: f"*:30080>8080/TCP F=0 M=18 {{{L1}}}" in windows.balancers())
+            await until(lambda: any(each.get("reason") == "SourcesNotLimited" for each in server.events))
