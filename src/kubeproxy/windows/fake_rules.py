@@ -162,14 +162,25 @@ def new_endpoint(settings: str, network: Document, others: Iterable[Document], p
     subnets = [ipaddress.ip_network(text) for text in network_prefixes(network)]
     if subnets and not remote and not any(address in subnet for subnet in subnets):
         raise RuleError(errors.SUBNET_NOT_FOUND, f"{address} is in no subnet of the network")
-    for other in others:
-        if not remote and not profile.twins and str(address) in addresses(other):
-            raise RuleError(errors.ALREADY_EXISTS, f"{address} has an endpoint")
-        mac = values.same_mac(other.get("MacAddress", ""))
-        if profile.unique_macs and mac.startswith("02-") and mac == values.same_mac(request.mac_address):
-            raise RuleError(errors.ALREADY_EXISTS, f"{mac} has an endpoint")
+    if profile.unique_macs or not (remote or profile.twins):
+        _check_others(request, others, profile)
     document: Document = msgspec.json.decode(settings)
     return document
+
+
+def _check_others(request: _EndpointRequest, others: Iterable[Document], profile: Profile) -> None:
+    """Checks that the addresses of a new endpoint are free, as far as a version of Windows wants that."""
+    remote = bool(request.flags & values.REMOTE_ENDPOINT)
+    address, wanted = (
+        values.same_address(request.ip_configurations[0].ip_address),
+        values.same_mac(request.mac_address),
+    )
+    for other in others:
+        if not remote and not profile.twins and address in addresses(other):
+            raise RuleError(errors.ALREADY_EXISTS, f"{address} has an endpoint")
+        mac = values.same_mac(other.get("MacAddress", "")) if profile.unique_macs else ""
+        if mac.startswith("02-") and mac == wanted:
+            raise RuleError(errors.ALREADY_EXISTS, f"{mac} has an endpoint")
 
 
 def new_load_balancer(settings: str, endpoints: Mapping[str, Document], profile: Profile) -> Document:

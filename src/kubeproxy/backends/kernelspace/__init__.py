@@ -7,6 +7,7 @@ view       what HNS has, as it was read and changed since; both IP families shar
 forms      the forms in which HNS returns load balancers, which may not be those that it was sent
 network    what the mode needs to know of the HNS network and of HNS itself
 finding    looks that up
+subnets    which host has an address, on overlay networks
 settle     brings HNS to what is asked for, in an order that interrupts no traffic
 endpoints  the part of it that concerns endpoints
 refused    what HNS refused, and when it is tried again

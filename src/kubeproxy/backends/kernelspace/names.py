@@ -1,6 +1,5 @@
 """What identifies load balancers and endpoints of HNS, which have no names that this program could choose."""
 
-import ipaddress
 from typing import Final, NamedTuple
 
 from kubeproxy import protocols
@@ -60,11 +59,3 @@ def made_up_mac(address: str) -> str:
     if len(packed) == 16:
         packed = packed[:-5:-1]
     return MAC_PREFIX + packed.hex("-")
-
-
-def in_subnet(prefix: str, address: str) -> bool:
-    """Whether an address is in a subnet as HNS names it."""
-    try:
-        return ipaddress.ip_address(address) in ipaddress.ip_network(prefix, strict=False)
-    except ValueError:
-        return False

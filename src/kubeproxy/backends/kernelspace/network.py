@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import force_setattr, replace
 
 from kubeproxy.api.addresses import Family, parse_address
-from kubeproxy.backends.kernelspace.names import in_subnet
+from kubeproxy.backends.kernelspace.subnets import SubnetTable
 from kubeproxy.model.node import HNSSettings, NodeConfig
 from kubeproxy.model.select import Endpoint
 from kubeproxy.windows.features import Feature, supports
@@ -34,6 +34,10 @@ class HnsFacts(Struct, frozen=True):
     network: HcnNetwork | None = None
     root: str = ""
     host_mac: str = ""
+    _subnets: SubnetTable = SubnetTable()
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "_subnets", SubnetTable(self.network.subnets if self.network is not None else ()))
 
     @property
     def overlay(self) -> bool:
@@ -78,13 +82,7 @@ class HnsFacts(Struct, frozen=True):
 
         An address that is a node's own is its provider. Of several subnets the last one counts.
         """
-        found = ""
-        for subnet in self.network.subnets if self.network is not None else ():
-            if address == subnet.provider:
-                return address
-            if in_subnet(subnet.prefix, address):
-                found = subnet.provider
-        return found
+        return self._subnets.provider(address)
 
     def is_foreign(self, address: str) -> bool:
         """Whether an address on another node is that of a node, or of no node of the network."""
