@@ -17,6 +17,7 @@ BENCHES = (
     "ipvs",
     "journal",
     "kernelspace",
+    "localhost",
     "manifests",
     "memory",
     "metrics",

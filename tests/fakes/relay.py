@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Mapping
+from typing import Any
 
 from kubeproxy.machine.fake import FakeMachine
 from kubeproxy.relay.control import Relay
@@ -19,7 +20,7 @@ class FakeRelay(Relay):
 
     def __init__(self, labels: Mapping[str, str] | None = None) -> None:
         super().__init__(FakeMachine(), "fake", labels=labels)
-        self._held: dict[int, tuple[socket.socket, Listener]] = {}
+        self._held: dict[int, tuple[Any, Listener]] = {}
         self._number = 0
         self.accepts = True
         self.settled: list[int] = []
@@ -31,7 +32,7 @@ class FakeRelay(Relay):
             for sock, listener in self._held.values()
         }
 
-    def open(self, sock: socket.socket, listener: Listener) -> int:
+    def open(self, sock: Any, listener: Listener) -> int:
         self._number += 1
         self._held[self._number] = sock, listener
         return self._number

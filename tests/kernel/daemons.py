@@ -1,6 +1,7 @@
 """The daemon on a folder of manifests, and a word with the Services it serves."""
 
 import contextlib
+import shutil
 import socket
 import time
 from collections import Counter
@@ -21,6 +22,14 @@ from tests.lab import netns
 from tests.lab.daemon import Daemon, kube_proxy
 from tests.lab.topology import NODE_NAME, Lab
 from tests.vm.machine import inside
+
+NET_ADMIN_ALONE = (
+    shutil.which("setpriv") or "setpriv",
+    "--bounding-set=-all,+net_admin",
+    "--inh-caps=-all",
+    "--no-new-privs",
+)
+"""What a command is started with that is to have no other right."""
 
 PATIENCE = 300.0 if inside() else 60.0  # seconds; nothing here takes long, but machines are busy, or emulated
 

@@ -1,7 +1,6 @@
 """ebpf mode on the lab's node: what a socket sees, restarts, other modes, and rights."""
 
 import json
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from kubeproxy.linux.bpf.maps import HashMap
 from kubeproxy.machine.linux import LinuxMachine
 from tests.fakes.cluster import endpoints, service
 from tests.kernel import bpffs
-from tests.kernel.daemons import Station, ask, asked, until
+from tests.kernel.daemons import NET_ADMIN_ALONE, Station, ask, asked, until
 from tests.kernel.test_daemon import run
 from tests.kernel.test_modes import tables
 from tests.kernel.traffic import Talk, Traffic, talkers
@@ -30,12 +29,6 @@ from tests.machines import MACHINE
 from tests.scenarios.world import World
 
 WEB, EMPTY, DNS = "10.96.0.10", "10.96.0.11", "10.96.0.12"
-NET_ADMIN_ALONE = (
-    shutil.which("setpriv") or "setpriv",
-    "--bounding-set=-all,+net_admin",
-    "--inh-caps=-all",
-    "--no-new-privs",
-)
 FRONTS = [("client", WEB, 80), ("node", WEB, 80), ("out", "192.0.2.1", 30080)]
 
 

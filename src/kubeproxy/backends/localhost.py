@@ -1,8 +1,9 @@
 """Node ports on localhost, for modes whose rules cannot serve them (KEP-6032).
 
 The kernel does not route packets to or from 127.0.0.1 off the host, and has no setting that allows it for
-::1. So a relay listens there. Its clients are processes of this node, so the Cluster policy applies to them,
-unless the node asks for what v1.38 does.
+::1. So a relay listens there, with one socket for all ports if the kernel can steer their clients to it. Its
+clients are processes of this node, so the Cluster policy applies to them, unless the node asks for what v1.38
+does.
 A port that another program has is reported and tried again at intervals; everything else works meanwhile.
 """
 
@@ -35,6 +36,7 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.relay.control import Relay
 from kubeproxy.relay.doors import Doors
+from kubeproxy.relay.steering import SteeredPorts
 from kubeproxy.relay.values import Listener
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ class Localhost:
                 to endpoints of Services that ask for them.
         """
         self._inner = inner
-        self._doors: Doors[_Front] = Doors(relay)
+        self._doors: Doors[_Front] = Doors(relay, SteeredPorts(relay))
         self._relay = relay
         self._shared = shared
         self._missing: dict[_Front, tuple[Listener, str]] = {}
@@ -175,7 +177,7 @@ class Localhost:
         yield Figure(
             "kubeproxy_nftables_localhost_nodeport_listeners",
             "gauge",
-            "Sockets that serve node ports on localhost.",
+            "Node ports on localhost that are served.",
             len(self._doors),
             self._relay.labels,
         )

@@ -15,6 +15,8 @@ control    the daemon's side: starts the process, and replaces it if it ends or 
 process    one relay process, and the socket to it
 doors      the listeners of a driver, by name
 sockets    opens listening sockets
+steering   ports that need no sockets of their own: the kernel steers their clients to one socket
+gate       the process' side of such a socket
 worker     the process' side: handles the daemon's messages
 loop       the event loop of the process: sockets and timers
 balancer   chooses the target of a client

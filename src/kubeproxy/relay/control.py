@@ -23,6 +23,7 @@ from kubeproxy.figures import Figure, Kind
 from kubeproxy.machine.base import Machine
 from kubeproxy.relay import sockets
 from kubeproxy.relay.process import RelayProcess
+from kubeproxy.relay.steering import SteeredPort
 from kubeproxy.relay.table import ListenerTable
 from kubeproxy.relay.values import Counts, Listener, LogLine, Mark, Message
 
@@ -116,10 +117,10 @@ class Relay:
             return self.machine.shared(sockets.Bound).bind(self, self.machine, address, ports[0], udp=udp)
         return sockets.bind(self.machine, address, ports, udp=udp)
 
-    def open(self, sock: socket.socket, listener: Listener) -> int:
-        """Serves a socket of `bind`, which now belongs to the relay; returns the listener's number.
+    def open(self, sock: socket.socket | SteeredPort, listener: Listener) -> int:
+        """Serves a socket of `bind`, or a port of `SteeredPorts`; returns the listener's number.
 
-        A relay that was stopped closes it.
+        It belongs to the relay now. A relay that was stopped closes it.
         """
         with self._lock:
             number = self._table.add(sock, listener)
@@ -195,7 +196,7 @@ class Relay:
         yield figure("refused_clients_total", "counter", text, done.refused)
         text = "Failed attempts to reach an endpoint."
         yield figure("endpoint_failures_total", "counter", text, done.failures)
-        text = "Sockets on which the relay listens."
+        text = "Addresses and ports that the relay serves."
         yield figure("listeners", "gauge", text, len(self._table.listeners))
         text = "Relay processes that ended unexpectedly, with their connections."
         yield figure("lost_processes_total", "counter", text, self._lost)

@@ -9,6 +9,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 from kubeproxy.relay import sockets
 from kubeproxy.relay.control import Relay
+from kubeproxy.relay.steering import SteeredPorts
 from kubeproxy.relay.values import Listener
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,15 @@ class OpenListener(NamedTuple):
 class Doors(Generic[Name]):
     """Opens, changes and closes the listeners of a driver, which are identified by names of its choice."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, steered: SteeredPorts | None = None) -> None:
+        """Makes it, with no listeners.
+
+        Args:
+            relay: the relay.
+            steered: its ports that need no sockets of their own; None: each has one.
+        """
         self._relay = relay
+        self._steered = steered
         self._open: dict[Name, OpenListener] = {}
         self._served = False
 
@@ -88,7 +96,7 @@ class Doors(Generic[Name]):
         if name in self._open:
             self.change(name, listener)
             return False
-        sock = self._relay.bind(address, ports, udp=listener.udp)
+        sock = (self._steered or self._relay).bind(address, ports, udp=listener.udp)
         port = sock.getsockname()[1]
         self._open[name] = OpenListener(self._relay.open(sock, listener), address, port, listener)
         return True
@@ -161,4 +169,6 @@ class Doors(Generic[Name]):
         """Ends the relay with all listeners and connections, and waits for its end."""
         self._open.clear()
         self._relay.stop()
+        if self._steered is not None:
+            self._steered.close()
         await asyncio.to_thread(self._relay.join)

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from kubeproxy.machine.base import Machine
 from kubeproxy.netlink import route, wire
+from kubeproxy.netlink.namespace import Sockets
 
 BACKLOG = 4096
 UDP_BUFFER_BYTES = 4 << 20
@@ -21,8 +22,14 @@ UDP_BUFFER_BYTES = 4 << 20
 This is enough for about 5,000 small packets.
 """
 
-IP_PKTINFO = 8
+IP_PKTINFO, _IPV6_RECVPKTINFO = 8, 49
 KEEPALIVE_IDLE_SECONDS = 120
+
+_LEVEL = {socket.AF_INET: socket.IPPROTO_IP, socket.AF_INET6: socket.IPPROTO_IPV6}
+_PACKET_INFO = {socket.AF_INET: IP_PKTINFO, socket.AF_INET6: _IPV6_RECVPKTINFO}
+_DESTINATION = {socket.AF_INET: 20, socket.AF_INET6: 74}
+"""Options that report the destination of each packet: address and interface, or address and port
+(IP_RECVORIGDSTADDR, IPV6_RECVORIGDSTADDR)."""
 
 Span = tuple[int, int]
 """First and last port; (0, 0) for any port."""
@@ -42,16 +49,49 @@ def bind(machine: Machine, address: str, ports: Span, *, udp: bool) -> socket.so
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if udp:
             wire.enlarge_receive_buffer(sock, UDP_BUFFER_BYTES)
-            if domain == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-            else:
-                sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+            sock.setsockopt(_LEVEL[domain], _PACKET_INFO[domain], 1)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             set_tcp_options(sock)
         _bind(machine, sock, address, ports)
         if not udp:
             sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def gate(machine: Machine, address: str, *, udp: bool) -> socket.socket:
+    """Makes a socket that packets for many ports of an address can be steered to.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    sock = bind(machine, address, (0, 0), udp=udp)
+    if udp:
+        sock.setsockopt(_LEVEL[sock.family], _PACKET_INFO[sock.family], 0)
+        sock.setsockopt(_LEVEL[sock.family], _DESTINATION[sock.family], 1)
+    return sock
+
+
+def reusing(namespace: Sockets, address: str, port: int, *, udp: bool) -> socket.socket:
+    """Makes a socket at an address and port whose packets are steered to another socket; it does not listen.
+
+    Several may be at the same port, so that two relays can answer from it, but none beside a socket of
+    another program that listens there, or receives and does not permit it.
+
+    Raises:
+        OSError: it cannot be made; EADDRINUSE: another program has the port.
+    """
+    domain = socket.AF_INET6 if ":" in address else socket.AF_INET
+    kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
+    sock = namespace.socket(domain, kind | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if domain == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address, port))
     except OSError:
         sock.close()
         raise

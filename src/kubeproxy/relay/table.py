@@ -10,7 +10,8 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable
 
-from kubeproxy.relay.values import Close, Listener, Mark, Message, Open, Update
+from kubeproxy.relay.steering import SteeredPort
+from kubeproxy.relay.values import Close, Listener, Mark, Message, Open, OpenGate, Update
 
 Take = Callable[[Message, socket.socket | None], bool]
 """Sends a message, and a socket with it; returns whether it was accepted.
@@ -32,11 +33,12 @@ class ListenerTable:
     """
 
     def __init__(self) -> None:
-        self.listeners: dict[int, tuple[socket.socket, Listener]] = {}
+        self.listeners: dict[int, tuple[socket.socket | SteeredPort, Listener]] = {}
         self.marked = self.settled = 0
         self._numbers = itertools.count(1)
         self._unsent: OrderedDict[int, None] = OrderedDict()
         self._served: set[int] = set()  # what the process has, or will have when it has read everything
+        self._gates: set[bool] = set()  # the gates that the process has, by whether it is UDP
         self._mark_sent = 0
 
     @property
@@ -44,7 +46,7 @@ class ListenerTable:
         """How many listeners must be sent to the process."""
         return len(self._unsent)
 
-    def add(self, sock: socket.socket, listener: Listener) -> int:
+    def add(self, sock: socket.socket | SteeredPort, listener: Listener) -> int:
         """Adds a listener; returns its number."""
         number = next(self._numbers)
         self.listeners[number] = sock, listener
@@ -81,6 +83,7 @@ class ListenerTable:
     def restart(self) -> None:
         """There is a new process, which has no listeners: everything must be sent."""
         self._served.clear()
+        self._gates.clear()
         self._unsent = OrderedDict.fromkeys(self.listeners)
         self._mark_sent = 0
         self.mark()
@@ -110,7 +113,19 @@ class ListenerTable:
         sock, listener = self.listeners[number]
         if served:
             return take(Update(number, listener), None)
-        if not take(Open(number, listener), sock):
+        if not self._open(number, sock, listener, take):
             return False
         self._served.add(number)
+        return True
+
+    def _open(self, number: int, sock: socket.socket | SteeredPort, listener: Listener, take: Take) -> bool:
+        if not isinstance(sock, SteeredPort):
+            return take(Open(number, listener), sock)
+        if sock.udp not in self._gates:
+            if not take(OpenGate(sock.udp), sock.gate):
+                return False
+            self._gates.add(sock.udp)
+        if not take(Open(number, listener, sock.getsockname()), None):
+            return False
+        sock.sent()
         return True

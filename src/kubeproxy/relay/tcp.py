@@ -10,14 +10,14 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from kubeproxy.relay import origin, sockets
 from kubeproxy.relay.balancer import Balancer
 from kubeproxy.relay.connection import DESCRIPTORS, Connection, will_reset
 from kubeproxy.relay.header import header
-from kubeproxy.relay.loop import IN, OUT, PollLoop, Timer
+from kubeproxy.relay.loop import IN, OUT, Timer
 from kubeproxy.relay.shared import Shared
 from kubeproxy.relay.slots import is_shortage
 from kubeproxy.relay.values import Listener, Target
@@ -29,45 +29,76 @@ _SYN_SENT: Final = 2
 """TCP_SYN_SENT of linux/tcp_states.h: the other side has not answered yet."""
 
 
-class TCPServer:
-    """A listening socket."""
+class TCPPort:
+    """Serves the clients of a listener."""
 
-    def __init__(self, sock: socket.socket, listener: Listener, shared: Shared) -> None:
-        self._sock = sock
+    def __init__(self, listener: Listener, shared: Shared) -> None:
         self._shared = shared
-        self._loop: PollLoop = shared.loop
         self.change(listener)
-        self._open = self._closed = False
-        self.resume()
 
     def change(self, listener: Listener) -> None:
         """Changes how new connections are served."""
         self._listener = listener
         self._balancer = Balancer(listener, self._shared.clients(listener.group))
 
+    def take(self, client: socket.socket, peer: Target) -> None:
+        """Serves a client that was accepted."""
+        reached: Target | None = client.getsockname()[:2]
+        if self._listener.translated:
+            reached = origin.of_connection(client)
+        candidates = self._balancer.candidates(peer[0]) if reached else ()
+        if not candidates or reached is None:
+            refuse(self._shared, client)
+            return
+        greeting = header(peer, reached) if self._listener.header else b""
+        Dialing(self._shared, self._listener.name, self._balancer, client, peer[0], candidates, greeting)
+
+
+class Acceptor:
+    """Accepts clients at a listening socket."""
+
+    def __init__(
+        self, sock: socket.socket, shared: Shared, take: Callable[[socket.socket, Target], None]
+    ) -> None:
+        """Prepares it; `resume` begins.
+
+        Args:
+            sock: the socket.
+            shared: what listeners share.
+            take: gets each client with its address and port.
+        """
+        self._sock = sock
+        self._shared = shared
+        self._take = take
+        self._open = self._closed = False
+
     def resume(self) -> None:
         """Starts to accept connections."""
         if not self._open and not self._closed:
             self._open = True
-            self._loop.add(self._sock.fileno(), IN, self)
+            self._shared.loop.add(self._sock.fileno(), IN, self)
 
     def pause(self) -> None:
         """Stops accepting until descriptors are free; clients that connect wait in the kernel."""
         self._shared.slots.when_free(self.resume)
         self._stop()
 
-    def close(self) -> None:
-        """Accepts the clients that are waiting, then closes the socket."""
+    def drain(self) -> None:
+        """Accepts the clients that are waiting."""
         while self._open and self._accept():
             pass
+
+    def close(self) -> None:
+        """Accepts the clients that are waiting, then closes the socket."""
+        self.drain()
         self._stop()
         self._closed = True
-        self._loop.close(self._sock)
+        self._shared.loop.close(self._sock)
 
     def _stop(self) -> None:
         if self._open:
             self._open = False
-            self._loop.remove(self._sock.fileno())
+            self._shared.loop.remove(self._sock.fileno())
 
     def ready(self, descriptor: int, events: int) -> None:  # noqa: ARG002 see Handler
         """A client connects."""
@@ -87,17 +118,21 @@ class TCPServer:
                 self.pause()
             return e.errno == errno.ECONNABORTED
         client.setblocking(False)
-        target = (peer[0], peer[1])
-        reached: Target | None = client.getsockname()[:2]
-        if self._listener.translated:
-            reached = origin.of_connection(client)
-        candidates = self._balancer.candidates(peer[0]) if reached else ()
-        if not candidates or reached is None:
-            _refuse(self._shared, client)
-            return True
-        greeting = header(target, reached) if self._listener.header else b""
-        Dialing(self._shared, self._listener.name, self._balancer, client, peer[0], candidates, greeting)
+        self._take(client, (peer[0], peer[1]))
         return True
+
+
+class TCPServer(TCPPort):
+    """A listening socket with one listener."""
+
+    def __init__(self, sock: socket.socket, listener: Listener, shared: Shared) -> None:
+        super().__init__(listener, shared)
+        self._acceptor = Acceptor(sock, shared, self.take)
+        self._acceptor.resume()
+
+    def close(self) -> None:
+        """Accepts the clients that are waiting, then closes the socket."""
+        self._acceptor.close()
 
 
 class Dialing:
@@ -147,7 +182,7 @@ class Dialing:
         """Resets the client, without trying other targets."""
         self._candidates.clear()
         self._failed("the relay ends")
-        _refuse(self._shared, self._client)
+        refuse(self._shared, self._client)
 
     def _next(self) -> None:
         """Tries the next candidate that does not fail at once."""
@@ -167,7 +202,7 @@ class Dialing:
         self._shared.report(
             logging.WARNING, f"{self._name}: no endpoint can be connected, clients are reset", self._name
         )
-        _refuse(self._shared, self._client)
+        refuse(self._shared, self._client)
 
     def _socket(self) -> socket.socket:
         sock = socket.socket(self._client.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -209,7 +244,7 @@ class Dialing:
         )
 
 
-def _refuse(shared: Shared, client: socket.socket) -> None:
+def refuse(shared: Shared, client: socket.socket) -> None:
     """Resets a client that is not connected to a target."""
     shared.counts.refused += 1
     will_reset(client)

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 from kubeproxy.netlink import route
@@ -70,15 +71,14 @@ class UDPServer:
 
     def ready(self, descriptor: int, events: int) -> None:  # noqa: ARG002 see Handler
         """Packets of clients arrived."""
-        for _ in range(_ROUNDS):
-            try:
-                size, ancillary, _, peer = self.sock.recvmsg_into([_buffer], 64)
-            except OSError:
-                return
-            client = _peer(peer), ancillary[0][2] if ancillary else b""
-            flow = self.flows.get(client) or self._open(client)
-            if flow is not None:
-                flow.send(_buffer[:size])
+        for peer, control, data in packets(self.sock):
+            self.take((peer, control), data)
+
+    def take(self, client: Client, data: memoryview) -> None:
+        """Sends a packet of a client to its target."""
+        flow = self.flows.get(client) or self._open(client)
+        if flow is not None:
+            flow.send(data)
 
     def answer(self, data: memoryview, client: Client) -> None:
         """Sends an answer of the target to the client."""
@@ -136,6 +136,19 @@ class UDPServer:
                 return False
         address, port = self.sock.getsockname()[:2]
         return self._queries.destination(peer[:2], (address, port)) is not None
+
+
+def packets(sock: socket.socket) -> Iterator[tuple[Peer, bytes, memoryview]]:
+    """The next packets that have arrived: the sender, the data of the control message, and the contents.
+
+    The contents are valid until the next packet.
+    """
+    for _ in range(_ROUNDS):
+        try:
+            size, ancillary, _, peer = sock.recvmsg_into([_buffer], 64)
+        except OSError:
+            return
+        yield _peer(peer), ancillary[0][2] if ancillary else b"", _buffer[:size]
 
 
 def _peer(address: tuple[Any, ...]) -> Peer:

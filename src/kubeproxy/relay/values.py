@@ -1,7 +1,7 @@
 """The messages between the daemon and its relay process: MessagePack, each preceded by its length.
 
-A listening socket is sent with the first bytes of its `Open` message (SCM_RIGHTS, unix(7)). The kernel keeps
-the order of both, so the n-th socket that is received belongs to the n-th `Open`.
+A listening socket is sent with the first bytes of its `Open` or `OpenGate` message (SCM_RIGHTS, unix(7)). The
+kernel keeps the order of both, so the n-th socket that is received belongs to the n-th of these messages.
 """
 
 import struct
@@ -50,10 +50,17 @@ class Listener(Struct, frozen=True, gc=False, array_like=True):
 
 
 class Open(Struct, frozen=True, gc=False, array_like=True, tag=0):
-    """A new listener; its socket is sent with the message."""
+    """A new listener; its socket is sent with the message, unless it is behind a gate.
+
+    Attributes:
+        number: its number.
+        listener: how its clients are served.
+        behind: the gate of its protocol has its clients: those of this address and port.
+    """
 
     number: int
     listener: Listener
+    behind: Target | None = None
 
 
 class Update(Struct, frozen=True, gc=False, array_like=True, tag=1):
@@ -102,7 +109,16 @@ class Mark(Struct, frozen=True, gc=False, array_like=True, tag=5):
     number: int
 
 
-Message = Open | Update | Close | LogLine | Counts | Mark
+class OpenGate(Struct, frozen=True, gc=False, array_like=True, tag=6):
+    """A socket that has the clients of many listeners; it is sent with the message.
+
+    A client that no listener is there for is refused, so that none is accepted before the next `Mark`.
+    """
+
+    udp: bool
+
+
+Message = Open | Update | Close | LogLine | Counts | Mark | OpenGate
 
 _LENGTH = struct.Struct("<I")
 

@@ -14,12 +14,23 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from kubeproxy.relay import tcp, udp
+from kubeproxy.relay import gate, tcp, udp
 from kubeproxy.relay.connection import Connection
 from kubeproxy.relay.loop import IN, PollLoop
 from kubeproxy.relay.shared import Shared
 from kubeproxy.relay.sockets import raise_limit
-from kubeproxy.relay.values import Close, Counts, Decoder, LogLine, Mark, Message, Open, Update, encode
+from kubeproxy.relay.values import (
+    Close,
+    Counts,
+    Decoder,
+    LogLine,
+    Mark,
+    Message,
+    Open,
+    OpenGate,
+    Update,
+    encode,
+)
 
 _SPARE = 64
 """Descriptors for everything but listeners and connections."""
@@ -49,7 +60,9 @@ class Worker:
         self._shared = Shared(self._loop, self._log, limit=limit, mark=mark)
         self._decoder = Decoder()
         self._sockets: deque[socket.socket] = deque()
-        self._servers: dict[int, tcp.TCPServer | udp.UDPServer] = {}
+        self._servers: dict[int, tcp.TCPServer | udp.UDPServer | gate.TCPBehind | gate.UDPBehind] = {}
+        self._gates: dict[bool, gate.TCPGate | gate.UDPGate] = {}
+        self._closed_gates: list[gate.TCPGate | gate.UDPGate] = []
         self._groups: dict[int, tuple[str, int]] = {}
         self._reported = Counts()
         control.setblocking(False)
@@ -90,9 +103,15 @@ class Worker:
                 self._servers[message.number].change(message.listener)
             elif isinstance(message, Close):
                 del self._groups[message.number]
-                self._servers.pop(message.number).close()
-                self._shared.slots.give_back(1)
+                server = self._servers.pop(message.number)
+                server.close()
+                if isinstance(server, tcp.TCPServer | udp.UDPServer):
+                    self._shared.slots.give_back(1)
+            elif isinstance(message, OpenGate):
+                self._add_gate(message)
             elif isinstance(message, Mark):
+                while self._closed_gates:
+                    self._closed_gates.pop().begin()
                 self._answer(message)
 
     def _take(self, ancillary: Sequence[tuple[int, int, bytes]]) -> None:
@@ -106,10 +125,21 @@ class Worker:
                     self._sockets.append(sock)
 
     def _open(self, message: Open) -> None:
-        kind = udp.UDPServer if message.listener.udp else tcp.TCPServer
+        listener = message.listener
+        self._groups[message.number] = listener.group, listener.affinity
+        if message.behind is not None:
+            self._servers[message.number] = self._gates[listener.udp].open(message.behind, listener)
+            return
+        kind = udp.UDPServer if listener.udp else tcp.TCPServer
         self._shared.slots.reserve(1)
-        self._groups[message.number] = message.listener.group, message.listener.affinity
-        self._servers[message.number] = kind(self._sockets.popleft(), message.listener, self._shared)
+        self._servers[message.number] = kind(self._sockets.popleft(), listener, self._shared)
+
+    def _add_gate(self, message: OpenGate) -> None:
+        """A gate begins to accept when everything that was sent with it is there."""
+        self._shared.slots.reserve(1)
+        kind = gate.UDPGate if message.udp else gate.TCPGate
+        self._gates[message.udp] = made = kind(self._sockets.popleft(), self._shared)
+        self._closed_gates.append(made)
 
     def _tidy(self) -> None:
         """Removes clients that have not been seen for as long as their affinity lasts."""

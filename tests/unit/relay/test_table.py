@@ -5,8 +5,9 @@ import socket
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kubeproxy.relay.steering import SteeredPort, SteeredPorts
 from kubeproxy.relay.table import ListenerTable
-from kubeproxy.relay.values import Close, Listener, Mark, Message, Open, Update
+from kubeproxy.relay.values import Close, Listener, Mark, Message, Open, OpenGate, Update
 
 
 class Served:
@@ -14,6 +15,7 @@ class Served:
 
     def __init__(self) -> None:
         self.listeners: dict[int, Listener] = {}
+        self.gates: set[bool] = set()
         self.came: list[Message] = []
         self.room = 0
 
@@ -22,11 +24,16 @@ class Served:
             return False
         self.room -= 1
         self.came.append(message)
-        assert (sock is not None) == isinstance(message, Open)
-        if isinstance(message, Open):
+        assert (sock is not None) == (
+            isinstance(message, OpenGate) or (isinstance(message, Open) and message.behind is None)
+        )
+        assert sock is None or sock.fileno() >= 0
+        if isinstance(message, OpenGate):
+            assert message.udp not in self.gates
+            self.gates.add(message.udp)
+        elif isinstance(message, Open):
             assert message.number not in self.listeners
-            assert sock is not None
-            assert sock.fileno() >= 0
+            assert message.behind is None or False in self.gates
             self.listeners[message.number] = message.listener
         elif isinstance(message, Update):
             assert message.number in self.listeners
@@ -36,22 +43,45 @@ class Served:
         return True
 
 
+class SteeredNames(SteeredPorts):
+    """In place of what steers: it remembers the ports."""
+
+    def __init__(self) -> None:
+        self.steered: set[SteeredPort] = set()
+
+    def steer(self, port: SteeredPort, at: tuple[str, int]) -> None:
+        assert port.getsockname() == at
+        self.steered.add(port)
+
+    def forget(self, port: SteeredPort, at: tuple[str, int]) -> None:
+        assert port.getsockname() == at
+        self.steered.discard(port)
+
+
 def listener(number: int) -> Listener:
     return Listener(f"Service {number}", "group")
 
 
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["add", "change", "remove", "read", "restart"]), st.integers(0, 9)), max_size=60
+    st.tuples(st.sampled_from(["add", "steer", "change", "remove", "read", "restart"]), st.integers(0, 9)),
+    max_size=60,
 )
 
 
 @given(STEPS)
 def test_the_process_ends_up_with_the_table(steps: list[tuple[str, int]]) -> None:
+    """Clients of a port are steered exactly while the table has it and a process knows it."""
     table, served = ListenerTable(), Served()
     numbers: list[int] = []
+    gate = socket.socket()
+    steering = SteeredNames()
     for what, number in steps:
         if what == "add":
             numbers.append(table.add(socket.socket(), listener(number)))
+        elif what == "steer":
+            numbers.append(
+                table.add(SteeredPort(steering, gate, "127.0.0.1", len(numbers)), listener(number))
+            )
         elif what == "change" and numbers:
             table.change(numbers[number % len(numbers)], listener(number))
         elif what == "remove" and numbers:
@@ -68,7 +98,10 @@ def test_the_process_ends_up_with_the_table(steps: list[tuple[str, int]]) -> Non
     assert served.listeners == {number: wanted for number, (_, wanted) in table.listeners.items()}
     assert served.came[-1] == Mark(mark)
     assert not table.unsent
+    assert steering.steered == {each for each, _ in table.listeners.values() if isinstance(each, SteeredPort)}
     table.clear()
+    assert not steering.steered
+    gate.close()
 
 
 def test_of_many_changes_the_process_is_sent_the_last() -> None:

@@ -16,6 +16,7 @@ BPF_FOLDER: Final = Path("/sys/fs/bpf")
 
 _MOUNTS: Final = (Path("/proc/1/mounts"), Path("/proc/self/mounts"))
 _SO_NETNS_COOKIE: Final = 71
+_SIOCGSKNS: Final = 0x894C
 
 
 class BpfPlaces(Struct, frozen=True, gc=False):
@@ -57,6 +58,17 @@ class BpfHost:
             OSError: there is none.
         """
         return os.open(self.cgroup(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def open_namespace(self) -> int:
+        """A descriptor of the network namespace, which the caller must close.
+
+        Raises:
+            OSError: CAP_NET_ADMIN is missing.
+        """
+        import fcntl  # not on Windows, where modules that import this one must load
+
+        with self._sockets.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            return fcntl.ioctl(sock, _SIOCGSKNS)
 
     def cookie(self) -> int | None:
         """The number that programs know the network namespace by; None before Linux 5.14."""

@@ -4,6 +4,7 @@ After a change that is intended, write them again: UPDATE_GOLDEN=1 pytest tests/
 """
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ from kubeproxy.backends.ebpf import names
 from kubeproxy.backends.ebpf.layout import LAYOUTS, Capacity
 from kubeproxy.backends.ebpf.programs import of_family
 from kubeproxy.backends.ebpf.programs.context import Options
+from kubeproxy.linux.bpf import steer
 from kubeproxy.linux.bpf.disassembly import listing
 
 GOLDEN = Path(__file__).resolve().parents[3] / "golden/ebpf"
 PROGRAMS = {
     name: hooked.program for family in FAMILIES for name, hooked in of_family(family, Options(0x1234)).items()
-}
+} | {"localhost4": steer.program(socket.AF_INET), "localhost6": steer.program(socket.AF_INET6)}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
