@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from kubeproxy.machine.base import Machine
-from kubeproxy.netlink.sock_diag import TCPSockets
+from kubeproxy.netlink.sock_diag import InetSockets
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class SocketDestroyer:
         """
         complaint = ""
         with contextlib.ExitStack() as stack:
-            opened: list[TCPSockets] = []
+            opened: list[InetSockets] = []
             try:
                 opened += map(stack.enter_context, self._open())
             except OSError as e:  # those that were opened are used
@@ -69,11 +69,11 @@ class SocketDestroyer:
             )
         self._complaint = complaint
 
-    def _open(self) -> Iterator[TCPSockets]:
+    def _open(self) -> Iterator[InetSockets]:
         for namespace in self._machine.namespaces():
-            yield TCPSockets(namespace)
+            yield InetSockets(namespace)
 
-    def _destroy(self, opened: Sequence[TCPSockets], client: bytes, destination: bytes) -> None:
+    def _destroy(self, opened: Sequence[InetSockets], client: bytes, destination: bytes) -> None:
         found = [(each, identity) for each in opened if (identity := each.find(client, destination))]
         if len(found) == 1:
             ((sockets, identity),) = found

@@ -25,12 +25,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from socket import AF_INET, AF_INET6
-from typing import Final, Protocol
+from typing import Any, Final
 
 from msgspec import Struct
 
 from kubeproxy.api.addresses import IPV4, Family, unpack
 from kubeproxy.backends import own_addresses
+from kubeproxy.backends.sockets import Destroyer, TranslatedSockets
 from kubeproxy.log import V2
 from kubeproxy.machine.base import Machine
 from kubeproxy.model import arrivals, endings
@@ -58,6 +59,10 @@ _HINTS: Mapping[int | None, str] = {
     errno.EPERM: "; CAP_NET_ADMIN is needed",
     errno.EINVAL: "; the kernel needs CONFIG_NF_CT_NETLINK, module nf_conntrack_netlink",
 }
+
+
+_Judge = Callable[[Any], bool]
+"""Whether a flow, or a socket, is stale."""
 
 
 class News(Struct, frozen=True, gc=False):
@@ -91,21 +96,6 @@ class Cleaned(Struct, frozen=True, gc=False):
     seconds: float
 
 
-class Destroyer(Protocol):
-    """Destroys sockets of TCP clients on this host, see `destroy.SocketDestroyer`."""
-
-    @property
-    def destroyed(self) -> int:
-        """How many were destroyed so far."""
-
-    def destroy(self, connections: Sequence[tuple[bytes, bytes]]) -> None:
-        """Destroys the sockets of some connections.
-
-        Args:
-            connections: the place that each client sends from, and the place that it sends to.
-        """
-
-
 class FlowCleaner:
     """Deletes the stale flows of one family.
 
@@ -121,6 +111,7 @@ class FlowCleaner:
         *,
         unanswered_seconds: float = UNANSWERED_SECONDS,
         destroyer: Destroyer | None = None,
+        sockets: TranslatedSockets | None = None,
     ) -> None:
         """Follows a control loop; `run` does the work, on a host.
 
@@ -130,6 +121,7 @@ class FlowCleaner:
             unanswered_seconds: see `UNANSWERED_SECONDS`.
             destroyer: destroys the clients' sockets of connections that are to end; None: these clients
                 notice the end when they send.
+            sockets: those that the mode connected to endpoints; they are destroyed where flows are deleted.
         """
         self._machine = machine
         self._loop = loop
@@ -142,6 +134,7 @@ class FlowCleaner:
         self._gone: dict[Key, dict[PortKey, frozenset[Endpoint]]] = {}
         self._endings = Endings()
         self._destroyer = destroyer
+        self._sockets = sockets
         self._logged = ""
         self._listeners: list[Callable[[Cleaned], None]] = []
         self.deleted = self.ended = 0
@@ -150,7 +143,7 @@ class FlowCleaner:
     @property
     def destroyed(self) -> int:
         """How many sockets of clients were destroyed so far."""
-        return self._destroyer.destroyed if self._destroyer is not None else 0
+        return sum(each.destroyed for each in (self._destroyer, self._sockets) if each is not None)
 
     @property
     def family(self) -> Family:
@@ -295,10 +288,10 @@ class FlowCleaner:
         self._endings.settled()
         return Cleaned(listed, self.deleted - before, time.monotonic() - started)
 
-    def _look(self, listing: Listing, is_stale: Callable[[ConntrackFlow], bool]) -> int:
+    def _look(self, listing: Listing, is_stale: _Judge) -> int:
         """Lists flows and deletes the stale ones; returns how many were listed."""
         family = AF_INET if self._loop.family == IPV4 else AF_INET6
-        listed = 0
+        listed = self._look_at_sockets(listing, is_stale)
         stale: list[ConntrackFlow] = []
         for flow in conntrack.flows(
             self._machine,
@@ -316,6 +309,17 @@ class FlowCleaner:
                     stale = []
         self._delete(listing, stale, is_stale)
         return listed
+
+    def _look_at_sockets(self, listing: Listing, is_stale: _Judge) -> int:
+        """Destroys the sockets that the mode connected to endpoints, where flows would be deleted."""
+        if self._sockets is None or (listing.protocol == TCP and not listing.answered):
+            return 0
+        found = list(
+            self._sockets.flows(listing.protocol, destination=listing.destination, source=listing.source)
+        )
+        self._take()
+        self._sockets.end([each for each in found if is_stale(each)])
+        return len(found)
 
     def _take(self) -> None:
         """Takes newer syncs into account."""
@@ -354,10 +358,10 @@ class FlowCleaner:
 
         return local
 
-    def _judge(self, listing: Listing, local: Callable[[bytes], bool]) -> Callable[[ConntrackFlow], bool]:
+    def _judge(self, listing: Listing, local: Callable[[bytes], bool]) -> _Judge:
         """Decides whether a listed flow is stale."""
 
-        def is_stale(flow: ConntrackFlow) -> bool:
+        def is_stale(flow: Any) -> bool:
             if listing.answered:
                 return self._endings.is_over(flow, local, self._loop.ledger.plans)
             if flow.protocol == TCP:
@@ -366,9 +370,7 @@ class FlowCleaner:
 
         return is_stale
 
-    def _delete(
-        self, listing: Listing, stale: Sequence[ConntrackFlow], is_stale: Callable[[ConntrackFlow], bool]
-    ) -> None:
+    def _delete(self, listing: Listing, stale: Sequence[ConntrackFlow], is_stale: _Judge) -> None:
         """Deletes the flows that are still stale with the newest sync."""
         if self._inbox or listing.answered:
             self._take()

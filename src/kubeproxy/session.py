@@ -345,11 +345,12 @@ class Session:
                 self._events.service(change.key, "SourcesNotLimited", "SyncRules", text)
 
     def _cleaner(self, loop: Reconciler) -> FlowCleaner:
+        sockets = self.mode.sockets(self._machine, loop.node) if self.mode.sockets is not None else None
         if not self.options.config.destroy_sockets:
-            return FlowCleaner(self._machine, loop)
+            return FlowCleaner(self._machine, loop, sockets=sockets)
         from kubeproxy.destroy import SocketDestroyer
 
-        return FlowCleaner(self._machine, loop, destroyer=SocketDestroyer(self._machine))
+        return FlowCleaner(self._machine, loop, destroyer=SocketDestroyer(self._machine), sockets=sockets)
 
     async def _finish(self) -> None:
         """Does what follows the first sync; after a timeout also without one."""

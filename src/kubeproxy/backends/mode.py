@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from kubeproxy.api.addresses import FAMILIES, Family
 from kubeproxy.backends.base import Comparable, ConnectionCounter, Driver, UnsupportedError
+from kubeproxy.backends.sockets import TranslatedSockets
 from kubeproxy.config.checks import Problem
 from kubeproxy.config.durations import Duration
 from kubeproxy.config.types import IPVS, SYNC_PERIOD, IPTables, KubeProxyConfiguration, NFTables
@@ -99,6 +100,8 @@ class Mode(Struct, frozen=True, kw_only=True):
             None: the kernel has the plans themselves.
         counter: makes what reads the counts of connections of a family from the mode's rules. It raises
             OSError, UnsupportedError or SyncError if they cannot be read. None: the rules count nothing.
+        sockets: makes what finds and destroys sockets of a family that the mode connected to endpoints; None:
+            it connects none.
         describe: what the kernel must contain for a Service on a node, in the syntax of the system's own
             tools; the number is that of the endpoints of all Services. None: that depends on the process
             that programs it.
@@ -138,6 +141,7 @@ class Mode(Struct, frozen=True, kw_only=True):
     reader: "Callable[[Machine, NodeConfig, Sockets], Comparable] | None" = None
     lead: "Callable[[Plans, NodeConfig, Sequence[RelaySocket]], Plans] | None" = None
     counter: "Callable[[Machine, NodeConfig], ConnectionCounter] | None" = None
+    sockets: "Callable[[Machine, NodeConfig], TranslatedSockets] | None" = None
     describe: "Callable[[NodeConfig, ServicePlan, int], list[str]] | None" = None
     cleanup: "Callable[[Machine], None] | None" = None
     clean_configured: "Callable[[Machine, KubeProxyConfiguration], None] | None" = None

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from kubeproxy.backends.base import Comparable, ConnectionCounter, Driver
 from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.backends.nftables import mode as nftables
+from kubeproxy.backends.sockets import TranslatedSockets
 from kubeproxy.config.checks import Problem
 from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.model.manners import Manners
@@ -52,6 +53,12 @@ def _counter(machine: "Machine", node: NodeConfig) -> ConnectionCounter:
     from kubeproxy.backends.ebpf.counts import open_counter
 
     return open_counter(machine, node)
+
+
+def _sockets(machine: "Machine", node: NodeConfig) -> TranslatedSockets:
+    from kubeproxy.backends.ebpf.sockets import ConnectSockets
+
+    return ConnectSockets(machine, node)
 
 
 def _cleanup(machine: "Machine") -> None:
@@ -106,6 +113,7 @@ MODE: Final = Mode(
     reader=_reader,
     describe=_describe,
     counter=_counter,
+    sockets=_sockets,
     cleanup=_cleanup,
     serves=_serves,
 )
