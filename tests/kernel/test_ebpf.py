@@ -1,6 +1,7 @@
 """ebpf mode on the lab's node: what a socket sees, restarts, other modes, and rights."""
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ from kubeproxy.backends.ebpf import held, layout
 from kubeproxy.backends.ebpf.counts import open_counter
 from kubeproxy.backends.ebpf.install import Installation
 from kubeproxy.backends.ebpf.programs.context import Options
+from kubeproxy.linux.bpf import pins, programs
+from kubeproxy.linux.bpf.assembler import Assembler
 from kubeproxy.linux.bpf.host import BpfHost, BpfPlaces
-from kubeproxy.linux.bpf.maps import HashMap
+from kubeproxy.linux.bpf.maps import BpfObject, HashMap
 from kubeproxy.machine.linux import LinuxMachine
 from tests.fakes.cluster import endpoints, service
 from tests.kernel import bpffs
@@ -246,6 +249,42 @@ def test_without_rights_rules_serve_alone_or_the_daemon_ends(
     done = run(strict, *NET_ADMIN_ALONE)
     assert done.returncode == 1
     assert "ebpf mode cannot run its programs" in done.stderr
+
+
+def test_beside_programs_of_a_network_plugin_the_daemon_ends_and_doctor_says_why(
+    lab: Lab, tmp_path: Path, places: BpfPlaces
+) -> None:
+    """Also the preparation that has all rights; programs whose names are not known are a note."""
+    node = station(lab, tmp_path / "a", places, strict=False)
+    host = BpfHost(MACHINE, places)
+    with node.running():
+        assert doctor(node) == ("ok", [])
+    for name, refused in (("cil_sock4_conne", True), ("harmless", False)):
+        program = programs.load(Assembler(name).exit(1).assemble(), "connect4", {}, "test")
+        cgroup = host.open_cgroup()
+        link = pins.attach(BpfObject(program), cgroup, "connect4")
+        os.close(cgroup)
+        for flags in ((), ("--init-only",)) if refused else ():
+            done = run(node, flags=flags)
+            assert done.returncode == 1
+            assert (
+                f"cannot run beside other programs that connect sockets to endpoints of Services: {name}"
+                in done.stderr
+            )
+            assert "turn off the socket load balancer" in done.stderr
+        status, evidence = doctor(node)
+        assert status == ("error" if refused else "note")
+        assert evidence == [f"programs {name}"]
+        if not refused:
+            with node.running():
+                assert set(asked(lab, "client", WEB)) == {EP11, EP12}
+        link.close()
+
+
+def doctor(node: Station) -> tuple[str, list[str]]:
+    """What is found of programs where sockets connect: the status, and the evidence."""
+    (found,) = json.loads(command(node, "doctor", "--json", "--check", "KP027"))["checks"]
+    return found["status"], [each["evidence"] for each in found["found"]]
 
 
 def test_commands_know_the_maps(lab: Lab, tmp_path: Path, places: BpfPlaces) -> None:

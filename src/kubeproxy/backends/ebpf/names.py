@@ -1,6 +1,7 @@
 """The names of maps, programs and links, and the version of their layout."""
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from kubeproxy.api.addresses import IPV4, IPV6, Family
@@ -10,6 +11,15 @@ VERSION: Final = "v1"
 
 INFIX: Final = "kp_"
 """How names begin that `bpftool` lists."""
+
+
+_TRANSLATORS: Final = re.compile(r"(cil_)?sock[46]_|cali|calico")
+"""The names of Cilium's and Calico's programs with the same purpose."""
+
+
+def translators(programs: Iterable[str]) -> list[str]:
+    """Those of some names of programs that belong to network plugins, and connect sockets to endpoints."""
+    return sorted({name for name in programs if _TRANSLATORS.match(name)})
 
 
 def digit(family: Family) -> str:

@@ -5,13 +5,12 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from kubeproxy.backends.base import Comparable, Driver, UnsupportedError
-from kubeproxy.backends.ebpf import cleanup
+from kubeproxy.backends.ebpf import cleanup, names
 from kubeproxy.backends.ebpf.compile import IN_KERNEL_CLIENTS
 from kubeproxy.backends.ebpf.driver import ConnectDriver, LeftDriver
 from kubeproxy.backends.ebpf.front import LEAST, RIGHTLESS, ConnectFront
@@ -35,9 +34,6 @@ KEPT_ADDRESS_RELEASE: Final = (6, 6)
 
 INSTALLED: Final = Capacity(fronts=1 << 16, ports=1 << 14, slots=1 << 18, members=1 << 14, hosts=1 << 10)
 """What `--init-only` makes, because the daemon may not make larger maps afterwards."""
-
-_TRANSLATORS: Final = re.compile(r"(cil_)?sock[46]_|cali|calico")
-"""The names of Cilium's and Calico's programs with the same purpose."""
 
 
 def open_driver(machine: Machine, node: NodeConfig) -> Driver:
@@ -68,6 +64,7 @@ def install(machine: Machine, node: NodeConfig) -> None:
     """
     try:
         installation = _installation(machine, node)
+        _alone(host(machine, node), installation)
         if not (installation.adopt() and installation.active):
             installation.make(INSTALLED)
             installation.activate()
@@ -166,16 +163,11 @@ def _alone(where: BpfHost, installation: Installation) -> None:
         found = pins.others(cgroup, installation.hooks())
     finally:
         os.close(cgroup)
-    if strangers := sorted(translators(found.values())):
+    if strangers := names.translators(found.values()):
         raise UnsupportedError(
             f"ebpf mode cannot run beside other programs that connect sockets to endpoints of Services: {', '.join(strangers)};"
             " turn off the socket load balancer of the network plugin, or choose nftables mode"
         )
-
-
-def translators(programs: Iterable[str]) -> list[str]:
-    """Those of some names of programs that belong to network plugins."""
-    return [name for name in programs if _TRANSLATORS.match(name)]
 
 
 def _remove(machine: Machine, node: NodeConfig) -> None:

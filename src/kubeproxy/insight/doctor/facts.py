@@ -125,6 +125,18 @@ class LegacyTable(Struct, frozen=True):
     forward_drops: bool
 
 
+class ConnectProgram(Struct, frozen=True):
+    """An eBPF program that the kernel runs when a process connects a socket.
+
+    Attributes:
+        number: its ID.
+        name: its name; "" if we may not ask for it.
+    """
+
+    number: int
+    name: str
+
+
 class FlowCount(Struct, frozen=True):
     """Tracked flows to one front that one place answers.
 
@@ -207,6 +219,7 @@ class Facts(Struct, frozen=True):
         legacy: the tables of legacy iptables.
         tracking: connection tracking.
         listeners: the listening sockets.
+        connectors: the programs that are run when a process connects a socket or sends a datagram.
         neighbours: how many neighbours of each family the kernel knows.
         probes: connections that were tried.
         rules: how the rules in the kernel differ from the plans.
@@ -230,6 +243,7 @@ class Facts(Struct, frozen=True):
     legacy: Part[tuple[LegacyTable, ...]]
     tracking: Part[Tracking]
     listeners: Part[tuple[ListeningSocket, ...]]
+    connectors: Part[tuple[ConnectProgram, ...]]
     neighbours: Part[Mapping[Family, int]]
     probes: Part[Probes]
     rules: Part[Mapping[Family, KernelComparison]]

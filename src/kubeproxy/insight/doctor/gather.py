@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -13,9 +14,11 @@ from kubeproxy.api.addresses import FAMILIES, IPV4, IPV6, Family, unpack
 from kubeproxy.backends.base import SyncError, UnsupportedError
 from kubeproxy.backends.nftables import layout
 from kubeproxy.config.load import RunOptions
+from kubeproxy.config.types import KubeProxyConfiguration
 from kubeproxy.insight.doctor import ask, probe, rules
 from kubeproxy.insight.doctor.check import Costly
 from kubeproxy.insight.doctor.facts import (
+    ConnectProgram,
     Facts,
     FlowCount,
     LegacyTable,
@@ -28,6 +31,9 @@ from kubeproxy.insight.doctor.facts import (
     UnreadError,
 )
 from kubeproxy.linux import xtables
+from kubeproxy.linux.bpf import pins
+from kubeproxy.linux.bpf.host import BpfPlaces
+from kubeproxy.linux.bpf.programs import Attach
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.netlink import conntrack
@@ -50,6 +56,7 @@ UNANSWERED: Final = frozenset({"SYN_SENT", "UNREPLIED"})
 """The states of flows without a reply."""
 
 _PROTOCOLS: Final = {conntrack.TCP: "TCP", conntrack.UDP: "UDP", conntrack.SCTP: "SCTP"}
+_CONNECT_HOOKS: Final[tuple[Attach, ...]] = ("connect4", "connect6", "sendmsg4", "sendmsg6")
 _LEGACY: Final = {IPV4: ("ip_tables_names", AF_INET), IPV6: ("ip6_tables_names", AF_INET6)}
 _NEIGHBOURS: Final = {IPV4: "arp_cache", IPV6: "ndisc_cache"}
 _TCP_LISTEN, _UDP_UNCONNECTED = 0x0A, 0x07
@@ -130,6 +137,7 @@ def gather(
         legacy=part(lambda: tuple(_legacy(machine))),
         tracking=part(lambda: _tracking(machine)),
         listeners=part(lambda: tuple(_listeners(machine))),
+        connectors=part(lambda: tuple(_connectors(machine, config))),
         neighbours=part(lambda: _neighbours(machine)),
         probes=of_cluster("connections", lambda _: _probes(machine, plans, only, fronts=held)),
         rules=of_cluster("rules", lambda taken: asyncio.run(rules.compare(machine, taken, plans, only))),
@@ -188,6 +196,21 @@ def _routes(machine: Machine, plans: Mapping[Family, Mapping[Key, ServicePlan]])
 def _chains(machine: Machine) -> tuple[objects.AnyChain, ...]:
     with NftKernel(machine) as kernel:
         return tuple(objects.all_chains(kernel))
+
+
+def _connectors(machine: Machine, config: KubeProxyConfiguration | None) -> Iterator[ConnectProgram]:
+    """Those of the cgroup that ebpf mode would use; there are none where the kernel has no such hooks."""
+    try:
+        cgroup = machine.bpf(BpfPlaces(config.ebpf.cgroup if config else "")).open_cgroup()
+    except OSError as e:
+        if e.errno in {errno.EPERM, errno.EACCES}:
+            raise
+        return
+    try:
+        for number, name in pins.others(cgroup, dict.fromkeys(_CONNECT_HOOKS, frozenset[int]())).items():
+            yield ConnectProgram(number, name)
+    finally:
+        os.close(cgroup)
 
 
 def _comments(machine: Machine) -> Mapping[Family, str]:

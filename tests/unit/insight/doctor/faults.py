@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kubeproxy.backends.base import KernelComparison
-from kubeproxy.insight.doctor.facts import LegacyTable, Part
+from kubeproxy.insight.doctor.facts import ConnectProgram, LegacyTable, Part
 from kubeproxy.linux.instance import Holder
 from kubeproxy.linux.process import RunningProgram
 from kubeproxy.netlink.nft.messages import FORWARD, INET, PREROUTING, Hook
@@ -122,6 +122,11 @@ link("KP020", "kube-dummy-if")
 @fault("KP018")
 def cilium(world: World) -> None:
     world.machine.programs.append(RunningProgram(56, "cilium-agent", "cilium-agent"))
+
+
+@fault("KP027")
+def socket_load_balancer(world: World) -> None:
+    world.changes["connectors"] = (ConnectProgram(7, "cil_sock4_connect"),)
 
 
 @fault("KP021")

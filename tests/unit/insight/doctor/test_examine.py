@@ -10,7 +10,7 @@ from msgspec import structs
 from kubeproxy.insight.doctor import rules
 from kubeproxy.insight.doctor.check import NOTE
 from kubeproxy.insight.doctor.examine import CHECKS, Examined, examine, failed
-from kubeproxy.insight.doctor.facts import Facts, Part, UnreadError
+from kubeproxy.insight.doctor.facts import ConnectProgram, Facts, Part, UnreadError
 from tests.unit.insight.doctor.faults import FAULTS
 from tests.unit.insight.doctor.world import World
 
@@ -164,6 +164,25 @@ def test_answers_that_do_not_reach_clients(world: World) -> None:
     assert [symptom.finding for symptom in result.found] == [
         "shop/api: answers of endpoint 10.244.2.12:8080 do not reach clients"
     ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "severity"),
+    [
+        ("ebpf", "cil_sock4_connect", "error"),
+        ("ebpf", "calico_connect_v4", "error"),
+        ("nftables", "cil_sock6_sendmsg", "warning"),
+        ("nftables", "kp_connect4", "error"),
+        ("ebpf", "kp_connect4", None),
+        ("iptables", "mine", NOTE),
+        ("ebpf", "", NOTE),
+    ],
+)
+def test_programs_where_sockets_connect(world: World, mode: str, name: str, severity: str | None) -> None:
+    world.config["mode"] = mode
+    world.changes["connectors"] = (ConnectProgram(7, name),)
+    (result,) = examine(world.facts(), {"KP027"})
+    assert [symptom.severity for symptom in result.found] == ([severity] if severity else [])
 
 
 def test_a_bridge_is_suspected_if_most_connections_to_it_wait(world: World) -> None:

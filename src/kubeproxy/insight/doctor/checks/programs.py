@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from kubeproxy.api.addresses import IPV4, IPV6
+from kubeproxy.backends.ebpf import names
 from kubeproxy.backends.nftables import layout
 from kubeproxy.insight.doctor.check import ERROR, NOTE, WARNING, Symptom, check, of_module
 from kubeproxy.insight.doctor.facts import Facts
@@ -311,6 +312,45 @@ def priorities(facts: Facts) -> Iterator[Symptom]:
 
 
 _DSTNAT: Final = -100
+
+
+@check(
+    "KP027",
+    "no other program connects sockets to endpoints",
+    group=_GROUP,
+    severity=ERROR,
+    looks_at="eBPF programs at the cgroup's hooks for connect and sendmsg",
+)
+def connectors(facts: Facts) -> Iterator[Symptom]:
+    """A socket that such a program connects to an endpoint is never seen by rules for its Service."""
+    found = facts.connectors()
+    manners = facts.snapshot().mode.manners
+    ours = manners is not None and manners.at_connect
+    named = {each.name for each in found}
+    plugins = names.translators(named)
+    if plugins:
+        yield Symptom(
+            "programs of a network plugin connect sockets to endpoints",
+            f"programs {', '.join(plugins)}",
+            "turn off the plugin's load balancing of sockets (Cilium: kubeProxyReplacement=false and socketLB.enabled=false; Calico: bpfEnabled of the"
+            " FelixConfiguration), and remove the programs by a restart of the node; or remove kube-proxy",
+            severity=None if ours else WARNING,
+        )
+    left = sorted(name for name in named if name.startswith(names.INFIX))
+    if left and not ours:
+        yield Symptom(
+            "programs of ebpf mode are left behind",
+            f"programs {', '.join(left)}",
+            "their endpoints are those of the time when ebpf mode ended: restart kube-proxy, or run kube-proxy --cleanup while it is stopped",
+        )
+    others = sorted(each.name or f"ID {each.number}" for each in found if each.name not in {*plugins, *left})
+    if others:
+        yield Symptom(
+            "other programs run when sockets are connected",
+            f"programs {', '.join(others)}",
+            "that is no fault unless they change addresses of Services: bpftool cgroup tree, bpftool prog",
+            severity=NOTE,
+        )
 
 
 CHECKS: Final = of_module(globals())
