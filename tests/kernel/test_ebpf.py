@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,18 @@ def places() -> Iterator[BpfPlaces]:
         yield found
 
 
-def station(lab: Lab, path: Path, places: BpfPlaces, mode: str = "ebpf", **settings: Any) -> Station:
+def station(
+    lab: Lab,
+    path: Path,
+    places: BpfPlaces,
+    mode: str = "ebpf",
+    *,
+    config: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Station:
     """A daemon's place, with a few Services."""
     path.mkdir(exist_ok=True)
-    found = Station(lab, path, mode=mode, nodePortAddresses=["192.0.2.0/24", "127.0.0.0/8"])
+    found = Station(lab, path, mode=mode, nodePortAddresses=["192.0.2.0/24", "127.0.0.0/8"], **(config or {}))
     bpffs.configure(found.config, places, **{"scope": "all", "strict": True, **settings})
     found.folder.put(
         service("web", WEB, "fd00:10:96::10", ports=[types.ServicePort(80, node_port=30080)]),

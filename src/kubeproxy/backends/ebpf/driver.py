@@ -37,6 +37,7 @@ class ConnectDriver:
         """
         self._inner = inner
         self._front = front
+        self._node: NodeConfig | None = None
         self._had: dict[Key, ServicePlan] = {}
 
     async def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
@@ -44,7 +45,7 @@ class ConnectDriver:
         failures = await self._inner.load(node, plans)
         kept = _with_refused(plans, failures, self._had) if failures else plans
         await in_thread(self._front.load, node, kept)
-        self._had = dict(kept)
+        self._node, self._had = node, dict(kept)
         return failures
 
     async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
@@ -94,8 +95,7 @@ class ConnectDriver:
 
     async def intact(self) -> bool:
         """See `Driver`."""
-        if not self._front.intact():
-            self._front.detached()
+        if self._node is not None and not await in_thread(self._front.intact, self._node, self._had):
             return False
         return await self._inner.intact()
 

@@ -6,6 +6,7 @@ them). What they cannot hold is left to nftables mode.
 
 import errno
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 LEAST: Final = Capacity()
 """What new maps hold at least."""
 
+_COST_FACTOR: Final = 1000.0
+"""Comparing everything after our own changes takes a thousandth of the time at most."""
+
 RIGHTLESS: Final = frozenset({errno.EPERM, errno.EACCES})
 
 
@@ -45,6 +49,8 @@ class ConnectFront:
         self._left_ports = left
         self._content: FrontContent | None = None
         self._left_out = 0
+        self._digest: int | None = None  # of maps that were equal to the plans, and not changed by us since
+        self._next_comparison = -math.inf
         self._changed = clock.now()
 
     def load(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> None:
@@ -55,7 +61,7 @@ class ConnectFront:
         """
         compiler = self.compiler(node)
         numbers: Mapping[PortId, int] = self._content.numbers.of if self._content is not None else {}
-        self._content = None  # until it is done, `apply` cannot
+        self._content = self._digest = None  # until it is done, `apply` cannot
         self._left_out = 0
         try:
             wanted = compiler.all(plans.values())
@@ -69,6 +75,7 @@ class ConnectFront:
             found.load(wanted, self._changed)
             if not self._installation.active:
                 self._installation.activate()
+            self._digest = maps.digest()
         except FullError as e:
             # Blocks that were freed a moment ago can be used soon.
             raise SyncError("the maps of connect-time programs are full") from e
@@ -89,22 +96,39 @@ class ConnectFront:
         if self._left_out:
             raise StaleError("the maps of connect-time programs do not hold all Services")
         self._changed = self._clock.now()
+        self._digest = None
         try:
             self._content.apply(changes)
         except (FullError, OSError) as e:
             self._content = None
             raise StaleError(f"the maps of connect-time programs: {e or 'they are full'}") from e
 
-    def intact(self) -> bool:
-        """Whether all programs are attached."""
+    def intact(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> bool:
+        """Whether all programs are attached and pinned, and the maps equal to the plans; blocks.
+
+        The kernel does not report changes of maps. If a checksum is the same, nothing was changed; otherwise
+        everything is compared, after our own changes only as often as its cost permits. What is not intact is
+        restored by the next `load`.
+        """
         try:
-            return not self._installation.missing()
+            self._installation.active = self._installation.whole()
+            return self._installation.active and self._same(node, plans)
         except OSError:
+            self._installation.active = False
             return False
 
-    def detached(self) -> None:
-        """After `intact` was false: the next `load` attaches the programs again."""
-        self._installation.active = False
+    def _same(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> bool:
+        maps = self._installation.maps
+        if maps is None or self._content is None or self._left_out:
+            return True
+        digest, started = maps.digest(), self._clock.now()
+        if digest == self._digest or (self._digest is None and started < self._next_comparison):
+            return True
+        there, wanted = held.read(maps), held.wanted(plans.values(), self.compiler(node))
+        self._digest = digest if there == wanted else None
+        now = self._clock.now()
+        self._next_comparison = now + _COST_FACTOR * (now - started)
+        return there == wanted
 
     def read(self) -> HeldFronts:
         """What the maps hold.

@@ -79,7 +79,7 @@ class Installation:
         self._links = {
             name: link for name in self._hooked if (link := self._folder.get(names.link(name))) is not None
         }
-        self.active = not self.missing()
+        self.active = self.whole()
         return True
 
     def make(self, capacity: Capacity) -> KernelMaps:
@@ -114,6 +114,8 @@ class Installation:
                 self._link(name, hooked.attach, cgroup)
         finally:
             os.close(cgroup)
+        for name, item in self._unpinned().items():
+            self._folder.put(name, item)
         self._remove_others()
         self.active = True
 
@@ -134,6 +136,14 @@ class Installation:
                     continue
             found.append(name)
         return found
+
+    def whole(self) -> bool:
+        """Whether all programs are attached, and everything has its name.
+
+        Raises:
+            OSError: that cannot be read.
+        """
+        return not self.missing() and not self._unpinned()
 
     def attached(self) -> bool:
         """Whether any program of the family is attached, of whichever version."""
@@ -178,10 +188,21 @@ class Installation:
             found[name] = item
         return found
 
+    def _unpinned(self) -> dict[str, BpfObject]:
+        """What has lost its name, or has none yet."""
+        wanted = self._map_pins()
+        wanted |= {self._program_pin(name): item for name, item in self._programs.items()}
+        wanted |= {names.link(name): item for name, item in self._links.items()}
+        there = set(self._folder.names())
+        return {name: item for name, item in wanted.items() if name not in there}
+
+    def _map_pins(self) -> dict[str, BpfObject]:
+        assert self.maps is not None
+        return {f"{name}{self._digit}": item for name, item in self.maps.objects.items()}
+
     def _load(self) -> None:
         """Loads the programs and pins them, after the maps that they use."""
-        assert self.maps is not None
-        objects = {f"{name}{self._digit}": item for name, item in self.maps.objects.items()}
+        objects = self._map_pins()
         descriptors = {name: item.fd for name, item in objects.items()}
         made = {
             name: BpfObject(programs.load(each.program, each.attach, descriptors, SOURCE))

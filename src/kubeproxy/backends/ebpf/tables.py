@@ -1,5 +1,6 @@
 """The maps of a family as one value: those of the kernel, or the same in memory."""
 
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
@@ -27,6 +28,9 @@ class HashTable(Protocol):
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Every key and value."""
+
+    def pieces(self) -> Iterator[tuple[bytes, bytes]]:
+        """The same, many keys and their values at once."""
 
 
 class FrontMaps:
@@ -67,6 +71,18 @@ class FrontMaps:
         """Slots, each by itself."""
         size = self.layout.slot
         return [slots[at : at + size] for at in range(0, len(slots), size)]
+
+    def digest(self) -> int:
+        """A checksum of everything that only we write: equal if nothing was changed."""
+        found = 0
+        for words in (self.words, self.cells, self.timeouts):
+            found = zlib.crc32(words, found)
+        for table in (self.fronts, self.hosts):
+            for keys, values in table.pieces():
+                found = zlib.crc32(values, zlib.crc32(keys, found))
+        for keys, _ in self.members.pieces():  # programs count in the values
+            found = zlib.crc32(keys, found)
+        return found
 
     def close(self) -> None:
         """Closes them."""
@@ -160,6 +176,10 @@ class MemoryTable:
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """See `HashTable`."""
         return iter(list(self.elements.items()))
+
+    def pieces(self) -> Iterator[tuple[bytes, bytes]]:
+        """See `HashTable`."""
+        return iter([(b"".join(self.elements), b"".join(self.elements.values()))])
 
 
 def _zeros(count: int) -> memoryview:

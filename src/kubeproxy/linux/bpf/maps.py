@@ -143,11 +143,18 @@ class HashMap(BpfObject):
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Every key and value. What other programs change meanwhile may be missing."""
         key, value = self._info.key, self._info.value
-        token, ended, count = None, False, _PIECE
-        while not ended:
-            token, keys, values, ended = syscall.lookup_batch(self.fd, token, (key, value), count)
+        for keys, values in self.pieces():
             for i in range(len(keys) // key):
                 yield keys[i * key : (i + 1) * key], values[i * value : (i + 1) * value]
+
+    def pieces(self) -> Iterator[tuple[bytes, bytes]]:
+        """The same, many keys and their values at once."""
+        token, ended = None, False
+        while not ended:
+            token, keys, values, ended = syscall.lookup_batch(
+                self.fd, token, (self._info.key, self._info.value), _PIECE
+            )
+            yield keys, values
 
 
 class WordArray(BpfObject):
