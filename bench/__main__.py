@@ -12,6 +12,7 @@ BENCHES = (
     "connect",
     "conntrack",
     "drill",
+    "ebpf",
     "explain",
     "iptables",
     "ipvs",

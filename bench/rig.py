@@ -42,6 +42,30 @@ def node() -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def pod(node: str, addresses: Sequence[str], program: str) -> Iterator[None]:
+    """A Pod on a node, with some addresses and a program in Python that prints a line when it is ready."""
+    name = f"{netns.unique_prefix()}pod"
+    netns.create([name])
+    try:
+        lines = [f"link add pod0 type veth peer name eth0 netns {name}", "link set pod0 up"]
+        lines += [f"route add {address} dev pod0" for address in addresses]
+        netns.finish(netns.ip_batch(*lines, namespace=node))
+        lines = ["link set eth0 up", *(f"address add {address}/32 dev eth0" for address in addresses)]
+        netns.finish(netns.ip_batch(*lines, "route add default dev eth0", namespace=name))
+        with netns.inside(name):
+            server = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+        assert server.stdout is not None
+        server.stdout.readline()
+        try:
+            yield
+        finally:
+            server.kill()
+            server.communicate()
+    finally:
+        netns.delete([name])
+
+
+@contextlib.contextmanager
 def path(variant: str) -> Iterator[str]:
     """A PATH with the iptables programs of one variant."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:

@@ -45,7 +45,7 @@ def open_driver(machine: Machine, node: NodeConfig) -> Driver:
     """
     assert node.connects is not None
     try:
-        front = _front(machine, node)
+        front = open_front(machine, node)
     except OSError as e:
         why = f"ebpf mode cannot run its programs for {node.family}: {_reason(e)}"
         if node.connects.strict:
@@ -139,7 +139,7 @@ def _installation(machine: Machine, node: NodeConfig) -> Installation:
     return Installation(where, node.family, options)
 
 
-def _front(machine: Machine, node: NodeConfig) -> ConnectFront:
+def open_front(machine: Machine, node: NodeConfig) -> ConnectFront:
     """The programs: those that are pinned if possible, otherwise new ones, attached.
 
     Raises:
