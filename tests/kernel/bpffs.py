@@ -13,9 +13,11 @@ import pytest
 import yaml
 
 from kubeproxy.linux.bpf.host import BpfPlaces
-from tests.lab.netns import unique_prefix
+from tests.lab.netns import PREFIX, owner_lives, unique_prefix
+from tests.vm.machine import inside as inside_machine
 
 _DETACH = 2
+_MOUNTS = "bpffs-"
 
 
 def _cgroups() -> Path:
@@ -23,25 +25,49 @@ def _cgroups() -> Path:
         _, where, kind, *_ = line.split(" ")
         if kind == "cgroup2":
             return Path(where)
+    if inside_machine():  # which mounts none when it starts
+        where = "/sys/fs/cgroup"
+        subprocess.run(["mount", "-t", "cgroup2", "cgroups", where], check=True)
+        return Path(where)
     pytest.fail("these tests need a mount of cgroup version 2", pytrace=False)
 
 
 @contextmanager
 def places() -> Iterator[BpfPlaces]:
-    """Places for programs and pins, removed at the end."""
-    cgroup = _cgroups() / unique_prefix().rstrip("-")
-    with tempfile.TemporaryDirectory(prefix="bpffs-") as folder:
-        subprocess.run(["mount", "-t", "bpf", "bpf", folder], check=True)
-        try:
-            cgroup.mkdir()
-            yield BpfPlaces(str(cgroup), f"{folder}/kube-proxy")
-        finally:
-            ctypes.CDLL(None).umount2(os.fsencode(folder), _DETACH)
-            home = _cgroups() / "cgroup.procs"
-            with suppress(OSError):
-                for process in (cgroup / "cgroup.procs").read_text().split():
-                    home.write_text(process)
-                cgroup.rmdir()
+    """Places for programs and pins, removed at the end; so are those of runs that were killed."""
+    _sweep()
+    name = unique_prefix().rstrip("-")
+    cgroup, folder = _cgroups() / name, _folder() / f"{_MOUNTS}{name}"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", str(folder)], check=True)
+    try:
+        cgroup.mkdir()
+        yield BpfPlaces(str(cgroup), f"{folder}/kube-proxy")
+    finally:
+        _remove(folder, cgroup)
+
+
+def _sweep() -> None:
+    """Removes what is left of runs whose processes do not exist any more. Others may do this at the same time."""
+    for folder in _folder().glob(f"{_MOUNTS}{PREFIX}*"):
+        name = folder.name.removeprefix(_MOUNTS)
+        if not owner_lives(name):
+            _remove(folder, _cgroups() / name)
+
+
+def _remove(folder: Path, cgroup: Path) -> None:
+    ctypes.CDLL(None).umount2(os.fsencode(folder), _DETACH)
+    with suppress(OSError):
+        folder.rmdir()
+    home = _cgroups() / "cgroup.procs"
+    with suppress(OSError):
+        for process in (cgroup / "cgroup.procs").read_text().split():
+            home.write_text(process)
+        cgroup.rmdir()
+
+
+def _folder() -> Path:
+    return Path(tempfile.gettempdir())
 
 
 @contextmanager

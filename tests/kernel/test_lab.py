@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.kernel import bpffs
 from tests.lab import cases, netns, probe, rules
 from tests.lab.daemon import Daemon
 from tests.lab.topology import ROOT, Lab
@@ -202,6 +203,30 @@ def test_leftovers_are_swept_only_when_their_owner_is_dead(lab: Lab, owner: subp
     netns.sweep()
     assert not namespaces(prefix)
     assert namespaces(lab.prefix)
+
+
+_HOLDER = """
+import time
+from tests.kernel import bpffs
+with bpffs.places() as places:
+    print(places.cgroup, places.pins, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_places_of_programs_are_swept_when_their_owner_is_dead() -> None:
+    with subprocess.Popen([sys.executable, "-c", _HOLDER], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        cgroup, pins = map(Path, owner.stdout.readline().split())
+        with bpffs.places() as mine:
+            assert cgroup.exists()
+            assert pins.parent.is_mount()
+            owner.kill()
+            owner.wait()
+            with bpffs.places():
+                assert not cgroup.exists()
+                assert not pins.parent.exists()
+            assert Path(mine.pins).parent.is_mount()
 
 
 FAKE = """

@@ -56,7 +56,8 @@ def _start_time(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
-def _owner_lives(name: str) -> bool:
+def owner_lives(name: str) -> bool:
+    """Whether the process that made a prefix runs."""
     pid, start, *_ = name.removeprefix(PREFIX).split("-")
     try:
         return _start_time(int(pid)) == int(start, 16)
@@ -134,6 +135,6 @@ def sweep() -> list[str]:
         names = [entry.name for entry in FOLDER.iterdir() if entry.name.startswith(PREFIX)]
     except FileNotFoundError:
         return []
-    dead = [name for name in names if not _owner_lives(name)]
+    dead = [name for name in names if not owner_lives(name)]
     delete(dead)
     return dead
