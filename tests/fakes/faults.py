@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from kubeproxy.api.addresses import join, pack
 from kubeproxy.backends.base import SyncError
+from kubeproxy.backends.ebpf.tables import ARRAYS, HASHES, FrontMaps
 from kubeproxy.backends.ipvs.kernel import ServerChange
 from kubeproxy.backends.programs import InputRefusedError
 from kubeproxy.netlink import wire
@@ -164,6 +165,41 @@ class FaultyServers(_Around):
         if addresses:
             self._faults.write()
         return dict(self.behind.unbind(addresses))
+
+
+class FaultyTable(_Around):
+    """See `backends.ebpf.tables.HashTable`. The process may be killed between any two elements."""
+
+    def put(self, elements: Iterable[tuple[bytes, bytes]]) -> None:
+        for element in elements:
+            self._faults.write()
+            self.behind.put([element])
+
+    def delete(self, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            self._faults.write()
+            self.behind.delete([key])
+
+
+class FaultyArray(_Around):
+    """A mapped array, as far as it is used; each store is a write."""
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.behind[at]
+
+    def __setitem__(self, at: Any, value: Any) -> None:
+        self._faults.write()
+        self.behind[at] = value
+
+    def __len__(self) -> int:
+        return len(self.behind)
+
+
+def make_faulty(maps: FrontMaps, faults: Faults) -> None:
+    """Lets the maps of ebpf mode fail."""
+    for name in (*HASHES, *ARRAYS, "cells"):
+        around = FaultyTable if name in HASHES else FaultyArray
+        setattr(maps, name, around(getattr(maps, name), faults))
 
 
 class FaultyRelay(FakeRelay):

@@ -1,5 +1,6 @@
 """The contract of drivers, on the real kernel."""
 
+import contextlib
 import errno
 import socket
 from collections.abc import Callable, Iterator
@@ -7,9 +8,12 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import pytest
+from msgspec.structs import replace
 
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Driver
+from kubeproxy.backends.ebpf import prepare
+from kubeproxy.backends.ebpf.driver import ConnectDriver
 from kubeproxy.backends.iptables.driver import IPTablesDriver
 from kubeproxy.backends.ipvs import names
 from kubeproxy.backends.ipvs.driver import IPVSDriver
@@ -21,7 +25,8 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink import route
 from kubeproxy.netlink.nft.kernel import NftKernel
 from tests.contract import FRONTS, LOCAL, WEB, Bench, Contract, Subject, begin, change_web, same
-from tests.fakes.faults import FaultyNftables, FaultyRelay, FaultyServers, FaultyTables
+from tests.fakes.faults import FaultyNftables, FaultyRelay, FaultyServers, FaultyTables, make_faulty
+from tests.kernel import bpffs
 from tests.kernel.spaces import Real
 from tests.lab import netns
 from tests.machines import MACHINE
@@ -37,6 +42,9 @@ class Space(Bench):
     def __init__(self, mode: str, namespace: str) -> None:
         super().__init__(mode)
         self.namespace = namespace
+        self._places = contextlib.ExitStack()
+        if mode == "ebpf":
+            self.places = self._places.enter_context(bpffs.places())
         with self.inside():
             if mode == "ipvs":
                 route.ensure_dummy(MACHINE, names.INTERFACE)
@@ -45,9 +53,22 @@ class Space(Bench):
         """See `Bench`."""
         return netns.inside(self.namespace)
 
+    def end(self) -> None:
+        """See `Bench`."""
+        super().end()
+        self._places.close()
+
     def driver(self, node: NodeConfig) -> Driver:
         """See `Bench`."""
         faults = self.faults
+        if self.mode == "ebpf":
+            assert node.connects is not None
+            connects = replace(node.connects, cgroup=self.places.cgroup, pins=self.places.pins)
+            front = prepare.open_front(MACHINE, replace(node, connects=connects))
+            assert front._installation.maps is not None
+            make_faulty(front._installation.maps, faults)
+            kernel_: Any = FaultyNftables(NftKernel(MACHINE), faults)
+            return ConnectDriver(NFTablesDriver(kernel_, node), front)
         if self.mode == "userspace-listen":
             return Listening(FaultyRelay(faults), lambda: OWN)
         if self.mode in {"nftables", "userspace"}:

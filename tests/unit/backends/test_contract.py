@@ -3,11 +3,17 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import pytest
 
+from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.base import Driver
+from kubeproxy.backends.ebpf.driver import ConnectDriver
+from kubeproxy.backends.ebpf.front import LEAST, ConnectFront
+from kubeproxy.backends.ebpf.layout import LAYOUTS
+from kubeproxy.backends.ebpf.tables import FrontMaps, MemoryMaps
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.iptables.driver import IPTablesDriver
 from kubeproxy.backends.ipvs.driver import IPVSDriver
@@ -15,11 +21,27 @@ from kubeproxy.backends.ipvs.fake import FakeIPVSKernel as FakeServers
 from kubeproxy.backends.nftables.driver import NFTablesDriver
 from kubeproxy.backends.userspace.driver import Led
 from kubeproxy.backends.userspace.listening import Listening
+from kubeproxy.clock import SystemClock
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.netlink.nft.fake import FakeNftKernel
 from tests.contract import FRONTS, LOCAL, OF_MODES, Bench, Contract, Subject, begin
-from tests.fakes.faults import FaultyNftables, FaultyRelay, FaultyServers, FaultyTables, Piece
+from tests.fakes.faults import FaultyNftables, FaultyRelay, FaultyServers, FaultyTables, Piece, make_faulty
 from tests.unit.backends.test_relayed_properties import Ports
+
+
+class FakeInstallation:
+    """See `backends.ebpf.install.Installation`: everything is attached, and the maps are large enough."""
+
+    active = True
+
+    def __init__(self, maps: FrontMaps) -> None:
+        self.maps = maps
+
+    def missing(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        """There is nothing to close."""
 
 
 class Fakes(Bench):
@@ -30,6 +52,7 @@ class Fakes(Bench):
         self._tables = FakeTables("legacy" if mode == "iptables-legacy" else "nf_tables")
         self._servers = FakeServers()
         self._kernel = FakeNftKernel()
+        self._maps = MemoryMaps(LAYOUTS[IPV4], LEAST)
 
     def driver(self, node: NodeConfig) -> Driver:
         """See `Bench`. The sockets of a process end with it."""
@@ -40,6 +63,11 @@ class Fakes(Bench):
         match self.mode:
             case "nftables":
                 return NFTablesDriver(kernel, node)
+            case "ebpf":
+                maps = copy(self._maps)
+                make_faulty(maps, faults)
+                front = ConnectFront(FakeInstallation(maps), SystemClock(), frozenset())  # type: ignore[arg-type]
+                return ConnectDriver(NFTablesDriver(kernel, node), front)
             case "ipvs":
                 return IPVSDriver(FaultyServers(self._servers, faults), tables, node)
             case "userspace":

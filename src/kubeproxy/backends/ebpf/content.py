@@ -73,7 +73,8 @@ class FrontContent:
             OSError: the kernel refused.
         """
         maps = self.maps
-        maps.words[2 * PASSING] = _PASSES
+        if maps.words[2 * PASSING] != _PASSES:
+            maps.words[2 * PASSING] = _PASSES
         held = dict(maps.fronts.items())
         self._number(wanted, held, changed)
         members = {key for key, _ in maps.members.items()}
