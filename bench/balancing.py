@@ -52,7 +52,7 @@ def main(rounds: int) -> None:
             f"{SERVICES} Services with {ENDPOINTS} endpoints, {kind}",
             f"{rig.median([each.seconds for each in filled]):.2f} s",
             f"{rig.median([each.processor for each in filled]):.2f} s CPU",
-            f"{rig.median([each.memory for each in filled]) / 2**20:.0f} MB in the kernel",
+            f"{rig.median([each.memory for each in filled]) / 2**20:.0f} MB kernel",
         )
     for kind in KINDS:
         rig.row(f"one endpoint of {LARGE} replaced, {kind}", f"{1e3 * _change(kind):.2f} ms")
