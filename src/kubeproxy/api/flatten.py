@@ -84,7 +84,8 @@ def service(wire: types.Service, complain: Complain) -> ServiceRow | None:
         )
     external_local = _policy(spec.external_traffic_policy, "spec.externalTrafficPolicy", complain)
     load_balancer_ips, source_ranges = _load_balancer(wire, complain)
-    affinity, reader, ours = _affinity(spec, complain), AnnotationReader(), meta.annotations
+    affinity, ours = _affinity(spec, complain), meta.annotations
+    reader = AnnotationReader(wire.unknown_annotations)
     return ServiceRow(
         namespace=namespace,
         name=name,

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Annotated, Final
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct, field, structs
 
 from kubeproxy.api import annotations, jsontext
 from kubeproxy.api.jsontext import BROKEN
@@ -32,42 +32,7 @@ class Labels(Struct, gc=False, frozen=True):
     group: str | None = field(default=None, name=annotations.GROUP)
 
 
-class Annotations(Struct, gc=False, frozen=True):
-    """The annotations that are used.
-
-    Attributes:
-        triggered: of an EndpointSlice: when the change behind it happened (RFC 3339).
-        proxy_protocol: of a Service: the version of the PROXY protocol its endpoints expect. This one and
-            the following are ours (`api.annotations`).
-        balancing: of a Service: how an endpoint is chosen.
-        maglev_hash: of a Service: what of a client's address Maglev's hash is of.
-        maglev_table_size: of a Service: the number of slots of Maglev's table.
-        weights: of a Service: the weights of its endpoints.
-        prefer: of a Service: the endpoints that are preferred.
-        spill_over: of a Service: up to how many open connections each they are.
-        removed_endpoints: of a Service: what becomes of the connections of endpoints that were removed.
-        silent_endpoints: of a Service: what becomes of endpoints that do not answer.
-        allowed_sources: of a Service: who may use its node ports and external IPs.
-        denied_sources: of a Service: who may not use these and its load balancer IPs.
-        preserve_destination: of a Service: "true" if packets to its load balancer IPs keep their destination,
-            in kernelspace mode. It is the reference's.
-        at_connect: of a Service: "off" if ebpf mode must not connect sockets to its endpoints.
-    """
-
-    triggered: str | None = field(default=None, name="endpoints.kubernetes.io/last-change-trigger-time")
-    proxy_protocol: str | None = field(default=None, name=annotations.PROXY_PROTOCOL)
-    balancing: str | None = field(default=None, name=annotations.BALANCING)
-    maglev_hash: str | None = field(default=None, name=annotations.MAGLEV_HASH)
-    maglev_table_size: str | None = field(default=None, name=annotations.MAGLEV_TABLE_SIZE)
-    weights: str | None = field(default=None, name=annotations.WEIGHTS)
-    prefer: str | None = field(default=None, name=annotations.PREFER)
-    spill_over: str | None = field(default=None, name=annotations.SPILL_OVER)
-    removed_endpoints: str | None = field(default=None, name=annotations.REMOVED_ENDPOINTS)
-    silent_endpoints: str | None = field(default=None, name=annotations.SILENT_ENDPOINTS)
-    allowed_sources: str | None = field(default=None, name=annotations.ALLOWED_SOURCES)
-    denied_sources: str | None = field(default=None, name=annotations.DENIED_SOURCES)
-    preserve_destination: str | None = field(default=None, name="preserve-destination")
-    at_connect: str | None = field(default=None, name=annotations.AT_CONNECT)
+Annotations = annotations.Annotations
 
 
 class ObjectMeta(Struct, gc=False, frozen=True, rename="camel"):
@@ -140,11 +105,17 @@ class ServiceStatus(Struct, gc=False, frozen=True, rename="camel"):
 
 
 class Service(Struct, gc=False, frozen=True):
-    """core/v1 Service."""
+    """core/v1 Service.
+
+    Attributes:
+        unknown_annotations: the names of annotations with the prefix of ours that are none of ours; no field
+            of the object.
+    """
 
     metadata: ObjectMeta
     spec: ServiceSpec = ServiceSpec()
     status: ServiceStatus | None = None
+    unknown_annotations: tuple[str, ...] = field(default=(), name="(unknown annotations)")
 
 
 class EndpointConditions(Struct, gc=False, frozen=True):
@@ -321,9 +292,13 @@ def decode(kind: str, data: bytes | msgspec.Raw) -> Object:
             the object's name if that can be read.
     """
     try:
-        return _with_name(kind, _decoders[kind].decode(data))
+        obj = _with_name(kind, _decoders[kind].decode(data))
+        if isinstance(obj, Service) and obj.metadata.annotations is not None:
+            return _with_unknown(obj, annotations.unknown_in(data))
     except BROKEN as e:
         error = e
+    else:
+        return obj
     try:
         return convert(kind, msgspec.json.decode(data))
     except BROKEN:
@@ -337,10 +312,18 @@ def convert(kind: str, data: object) -> Object:
         UndecodableError: a field has the wrong type or there is no name.
     """
     try:
-        return _with_name(kind, msgspec.convert(_without_nulls(data, {}), KINDS[kind]))
+        tree = _without_nulls(data, {})
+        obj = _with_name(kind, msgspec.convert(tree, KINDS[kind]))
+        if isinstance(obj, Service) and isinstance(tree, dict):
+            return _with_unknown(obj, annotations.unknown(tree["metadata"].get("annotations") or ()))
     except (msgspec.ValidationError, RecursionError) as e:
         metadata = data.get("metadata") if isinstance(data, dict) else None
         raise UndecodableError(kind, _join(metadata), _reason(e)) from None
+    return obj
+
+
+def _with_unknown(service: Service, found: tuple[str, ...]) -> Service:
+    return structs.replace(service, unknown_annotations=found) if found else service
 
 
 def _with_name(kind: str, obj: Object) -> Object:

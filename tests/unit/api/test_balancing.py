@@ -3,7 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import json
 
+from kubeproxy.api import flatten, types
 from kubeproxy.api.balancing import MOST_RULES, TABLE_SIZES
 from kubeproxy.api.rows import BalancingRow, IgnoredAnnotation, WeightRow
 from tests.unit.api.flat import endpoint_slice, flat, row, service
@@ -136,6 +138,42 @@ def test_the_reason_is_given():
     assert found.ignored == (
         IgnoredAnnotation("kube-proxy/balancing", "'Maglev' is not random, maglev or least-connections"),
     )
+
+
+def decoded(annotations):
+    """The rows of a Service from a tree and from JSON."""
+    tree = {"metadata": {"name": "web", "annotations": annotations}, "spec": {"clusterIP": "10.96.0.10"}}
+    found = []
+    for obj in (types.convert("Service", tree), types.decode("Service", json.encode(tree))):
+        assert isinstance(obj, types.Service)
+        found.append(flatten.service(obj, lambda *_: None))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("kube-proxy/weight", "there is no such annotation, did you mean kube-proxy/weights?"),
+        ("kube-proxy/Balancing", "there is no such annotation, did you mean kube-proxy/balancing?"),
+        (
+            "kube-proxy/removed-endpoint",
+            "there is no such annotation, did you mean kube-proxy/removed-endpoints?",
+        ),
+        ("kube-proxy/something-else", "there is no such annotation"),
+        ("kube-proxy/group", "it is a label of EndpointSlices"),
+    ],
+)
+def test_unknown_names_are_reported_with_the_nearest_right_one(name, reason):
+    for found in decoded({name: "x", "kube-proxy/weights": "*=2", "example.com/weight": "1"}):
+        assert found.ignored == (IgnoredAnnotation(name, reason),)
+        assert found.balancing == BalancingRow(weights=(WeightRow("any", "", 2),))
+
+
+@given(st.dictionaries(st.one_of(st.text(), st.text().map("kube-proxy/{}".format)), st.text()))
+def test_any_names_are_read(given):
+    rows = decoded(given)
+    assert rows[0] == rows[1]
+    assert all(each.name.isprintable() for each in rows[0].ignored)
 
 
 @pytest.mark.parametrize(
