@@ -161,3 +161,21 @@ def test_sockets_of_those_who_wait_are_destroyed(lab: Lab, tmp_path: Path) -> No
             until(partial(is_over, client))
         for client in (*of(web, EP12), *of(six, EP12_6), *of(own, EP12), *of(plain, EP11, EP12)):
             say(client)
+
+
+@pytest.mark.vm
+def test_in_ipvs_mode(lab: Lab, tmp_path: Path) -> None:
+    """Where it is IPVS that remembers connections."""
+    with served(lab, tmp_path, mode="ipvs") as station:
+        web = connected(lab, "client", WEB, number=4)
+        outside = connected(lab, "out", "192.0.2.1", NODE_PORT, number=2)
+        plain = connected(lab, "client", PLAIN, number=2)
+        station.folder.put(slices("web", EP11, EP12, terminating=EP11))
+        until(lambda: {endpoint for _, endpoint in connected(lab, "client", WEB, number=2)} == {EP12})
+        for client, _ in (*web, *outside):
+            say(client)
+        station.folder.put(slices("web", EP12), slices("plain", EP12))
+        for client in (*of(web, EP11), *of(outside, EP11)):
+            until(partial(is_reset, client))
+        for client in (*of(web, EP12), *of(outside, EP12), *of(plain, EP11, EP12)):
+            say(client)

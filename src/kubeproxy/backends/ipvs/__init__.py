@@ -7,6 +7,7 @@ rules      brings the chains of the frame into the tables of iptables
 sets       keeps IP sets
 pieces     what a Service consists of in the kernel, piece by piece
 kernel     what is done to the kernel; fake: the same in memory
-drain      real servers that are gone keep their connections until these end
+drain      real servers that are gone keep their connections until these end, or end them
+afterwards what is done a while after a sync
 hold       new connections wait while virtual servers are deleted
 """

@@ -18,6 +18,7 @@ from kubeproxy.backends.ipvs import names
 from kubeproxy.backends.shared import matches
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.model.plan import PortId, PortPlan, ServicePlan
+from kubeproxy.model.select import Endpoint
 from kubeproxy.netlink import ipvs
 from kubeproxy.netlink.ipset import Element
 from kubeproxy.netlink.ipvs import Real, Settings, Virtual
@@ -26,10 +27,16 @@ DEFAULT_SCHEDULER: Final = "rr"
 
 
 class Target(NamedTuple):
-    """What a virtual server is to be: its settings and its real servers."""
+    """What a virtual server is to be: its settings and its real servers.
+
+    Attributes:
+        staying: the endpoints that were not removed, if connections to those that were are to end; None:
+            they continue.
+    """
 
     settings: Settings
     reals: tuple[Real, ...]
+    staying: tuple[Real, ...] | None = None
 
 
 class ServiceServers(NamedTuple):
@@ -89,10 +96,11 @@ def _compile_port(p: PortPlan, d: ServerContext, out: ServiceServers, without: C
     protocol = protocols.NUMBERS[p.protocol]
     entries = out.entries
     settings = Settings(d.scheduler, d.flags | (ipvs.PERSISTENT if p.affinity else 0), p.affinity)
-    inside = Target(settings, _reals(p, local=p.internal_local))
+    staying = None if p.present is None else _as_reals(p.present)
+    inside = Target(settings, _reals(p, local=p.internal_local), staying)
     outside = inside
     if p.external and p.external_local != p.internal_local:
-        outside = Target(settings, _reals(p, local=p.external_local))
+        outside = Target(settings, _reals(p, local=p.external_local), staying)
 
     def front(text: str, target: Target) -> bytes:
         address = pack(text)
@@ -129,7 +137,10 @@ def _compile_port(p: PortPlan, d: ServerContext, out: ServiceServers, without: C
 
 def _reals(p: PortPlan, *, local: bool) -> tuple[Real, ...]:
     """The real servers of the fronts with one of the policies."""
-    endpoints = (p.local or p.cluster) if local else p.cluster
+    return _as_reals((p.local or p.cluster) if local else p.cluster)
+
+
+def _as_reals(endpoints: Iterable[Endpoint]) -> tuple[Real, ...]:
     return tuple(sorted({Real(pack(b.address), b.port) for b in endpoints}))
 
 

@@ -3,13 +3,64 @@
 Deleting a real server ends its connections. So it gets weight 0, with which it gets no new ones, and is
 deleted when it has none left, which the driver checks at intervals. For UDP and SCTP no end of a connection
 is known, so there it is deleted at once.
+
+If the connections of removed endpoints are to end (`model.endings`), such a real server is deleted a second
+after the removal: an endpoint that is moved to another EndpointSlice may be in none for a moment. The kernel
+then drops the next packet of a client, or resets the client if connection tracking has no entry any more.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
 
+from kubeproxy.backends.ipvs.compile import Target
 from kubeproxy.backends.ipvs.kernel import IPVSKernel, ServerChange
 from kubeproxy.netlink import ipvs
 from kubeproxy.netlink.ipvs import Load, Real, Virtual
+
+END_SECONDS: Final = 1.0
+"""So long after its endpoint was removed a real server is deleted whose connections are to end."""
+
+
+class RemovedEndpoints:
+    """Real servers whose endpoints were removed, and whose connections are to end."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._due: dict[tuple[Virtual, Real], float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._due)
+
+    @property
+    def wait(self) -> float:
+        """How many seconds until the first of them is due; there is one."""
+        return max(0.0, next(iter(self._due.values())) - self._clock())
+
+    def follow(self, virtual: Virtual, before: Target | None, after: Target | None) -> None:
+        """A virtual server was changed in the kernel."""
+        if before is None or after is None or before.staying is None or after.staying is None:
+            return
+        stay = frozenset(after.staying)
+        for real in before.staying:
+            if real not in stay:
+                self._due.pop((virtual, real), None)  # keeps the dict in order of time
+                self._due[virtual, real] = self._clock() + END_SECONDS
+
+    def due(self, target: Callable[[Virtual], Target | None], draining: "Draining") -> Iterator[ServerChange]:
+        """Deletes those that are due, unless their endpoint has come back or their connections have ended.
+
+        Args:
+            target: what a virtual server is to be.
+            draining: those with connections.
+        """
+        now = self._clock()
+        for virtual, real in [at for at, due in self._due.items() if due <= now]:
+            del self._due[virtual, real]
+            wanted = target(virtual)
+            over = wanted is not None and wanted.staying is not None and real not in wanted.staying
+            if over and draining.forget(virtual, real):
+                yield ServerChange("delete", virtual, real=real)
 
 
 class Draining:

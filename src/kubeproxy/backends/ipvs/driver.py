@@ -18,9 +18,10 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 from kubeproxy.backends.base import Change, Failures, HeldState, KernelComparison, StaleError, SyncError
 from kubeproxy.backends.ipvs import describe, names, part
+from kubeproxy.backends.ipvs.afterwards import Afterwards
 from kubeproxy.backends.ipvs.compile import ServerContext, ServiceServers, Target, compile_service
 from kubeproxy.backends.ipvs.desired import Delta, Desired
-from kubeproxy.backends.ipvs.drain import Draining
+from kubeproxy.backends.ipvs.drain import Draining, RemovedEndpoints
 from kubeproxy.backends.ipvs.frame import frame
 from kubeproxy.backends.ipvs.held import HeldServers, as_servers, read
 from kubeproxy.backends.ipvs.kernel import IPVSKernel, ServerChange, Verb
@@ -47,7 +48,14 @@ DRAIN_SECONDS = 10.0
 class IPVSDriver:
     """The ipvs driver of one IP family. See `backends.base.Driver`."""
 
-    def __init__(self, kernel: IPVSKernel, tables: Tables, node: NodeConfig) -> None:
+    def __init__(
+        self,
+        kernel: IPVSKernel,
+        tables: Tables,
+        node: NodeConfig,
+        *,
+        removed: RemovedEndpoints | None = None,
+    ) -> None:
         """Makes a driver; the kernel is prepared already, see `mode`."""
         self._kernel = kernel
         self._tables = tables
@@ -56,6 +64,7 @@ class IPVSDriver:
         self._desired = Desired()
         self._used: frozenset[str] = frozenset()
         self._draining = Draining()
+        self._removed = RemovedEndpoints() if removed is None else removed
         self._excluded = (node.ipvs or IPVSSettings()).exclude_cidrs
         self._loaded = False
         self._dialect = ServerContext(node)
@@ -65,7 +74,10 @@ class IPVSDriver:
         self._fingerprint: object = None
         self._seen: int | None = None
         self._lock = asyncio.Lock()
-        self._drainer: asyncio.Task[None] | None = None
+        self._afterwards = (
+            Afterwards(self._lock, lambda: bool(self._draining), lambda: DRAIN_SECONDS, self.delete_drained),
+            Afterwards(self._lock, lambda: bool(self._removed), lambda: self._removed.wait, self.end_removed),
+        )
         self._watch: Watch | None = None
         self._doubtful = False
 
@@ -98,8 +110,8 @@ class IPVSDriver:
             try:
                 yield
             finally:
-                if self._draining and (self._drainer is None or self._drainer.done()):
-                    self._drainer = asyncio.create_task(self._drain())
+                for work in self._afterwards:
+                    work.start()
 
     async def read(self) -> HeldServers:
         """See `Readable`."""
@@ -154,8 +166,8 @@ class IPVSDriver:
 
     async def close(self) -> None:
         """See `Driver`."""
-        if self._drainer is not None:
-            self._drainer.cancel()
+        for work in self._afterwards:
+            work.close()
         if self._watch is not None:
             self._watch.close()
         self._kernel.close()
@@ -178,18 +190,6 @@ class IPVSDriver:
             )
             return set()
 
-    async def _drain(self) -> None:
-        """Deletes real servers whose connections have ended, until there are none left to wait for."""
-        while self._draining:
-            await asyncio.sleep(DRAIN_SECONDS)
-            async with self._lock:
-                try:
-                    await in_thread(self.delete_drained)
-                except OSError as e:
-                    log.warning(
-                        "Cannot read which connections have ended, trying again later: %(err)s", {"err": e}
-                    )
-
     def delete_drained(self) -> None:
         """Deletes the real servers whose connections have ended. Raises OSError if they cannot be read."""
         done = list(self._draining.done(self._kernel))
@@ -198,6 +198,10 @@ class IPVSDriver:
                 "Connections of %(virtualServer)s have ended", {"virtualServer": described(_piece(change))}
             )
         self._kernel.change_servers(done)
+
+    def end_removed(self) -> None:
+        """Deletes real servers whose endpoints were removed a while ago, and whose connections are to end."""
+        change_servers(self._kernel, list(self._removed.due(self._desired.target, self._draining)))
 
     def _apply(self, node: NodeConfig, changes: Sequence[Change]) -> None:
         """Programs changes, or none of them."""
@@ -222,6 +226,8 @@ class IPVSDriver:
             self._take_back(node, delta, refused)
             raise
         self._go(delta)
+        for virtual, (was, now) in delta.virtuals.items():
+            self._removed.follow(virtual, was, now)
         self._dialect = dialect
         for c in changes:
             if c.after is None:
@@ -328,6 +334,7 @@ class IPVSDriver:
         self._seen = None
         parts = Parts(self._kernel, self._sets, self._rules, self._draining)
         sync = FullSync(parts, node, plans, self._state_before if self._loaded else None)
+        before = dict(self._desired.virtuals())
         self._desired, self._refused = sync.desired, sync.refused
         if self._watch is not None:
             self._watch.join()
@@ -335,6 +342,8 @@ class IPVSDriver:
         self._used = sync.desired.used()
         self._fingerprint = self._tables.fingerprint()
         sync.go()
+        for virtual, target in sync.desired.virtuals():
+            self._removed.follow(virtual, before.get(virtual), target)
         self._loaded, self._dialect, self._kept = True, ServerContext(node), sync.kept
         self._plans = {key: plan for key, plan in plans.items() if key not in sync.failures}
         return sync.failures

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 from kubeproxy.api.addresses import IPV4, unpack
 from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.ipvs import describe
+from kubeproxy.backends.ipvs.drain import END_SECONDS, RemovedEndpoints
 from kubeproxy.backends.ipvs.driver import IPVSDriver
 from kubeproxy.backends.ipvs.fake import FakeIPVSKernel
 from kubeproxy.model.node import IPVSSettings, NodeConfig
@@ -26,7 +27,14 @@ class Rig(Proxy):
     ) -> None:
         self.kernel = kernel or FakeIPVSKernel()
         self.tables = tables or FakeTables()
-        super().__init__(IPVSDriver(self.kernel, self.tables, node), node)
+        self.now = 0.0
+        self.driver = IPVSDriver(self.kernel, self.tables, node, removed=RemovedEndpoints(lambda: self.now))
+        super().__init__(self.driver, node)
+
+    def a_second_later(self) -> None:
+        """What is done a second after syncs."""
+        self.now += END_SECONDS
+        self.driver.end_removed()
 
     def done(self) -> list[tuple[str, object]]:
         """What was changed in the kernel since the last call; tables whose rules did are told at the end."""
