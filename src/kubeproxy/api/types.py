@@ -104,7 +104,7 @@ class ServiceStatus(Struct, gc=False, frozen=True, rename="camel"):
     load_balancer: LoadBalancerStatus | None = None
 
 
-class Service(Struct, gc=False, frozen=True):
+class Service(Struct, gc=False, frozen=True, omit_defaults=True):
     """core/v1 Service.
 
     Attributes:
