@@ -15,6 +15,7 @@ from kubeproxy import protocols
 from kubeproxy.api.addresses import is_link_local, is_loopback, pack, unpack
 from kubeproxy.backends.admission import Admission
 from kubeproxy.backends.ipvs import names
+from kubeproxy.backends.ipvs.schedulers import chosen
 from kubeproxy.backends.shared import matches
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.model.plan import PortId, PortPlan, ServicePlan
@@ -30,13 +31,22 @@ class Target(NamedTuple):
     """What a virtual server is to be: its settings and its real servers.
 
     Attributes:
+        reals: its real servers, sorted.
+        weights: their weights; none if all are 1.
         staying: the endpoints that were not removed, if connections to those that were are to end; None:
             they continue.
     """
 
     settings: Settings
     reals: tuple[Real, ...]
+    weights: tuple[int, ...] = ()
     staying: tuple[Real, ...] | None = None
+
+    def weighted(self) -> dict[Real, int]:
+        """The weight of each real server."""
+        if not self.weights:
+            return dict.fromkeys(self.reals, 1)
+        return dict(zip(self.reals, self.weights, strict=True))
 
 
 class ServiceServers(NamedTuple):
@@ -95,12 +105,10 @@ def compile_service(
 def _compile_port(p: PortPlan, d: ServerContext, out: ServiceServers, without: Collection[PortId]) -> None:
     protocol = protocols.NUMBERS[p.protocol]
     entries = out.entries
-    settings = Settings(d.scheduler, d.flags | (ipvs.PERSISTENT if p.affinity else 0), p.affinity)
-    staying = None if p.present is None else _as_reals(p.present)
-    inside = Target(settings, _reals(p, local=p.internal_local), staying)
+    inside = _target(p, d, local=p.internal_local)
     outside = inside
     if p.external and p.external_local != p.internal_local:
-        outside = Target(settings, _reals(p, local=p.external_local), staying)
+        outside = _target(p, d, local=p.external_local)
 
     def front(text: str, target: Target) -> bytes:
         address = pack(text)
@@ -135,9 +143,24 @@ def _compile_port(p: PortPlan, d: ServerContext, out: ServiceServers, without: C
         entries[names.LOOP_BACK, Element(address, protocol, b.port, address)] = None
 
 
-def _reals(p: PortPlan, *, local: bool) -> tuple[Real, ...]:
-    """The real servers of the fronts with one of the policies."""
-    return _as_reals((p.local or p.cluster) if local else p.cluster)
+def _target(p: PortPlan, d: ServerContext, *, local: bool) -> Target:
+    """What the fronts with one of the policies are to be."""
+    local = local and bool(p.local)
+    endpoints = p.local if local else p.cluster
+    by = p.local_distribution if local else p.cluster_distribution
+    scheduler, flags = chosen(by, d.scheduler, d.flags)
+    settings = Settings(scheduler, flags | (ipvs.PERSISTENT if p.affinity else 0), p.affinity)
+    staying = None if p.present is None else _as_reals(p.present)
+    weights = by.weights if by is not None and by.weights else (1,) * len(endpoints)
+    reals = (Real(pack(b.address), b.port) for b in endpoints)
+    return made_of(settings, dict(zip(reals, weights, strict=True)), staying)
+
+
+def made_of(settings: Settings, weights: dict[Real, int], staying: tuple[Real, ...] | None = None) -> Target:
+    """A virtual server with real servers of these weights."""
+    reals = tuple(sorted(weights))
+    equal = all(weight == 1 for weight in weights.values())
+    return Target(settings, reals, () if equal else tuple([weights[real] for real in reals]), staying)
 
 
 def _as_reals(endpoints: Iterable[Endpoint]) -> tuple[Real, ...]:

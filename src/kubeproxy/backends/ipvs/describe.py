@@ -24,8 +24,13 @@ def virtual(at: Virtual) -> str:
 def settings(given: Settings) -> str:
     """How a virtual server chooses a real server."""
     persistent = f" -p {given.timeout}" if given.flags & ipvs.PERSISTENT else ""
-    port = f" -b {given.scheduler}-port" if given.flags & ipvs.SCHEDULER_2 else ""
-    return f"-s {given.scheduler}{persistent}{port}"
+    flags = [
+        f"{given.scheduler}-{name}"
+        for name, flag in (("fallback", ipvs.SCHEDULER_1), ("port", ipvs.SCHEDULER_2))
+        if given.flags & flag
+    ]
+    by = f" -b {','.join(flags)}" if flags else ""
+    return f"-s {given.scheduler}{persistent}{by}"
 
 
 def real(at: Real) -> str:
@@ -55,7 +60,7 @@ def service(plan: ServicePlan, dialect: ServerContext, family: Family) -> list[s
     compiled = compile_service(plan, dialect)
     found: list[str] = []
     for at, target in compiled.virtuals.items():
-        found += server(at, target.settings, dict.fromkeys(target.reals, 1))
+        found += server(at, target.settings, target.weighted())
     for name, entry in compiled.entries:
         found.append(f"add {names.set_name(name, family)} {element(entry)}")
     found += [address("add", entry.address) for name, entry in compiled.entries if name == names.ADDRESSES]

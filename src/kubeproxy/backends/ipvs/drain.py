@@ -80,13 +80,28 @@ class Draining:
         """Those of a virtual server."""
         return frozenset(self._reals.get(virtual, ()))
 
-    def retire(self, virtual: Virtual, real: Real, load: Load) -> ServerChange | None:
-        """What to do with a real server that is to be deleted; None: it drains already."""
+    def retire(
+        self, virtual: Virtual, real: Real, load: Load, *, ordered: bool = False, afresh: bool = False
+    ) -> Iterator[ServerChange]:
+        """What to do with a real server that is to be deleted; nothing if it drains already.
+
+        Args:
+            virtual: its virtual server.
+            real: the real server.
+            load: its weight and connections.
+            ordered: it must be taken out of a table (`order`).
+            afresh: it was not taken out of the table yet.
+        """
         if virtual.protocol != ipvs.TCP or not load.active + load.inactive:
             self.forget(virtual, real)
-            return ServerChange("delete", virtual, real=real)
+            yield ServerChange("delete", virtual, real=real)
+            return
         self._reals.setdefault(virtual, set()).add(real)
-        return ServerChange("edit", virtual, real=real, weight=0) if load.weight else None
+        if ordered and (load.weight or afresh):
+            yield ServerChange("delete", virtual, real=real)
+            yield ServerChange("add", virtual, real=real, weight=0)
+        elif load.weight:
+            yield ServerChange("edit", virtual, real=real, weight=0)
 
     def forget(self, virtual: Virtual, real: Real | None = None) -> bool:
         """One, or all of a virtual server, are wanted again or deleted; returns whether it was draining."""

@@ -14,18 +14,20 @@ that causes it (`load`): what it had stays, all others are programmed.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from kubeproxy.backends.base import Change, Failures, HeldState, KernelComparison, StaleError, SyncError
 from kubeproxy.backends.ipvs import describe, names, part
 from kubeproxy.backends.ipvs.afterwards import Afterwards
+from kubeproxy.backends.ipvs.changes import coming, edits, going
 from kubeproxy.backends.ipvs.compile import ServerContext, ServiceServers, Target, compile_service
 from kubeproxy.backends.ipvs.desired import Delta, Desired
 from kubeproxy.backends.ipvs.drain import Draining, RemovedEndpoints
 from kubeproxy.backends.ipvs.frame import frame
 from kubeproxy.backends.ipvs.held import HeldServers, as_servers, read
-from kubeproxy.backends.ipvs.kernel import IPVSKernel, ServerChange, Verb
-from kubeproxy.backends.ipvs.load import FullSync, Parts, is_excluded, unbind, whole
+from kubeproxy.backends.ipvs.kernel import IPVSKernel, ServerChange
+from kubeproxy.backends.ipvs.load import FullSync, Parts, is_excluded, unbind
+from kubeproxy.backends.ipvs.order import is_ordered, is_sorted
 from kubeproxy.backends.ipvs.pieces import Behind, Piece, Refusals, change_servers, described
 from kubeproxy.backends.ipvs.rules import Rules
 from kubeproxy.backends.ipvs.sets import SetKeeper
@@ -35,9 +37,8 @@ from kubeproxy.backends.programs import InputRefusedError, Tables, Variant
 from kubeproxy.backends.shared.threads import in_thread
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan, with_same_firewall
-from kubeproxy.netlink import ipvs
 from kubeproxy.netlink.ipset import Element
-from kubeproxy.netlink.ipvs import Load, Virtual
+from kubeproxy.netlink.ipvs import Virtual
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +246,7 @@ class IPVSDriver:
             refused.update(self._sets.add(name, elements, self._desired.entries[name]).items())
         if not refused:
             self._change_rules(node, delta.drops)
-            refused.update(change_servers(self._kernel, list(self._coming(delta))))
+            refused.update(change_servers(self._kernel, list(coming(delta, self._kernel, self._draining))))
         if not refused:
             refused.update(self._kernel.bind(_addresses(delta.came)).items())
         for piece, error in refused.items():
@@ -256,7 +257,7 @@ class IPVSDriver:
     def _go(self, delta: Delta) -> None:
         """Deletes what no Service has any more."""
         unbind(self._kernel, _addresses(delta.went))
-        change_servers(self._kernel, list(self._going(delta)))
+        change_servers(self._kernel, list(going(delta, self._kernel, self._draining)))
         for name, elements in delta.went.items():
             self._sets.delete(name, elements)
 
@@ -267,13 +268,14 @@ class IPVSDriver:
             back: dict[Virtual, tuple[Target | None, Target | None]] = {
                 virtual: (after, before) for virtual, (before, after) in delta.virtuals.items() if after
             }
-            edits = [
-                ServerChange("edit", virtual, before.settings)
+            restored = [
+                edit
                 for virtual, (after, before) in back.items()
-                if before is not None and after is not None and before.settings != after.settings
+                if before is not None and after is not None
+                for edit in edits(virtual, after, before)
             ]
-            going = self._going(delta._replace(virtuals=back))
-            change_servers(self._kernel, [*edits, *(c for c in going if _piece(c) not in refused)])
+            gone = going(delta._replace(virtuals=back), self._kernel, self._draining)
+            change_servers(self._kernel, [*restored, *(c for c in gone if _piece(c) not in refused)])
             self._change_rules(node, (delta.drops[1], delta.drops[0]))
             for name, elements in delta.went.items():  # a set that was made larger does not have them
                 self._sets.add(name, elements, self._desired.entries[name])
@@ -295,38 +297,6 @@ class IPVSDriver:
         self._used = used
         if intact:  # otherwise a change by another program must still be detected
             self._fingerprint = self._tables.fingerprint()
-
-    def _coming(self, delta: Delta) -> Iterator[ServerChange]:
-        """What is to be added to the virtual servers."""
-        for virtual, (before, after) in delta.virtuals.items():
-            if after is None:
-                continue
-            if before is None:
-                yield from whole(virtual, after)
-                continue
-            if after.settings != before.settings:
-                yield ServerChange("edit", virtual, after.settings)
-            old = set(before.reals)
-            for real in after.reals:
-                if real not in old:
-                    verb: Verb = "edit" if self._draining.forget(virtual, real) else "add"
-                    yield ServerChange(verb, virtual, real=real)
-
-    def _going(self, delta: Delta) -> Iterator[ServerChange]:
-        """What is to be deleted of the virtual servers."""
-        for virtual, (before, after) in delta.virtuals.items():
-            if after is None:
-                self._draining.forget(virtual)
-                yield ServerChange("delete", virtual)
-            elif before is not None:
-                new = set(after.reals)
-                gone = [real for real in before.reals if real not in new]
-                # Only connections of TCP are waited for.
-                loads = self._kernel.reals(virtual) if gone and virtual.protocol == ipvs.TCP else {}
-                for real in gone:
-                    change = self._draining.retire(virtual, real, loads.get(real, Load(1)))
-                    if change is not None:
-                        yield change
 
     def load_blocking(self, node: NodeConfig, plans: Mapping[Key, ServicePlan]) -> Failures:
         """See `Driver.load`; done in this thread. Also raises the errors of the kernel."""
@@ -393,8 +363,11 @@ class IPVSDriver:
             for real in self._draining.of(virtual):
                 if weights.get(real) == 0:
                     del weights[real]
-            wanted = [real for real in target.reals if (virtual, real) not in self._refused]
-            if weights != dict.fromkeys(wanted, 1):
+            wanted = target.weighted()
+            whole = not any((virtual, real) in self._refused for real in wanted)
+            if whole and is_ordered(target.settings) and not is_sorted(reals, target):
+                return False
+            if weights != {r: weight for r, weight in wanted.items() if (virtual, r) not in self._refused}:
                 return False
         return all(is_excluded(self._excluded, virtual.address) for virtual in servers)
 

@@ -4,9 +4,10 @@ Tested against the real one. It refuses what that refuses: additions of what exi
 not, a set that is full or in use, schedulers it does not know.
 """
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from kubeproxy.backends.ipvs.kernel import ServerChange
 from kubeproxy.netlink.ipset import BITMAP_PORT, Element, Header
@@ -22,6 +23,8 @@ class FakeIPVSKernel:
         virtuals: settings and real servers of each virtual server.
         sets: header and elements of each set.
         bound: the addresses of kube-ipvs0; None when there is no such interface.
+        continues_moved: connections that began on another node are continued.
+        last_weights: the last weight of real servers that was not 0, or that they were added with.
         log: what was changed, in order, for tests.
         refuse: called with each thing to be added; a number it returns is the error number of a refusal.
     """
@@ -31,11 +34,14 @@ class FakeIPVSKernel:
         self.sets: dict[str, tuple[Header, set[Element]]] = {}
         self.bound: set[bytes] | None = set()
         self.log: list[tuple[str, object]] = []
+        self.last_weights: dict[tuple[Virtual, Real], int] = {}
+        self.continues_moved = False
+        self._kept: dict[tuple[Virtual, Real], Load] | None = None
         self.refuse: Callable[[object], int] = lambda _: 0
 
     def servers(self) -> dict[Virtual, dict[Real, Load]]:
-        """See `Kernel`."""
-        return {virtual: dict(reals) for virtual, (_, reals) in self.virtuals.items()}
+        """See `Kernel`. The newest real server is listed first."""
+        return {virtual: dict(reversed(reals.items())) for virtual, (_, reals) in self.virtuals.items()}
 
     def fingerprint(self) -> int:
         """See `Kernel`."""
@@ -51,7 +57,7 @@ class FakeIPVSKernel:
     def reals(self, virtual: Virtual) -> dict[Real, Load]:
         """See `Kernel`."""
         there = self.virtuals.get(virtual)
-        return dict(there[1]) if there else {}
+        return dict(reversed(there[1].items())) if there else {}
 
     def change_servers(self, changes: Sequence[ServerChange]) -> dict[int, OSError]:
         """See `Kernel`."""
@@ -81,10 +87,28 @@ class FakeIPVSKernel:
         if (real not in reals) != (verb == "add"):
             return errno.EEXIST if verb == "add" else errno.ENOENT
         if verb == "delete":
-            del reals[real]
-        else:
-            reals[real] = reals.get(real, Load(0))._replace(weight=weight)
+            load = reals.pop(real)
+            if self._kept is not None:
+                self._kept[virtual, real] = load
+            return 0
+        load = reals.get(real) or (self._kept or {}).get((virtual, real), Load(0))
+        reals[real] = load._replace(weight=weight)
+        if verb == "add" or weight:
+            self.last_weights[virtual, real] = weight
         return 0
+
+    @contextlib.contextmanager
+    def keeping_connections(self) -> Iterator[None]:
+        """See `Kernel`."""
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def continue_moved(self) -> None:
+        """See `Kernel`."""
+        self.continues_moved = True
 
     def headers(self) -> dict[str, Header]:
         """See `Kernel`."""

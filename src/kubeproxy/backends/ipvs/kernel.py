@@ -3,9 +3,12 @@
 `fake.FakeIPVSKernel` stands in for it in tests.
 """
 
-from collections.abc import Collection, Sequence
+import contextlib
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from socket import AF_INET, AF_INET6
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from kubeproxy.api.addresses import IPV4, Family
 from kubeproxy.backends.ipvs import names
@@ -14,6 +17,14 @@ from kubeproxy.netlink import ipset, ipvs, route
 from kubeproxy.netlink.ipset import Element, Header
 from kubeproxy.netlink.ipvs import Load, Real, Settings, Virtual
 from kubeproxy.netlink.wire import Request
+
+log = logging.getLogger(__name__)
+
+EXPIRE: Final = "net/ipv4/vs/expire_nodest_conn"
+"""If it is not 0, a connection ends with its next packet after its real server was deleted."""
+
+SLOPPY: Final = "net/ipv4/vs/sloppy_tcp"
+"""If it is not 0, a TCP packet of no known connection is scheduled although it is no SYN."""
 
 Verb = Literal["add", "edit", "delete"]
 
@@ -45,6 +56,12 @@ class IPVSKernel(Protocol):
 
     def change_servers(self, changes: Sequence[ServerChange]) -> dict[int, OSError]:
         """Makes changes, each by itself; returns what was refused, by its index."""
+
+    def keeping_connections(self) -> AbstractContextManager[None]:
+        """Meanwhile connections to a real server that is deleted stay; it is added again."""
+
+    def continue_moved(self) -> None:
+        """From now on TCP connections that began on another node are continued: scheduled without a SYN."""
 
     def headers(self) -> dict[str, Header]:
         """Every set there is, by its full name."""
@@ -115,6 +132,29 @@ class LinuxIPVSKernel:
     def change_servers(self, changes: Sequence[ServerChange]) -> dict[int, OSError]:
         """See `IPVSKernel`."""
         return dict(self._ipvs.submit([self._request(change) for change in changes]))
+
+    @contextlib.contextmanager
+    def keeping_connections(self) -> Iterator[None]:
+        """See `IPVSKernel`. If that is not permitted, connections whose packets arrive meanwhile end."""
+        changed = False
+        with contextlib.suppress(OSError):
+            changed = self._machine.set_sysctl(EXPIRE, 0)
+        try:
+            yield
+        finally:
+            if changed:
+                self._machine.set_sysctl(EXPIRE, 1)
+
+    def continue_moved(self) -> None:
+        """See `IPVSKernel`."""
+        try:
+            if self._machine.set_sysctl(SLOPPY, 1):
+                log.info("Set %(sysctl)s=%(value)d", {"sysctl": SLOPPY, "value": 1})
+        except OSError as e:
+            log.warning(
+                "%(sysctl)s cannot be set to 1, so connections that move here from another node are reset: %(err)s",
+                {"sysctl": SLOPPY, "err": e},
+            )
 
     def _request(self, change: ServerChange) -> Request:
         verb, virtual, settings, real, weight = change

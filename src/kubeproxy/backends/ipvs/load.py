@@ -13,11 +13,19 @@ from typing import NamedTuple
 from kubeproxy.api.addresses import contains, unpack
 from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.ipvs import names
-from kubeproxy.backends.ipvs.compile import NOTHING, ServerContext, ServiceServers, Target, compile_service
+from kubeproxy.backends.ipvs.compile import (
+    NOTHING,
+    ServerContext,
+    ServiceServers,
+    Target,
+    compile_service,
+    made_of,
+)
 from kubeproxy.backends.ipvs.desired import Desired
 from kubeproxy.backends.ipvs.drain import Draining
 from kubeproxy.backends.ipvs.frame import frame
 from kubeproxy.backends.ipvs.kernel import IPVSKernel, ServerChange
+from kubeproxy.backends.ipvs.order import arranged, is_ordered
 from kubeproxy.backends.ipvs.pieces import Piece, Refusals, change_servers, refused_of
 from kubeproxy.backends.ipvs.rules import Rules
 from kubeproxy.backends.ipvs.sets import SetKeeper
@@ -49,14 +57,12 @@ class Found(NamedTuple):
 
     def of(self, wanted: ServiceServers) -> ServiceServers:
         """What there was of a Service; nothing if it had no virtual server."""
-        virtuals = {
-            virtual: Target(
-                self.settings[virtual],
-                tuple(sorted(r for r, load in self.servers.get(virtual, {}).items() if load.weight)),
-            )
-            for virtual in wanted.virtuals
-            if virtual in self.settings
-        }
+        virtuals: dict[Virtual, Target] = {}
+        for virtual in wanted.virtuals:
+            if virtual in self.settings:
+                there = self.servers.get(virtual, {})
+                weights = {real: there[real].weight for real in sorted(there) if there[real].weight}
+                virtuals[virtual] = made_of(self.settings[virtual], weights)
         if not virtuals:
             return NOTHING
         entries = {(name, e): None for name, e in wanted.entries if e in self.elements.get(name, ())}
@@ -153,7 +159,8 @@ class FullSync:
             self._found = Found(settings, servers, self._there or {}, self._rules.drops)
         self._draining.clear()
         coming: list[ServerChange] = []
-        self._going = going = []
+        self._going = []
+        going = self._going
         for virtual, target in self.desired.virtuals():
             there = settings.get(virtual)
             if there is None:
@@ -162,16 +169,19 @@ class FullSync:
             if there != target.settings:
                 coming.append(ServerChange("edit", virtual, target.settings))
             reals = dict(servers.get(virtual, {}))
-            for real in target.reals:
+            ordered = is_ordered(target.settings)
+            if ordered:
+                coming += arranged(virtual, reals, target)
+                reals = {real: load for real, load in reals.items() if real not in target.weighted()}
+            for real, weight in () if ordered else target.weighted().items():
                 load = reals.pop(real, None)
                 if load is None:
-                    coming.append(ServerChange("add", virtual, real=real))
-                elif load.weight != 1:
-                    coming.append(ServerChange("edit", virtual, real=real))
+                    coming.append(ServerChange("add", virtual, real=real, weight=weight))
+                elif load.weight != weight:
+                    coming.append(ServerChange("edit", virtual, real=real, weight=weight))
             for real, load in reals.items():
-                change = self._draining.retire(virtual, real, load)
-                if change is not None:
-                    going.append(change)
+                afresh = ordered and there != target.settings
+                going += self._draining.retire(virtual, real, load, ordered=ordered, afresh=afresh)
         going += [
             ServerChange("delete", virtual)
             for virtual in settings
@@ -231,8 +241,8 @@ class FullSync:
 def whole(virtual: Virtual, target: Target) -> Iterator[ServerChange]:
     """A new virtual server with its real servers."""
     yield ServerChange("add", virtual, target.settings)
-    for real in target.reals:
-        yield ServerChange("add", virtual, real=real)
+    for real, weight in target.weighted().items():
+        yield ServerChange("add", virtual, real=real, weight=weight)
 
 
 def without(had: ServiceServers, gone: Collection[Virtual]) -> ServiceServers:

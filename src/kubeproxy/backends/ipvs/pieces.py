@@ -1,5 +1,6 @@
 """The pieces a Service consists of in the kernel, each of which the kernel can refuse by itself."""
 
+import contextlib
 import errno
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -11,6 +12,7 @@ from kubeproxy.backends.ipvs import names
 from kubeproxy.backends.ipvs.compile import ServiceServers
 from kubeproxy.backends.ipvs.frame import OUT
 from kubeproxy.backends.ipvs.kernel import IPVSKernel, ServerChange
+from kubeproxy.backends.ipvs.order import is_ordered
 from kubeproxy.netlink.ipset import Element
 from kubeproxy.netlink.ipvs import Real, Virtual
 
@@ -39,7 +41,13 @@ def change_servers(kernel: IPVSKernel, changes: Sequence[ServerChange]) -> dict[
     refused are not listed.
     """
     found: dict[Piece, Exception] = {}
-    for at, error in kernel.change_servers(changes).items():
+    if any(c.settings is not None and is_ordered(c.settings) for c in changes):
+        kernel.continue_moved()
+    deleted = {(c.virtual, c.real) for c in changes if c.verb == "delete" and c.real is not None}
+    again = any(c.verb == "add" and (c.virtual, c.real) in deleted for c in changes)
+    with kernel.keeping_connections() if again else contextlib.nullcontext():
+        refused = kernel.change_servers(changes)
+    for at, error in refused.items():
         verb, virtual, _, real, _ = changes[at]
         if virtual not in found and not (verb == "delete" and error.errno in _GONE):
             found[virtual if real is None else Behind(virtual, real)] = error

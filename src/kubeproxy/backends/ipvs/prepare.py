@@ -11,7 +11,7 @@ from kubeproxy.backends.base import Driver, UnsupportedError
 from kubeproxy.backends.ipvs import names
 from kubeproxy.backends.ipvs.compile import ServerContext
 from kubeproxy.backends.ipvs.driver import IPVSDriver
-from kubeproxy.backends.ipvs.kernel import LinuxIPVSKernel, ServerChange
+from kubeproxy.backends.ipvs.kernel import EXPIRE, LinuxIPVSKernel, ServerChange
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.netlink import ipvs, route
@@ -25,7 +25,7 @@ PROBE: Final = {True: "198.51.100.0", False: "2001:db8:198:51::"}
 _PROBE_PORT = 20000
 _SYSCTLS: Final = {
     "net/ipv4/vs/conntrack": 1,  # masquerading needs it
-    "net/ipv4/vs/expire_nodest_conn": 1,  # a connection to a deleted real server is reset, it does not time out
+    EXPIRE: 1,  # a connection to a deleted real server is reset, it does not time out
     "net/ipv4/vs/expire_quiescent_template": 1,  # a real server that drains gets no clients by session affinity
     "net/ipv4/ip_forward": 1,
 }

@@ -10,13 +10,14 @@ from kubeproxy.backends.ipvs import describe
 from kubeproxy.backends.ipvs.drain import END_SECONDS, RemovedEndpoints
 from kubeproxy.backends.ipvs.driver import IPVSDriver
 from kubeproxy.backends.ipvs.fake import FakeIPVSKernel
+from kubeproxy.backends.ipvs.mode import MODE
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.netlink.ipset import BITMAP_PORT
 from tests.fakes.cluster import NODE, Proxy
 
-HERE = replace(NODE, localhost_node_ports=False, ipvs=IPVSSettings()).with_addresses(
-    ["127.0.0.1", "192.0.2.1", "10.244.1.1"]
-)
+HERE = replace(
+    NODE, localhost_node_ports=False, ipvs=IPVSSettings(), balancing=MODE.balancing
+).with_addresses(["127.0.0.1", "192.0.2.1", "10.244.1.1"])
 
 
 class Rig(Proxy):

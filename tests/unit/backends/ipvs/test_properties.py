@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from kubeproxy.api.addresses import FAMILIES, IPV4
 from kubeproxy.backends.ipvs import sets
+from kubeproxy.backends.ipvs.mode import MODE
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 from kubeproxy.netlink.ipvs import Load
 from tests import strategies
@@ -23,7 +24,11 @@ _histories = st.one_of(strategies.histories(), strategies.contests())
 nodes = (
     st.sampled_from(FAMILIES)
     .flatmap(strategies.nodes)
-    .map(lambda node: replace(node, ipvs=IPVSSettings()).with_addresses(_LOCAL[node.family]))
+    .map(
+        lambda node: replace(node, ipvs=IPVSSettings(), balancing=MODE.balancing).with_addresses(
+            _LOCAL[node.family]
+        )
+    )
 )
 
 
