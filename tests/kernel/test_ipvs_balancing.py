@@ -40,9 +40,9 @@ def node() -> Iterator[Proxy]:
             )
         )
         with netns.inside(name):
-            MACHINE.set_sysctl(EXPIRE, 1)
             kernel = LinuxIPVSKernel(MACHINE, IPV4)
             try:
+                MACHINE.set_sysctl(EXPIRE, 1)
                 proxy = Proxy(IPVSDriver(kernel, FakeTables(), HERE), HERE)
                 assert not proxy.full()
                 yield proxy
@@ -56,7 +56,10 @@ def tell(proxy: Proxy, pods: list[str], **annotations: str) -> None:
     """The Service has these endpoints and annotations now."""
     made = service("web", VIP)
     given = types.Annotations(**annotations)
-    proxy.tell(replace(made, metadata=replace(made.metadata, annotations=given)), endpoints("web", *pods))
+    proxy.tell(
+        replace(made, metadata=replace(made.metadata, annotations=given)),
+        endpoints("web", *pods, local=PODS[:1]),
+    )
     proxy.partial()
 
 
@@ -110,3 +113,11 @@ def test_weights_and_a_scheduler_that_is_changed_in_place() -> None:
         tell(proxy, PODS[:3], balancing="least-connections")
         assert Counter(connect(*range(20100, 20120)).values()) == {PODS[2]: 20}
         assert before.items() <= connections().items()
+
+
+def test_near_endpoints_come_first_up_to_their_limit() -> None:
+    with node() as proxy:
+        tell(proxy, PODS[:3], prefer="node", spill_over="5")
+        assert Counter(connect(*range(20000, 20009)).values()) == {PODS[0]: 5, PODS[1]: 2, PODS[2]: 2}
+        tell(proxy, PODS[:3], prefer="node", spill_over="7")
+        assert Counter(connect(*range(20010, 20014)).values()) == {PODS[0]: 2, PODS[1]: 1, PODS[2]: 1}

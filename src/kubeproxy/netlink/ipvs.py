@@ -111,16 +111,16 @@ class IPVSSocket(wire.Closing):
         """The request that deletes a virtual server with its real servers; ESRCH if it does not exist."""
         return self._request(_DELETE_SERVICE, _service(virtual))
 
-    def add_real(self, virtual: Virtual, real: Real, weight: int = 1) -> wire.Request:
+    def add_real(self, virtual: Virtual, real: Real, weight: int = 1, limit: int = 0) -> wire.Request:
         """The request that adds a real server, which is reached by address translation.
 
         EEXIST if it exists.
         """
-        return self._request(_NEW_DEST, _service(virtual) + _real(real, weight))
+        return self._request(_NEW_DEST, _service(virtual) + _real(real, weight, limit))
 
-    def edit_real(self, virtual: Virtual, real: Real, weight: int) -> wire.Request:
-        """The request that changes the weight of a real server; ENOENT if it does not exist."""
-        return self._request(_SET_DEST, _service(virtual) + _real(real, weight))
+    def edit_real(self, virtual: Virtual, real: Real, weight: int, limit: int = 0) -> wire.Request:
+        """The request that changes the weight and limit of a real server; ENOENT if it does not exist."""
+        return self._request(_SET_DEST, _service(virtual) + _real(real, weight, limit))
 
     def delete_real(self, virtual: Virtual, real: Real) -> wire.Request:
         """The request that deletes a real server; ENOENT if it does not exist."""
@@ -300,15 +300,18 @@ def _service(virtual: Virtual, settings: Settings | None = None) -> bytes:
     return wire.nested(_SERVICE, *parts)
 
 
-def _real(real: Real, weight: int | None) -> bytes:
-    """The attributes of a real server: with a weight all of them, without one only its key."""
+def _real(real: Real, weight: int | None, limit: int = 0) -> bytes:
+    """The attributes of a real server: with a weight all of them, without one only its key.
+
+    With `limit` connections it gets no more, until it has fewer; 0 for no limit.
+    """
     parts = [
         wire.attribute(1, real.address.ljust(16, b"\0")),
         wire.attribute(2, real.port.to_bytes(2)),
         _half(11, AF_INET if len(real.address) == 4 else AF_INET6),
     ]
     if weight is not None:
-        parts += [_u32(3, _MASQUERADE), _u32(4, weight), _u32(5, 0), _u32(6, 0)]
+        parts += [_u32(3, _MASQUERADE), _u32(4, weight), _u32(5, limit), _u32(6, limit)]
     return wire.nested(_DEST, *parts)
 
 

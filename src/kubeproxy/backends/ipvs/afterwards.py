@@ -51,6 +51,6 @@ class Afterwards:
                     await in_thread(self._work)
                 except OSError as e:
                     log.warning(
-                        "Real servers of removed endpoints cannot be deleted, trying again later: %(err)s",
+                        "The connections of real servers cannot be read, trying again later: %(err)s",
                         {"err": e},
                     )

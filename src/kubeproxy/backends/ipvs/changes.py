@@ -25,10 +25,11 @@ def coming(delta: Delta, kernel: IPVSKernel, draining: Draining) -> Iterator[Ser
             continue
         yield from edits(virtual, before, after)
         old = set(before.reals)
+        limits = after.limits()
         for real, weight in after.weighted().items():
             if real not in old:
                 verb: Verb = "edit" if draining.forget(virtual, real) else "add"
-                yield ServerChange(verb, virtual, real=real, weight=weight)
+                yield ServerChange(verb, virtual, real=real, weight=weight, limit=limits.get(real, 0))
 
 
 def _reordered(
@@ -68,7 +69,8 @@ def edits(virtual: Virtual, before: Target, after: Target) -> Iterator[ServerCha
     """What is to be changed of a virtual server besides adding and deleting real servers."""
     if after.settings != before.settings:
         yield ServerChange("edit", virtual, after.settings)
-    old = before.weighted()
+    old, had, limits = before.weighted(), before.limits(), after.limits()
     for real, weight in after.weighted().items():
-        if weight != old.get(real, weight):
-            yield ServerChange("edit", virtual, real=real, weight=weight)
+        limit = limits.get(real, 0)
+        if real in old and (weight, limit) != (old[real], had.get(real, 0)):
+            yield ServerChange("edit", virtual, real=real, weight=weight, limit=limit)

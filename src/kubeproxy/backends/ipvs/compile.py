@@ -26,6 +26,12 @@ from kubeproxy.netlink.ipvs import Real, Settings, Virtual
 
 DEFAULT_SCHEDULER: Final = "rr"
 
+PREFERENCE: Final = 1 << 20
+"""How much larger the weight of an endpoint is that is preferred: as the most connections it may have."""
+
+_MOST_WEIGHT: Final = (1 << 31) - 1
+"""The largest weight that the kernel stores."""
+
 
 class Target(NamedTuple):
     """What a virtual server is to be: its settings and its real servers.
@@ -35,12 +41,19 @@ class Target(NamedTuple):
         weights: their weights; none if all are 1.
         staying: the endpoints that were not removed, if connections to those that were are to end; None:
             they continue.
+        bounds: how many open connections each real server may have, 0 for any number; none if that is so
+            for all.
     """
 
     settings: Settings
     reals: tuple[Real, ...]
     weights: tuple[int, ...] = ()
     staying: tuple[Real, ...] | None = None
+    bounds: tuple[int, ...] = ()
+
+    def limits(self) -> dict[Real, int]:
+        """How many open connections real servers may have that have such a limit."""
+        return {real: bound for real, bound in zip(self.reals, self.bounds, strict=False) if bound}
 
     def weighted(self) -> dict[Real, int]:
         """The weight of each real server."""
@@ -153,7 +166,16 @@ def _target(p: PortPlan, d: ServerContext, *, local: bool) -> Target:
     staying = None if p.present is None else _as_reals(p.present)
     weights = by.weights if by is not None and by.weights else (1,) * len(endpoints)
     reals = (Real(pack(b.address), b.port) for b in endpoints)
-    return made_of(settings, dict(zip(reals, weights, strict=True)), staying)
+    if by is None or not by.preferred:
+        return made_of(settings, dict(zip(reals, weights, strict=True)), staying)
+    near = frozenset(by.preferred)
+    first = min(PREFERENCE, _MOST_WEIGHT // max(weights))
+    found = sorted(
+        (real, weight * (first if b in near else 1), by.bound if b in near else 0)
+        for real, b, weight in zip(reals, endpoints, weights, strict=True)
+    )
+    in_order, factors, bounds = zip(*found, strict=True)
+    return Target(settings, in_order, factors, staying, bounds)
 
 
 def made_of(settings: Settings, weights: dict[Real, int], staying: tuple[Real, ...] | None = None) -> Target:

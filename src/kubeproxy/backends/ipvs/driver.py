@@ -31,6 +31,7 @@ from kubeproxy.backends.ipvs.order import is_ordered, is_sorted
 from kubeproxy.backends.ipvs.pieces import Behind, Piece, Refusals, change_servers, described
 from kubeproxy.backends.ipvs.rules import Rules
 from kubeproxy.backends.ipvs.sets import SetKeeper
+from kubeproxy.backends.ipvs.spill import STEER_SECONDS, SpillOver
 from kubeproxy.backends.ipvs.steps import RecordingKernel, RecordingTables, ServerStep, ServerSteps
 from kubeproxy.backends.ipvs.watch import Watch
 from kubeproxy.backends.programs import InputRefusedError, Tables, Variant
@@ -66,6 +67,7 @@ class IPVSDriver:
         self._used: frozenset[str] = frozenset()
         self._draining = Draining()
         self._removed = RemovedEndpoints() if removed is None else removed
+        self._spill = SpillOver()
         self._excluded = (node.ipvs or IPVSSettings()).exclude_cidrs
         self._loaded = False
         self._dialect = ServerContext(node)
@@ -77,6 +79,7 @@ class IPVSDriver:
         self._lock = asyncio.Lock()
         self._afterwards = (
             Afterwards(self._lock, lambda: bool(self._draining), lambda: DRAIN_SECONDS, self.delete_drained),
+            Afterwards(self._lock, lambda: bool(self._spill), lambda: STEER_SECONDS, self.steer),
             Afterwards(self._lock, lambda: bool(self._removed), lambda: self._removed.wait, self.end_removed),
         )
         self._watch: Watch | None = None
@@ -204,6 +207,11 @@ class IPVSDriver:
         """Deletes real servers whose endpoints were removed a while ago, and whose connections are to end."""
         change_servers(self._kernel, list(self._removed.due(self._desired.target, self._draining)))
 
+    def steer(self) -> None:
+        """Adapts limits to the connections that have ended. Raises OSError if they cannot be read."""
+        if changes := self._spill.steered(self._kernel):
+            change_servers(self._kernel, changes)
+
     def _apply(self, node: NodeConfig, changes: Sequence[Change]) -> None:
         """Programs changes, or none of them."""
         if known := [c.key for c in changes if c.key in self._kept]:
@@ -229,6 +237,7 @@ class IPVSDriver:
         self._go(delta)
         for virtual, (was, now) in delta.virtuals.items():
             self._removed.follow(virtual, was, now)
+            self._spill.follow(virtual, now)
         self._dialect = dialect
         for c in changes:
             if c.after is None:
@@ -314,6 +323,7 @@ class IPVSDriver:
         sync.go()
         for virtual, target in sync.desired.virtuals():
             self._removed.follow(virtual, before.get(virtual), target)
+        self._spill.load(sync.desired.virtuals())
         self._loaded, self._dialect, self._kept = True, ServerContext(node), sync.kept
         self._plans = {key: plan for key, plan in plans.items() if key not in sync.failures}
         return sync.failures

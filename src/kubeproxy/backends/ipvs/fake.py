@@ -24,6 +24,7 @@ class FakeIPVSKernel:
         sets: header and elements of each set.
         bound: the addresses of kube-ipvs0; None when there is no such interface.
         continues_moved: connections that began on another node are continued.
+        limits: how many connections each real server may have; 0: any number.
         last_weights: the last weight of real servers that was not 0, or that they were added with.
         log: what was changed, in order, for tests.
         refuse: called with each thing to be added; a number it returns is the error number of a refusal.
@@ -35,6 +36,7 @@ class FakeIPVSKernel:
         self.bound: set[bytes] | None = set()
         self.log: list[tuple[str, object]] = []
         self.last_weights: dict[tuple[Virtual, Real], int] = {}
+        self.limits: dict[tuple[Virtual, Real], int] = {}
         self.continues_moved = False
         self._kept: dict[tuple[Virtual, Real], Load] | None = None
         self.refuse: Callable[[object], int] = lambda _: 0
@@ -65,7 +67,7 @@ class FakeIPVSKernel:
         return {at: _error(code) for at, code in found.items() if code}
 
     def _change_server(self, change: ServerChange) -> int:
-        verb, virtual, settings, real, weight = change
+        verb, virtual, settings, real, weight, limit = change
         if verb != "delete" and (code := self.refuse(change)):
             return code
         there = self.virtuals.get(virtual)
@@ -93,6 +95,7 @@ class FakeIPVSKernel:
             return 0
         load = reals.get(real) or (self._kept or {}).get((virtual, real), Load(0))
         reals[real] = load._replace(weight=weight)
+        self.limits[virtual, real] = limit
         if verb == "add" or weight:
             self.last_weights[virtual, real] = weight
         return 0

@@ -30,13 +30,18 @@ Verb = Literal["add", "edit", "delete"]
 
 
 class ServerChange(NamedTuple):
-    """A change of a virtual server; or, with `real`, of one of its real servers."""
+    """A change of a virtual server; or, with `real`, of one of its real servers.
+
+    Attributes:
+        limit: a real server with so many connections gets no more; 0 for no limit.
+    """
 
     verb: Verb
     virtual: Virtual
     settings: Settings | None = None
     real: Real | None = None
     weight: int = 1
+    limit: int = 0
 
 
 class IPVSKernel(Protocol):
@@ -157,7 +162,7 @@ class LinuxIPVSKernel:
             )
 
     def _request(self, change: ServerChange) -> Request:
-        verb, virtual, settings, real, weight = change
+        verb, virtual, settings, real, weight, limit = change
         if real is None:
             if verb == "delete":
                 return self._ipvs.delete(virtual)
@@ -165,7 +170,7 @@ class LinuxIPVSKernel:
             return (self._ipvs.add if verb == "add" else self._ipvs.edit)(virtual, settings)
         if verb == "delete":
             return self._ipvs.delete_real(virtual, real)
-        return (self._ipvs.add_real if verb == "add" else self._ipvs.edit_real)(virtual, real, weight)
+        return (self._ipvs.add_real if verb == "add" else self._ipvs.edit_real)(virtual, real, weight, limit)
 
     def headers(self) -> dict[str, Header]:
         """See `IPVSKernel`."""

@@ -173,12 +173,13 @@ class FullSync:
             if ordered:
                 coming += arranged(virtual, reals, target)
                 reals = {real: load for real, load in reals.items() if real not in target.weighted()}
+            limits = target.limits()
             for real, weight in () if ordered else target.weighted().items():
-                load = reals.pop(real, None)
+                load, limit = reals.pop(real, None), limits.get(real, 0)
                 if load is None:
-                    coming.append(ServerChange("add", virtual, real=real, weight=weight))
+                    coming.append(ServerChange("add", virtual, real=real, weight=weight, limit=limit))
                 elif load.weight != weight:
-                    coming.append(ServerChange("edit", virtual, real=real, weight=weight))
+                    coming.append(ServerChange("edit", virtual, real=real, weight=weight, limit=limit))
             for real, load in reals.items():
                 afresh = ordered and there != target.settings
                 going += self._draining.retire(virtual, real, load, ordered=ordered, afresh=afresh)
@@ -241,8 +242,9 @@ class FullSync:
 def whole(virtual: Virtual, target: Target) -> Iterator[ServerChange]:
     """A new virtual server with its real servers."""
     yield ServerChange("add", virtual, target.settings)
+    limits = target.limits()
     for real, weight in target.weighted().items():
-        yield ServerChange("add", virtual, real=real, weight=weight)
+        yield ServerChange("add", virtual, real=real, weight=weight, limit=limits.get(real, 0))
 
 
 def without(had: ServiceServers, gone: Collection[Virtual]) -> ServiceServers:

@@ -11,7 +11,7 @@ from kubeproxy.backends.mode import FailureMetric, Mode
 from kubeproxy.config import checks
 from kubeproxy.config.checks import Problem
 from kubeproxy.config.types import KubeProxyConfiguration
-from kubeproxy.model.distribution import BalancingSupport
+from kubeproxy.model.distribution import EVERYTHING
 from kubeproxy.model.manners import Manners
 from kubeproxy.model.node import IPVSSettings, NodeConfig
 
@@ -92,7 +92,7 @@ def _doubts(config: KubeProxyConfiguration, primary: Family) -> Iterator[str]:
 MODE: Final = Mode(
     name="ipvs",
     section="ipvs",
-    balancing=BalancingSupport(weights=True, maglev=True, least_connections=True, own_tables=False),
+    balancing=replace(EVERYTHING, own_tables=False),
     replaces=("ebpf", "nftables", "iptables"),
     manners=Manners(firewall_first=True, falls_back=True, owns_addresses=True),
     failure_metrics=(FailureMetric("kubeproxy_sync_proxy_rules_iptables_restore_failures_total"),),

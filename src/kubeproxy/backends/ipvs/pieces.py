@@ -48,7 +48,7 @@ def change_servers(kernel: IPVSKernel, changes: Sequence[ServerChange]) -> dict[
     with kernel.keeping_connections() if again else contextlib.nullcontext():
         refused = kernel.change_servers(changes)
     for at, error in refused.items():
-        verb, virtual, _, real, _ = changes[at]
+        verb, virtual, _, real, *_ = changes[at]
         if virtual not in found and not (verb == "delete" and error.errno in _GONE):
             found[virtual if real is None else Behind(virtual, real)] = error
     return found

@@ -3,7 +3,7 @@
 A Service without annotations has that of the configuration. One that has only weights keeps it, too, if it
 knows weights.
 
-Source: net/netfilter/ipvs/ip_vs_{rr,wrr,lc,wlc,dh,mh}.c.
+Source: net/netfilter/ipvs/ip_vs_{rr,wrr,lc,wlc,dh,sed,mh}.c.
 """
 
 from typing import Final
@@ -13,6 +13,9 @@ from kubeproxy.netlink import ipvs
 
 MAGLEV: Final = "mh"
 LEAST_CONNECTIONS: Final = "wlc"
+
+SPILL_OVER: Final = "sed"
+"""With large weights of near real servers and upper thresholds (`spill`)."""
 
 _WITH_WEIGHTS: Final = {"rr": "wrr", "lc": "wlc", "dh": "wrr"}
 """Schedulers that ignore weights, and what is used instead."""
@@ -36,6 +39,8 @@ def chosen(by: Distribution | None, default: str, flags: int) -> tuple[str, int]
         return default, flags
     if by.method == "maglev":
         return MAGLEV, FALLBACK | (BY_PORT if by.by_port else 0)
+    if by.preferred:
+        return SPILL_OVER, 0
     if by.method == "least-connections":
         return LEAST_CONNECTIONS, 0
     if by.weights and default in _WITH_WEIGHTS:
