@@ -48,8 +48,13 @@ def change_servers(kernel: IPVSKernel, changes: Sequence[ServerChange]) -> dict[
     with kernel.keeping_connections() if again else contextlib.nullcontext():
         refused = kernel.change_servers(changes)
     for at, error in refused.items():
-        verb, virtual, _, real, *_ = changes[at]
-        if virtual not in found and not (verb == "delete" and error.errno in _GONE):
+        verb, virtual, settings, real, *_ = changes[at]
+        if virtual in found or (verb == "delete" and error.errno in _GONE):
+            continue
+        if settings is not None and error.errno == errno.ENOENT:
+            name = settings.scheduler
+            found[virtual] = OSError(error.errno, f"the kernel has no scheduler {name} (module ip_vs_{name})")
+        else:
             found[virtual if real is None else Behind(virtual, real)] = error
     return found
 

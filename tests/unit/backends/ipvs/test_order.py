@@ -4,12 +4,14 @@ import random
 from collections.abc import Iterator
 from zlib import crc32
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from kubeproxy.api import types
 from kubeproxy.api.addresses import pack
+from kubeproxy.backends.ipvs import fake
 from kubeproxy.backends.ipvs.fake import FakeIPVSKernel
 from kubeproxy.backends.ipvs.order import is_ordered
 from kubeproxy.netlink import ipvs
@@ -154,3 +156,16 @@ def test_a_start_changes_the_scheduler_that_is_there() -> None:
     other = rig.restarted()
     assert not other.full()
     assert other.done() == [("edit", WEB)]
+
+
+def test_a_scheduler_that_the_kernel_does_not_have_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Service keeps what it had, and others are programmed."""
+    monkeypatch.setattr(fake, "SCHEDULERS", ("rr",))
+    rig = Rig(HERE)
+    rig.tell(*web(POOL[:2]), service("other", "10.96.0.2"))
+    assert not rig.full()
+    before = list(servers(rig.kernel))
+    rig.tell(*web(POOL[:2], balancing="maglev"))
+    (message,) = rig.full().values()
+    assert "the kernel has no scheduler mh (module ip_vs_mh)" in message
+    assert list(servers(rig.kernel)) == before
