@@ -391,7 +391,7 @@ class Exchange:
     def _attach(self, session: Session, providers: Iterable[Provider]) -> None:
         """The rules of a session are in force, or will be the first."""
         forwarding = (session.forwarding.figures,) if session.mode.forwards else ()
-        silences = [watch.figures for watch in session.silences]
+        silences = [watch.figures for watch in session.silences] + [each.figures for each in session.spills]
         counted = [each.figures for each in session.connections]
         self.serving.attach(session.loops, *providers, *forwarding, *silences, *counted)
         first, self._attached = self._attached is None, session
@@ -422,7 +422,9 @@ class Exchange:
 
         watches = self._attached.silences if self._attached is not None else ()
         silent = tuple(each for watch in watches for each in watch.silent())
-        return Observed(self.serving.convergence.summary(), silent)
+        spills = self._attached.spills if self._attached is not None else ()
+        full = tuple(each for watch in spills for each in watch.full())
+        return Observed(self.serving.convergence.summary(), silent, full)
 
     def _use(self, options: RunOptions) -> None:
         """These options are in force now."""

@@ -32,6 +32,7 @@ from kubeproxy.nodewatch import NodeWatch
 from kubeproxy.reconcile.ledger import Recorded
 from kubeproxy.reconcile.reconciler import Reconciler
 from kubeproxy.silence import SilenceWatch
+from kubeproxy.spill import SpillWatch
 
 if TYPE_CHECKING:
     from kubeproxy.answers.snapshot import Snapshot
@@ -112,6 +113,7 @@ class Session:
         loops: the control loop of each family; none before `open`.
         cleaners: delete stale flows, for each loop.
         silences: find endpoints that do not answer, for each loop.
+        spills: find near endpoints that are full, for each loop, in modes whose plans follow that.
         connections: count the connections of endpoints, for each loop; none unless it is configured.
         forwarding: whether this host forwards packets.
     """
@@ -142,6 +144,7 @@ class Session:
         self.loops: list[Reconciler] = []
         self.cleaners: list[FlowCleaner] = []
         self.silences: list[SilenceWatch] = []
+        self.spills: list[SpillWatch] = []
         self.connections: list[ConnectionMetrics] = []
         self._machine = machine
         self._events = events
@@ -186,6 +189,8 @@ class Session:
             self.silences = [
                 SilenceWatch(self._machine, loop, hub, self._events.service) for loop in self.loops
             ]
+        if self.mode.balancing.steered:
+            self.spills = [SpillWatch(self._machine, loop, hub) for loop in self.loops]
         if most := self.options.config.connection_metrics:
             from kubeproxy.serve.connections import ConnectionMetrics
 
@@ -220,6 +225,8 @@ class Session:
                     self._group.create_task(cleaner.run())
                 for watch in self.silences:
                     self._group.create_task(watch.run())
+                for spill in self.spills:
+                    self._group.create_task(spill.run())
                 for counted in self.connections:
                     self._group.create_task(counted.run())
                 self._group.create_task(self._watch.follow_addresses())

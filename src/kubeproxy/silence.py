@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from socket import AF_INET, AF_INET6
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
@@ -39,6 +39,7 @@ from kubeproxy.netlink import conntrack
 from kubeproxy.netlink.conntrack import TCP, ConntrackFlow
 from kubeproxy.reconcile.ledger import Recorded
 from kubeproxy.reconcile.reconciler import Reconciler
+from kubeproxy.watched import WatchedFronts, WatchedPort
 
 if TYPE_CHECKING:
     from kubeproxy.netlink.conntrack_events import FlowEvents
@@ -63,14 +64,6 @@ MOST_FRONTS: Final = 8
 
 Event = Callable[[Key, str, str, str], None]
 """Writes an Event of a Service: its key, a reason, an action and a note; see `events.Events.service`."""
-
-
-class WatchedPort(NamedTuple):
-    """A TCP port of a Service: name and number as in its plan."""
-
-    service: Key
-    name: str
-    number: int
 
 
 class _Attempt(Struct, gc=False):
@@ -115,7 +108,7 @@ class SilenceWatch:
         self._domain = AF_INET if loop.family == IPV4 else AF_INET6
         self._ports: dict[WatchedPort, PortPlan] = {}
         self._of: dict[Key, list[WatchedPort]] = {}
-        self._fronts: dict[Place, WatchedPort] = {}
+        self._fronts = WatchedFronts()
         self._silences: dict[WatchedPort, PortSilence] = {}
         self._attempts: dict[bytes, _Attempt] = {}
         self._known: dict[WatchedPort, set[bytes]] = {}
@@ -202,10 +195,7 @@ class SilenceWatch:
 
     def _replace(self, key: Key, plan: ServicePlan | None) -> None:
         for port in self._of.pop(key, ()):
-            before = self._ports.pop(port)
-            for front in flows.fronts(before):
-                if self._fronts.get(front) == port:
-                    del self._fronts[front]
+            self._fronts.remove(port, self._ports.pop(port))
         if plan is not None and plan.skips_silent:
             for each in plan.ports:
                 if each.protocol != "TCP":
@@ -213,7 +203,7 @@ class SilenceWatch:
                 port = WatchedPort(key, each.name, each.port)
                 self._ports[port] = each
                 self._of.setdefault(key, []).append(port)
-                self._fronts.update(dict.fromkeys(flows.fronts(each), port))
+                self._fronts.add(port, each)
         gone = [port for port in self._silences if port.service == key and port not in self._ports]
         for port in gone:
             del self._silences[port]
@@ -305,7 +295,7 @@ class SilenceWatch:
             if event.protocol != TCP or not event.unanswered or event.name in self._deleted:
                 continue
             attempt = self._attempts.pop(event.name, None)
-            port = self._at(event.destination, own)
+            port = self._fronts.find(event.destination, own)
             if port is not None and (attempt is None or not attempt.counted):
                 look.failed.setdefault(port, Counter())[_address(event.source)] += 1
 
@@ -326,13 +316,7 @@ class SilenceWatch:
 
     def _find(self, flow: ConntrackFlow, own: frozenset[bytes]) -> WatchedPort | None:
         """The port that a flow was translated from; None for flows of ports that are not watched."""
-        return None if flow.source == flow.destination else self._at(flow.destination, own)
-
-    def _at(self, destination: Place, own: frozenset[bytes]) -> WatchedPort | None:
-        port = self._fronts.get(destination)
-        if port is None and destination[:-2] in own:
-            port = self._fronts.get(destination[-2:])
-        return port
+        return None if flow.source == flow.destination else self._fronts.find(flow.destination, own)
 
     # What follows
 
@@ -404,7 +388,7 @@ class SilenceWatch:
 
         def readable() -> None:
             for event in events.read():
-                if self._at(event.destination, frozenset({event.destination[:-2]})) == port:
+                if self._fronts.find(event.destination, {event.destination[:-2]}) == port:
                     self._tried[port, at] = event.name
                     self._connected(port, at)
                     return

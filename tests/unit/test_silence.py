@@ -11,7 +11,8 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
 from kubeproxy.model.silence import Address, Doubt, PortSilence
-from kubeproxy.silence import SilenceWatch, WatchedPort
+from kubeproxy.silence import SilenceWatch
+from kubeproxy.watched import WatchedPort
 from tests.unit.test_flows import Loop
 
 KEY: Key = ("shop", "web")

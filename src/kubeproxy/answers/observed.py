@@ -53,13 +53,31 @@ class SilentEndpoint(Struct, frozen=True, gc=False, rename="camel"):
     on_trial: bool
 
 
+class FullEndpoint(Struct, frozen=True, gc=False, rename="camel"):
+    """A near endpoint that has as many open connections as its limit.
+
+    Attributes:
+        port: the name of the Service port, "" if it has none.
+        connections: the open connections.
+    """
+
+    namespace: str
+    name: str
+    port: str
+    address: str
+    endpoint_port: int
+    connections: int
+
+
 class Observed(Struct, frozen=True, gc=False, rename="camel"):
     """What was observed since the daemon started.
 
     Attributes:
         convergence: how long changes took until they were in the kernel.
         silent: the endpoints that get no connections because they do not answer.
+        full: the near endpoints that get none because they have as many as their limit.
     """
 
     convergence: tuple[Converged, ...] = ()
     silent: tuple[SilentEndpoint, ...] = ()
+    full: tuple[FullEndpoint, ...] = ()

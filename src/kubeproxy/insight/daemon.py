@@ -63,6 +63,18 @@ def silent(machine: Machine) -> dict[Key, tuple[Address, ...]]:
     return {key: tuple(dict.fromkeys(addresses)) for key, addresses in left_out.items()}
 
 
+def full(machine: Machine) -> dict[Key, frozenset[tuple[str, Address]]]:
+    """The near endpoints of each Service that are full for the daemon, each with the name of the port."""
+    found = observed(machine)
+    result: dict[Key, set[tuple[str, Address]]] = {}
+    for each in found.full if found is not None else ():
+        base = f"{each.namespace}/{each.name}"
+        port = f"{base}:{each.port}" if each.port else base
+        at = each.address, each.endpoint_port
+        result.setdefault((each.namespace, each.name), set()).add((port, at))
+    return {key: frozenset(endpoints) for key, endpoints in result.items()}
+
+
 def sockets(machine: Machine) -> Mapping[Family, Sequence[RelaySocket]] | None:
     """The sockets of the daemon's relay under each IP family; None if it does not say.
 

@@ -181,6 +181,8 @@ async def follow(
             )
         if own and any(row.skips_silent for row in hub.state.services.values()):
             hub.state.silent = await asyncio.to_thread(daemon.silent, machine)
+        if own and any(row.balancing and row.balancing.near for row in hub.state.services.values()):
+            hub.state.full = await asyncio.to_thread(daemon.full, machine)
         taken = _snapshot(origin, machine, hub, name, own=own, troubles=troubles, objects=found)
         yield LiveCluster(taken, hub.changes)
     finally:

@@ -48,6 +48,7 @@ class BalancingSupport(Struct, frozen=True, gc=False):
         maglev: an endpoint may be chosen by Maglev hashing.
         least_connections: the endpoint with the fewest connections may be chosen.
         spill_over: near endpoints may be preferred up to a limit of connections.
+        steered: for that, plans follow the connections (`model.spill`); otherwise the mode counts them.
         own_tables: its Maglev tables are those of `model.maglev`; otherwise it has its own ones, of a fixed
             size.
     """
@@ -56,6 +57,7 @@ class BalancingSupport(Struct, frozen=True, gc=False):
     maglev: bool = False
     least_connections: bool = False
     spill_over: bool = False
+    steered: bool = False
     own_tables: bool = True
 
 

@@ -26,10 +26,13 @@ Reason = Literal[
     "source not allowed",
     "no weight",
     "other clients",
+    "full",
+    "not near",
 ]
 """Why an endpoint gets no packets.
 
 "other zone" and "other node" are those its hints name; "other clients" are those that a hash leads to it.
+"full" has as many open connections as its limit; "not near" is used when all near ones are full.
 """
 
 
@@ -166,6 +169,11 @@ def _why(
         if verdict.action == FORWARD:
             return "other clients", "the hash of this client's address leads to another endpoint"
         return "source not allowed", "see the source ranges"
+    if port.preferred and not verdict.local:
+        if Endpoint(row.address, number, each.local) in port.preferred:
+            return "full", f"it has {port.bound} open connections or more through this node"
+        if set(verdict.endpoints) <= set(port.preferred):
+            return "not near", "near endpoints come first, and are not full"
     if not rules.weight(row, each.piece.group):
         return "no weight", "its weight is 0, others of the Service have one"
     if verdict.action != FORWARD:

@@ -73,6 +73,9 @@ class PortPlan(Struct, frozen=True, gc=False):
         cluster_distribution: how new connections are divided among `cluster`; None: at random, with equal
             shares.
         local_distribution: the same for `local`.
+        preferred: in modes whose plans follow the connections: near endpoints that come first. `cluster` has
+            only the endpoints that are used now.
+        bound: up to how many open connections of each of them.
     """
 
     name: str
@@ -101,6 +104,8 @@ class PortPlan(Struct, frozen=True, gc=False):
     at_connect: bool = True
     cluster_distribution: Distribution | None = None
     local_distribution: Distribution | None = None
+    preferred: tuple[Endpoint, ...] = ()
+    bound: int = 0
 
     @property
     def external(self) -> bool:

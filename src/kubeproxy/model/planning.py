@@ -4,7 +4,7 @@ The caller provides the owners of fronts (`model.claims`), so that the plan of a
 Service.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -16,6 +16,7 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Front, FrontKind, Key, LostFront, PortPlan, ServicePlan
 from kubeproxy.model.ranges import without
 from kubeproxy.model.select import Endpoint, Selection, select
+from kubeproxy.model.spill import used_now
 
 _READY = int(Condition.READY)
 _SERVING = int(Condition.SERVING)
@@ -35,6 +36,7 @@ def plan(
     node: NodeConfig,
     owner: Owners = lambda _: None,
     silent: Sequence[Address] = (),
+    full: Collection[tuple[str, Address]] = (),
 ) -> ServicePlan | None:
     """Makes the plan of a Service for one family; None when it has no ClusterIP of that family.
 
@@ -45,6 +47,8 @@ def plan(
         owner: returns the owner of a front. A front that another Service owns is left out and listed in
             `lost`.
         silent: the endpoints of the Service that do not answer, those that have not for longest first.
+        full: near endpoints that have as many connections as their limit, each with the name of the port as
+            in the plan.
     """
     family = node.family
     cluster_ip = next((ip for ip in service.cluster_ips if family_of(ip) == family), None)
@@ -87,9 +91,13 @@ def plan(
             skipped = _left_out(chosen, cluster, local)
         cluster, of_cluster = (cluster, None) if divider is None else divider.divide(cluster)
         local, of_local = (local, None) if divider is None else divider.divide(local)
+        name, steered = f"{base}:{port.name}" if port.name else base, None
+        if of_cluster is not None and of_cluster.preferred and node.balancing.steered:
+            steered = of_cluster
+            cluster, of_cluster = used_now(cluster, steered, [at for of, at in full if of == name])
         ports.append(
             PortPlan(
-                name=f"{base}:{port.name}" if port.name else base,
+                name=name,
                 protocol=port.protocol,
                 port=port.port,
                 cluster_ip=at.cluster_ip,
@@ -114,9 +122,11 @@ def plan(
                 else None,
                 silent=skipped,
                 preserve_destination=preserve_destination,
-                at_connect=service.at_connect and of_cluster is None and of_local is None,
+                at_connect=service.at_connect and of_cluster is None and of_local is None and steered is None,
                 cluster_distribution=of_cluster,
                 local_distribution=of_local,
+                preferred=() if steered is None else steered.preferred,
+                bound=0 if steered is None else steered.bound,
             )
         )
     health_check_port = fronts.health_check_port(service.health_check_port)

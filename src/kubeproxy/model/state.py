@@ -43,6 +43,8 @@ class State:
         on_stored: called with each object of which something else is stored now: its name, and its rows, None
             if it does not exist or concerns no Service.
         silent: by Service, the endpoints that do not answer, those that have not for longest first.
+        full: by Service, the near endpoints that have as many connections as their limit, each with the name
+            of the port as in its plan.
     """
 
     def __init__(self) -> None:
@@ -51,6 +53,7 @@ class State:
         self.on_change: Callable[[Key], None] | None = None
         self.on_stored: Callable[[Name, StateRows | None], None] | None = None
         self.silent: dict[Key, tuple[Address, ...]] = {}
+        self.full: dict[Key, frozenset[tuple[str, Address]]] = {}
         self._slices: dict[Key, dict[Name, tuple[SliceRow, ...]]] = {}
         self._service_of: dict[Name, Key] = {}
         self._claims: dict[tuple[Family, bool], Claims] = {}
@@ -121,7 +124,8 @@ class State:
         if service is None:
             return lambda: None
         silent = self.silent.get(key, ()) if service.skips_silent else ()
-        return partial(make_plan, service, self.slices(key), node, self._claims_on(node).owner, silent)
+        full = self.full.get(key, frozenset())
+        return partial(make_plan, service, self.slices(key), node, self._claims_on(node).owner, silent, full)
 
     def rivals(self, front: Front, node: NodeConfig) -> list[Key]:
         """The Services that name a front on a node, its owner first."""

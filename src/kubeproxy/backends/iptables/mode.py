@@ -72,6 +72,7 @@ def _node(node: NodeConfig, config: KubeProxyConfiguration) -> NodeConfig:
 
 MODE: Final = Mode(
     name="iptables",
+    balancing=BalancingSupport(spill_over=True, steered=True),
     replaces=("ebpf", "nftables", "ipvs"),
     manners=Manners(refuses_everywhere=True, lets_own_out=True),
     balancing=BalancingSupport(weights=True),

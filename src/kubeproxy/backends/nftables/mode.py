@@ -80,6 +80,7 @@ def _problems(config: KubeProxyConfiguration) -> Iterator[Problem]:
 
 MODE: Final = Mode(
     name="nftables",
+    balancing=BalancingSupport(spill_over=True, steered=True),
     section="nftables",
     masquerade="nftables",
     node_port_addresses=(PRIMARY,),
