@@ -36,6 +36,14 @@ def _demand() -> None:
         pytest.fail("the kernel tests need root: they build network namespaces", pytrace=False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def lock_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The lock of the legacy iptables programs is one for the machine: other workers would wait for it in vain."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XTABLES_LOCKFILE", str(tmp_path_factory.mktemp("xtables") / "lock"))
+        yield
+
+
 @pytest.fixture
 def space() -> Iterator[str]:
     """The name of a new network namespace with nothing in it but loopback."""

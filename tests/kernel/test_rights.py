@@ -26,6 +26,7 @@ SETTINGS = {"maxPerCore": 0, "tcpEstablishedTimeout": "4h", "tcpCloseWaitTimeout
 LOCK = "/run/xtables.lock"
 READ_ONLY = f"""
 set -e
+unset XTABLES_LOCKFILE
 given=$PATH
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mount --make-rprivate /

@@ -67,7 +67,7 @@ class Daemon:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(path))
         environment = {
-            "PATH": os.environ["PATH"],
+            **{name: os.environ[name] for name in ("PATH", "XTABLES_LOCKFILE") if name in os.environ},
             "LANG": "C.UTF-8",
             "PYTHONPATH": str(ROOT / "src"),
             "NOTIFY_SOCKET": str(path),
