@@ -72,14 +72,16 @@ async def watch(
     if answer.service and not backends.mode(answer.mode).forwards:
         return Live(cannot=_ENDS_HERE)
     try:
-        tracer = Tracer(machine, _flow(answer))
+        flow = _flow(answer)
+        tracer = Tracer(machine, flow)
     except OSError as e:
         return Live(cannot=f"the kernel does not trace: {reasons.why(machine, e)}")
     loop = asyncio.get_running_loop()
     start = loop.time()
     with tracer:
         connecting = asyncio.create_task(_connect(machine, answer, count if connect else 0))
-        packets = await gather(tracer, count, seconds)
+        endpoints = {address + port.to_bytes(2) for address, port in flow.endpoints}
+        packets = await gather(tracer, count, seconds, endpoints)
         connecting.cancel()
         took = loop.time() - start
         judge = _LiveJudge(machine, answer, complete=not tracer.losses)

@@ -1,14 +1,18 @@
 """The events of traced packets, put together packet by packet."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from kubeproxy.netlink.nft import messages
-from kubeproxy.netlink.nft.trace import ANSWER, START, TraceEvent, Tracer
+from kubeproxy.netlink.nft.trace import ANSWER, SENT, START, TraceEvent, Tracer
 
 QUIET_SECONDS: Final = 0.25
 """When no event of a packet came for so long, there are no more."""
+
+
+ANSWER_SECONDS: Final = 3.0
+"""How long an answer is waited for after the first packet, which is sent again after one second."""
 
 
 class PacketPath:
@@ -79,16 +83,34 @@ class _Collected:
             self._identities[event.identity] = packet
         return packet
 
+    def paths(self) -> dict[int, PacketPath]:
+        """The ways of the packets, by their first numbers."""
+        return {number: PacketPath(events) for number, events in self.packets.items()}
 
-async def gather(tracer: Tracer, count: int, seconds: float) -> list[PacketPath]:
+    def unanswered(self, endpoints: Collection[bytes]) -> set[int]:
+        """The first packets that left for one of some endpoints, and of which there is no answer."""
+        paths = self.paths()
+        answers = {(path.source, path.destination) for path in paths.values() if not path.first}
+        return {
+            number
+            for number, path in paths.items()
+            if path.first and SENT in path.passed and path.end in endpoints
+            if (path.end, path.left) not in answers
+        }
+
+
+async def gather(
+    tracer: Tracer, count: int, seconds: float, endpoints: Collection[bytes] = ()
+) -> list[PacketPath]:
     """The ways of the first packets that come in time, and of answers, when these are complete.
 
-    Ctrl-C ends the waiting, too; it cancels the task.
+    Ctrl-C, which cancels the task, ends the waiting for more first packets, too.
 
     Args:
         tracer: traces them.
         count: so many first packets.
         seconds: so long they are waited for.
+        endpoints: addresses and ports whose answers are waited for as well.
     """
     loop = asyncio.get_running_loop()
     arrived = asyncio.Event()
@@ -102,7 +124,9 @@ async def gather(tracer: Tracer, count: int, seconds: float) -> list[PacketPath]
             over = len(last) >= count or now >= deadline
             events = tracer.read()
             if over and not events and all(now - at >= QUIET_SECONDS for at in last.values()):
-                break
+                recent = {packet for packet, at in last.items() if now - at < ANSWER_SECONDS}
+                if not recent or recent.isdisjoint(found.unanswered(endpoints)):
+                    break
             for event in events:
                 packet = found.add(event, more=not over and len(last) < count)
                 if packet is not None and (event.passed == START or packet in last):
@@ -110,13 +134,15 @@ async def gather(tracer: Tracer, count: int, seconds: float) -> list[PacketPath]
             if not events:
                 arrived.clear()
                 wait = QUIET_SECONDS if over else min(QUIET_SECONDS, deadline - now)
-                await _until(arrived, wait)
-    except asyncio.CancelledError:
-        if (task := asyncio.current_task()) is not None:
-            task.uncancel()
+                try:
+                    await _until(arrived, wait)
+                except asyncio.CancelledError:  # what the kernel has reported is still read
+                    if (task := asyncio.current_task()) is not None:
+                        task.uncancel()
+                    deadline = loop.time()
     finally:
         loop.remove_reader(tracer.fileno())
-    return [PacketPath(events) for events in found.packets.values()]
+    return list(found.paths().values())
 
 
 async def _until(event: asyncio.Event, seconds: float) -> None:
