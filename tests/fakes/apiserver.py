@@ -98,7 +98,7 @@ class FakeApiServer:
         self.bookmarks = self.expirations = 0
         self._lists = Lists(self.store)
         self._faults: list[tuple[str, str, Fault]] = []
-        self._transports: set[asyncio.BaseTransport] = set()
+        self.transports: set[asyncio.BaseTransport] = set()
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
 
@@ -169,7 +169,7 @@ class FakeApiServer:
 
     def drop(self) -> None:
         """Resets every connection with a request on it."""
-        for transport in list(self._transports):
+        for transport in list(self.transports):
             transport.abort()  # type: ignore[attr-defined]
 
     def bookmark(self) -> None:
@@ -190,7 +190,7 @@ class FakeApiServer:
         transport = request.transport
         if transport is None:
             return web.Response()
-        self._transports.add(transport)
+        self.transports.add(transport)
         try:
             return await self._answer(request)
         except RefusalError as e:
@@ -198,7 +198,7 @@ class FakeApiServer:
         except ConnectionError:
             return web.Response()  # the client is gone, or was dropped
         finally:
-            self._transports.discard(transport)
+            self.transports.discard(transport)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         status = nodestatus.PATH.fullmatch(request.path)

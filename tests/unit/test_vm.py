@@ -105,7 +105,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_those_that_wait_notice_when_the_one_that_owns_the_machine_is_gone(guest: Guest) -> None:
-    guest._folder.mkdir()
+    guest.folder.mkdir()
     waiting: list[str] = []
 
     def wait() -> None:
@@ -115,7 +115,7 @@ def test_those_that_wait_notice_when_the_one_that_owns_the_machine_is_gone(guest
 
     thread = threading.Thread(target=wait)
     thread.start()
-    owner = holding(guest._folder / "owner")
+    owner = holding(guest.folder / "owner")
     owner.kill()
     owner.communicate()
     thread.join()
@@ -127,7 +127,7 @@ def test_folders_of_earlier_runs_are_removed_those_in_use_are_not(guest: Guest, 
         (tmp_path / name).mkdir()
         (tmp_path / name / "owner").touch()
     used = holding(tmp_path / "run-used/owner")
-    plugin._sweep()
+    plugin.sweep()
     assert sorted(path.name for path in tmp_path.glob("run-*")) == ["run-used"]
     used.kill()
     used.communicate()

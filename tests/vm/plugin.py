@@ -100,7 +100,7 @@ class Guest:
     def __init__(self, config: pytest.Config) -> None:
         worker = getattr(config, "workerinput", {"workerid": "gw0", "testrunuid": uuid.uuid4().hex})
         self._owns = worker["workerid"] == "gw0"
-        self._folder = kernel.FOLDER / f"run-{worker['testrunuid']}"
+        self.folder = kernel.FOLDER / f"run-{worker['testrunuid']}"
         self._results: dict[str, dict[str, Any]] = {}
         self._offset = 0
         self._unwanted = threading.Event()
@@ -119,14 +119,14 @@ class Guest:
             names: the tests that are to run in it.
             options: of pytest, inside.
         """
-        _sweep()
-        self._folder.mkdir(parents=True)
-        _own(self._folder)
-        (self._folder / "tests").write_text("".join(f"{name}\n" for name in names))
+        sweep()
+        self.folder.mkdir(parents=True)
+        _own(self.folder)
+        (self.folder / "tests").write_text("".join(f"{name}\n" for name in names))
         quiet = ("-p", "no:cacheprovider", "-p", "no:xdist")
-        command = [sys.executable, "-m", "pytest", *quiet, *options, f"@{self._folder / 'tests'}"]
+        command = [sys.executable, "-m", "pytest", *quiet, *options, f"@{self.folder / 'tests'}"]
         try:
-            machine = Machine(self._folder, command, {_FOLDER_VARIABLE: str(self._folder)})
+            machine = Machine(self.folder, command, {_FOLDER_VARIABLE: str(self.folder)})
         except MissingError as e:
             self._tell_end(f"the virtual machine cannot be started: {e}")
             return
@@ -149,9 +149,9 @@ class Guest:
         self._tell_end(f"the virtual machine ended without this test's result\n{machine.complaint()}")
 
     def _tell_end(self, why: str) -> None:
-        draft = self._folder / f"{_ENDED}.new"
+        draft = self.folder / f"{_ENDED}.new"
         draft.write_text(why)
-        draft.rename(self._folder / _ENDED)
+        draft.rename(self.folder / _ENDED)
 
     def result(self, name: str) -> dict[str, Any]:
         """Waits for a test's result.
@@ -170,7 +170,7 @@ class Guest:
 
     def _read(self) -> None:
         """Takes in the lines that are complete."""
-        with contextlib.suppress(FileNotFoundError), (self._folder / _RESULTS).open("rb") as file:
+        with contextlib.suppress(FileNotFoundError), (self.folder / _RESULTS).open("rb") as file:
             file.seek(self._offset)
             for line in file:
                 if not line.endswith(b"\n"):
@@ -181,8 +181,8 @@ class Guest:
 
     def _why_ended(self) -> str | None:
         with contextlib.suppress(FileNotFoundError):
-            return (self._folder / _ENDED).read_text()
-        return "the process that ran the virtual machine is gone" if _is_abandoned(self._folder) else None
+            return (self.folder / _ENDED).read_text()
+        return "the process that ran the virtual machine is gone" if _is_abandoned(self.folder) else None
 
 
 class Writer:
@@ -233,7 +233,7 @@ def _is_abandoned(folder: Path) -> bool:
     return True
 
 
-def _sweep() -> None:
+def sweep() -> None:
     """Removes what earlier runs left."""
     for folder in kernel.FOLDER.glob("run-*"):
         if _is_abandoned(folder):

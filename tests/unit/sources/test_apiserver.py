@@ -142,7 +142,7 @@ async def test_stopping_closes_the_connections() -> None:
         async with source(server, sink) as it:
             await sink.until(lambda: complete(sink) == FOUR)
         assert it.client._session is None
-        await sink.until(lambda: not server._transports)
+        await sink.until(lambda: not server.transports)
 
 
 async def test_the_server_away_from_the_start_and_in_between() -> None:

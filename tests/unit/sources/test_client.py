@@ -490,8 +490,8 @@ class TestStream:
     async def test_leaving_ends_the_watch_at_the_server(self) -> None:
         async with FakeApiServer() as server, client(server) as c:
             async with c.stream(SERVICES, WATCH, 20):
-                assert len(server._transports) == 1
-            while server._transports:  # noqa: ASYNC110 the server says nothing when a client leaves
+                assert len(server.transports) == 1
+            while server.transports:  # noqa: ASYNC110 the server says nothing when a client leaves
                 await asyncio.sleep(0.01)
 
 

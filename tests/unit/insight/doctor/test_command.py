@@ -18,7 +18,7 @@ def world(tmp_path: Path) -> World:
 
 def doctor(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
     world.facts()  # writes the files
-    folder = world._folder
+    folder = world.folder
     return subprocess.run(
         [sys.executable, "-m", "kubeproxy", "doctor", *arguments,
          f"--config={folder}/config.yaml", f"--manifests={folder}/manifests", "--hostname-override=n1"],

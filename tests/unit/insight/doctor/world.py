@@ -82,7 +82,7 @@ class World:
     """A node, its cluster and its kube-proxy; every attribute may be changed before `facts`."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self.machine = FakeMachine(["127.0.0.1", "192.0.2.1", "10.244.1.1"])
         self.machine.settings |= {
             "net/ipv4/ip_local_port_range": "32768\t60999",
@@ -171,7 +171,7 @@ class World:
 
     def facts(self, **options: Any) -> Facts:
         """What is read on this node."""
-        manifests = self._folder / "manifests"
+        manifests = self.folder / "manifests"
         manifests.mkdir(exist_ok=True)
         (manifests / "a.yaml").write_text(
             yaml.safe_dump_all([self.node, self.api, self.api_slice, *self.more])
@@ -181,8 +181,8 @@ class World:
             "kind": "KubeProxyConfiguration",
             **self.config,
         }
-        (self._folder / "config.yaml").write_text(yaml.safe_dump(config))
-        flags = [f"--config={self._folder}/config.yaml", f"--manifests={manifests}", "--hostname-override=n1"]
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
+        flags = [f"--config={self.folder}/config.yaml", f"--manifests={manifests}", "--hostname-override=n1"]
         loaded = load(parse(flags, "linux"), "linux")
         taken = asyncio.run(take(Origin(loaded), self.machine, patience=5))
         found = gather(self.machine, Part(taken), Part(loaded), costly=(), **options)
