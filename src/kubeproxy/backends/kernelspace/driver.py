@@ -322,7 +322,7 @@ class KernelspaceDriver:
                     self._finder.check_network()
                 if self._view.network != self._facts.network:
                     return False
-                return not (self._is_drift(news) or self._has_orphans())
+                return not self._is_drift(news)
             except StaleError:
                 return False
             except (HcnError, SyncError) as e:
@@ -347,6 +347,7 @@ class KernelspaceDriver:
                         delta.addresses.update(thing.addresses)
                 elif thing is not None and self._is_own(thing):
                     return True
+        self._find_orphans(delta)
         if delta.keys or delta.addresses:
             self._settle(delta, {}, everything=False)
             self._report({s for key in delta.keys for s in self._desired.claimants(key)})
@@ -356,16 +357,17 @@ class KernelspaceDriver:
         key = self._view.key(balancer)
         return key is not None and key.family == self._facts.family and self._view.is_ours(balancer)
 
-    def _has_orphans(self) -> bool:
-        """Whether HNS has load balancers of a family that is not served any more."""
+    def _find_orphans(self, delta: BalancerDelta) -> None:
+        """Finds load balancers of a family that is not served any more."""
         families = self._families() - {self._facts.family}
-        return bool(families) and any(
-            (key := self._view.key(each)) is not None
-            and key.family in families
-            and each.id not in self._refused.left
-            and self._view.is_ours(each)
-            for each in self._view.balancers()
-        )
+        for each in self._view.balancers() if families else ():
+            key = self._view.key(each)
+            if key is None or key.family not in families or each.id in self._refused.left:
+                continue
+            if self._view.is_ours(each):
+                delta.keys[key] = None
+                named = filter(None, map(self._view.endpoint, each.endpoints))
+                delta.addresses.update(address for endpoint in named for address in endpoint.addresses)
 
     # Reading
 

@@ -109,15 +109,23 @@ def test_a_family_that_is_not_served_any_more_while_the_process_runs() -> None:
     at = WindowsNode(local=())
     at.add_local(L1, V6)
     four, six = dual(at)
+    six.tell(endpoints("web", V6, "fd00:10:244:2::21", local=(V6,), node="node1", name="web-6"))
     assert not four.full()
     assert not six.full()
     assert four.intact()
     six.close()
     at.clock.time += 60
-    assert not four.intact()
-    assert not four.full()
-    assert len(at.balancers()) == 2
+    assert four.intact(), "no other program did that"
+    assert at.balancers() == [
+        f"*:30080>8080/TCP F=0 M=18 {{{L1}}}",
+        f"10.96.0.10:80>8080/TCP F=1 M=0 {{{L1}}}",
+    ]
+    assert at.endpoints() == [f"{L1}/{V6} local"]
+    at.calls()
+    at.clock.time += 60
     assert four.intact()
+    assert not four.full()
+    assert at.calls() == []
 
 
 def test_a_second_driver_of_one_family_is_no_reason_to_remove_anything() -> None:
