@@ -320,7 +320,7 @@ class KernelspaceDriver:
                 lost = any(each.after is None and isinstance(each.before, HcnEndpoint) for each in news)
                 if self._facts.overlay or lost or self._missing:
                     self._finder.check_network()
-                if self._view.network != self._facts.network:
+                if not self._finder.is_known(self._view.network):
                     return False
                 return not self._is_drift(news)
             except StaleError:

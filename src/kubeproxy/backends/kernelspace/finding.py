@@ -10,6 +10,7 @@ from kubeproxy.backends.base import StaleError, SyncError
 from kubeproxy.backends.kernelspace.network import HnsFacts, facts_of, source_vip_trouble
 from kubeproxy.backends.kernelspace.view import HnsView
 from kubeproxy.model.node import NodeConfig
+from kubeproxy.windows.values import HcnNetwork
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +86,17 @@ class FactFinder:
             StaleError: it has changed.
         """
         found = self._view.find_network(self.facts.settings.network)
-        if found != self.facts.network:
+        if not self.is_known(found):
             raise StaleError(f"the HNS network {found.name} has changed")
+
+    def is_known(self, network: HcnNetwork | None) -> bool:
+        """Whether a network is the known one with the same subnets, in whatever order HNS returns them."""
+        known = self.facts.network
+        if network is None or known is None:
+            return network is known
+        return (network.id, network.type) == (known.id, known.type) and (
+            network.subnets == known.subnets or set(network.subnets) == set(known.subnets)
+        )
 
     def _root(self, facts: HnsFacts) -> str:
         """The id of the endpoint of the host."""

@@ -162,6 +162,26 @@ def test_a_cleanup_without_the_network_removes_what_it_left() -> None:
         assert at.hns.load_balancers().keys() == {foreign, empty}
 
 
+def test_subnets_in_another_order_are_the_same_network() -> None:
+    at = WindowsNode(kind="Overlay")
+    proxy = synced(at, L1, R1)
+    for subnets in (("10.244.2.0/24", "10.244.3.0/24"), ("10.244.3.0/24", "10.244.2.0/24")):
+        routes = [
+            {
+                "Type": "RemoteSubnetRoute",
+                "Settings": {"DestinationPrefix": each, "ProviderAddress": "192.0.2.2"},
+            }
+            for each in subnets
+        ]
+        at.hns.change(Entity.NETWORK, at.network, {"Policies": routes})
+        at.clock.time += 60
+        if subnets[0] == "10.244.2.0/24":
+            assert not proxy.intact()
+            assert not proxy.full()
+        assert proxy.intact()
+    assert at.calls() == []
+
+
 # The endpoint of the host
 
 
