@@ -195,7 +195,8 @@ class Session:
             from kubeproxy.serve.connections import ConnectionMetrics
 
             self.connections = [
-                ConnectionMetrics(self._machine, self.mode, loop, most) for loop in self.loops
+                ConnectionMetrics(self._machine, self.mode, loop, most, driver=driver)
+                for loop, driver in zip(self.loops, self._drivers, strict=True)
             ]
         await hub.lists_complete.wait()
         for loop in self.loops:

@@ -1,5 +1,6 @@
 """A running daemon answers `explain` from what it knows, and lists connections; only root and its own user may ask."""
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kubeproxy.api import types
 from kubeproxy.insight import daemon as asked
 from kubeproxy.machine.linux import LinuxMachine
 from tests.fakes.cluster import endpoints, service
@@ -21,6 +23,7 @@ from tests.lab.topology import EP11, EP12, NODE_NAME, Lab
 
 WEB = "10.96.0.10"
 POD = "10.244.1.100"
+GONE = "10.244.1.250"  # an address of no Pod
 
 
 @pytest.fixture
@@ -201,3 +204,43 @@ def test_in_userspace_mode_the_daemon_knows_its_sockets(lab: Lab, tmp_path: Path
         assert (read["kernel"], read["verdict"], read["differences"]) == ("agrees", "forward", [])
         _, seen, _ = explain(station, "--from", POD, "--to", f"{WEB}:80", "--live", "1", "--timeout", "1")
         assert "packets of clients end at its sockets" in seen["live"]["cannot"]
+
+
+def test_in_userspace_mode_open_connections_are_those_of_the_relay(lab: Lab, tmp_path: Path) -> None:
+    """Of one client and one front, with the endpoint that each has."""
+    station = Station(lab, tmp_path, mode="userspace")
+    ports = [types.ServicePort(80, "tcp", node_port=30080), types.ServicePort(53, "udp", "UDP")]
+    station.folder.put(
+        service("web", WEB, ports=ports, type="NodePort"),
+        endpoints("web", EP11, EP12, local=(EP11, EP12), node=NODE_NAME, port_name="tcp"),
+        endpoints("web", EP11, name="web-2", port_name="udp", port=5353, protocol="UDP"),
+    )
+    question_ = ("--from", POD, "--to", f"{WEB}:80", "--follow")
+    with station.running(), contextlib.ExitStack() as stack:
+        with netns.inside(lab.name("client")):
+            clients = [stack.enter_context(socket.create_connection((WEB, 80), 30)) for _ in range(4)]
+            talker = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        for client in clients:
+            assert client.recv(10)
+        with netns.inside(lab.name("out")):
+            other = stack.enter_context(socket.create_connection(("192.0.2.1", 30080), 30))
+        assert other.recv(10)
+        _, found, _ = explain(station, *question_)
+        flows = {flow["client"]: flow for flow in found["flows"]["flows"]}
+        assert flows.keys() == {f"{POD}:{client.getsockname()[1]}" for client in clients}
+        assert found["flows"]["endpoints"] == {f"{EP11}:8080": 2, f"{EP12}:8080": 2}
+        assert all(flow["expected"] and flow["state"] == "ESTABLISHED" for flow in flows.values())
+        station.folder.put(endpoints("web", GONE, port_name="tcp"))
+        until(lambda: [each.address for each in question(station, POD, f"{WEB}:80").endpoints] == [GONE])
+        _, found, _ = explain(station, *question_)
+        assert {flow["client"] for flow in found["flows"]["flows"] if not flow["expected"]} == flows.keys()
+        talker.connect((WEB, 53))
+        talker.settimeout(30)
+        talker.send(b"?")
+        assert talker.recv(100)
+        _, found, _ = explain(station, "--from", POD, "--to", f"{WEB}:53/udp", "--follow")
+        assert [flow["endpoint"] for flow in found["flows"]["flows"]] == [f"{EP11}:5353"]
+        _, found, _ = explain(station, "--from", EP11, "--to", f"{WEB}:80", "--follow")
+        assert found["flows"]["flows"] == []
+    _, found, _ = explain(station, *question_, *sources(station))
+    assert "does not answer" in found["flows"]["cannot"]

@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import re
 import socket
+import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,9 @@ import pytest
 from msgspec.structs import replace
 
 from kubeproxy.api import types
+from kubeproxy.api.addresses import family_of
+from kubeproxy.backends.base import SyncError
+from kubeproxy.insight import daemon
 from kubeproxy.machine.linux import LinuxMachine
 from kubeproxy.model.flows import place
 from kubeproxy.netlink import conntrack
@@ -29,7 +34,7 @@ Client = tuple[socket.socket, str]
 """A connection, and the endpoint it is with."""
 
 
-@pytest.fixture(params=["nftables", "iptables"])
+@pytest.fixture(params=["nftables", "iptables", "userspace"])
 def mode(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
@@ -87,10 +92,33 @@ def connected(lab: Lab, role: str, address: str, port: int = 80, number: int = E
         say(client)
         found.append(client)
     with netns.inside(lab.name("node")):
-        listed = list(conntrack.flows(LinuxMachine(), family, TCP, destination=place(address, port)))
-    by_port = {int.from_bytes(flow.client[-2:]): flow.source for flow in listed}
+        by_port = dict(carried(address, port) or tracked(family, address, port))
+    return [(client, by_port[client.getsockname()[1]]) for client in found]
+
+
+def tracked(family: socket.AddressFamily, address: str, port: int) -> Iterator[tuple[int, str]]:
+    """The port of each client of a front, and the address of its endpoint."""
     names = {place(each, TALK_PORT): each for each in (EP11, EP12, EP11_6, EP12_6)}
-    return [(client, names[by_port[client.getsockname()[1]]]) for client in found]
+    for flow in conntrack.flows(LinuxMachine(), family, TCP, destination=place(address, port)):
+        yield int.from_bytes(flow.client[-2:]), names[flow.source]
+
+
+def carried(address: str, port: int) -> list[tuple[int, str]]:
+    """The same from a relay; empty if there is none.
+
+    Clients of the node itself are masqueraded on the way to it, so it may see another port of them.
+    """
+    group = f"default/{'plain' if address == PLAIN else 'web'}/TCP"
+    try:
+        listed = daemon.flows(LinuxMachine(), family_of(address), group, (address, port), (), 1000)
+    except SyncError:
+        return []
+    kind = ("-f", "ipv6") if ":" in address else ()
+    found = subprocess.run(
+        ["conntrack", "-L", "-p", "tcp", *kind], check=True, capture_output=True, text=True
+    ).stdout
+    ports = {int(seen): int(own) for own, seen in re.findall(r" sport=(\d+) dport=.* dport=(\d+)", found)}
+    return [(ports[each.client[1]], each.target[0]) for each in listed]
 
 
 def say(client: socket.socket) -> None:
@@ -152,8 +180,14 @@ def test_talkers_are_reset_and_bystanders_are_not(lab: Lab, tmp_path: Path, mode
             say(client)
 
 
-def test_sockets_of_those_who_wait_are_destroyed(lab: Lab, tmp_path: Path) -> None:
-    with served(lab, tmp_path, mode="nftables", destroySockets=True) as station:
+@pytest.mark.parametrize(
+    "settings",
+    [{"mode": "nftables", "destroySockets": True}, {"mode": "userspace"}],
+    ids=lambda each: each["mode"],
+)
+def test_those_who_wait_notice_it(lab: Lab, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Their sockets are destroyed, or reset by the relay."""
+    with served(lab, tmp_path, **settings) as station:
         web, six, own = (connected(lab, *at) for at in (("client", WEB), ("client", WEB6), ("node", WEB)))
         plain = connected(lab, "client", PLAIN)
         station.folder.put(slices("web", EP12), slices("web", EP12_6), slices("plain", EP12))
@@ -179,3 +213,19 @@ def test_in_ipvs_mode(lab: Lab, tmp_path: Path) -> None:
             until(partial(is_reset, client))
         for client in (*of(web, EP12), *of(outside, EP12), *of(plain, EP11, EP12)):
             say(client)
+
+
+def test_in_userspace_mode_they_end_also_if_no_endpoint_is_left(lab: Lab, tmp_path: Path) -> None:
+    with served(lab, tmp_path, mode="userspace") as station:
+        web, six = connected(lab, "client", WEB), connected(lab, "client", WEB6)
+        plain = connected(lab, "client", PLAIN)
+        for name in ("web", "plain"):
+            station.folder.put(replace(slices(name, EP11), endpoints=()))
+        for client, _ in web:
+            until(partial(is_over, client))
+        for client, _ in (*six, *plain):
+            say(client)
+        station.folder.path.joinpath("Service.default.web.json").unlink()
+        until(lambda: not station.lab.run("node", "nft", "list", "table", "ip6", "kube-proxy").count(WEB6))
+        for client, _ in six:
+            say(client)  # a Service that is deleted keeps its connections

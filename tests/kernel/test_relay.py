@@ -21,7 +21,7 @@ from kubeproxy.relay.connection import Connection, will_reset
 from kubeproxy.relay.control import Relay
 from kubeproxy.relay.loop import PollLoop
 from kubeproxy.relay.shared import Shared
-from kubeproxy.relay.values import Choice, Listener, Target
+from kubeproxy.relay.values import CarriedFlow, Choice, Listener, Tally, Target
 from tests.kernel.daemons import PATIENCE, until
 from tests.lab import netns
 from tests.lab.topology import ROOT
@@ -444,6 +444,96 @@ def test_it_tells_what_it_did_also_in_processes_that_are_gone(relay: Relay) -> N
         assert told()["connectionsTCP"] == told()["connectionsUDP"] == 0
         stack.enter_context(socket.create_connection(front, PATIENCE))
         until(lambda: told()["connections_totalTCP"] == 5)
+
+
+def counted(relay: Relay) -> dict[Target, Tally]:
+    """What it has counted, by target."""
+    return {each.tally.target: each.tally for each in relay.traffic("", PATIENCE).totals}
+
+
+def test_it_counts_by_target_what_becomes_of_connections(relay: Relay) -> None:
+    """And no process that ended had them for nothing."""
+    refuses = (HOST, 9)
+    with socket.create_server((HOST, 0)) as server, contextlib.ExitStack() as stack:
+        target = server.getsockname()
+        front, _ = opened(relay, refuses, target)
+        clients = [stack.enter_context(socket.create_connection(front, PATIENCE)) for _ in range(6)]
+        accepted = [stack.enter_context(server.accept()[0]) for _ in clients]
+        until(lambda: counted(relay)[target].open == 6)
+        found = counted(relay)
+        assert found[target] == Tally("test", target, 6, 6)
+        assert found[refuses] == Tally("test", refuses, resets=3), "every second one tries it first"
+        clients[0].send(b"12345")
+        peer = next(each for each in accepted if select.select([each], [], [], 0.5)[0])
+        assert peer.recv(10) == b"12345"
+        peer.send(b"123")
+        assert clients[0].recv(10) == b"123"
+        assert counted(relay)[target] == Tally("test", target, 6, 6, sent=5, received=3)
+        will_reset(clients[1])
+        clients[1].close()
+        until(lambda: counted(relay)[target].open == 5)
+        assert counted(relay)[target].resets == 1
+        clients[2].close()
+        for each in accepted:
+            if each is not peer:
+                each.close()
+        until(lambda: counted(relay)[target].open == 4)
+        assert counted(relay)[target].resets == 1, "an end is no reset"
+        token = relay.traffic("", PATIENCE).token
+        assert relay.traffic(token, PATIENCE).totals == ()
+        os.kill(process_of(relay), signal.SIGKILL)
+        until(lambda: counted(relay)[target].open == 0)
+        clients.append(stack.enter_context(socket.create_connection(front, PATIENCE)))
+        accepted.append(stack.enter_context(server.accept()[0]))
+        until(lambda: counted(relay)[target].connections == 7)
+        again = relay.traffic(token, PATIENCE)
+        assert not again.full
+        assert {each.tally.target for each in again.totals} >= {target}
+
+
+def test_it_counts_flows_and_attempts_without_an_answer(relay: Relay) -> None:
+    with udp_server() as server, udp_server() as client, contextlib.ExitStack() as stack:
+        front, number = opened(relay, (HOST, 9), udp=True)
+        client.connect(front)
+        client.send(b"?")
+        until(lambda: counted(relay).get((HOST, 9), Tally("", front)).resets)
+        relay.change(number, serving(server.getsockname(), udp=True))
+        until(lambda: arrives(client, b"?", server))
+        found = counted(relay)
+        assert (found[server.getsockname()].connections, found[server.getsockname()].open) == (1, 1)
+        assert found[server.getsockname()].sent >= 1
+        assert found[HOST, 9].open == 0
+        full = stack.enter_context(socket.create_server((HOST, 0), backlog=0))
+        for _ in range(2):  # fill its queue: the kernel drops further SYNs
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(full.getsockname())
+        waiting, _ = opened(relay, full.getsockname())
+        caller = stack.enter_context(socket.create_connection(waiting, PATIENCE))
+        dialing = CarriedFlow(caller.getsockname(), full.getsockname(), connected=False)
+        until(lambda: relay.flows("test", waiting, (HOST,), 10, PATIENCE) == [dialing])
+        until(lambda: full.getsockname() in counted(relay))
+        until(lambda: counted(relay)[full.getsockname()].unanswered == 4)
+        tally = counted(relay)[full.getsockname()]
+        assert (tally.connections, tally.open, tally.waiting) == (0, 0, 0)
+
+
+def test_it_lists_the_clients_of_a_front(relay: Relay) -> None:
+    """However many there are, in parts; and not those of another front or another address."""
+    with socket.create_server((HOST, 0), backlog=1000) as server, contextlib.ExitStack() as stack:
+        target = server.getsockname()
+        front, _ = opened(relay, target)
+        other, _ = opened(relay, target)
+        clients = [stack.enter_context(socket.create_connection(front, PATIENCE)) for _ in range(300)]
+        stack.enter_context(socket.create_connection(other, PATIENCE))
+        until(lambda: counted(relay)[target].open == 301)
+        found = relay.flows("test", front, (), 1000, PATIENCE)
+        assert {each.client for each in found} == {each.getsockname() for each in clients}
+        assert {(each.target, each.connected) for each in found} == {(target, True)}
+        assert len(relay.flows("test", front, (HOST,), 1000, PATIENCE)) == 300
+        assert len(relay.flows("test", front, (), 150, PATIENCE)) == 150
+        assert relay.flows("test", front, ("127.0.0.2",), 1000, PATIENCE) == []
+        assert relay.flows("another", front, (), 1000, PATIENCE) == []
 
 
 def test_it_is_settled_when_the_process_serves_all_listeners(relay: Relay) -> None:

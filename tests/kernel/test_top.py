@@ -84,9 +84,10 @@ def source(request: pytest.FixtureRequest, station: Station) -> str:
 
 
 @contextlib.contextmanager
-def watching(station: Station) -> Iterator[TopWatch]:
-    """The sources of `kube-proxy top` on the node."""
+def watching(station: Station, *more: str) -> Iterator[TopWatch]:
+    """The sources of `kube-proxy top` on the node, with more flags of the daemon."""
     flags = {
+        **{flag.removeprefix("--"): True for flag in more},
         "config": str(station.config),
         "manifests": (str(station.folder.path),),
         "hostname-override": NODE_NAME,
@@ -164,6 +165,30 @@ def test_an_endpoint_that_does_not_answer_is_shown(station: Station) -> None:
         found = {each.address: each for each in port(watch, "dead").endpoints}
         assert (found[GONE].unanswered, found[EP11].unanswered) == (dead.connections, 0)
         assert found[GONE].waiting == 0
+
+
+def test_a_client_that_has_not_confirmed_the_answer_waits(lab: Lab, tmp_path: Path) -> None:
+    """The endpoint answers, and the answer does not reach the client: state SYN_RECV."""
+    made = programmed(lab, tmp_path, "nftables")
+    lab.run("client", "nft", "add table ip deaf; add chain ip deaf in { type filter hook input priority 0; }")
+    lab.run("client", "nft", "add rule ip deaf in ip saddr", WEB, "tcp sport 80 drop")
+    try:
+        with watching(made) as watch, socket_in(lab, "client") as client:
+            client.connect_ex((WEB, 80))
+            until(lambda: port(watch, "web").waiting == 1)
+            assert port(watch, "web").open == 0
+    finally:
+        lab.run("client", "nft", "delete table ip deaf")
+
+
+@contextlib.contextmanager
+def socket_in(lab: Lab, role: str) -> Iterator[socket.socket]:
+    """A socket of a client that does not wait."""
+    with netns.inside(lab.name(role)):
+        client = socket.socket()
+    with client:
+        client.setblocking(False)
+        yield client
 
 
 def run(station: Station, *arguments: str, prefix: Sequence[str] = ()) -> tuple[int, str, str]:
@@ -431,21 +456,88 @@ def test_a_view_that_is_ended_leaves_the_terminal_as_it_was(
     assert window.ended() == (0 if end == signal.SIGTERM else 130)
 
 
-def test_in_userspace_mode_the_relay_has_the_connections(lab: Lab, tmp_path: Path) -> None:
+def test_in_userspace_mode_the_relay_counts(lab: Lab, tmp_path: Path) -> None:
+    made = Station(lab, tmp_path, mode="userspace")
+    fill(made)
+    with made.running():
+        assert ask(lab, "client", WEB) in {EP11, EP12}, "one that is not counted: it was before"
+        with watching(made) as watch:
+            for role, address, number in (
+                ("client", WEB, 80),
+                ("out", "192.0.2.1", 30080),
+                ("node", WEB, 80),
+            ):
+                before = {each.address: each.connections or 0 for each in port(watch, "web").endpoints}
+                answered = asked(lab, role, address, number, times=7)
+                counted = {
+                    each.address: (each.connections or 0) - before[each.address]
+                    for each in port(watch, "web").endpoints
+                }
+                assert counted == {EP11: answered[EP11], EP12: answered[EP12]}, (role, watch.top())
+            found = port(watch, "web")
+            assert (found.connections, found.unanswered, found.waiting, found.uneven) == (21, 0, 0, False)
+            assert watch.top().sources.connections == "relay"
+            assert not watch.top().troubles
+            assert ask(lab, "client", WEB6) == SIX
+            assert port(watch, "web", "IPv6").connections == 1
+            with netns.inside(lab.name("client")):
+                client = socket.create_connection((WEB, 80), PATIENCE)
+            with client:
+                assert client.recv(256)
+                (opened,) = [each for each in port(watch, "web").endpoints if each.open]
+                assert opened.open == 1
+                assert opened.received_per_second
+            until(lambda: port(watch, "web").open == 0)
+
+
+def test_in_userspace_mode_an_endpoint_that_does_not_answer_is_shown(lab: Lab, tmp_path: Path) -> None:
+    """Clients do not notice it: they are connected to the other endpoint."""
     made = Station(lab, tmp_path, mode="userspace")
     fill(made)
     with made.running(), watching(made) as watch:
-        answers = asked(lab, "client", WEB, times=6)
-        assert set(answers) <= {EP11, EP12}
+        assert asked(lab, "client", DEAD, times=6) == {EP11: 6}
+        found = {each.address: each for each in port(watch, "dead").endpoints}
+        assert (found[EP11].connections, found[EP11].unanswered) == (6, 0)
+        assert (found[GONE].connections, found[GONE].open) == (0, 0)
+        assert (found[GONE].unanswered or 0) + (found[GONE].waiting or 0) == 3
+        assert port(watch, "web").unanswered == 0
+        code, out, said = run(made, "--once", "--interval", "0.2", "default/dead")
+        assert (code, said) == (0, "")
+        assert "connections as the relay counts them" in out
+        assert f"{GONE}:8080" in out
+
+
+def test_in_userspace_mode_without_the_daemon_nothing_is_known(lab: Lab, tmp_path: Path) -> None:
+    made = Station(lab, tmp_path, mode="userspace")
+    fill(made)
+    with watching(made) as watch:
         found = port(watch, "web")
-        assert found.connections == 6
-        assert {(each.address, each.connections) for each in found.endpoints} == {(EP11, None), (EP12, None)}
-        assert any("the relay" in trouble for trouble in watch.top().troubles)
+        assert (found.connections, found.open, found.resets) == (None, None, None)
+        assert watch.top().sources.connections == ""
+        (trouble,) = watch.top().troubles
+        assert "does not answer" in trouble
+        with made.running():
+            answers = asked(lab, "client", WEB, times=4)
+            until(lambda: port(watch, "web").connections is not None)
+            asked(lab, "client", WEB, times=4)
+            assert port(watch, "web").connections == 4, "counted from the first answer"
+            assert sum(answers.values()) == 4
+            assert not watch.top().troubles
 
 
-@pytest.mark.parametrize("name", ["nftables-counters", "iptables-nf_tables"])
+def test_where_the_relay_listens_itself_it_counts_too(lab: Lab, tmp_path: Path) -> None:
+    made = Station(lab, tmp_path, mode="userspace")
+    fill(made)
+    flag = "--userspace-listen"
+    with made.running(flag), watching(made, flag) as watch:
+        answered = asked(lab, "out", "192.0.2.1", 30080, times=6)
+        found = port(watch, "web")
+        assert {each.address: each.connections for each in found.endpoints} == dict(answered)
+
+
+@pytest.mark.parametrize("name", ["nftables-counters", "iptables-nf_tables", "userspace"])
 def test_the_counts_are_metrics_if_they_are_wanted(lab: Lab, tmp_path: Path, name: str) -> None:
-    variant, settings, _ = MODES[name]
+    variant, settings, _ = MODES.get(name, ("nf_tables", {"mode": name}, ""))
     made = Station(lab, tmp_path, variant, **settings, connectionMetrics=10)
     fill(made)
     with made.running():

@@ -28,7 +28,7 @@ from kubeproxy.backends.base import (
     Readable,
 )
 from kubeproxy.backends.relayed import Relaying, RelaySocket
-from kubeproxy.backends.shared import listeners, socket_lines
+from kubeproxy.backends.shared import listeners, presence, socket_lines
 from kubeproxy.backends.shared.listeners import HeldListener, HeldListeners, ListenerSteps, RecordingRelay
 from kubeproxy.figures import Figure
 from kubeproxy.log import ObjectRef
@@ -37,7 +37,8 @@ from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.relay.control import Relay
 from kubeproxy.relay.doors import Doors
 from kubeproxy.relay.steering import SteeredPorts
-from kubeproxy.relay.values import Listener
+from kubeproxy.relay.traffic import TrafficReport
+from kubeproxy.relay.values import CarriedFlow, Listener, Target
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ class Localhost:
         """See `Driver`."""
         failures = await self._inner.load(node, plans)
         self._listen(*self._difference(node, plans, failures))
+        if not self._shared:
+            presence.synced(self._relay, plans, failures)
         if not await self._doors.served():
             # Everything else is programmed, and must not be delayed.
             log.error(
@@ -85,6 +88,8 @@ class Localhost:
             wanted.update(self._fronts(change.key, change.after, node))
             before.update(self._fronts(change.key, change.before, node))
         self._listen(before, wanted)
+        if not self._shared:
+            presence.changed(self._relay, changes)
         return failures
 
     def _difference(
@@ -115,6 +120,14 @@ class Localhost:
         """See `Relaying`."""
         inner = self._inner.sockets() if isinstance(self._inner, Relaying) else []
         return [*inner, *(RelaySocket("", door.address, door.port, door.listener) for door in self._doors)]
+
+    def traffic(self, token: str) -> TrafficReport:
+        """See `Counting`. Where the relay serves localhost only, only these connections are counted."""
+        return self._relay.traffic(token, relayed.ANSWER_SECONDS)
+
+    def flows(self, group: str, front: Target, clients: tuple[str, ...], most: int) -> list[CarriedFlow]:
+        """See `Counting`."""
+        return self._relay.flows(group, front, clients, most, relayed.ANSWER_SECONDS)
 
     async def read(self) -> HeldListeners:
         """See `Readable`."""
@@ -279,10 +292,18 @@ def wanted(plan: ServicePlan, node: NodeConfig, *, header: bool) -> Iterator[Rel
     """
     addresses = addresses_of(node)
     for port in plan.ports if addresses else ():
-        endpoints = port.external_endpoints if node.localhost_policy else port.cluster
+        endpoints, distribution = (
+            (port.external_endpoints, port.external_distribution)
+            if node.localhost_policy
+            else (port.cluster, port.cluster_distribution)
+        )
         if port.node_port and endpoints and port.protocol in relayed.RELAYED:
             listener = relayed.listener(
-                plan, port, relayed.anybody(endpoints), admitted=port.external_ranges, header=header
+                plan,
+                port,
+                relayed.choice(endpoints, distribution),
+                admitted=port.external_ranges,
+                header=header,
             )
             for address in addresses:
                 yield RelaySocket("", address, port.node_port, listener)

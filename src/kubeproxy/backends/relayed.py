@@ -4,17 +4,23 @@ from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
-from kubeproxy.api.addresses import BITS, family_of
+from kubeproxy.api.addresses import BITS, family_of, join
+from kubeproxy.model import maglev
+from kubeproxy.model.distribution import Distribution
 from kubeproxy.model.node import NodeConfig
-from kubeproxy.model.plan import PortPlan, ServicePlan
+from kubeproxy.model.plan import PortId, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
-from kubeproxy.relay.values import Choice, Listener, Target
+from kubeproxy.relay.traffic import TrafficReport
+from kubeproxy.relay.values import CarriedFlow, Choice, Division, Listener, Target
 
 SILENT = "the relay does not accept connections"
 """Why a sync failed although its rules may be in place."""
 
 RELAYED = frozenset({"TCP", "UDP"})
 """The protocols a relay carries."""
+
+ANSWER_SECONDS = 2.0
+"""So long a relay that does not respond is waited for when it is asked for its connections."""
 
 
 class RelaySocket(Struct, frozen=True, gc=False):
@@ -39,6 +45,17 @@ class Relaying(Protocol):
 
     def sockets(self) -> list[RelaySocket]:
         """The sockets on which its relay listens."""
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A driver whose relay carries all connections of Services and counts them."""
+
+    def traffic(self, token: str) -> TrafficReport:
+        """See `Relay.traffic`. Groups are those of `group`. It blocks, some seconds at most."""
+
+    def flows(self, group: str, front: Target, clients: tuple[str, ...], most: int) -> list[CarriedFlow]:
+        """See `Relay.flows`. It blocks, some seconds at most."""
 
 
 def listener(
@@ -74,7 +91,18 @@ def listener(
 
 def group(port: PortPlan) -> str:
     """The group of the listeners of a Service port, see `Listener`; no other Service port has it."""
-    return f"{port.name}/{port.protocol}"
+    return group_of(port.name, port.protocol)
+
+
+def group_of(name: str, protocol: str) -> str:
+    """The same for the name of a Service port as in its plan, and its protocol."""
+    return f"{name}/{protocol}"
+
+
+def port_of(group: str) -> PortId:
+    """The Service port of a group."""
+    name, _, protocol = group.rpartition("/")
+    return name, "UDP" if protocol == "UDP" else "TCP"
 
 
 def targets(endpoints: tuple[Endpoint, ...]) -> tuple[Target, ...]:
@@ -82,9 +110,56 @@ def targets(endpoints: tuple[Endpoint, ...]) -> tuple[Target, ...]:
     return tuple([(endpoint.address, endpoint.port) for endpoint in endpoints])
 
 
-def anybody(endpoints: tuple[Endpoint, ...]) -> Choice:
-    """One choice for all clients."""
-    return Choice(targets(endpoints))
+def choice(
+    endpoints: tuple[Endpoint, ...], distribution: Distribution | None, clients: tuple[str, ...] = ()
+) -> Choice:
+    """The endpoints for some clients.
+
+    Args:
+        endpoints: the endpoints.
+        distribution: how clients are divided among them, see `PortPlan.cluster_distribution`.
+        clients: the ranges of the clients; none for all clients.
+    """
+    return Choice(targets(endpoints), clients, division(endpoints, distribution))
+
+
+def division(endpoints: tuple[Endpoint, ...], distribution: Distribution | None) -> Division | None:
+    """How clients are divided among endpoints, as a value of the relay."""
+    if distribution is None:
+        return None
+    table = b""
+    if distribution.method == "maglev":
+        table = maglev.table(endpoints, distribution.weights, distribution.table_size).tobytes()
+    near = frozenset(distribution.preferred)
+    return Division(
+        weights=distribution.weights,
+        least=distribution.method == "least-connections",
+        table=table,
+        by_port=distribution.by_port,
+        preferred=tuple([number for number, each in enumerate(endpoints) if each in near]),
+        bound=distribution.bound,
+    )
+
+
+def described(choice: Choice) -> str:
+    """Where clients are sent and how they are divided, in one line."""
+    divided = choice.division or Division()
+    weights = divided.weights or (0,) * len(choice.targets)
+    shown = [
+        f"{join(*target)}={weight}" if weight else join(*target)
+        for target, weight in sorted(zip(choice.targets, weights, strict=True))
+    ]
+    text = ",".join(shown)
+    if divided.table:
+        port = " and port" if divided.by_port else ""
+        text += f" by hash of the source address{port}, {len(divided.table) // 2} slots"
+    if divided.least:
+        text += " by fewest connections"
+    if divided.preferred:
+        near = ",".join(join(*choice.targets[number]) for number in divided.preferred)
+        text += f", {near} up to {divided.bound} connections first"
+    clients = f" from {','.join(choice.clients)}" if choice.clients else ""
+    return text + clients
 
 
 def own(node: NodeConfig, local: tuple[str, ...]) -> tuple[str, ...]:

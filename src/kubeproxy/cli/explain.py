@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from kubeproxy.answers.answer import Answer
 from kubeproxy.answers.seen import Followed, Live, TracedPacket
-from kubeproxy.api.addresses import FAMILIES, join
+from kubeproxy.api.addresses import FAMILIES, family_of, join
 from kubeproxy.cli.command import Asked, Command, CommandError
 from kubeproxy.cli.output import Output
 from kubeproxy.machine.base import Machine
@@ -185,11 +185,7 @@ def _see(found: Answer, asked: Asked, machine: Machine) -> Answer:
     arguments, out = asked.arguments, asked.out
     elsewhere = f"node {found.node} is not this host" if arguments.node and found.kernel == "unread" else ""
     if arguments.follow:
-        from kubeproxy.answers import followed
-        from kubeproxy.nodewatch import local_addresses
-
-        local = [each for family in FAMILIES for each in local_addresses(machine, family)]
-        flows = Followed(cannot=elsewhere) if elsewhere else followed.follow(machine, found, local)
+        flows = Followed(cannot=elsewhere) if elsewhere else _flows(found, machine)
         found = replace(found, flows=flows)
         if not arguments.json:
             show_flows(flows, out)
@@ -210,6 +206,33 @@ def _see(found: Answer, asked: Asked, machine: Machine) -> Answer:
         if not arguments.json:
             show_live(seen, arguments.live, out)
     return found
+
+
+def _flows(found: Answer, machine: Machine) -> Followed:
+    """The open connections of the flow of an answer."""
+    from kubeproxy import backends
+    from kubeproxy.answers import followed
+    from kubeproxy.backends.base import SyncError
+    from kubeproxy.backends.relayed import RELAYED, group_of
+    from kubeproxy.insight import daemon
+    from kubeproxy.nodewatch import local_addresses
+
+    local = [each for family in FAMILIES for each in local_addresses(machine, family)]
+    if not found.service or backends.mode(found.mode).forwards or found.protocol not in RELAYED:
+        return followed.follow(machine, found, local)
+    name = f"{found.service}:{found.port_name}" if found.port_name else found.service
+    try:
+        carried = daemon.flows(
+            machine,
+            family_of(found.destination),
+            group_of(name, found.protocol),
+            (found.destination, found.port),
+            sorted(followed.sources(found, local)),
+            followed.MOST + 1,
+        )
+    except SyncError as e:
+        return Followed(cannot=str(e))
+    return followed.of_relay(found, carried)
 
 
 def show(found: Answer, out: Output, asked_at: str = "") -> None:

@@ -9,11 +9,14 @@ import msgspec
 from kubeproxy.answers.answer import Answer
 from kubeproxy.answers.observed import Observed
 from kubeproxy.api.addresses import Family
+from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.relayed import RelaySocket
 from kubeproxy.linux.instance import connect_to_ask
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.plan import Key
 from kubeproxy.model.silence import Address
+from kubeproxy.relay.traffic import TrafficReport
+from kubeproxy.relay.values import CarriedFlow, Target
 
 SECONDS: Final = 5.0
 """So long an answer is waited for."""
@@ -83,6 +86,50 @@ def sockets(machine: Machine) -> Mapping[Family, Sequence[RelaySocket]] | None:
     if machine.holder() is None:
         return {}
     return _ask(machine, "/sockets", dict[Family, list[RelaySocket]])
+
+
+def traffic(machine: Machine, family: Family, token: str) -> TrafficReport:
+    """What the daemon's relay of a family has counted since its report with a token.
+
+    Raises:
+        SyncError: no daemon answers, or it has no relay that counts.
+    """
+    found = _ask(machine, f"/traffic?{urlencode({'family': family, 'token': token})}", TrafficReport)
+    if found is None:
+        raise SyncError("the kube-proxy whose relay counts them does not answer")
+    return found
+
+
+def flows(
+    machine: Machine, family: Family, group: str, front: Target, clients: Sequence[str], most: int
+) -> list[CarriedFlow]:
+    """The clients of a front that the daemon's relay of a family has connected to an endpoint.
+
+    Args:
+        machine: this host.
+        family: the family.
+        group: the Service port, see `relayed.group_of`.
+        front: the address and port that they connected to.
+        clients: their addresses.
+        most: so many are listed.
+
+    Raises:
+        SyncError: no daemon answers, or it has no relay.
+    """
+    query = urlencode(
+        {
+            "family": family,
+            "group": group,
+            "address": front[0],
+            "port": front[1],
+            "clients": ",".join(clients),
+            "most": most,
+        }
+    )
+    found = _ask(machine, f"/flows?{query}", list[CarriedFlow])
+    if found is None:
+        raise SyncError("the kube-proxy whose relay has them does not answer")
+    return found
 
 
 def _ask(machine: Machine, path: str, kind: type[_T]) -> _T | None:

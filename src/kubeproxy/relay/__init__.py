@@ -12,6 +12,7 @@ In this package a *target* is an address and port that the relay connects to, us
 values     the messages between the daemon and the process
 table      the listeners that the process should have, and which messages it still needs
 control    the daemon's side: starts the process, and replaces it if it ends or hangs
+metrics    its metrics
 process    one relay process, and the socket to it
 doors      the listeners of a driver, by name
 sockets    opens listening sockets
@@ -20,6 +21,7 @@ gate       the process' side of such a socket
 worker     the process' side: handles the daemon's messages
 loop       the event loop of the process: sockets and timers
 balancer   chooses the target of a client
+dividing   how clients are divided among targets
 slots      counts descriptors
 tcp        accepts clients and connects them to a target
 connection forwards the bytes of a connection by splice(2)
@@ -28,4 +30,9 @@ udp        flows of UDP packets
 origin     the destination of a client before its address was translated
 header     PROXY protocol
 shared     what all listeners of a process share
+tallies    what the process counts by target
+presence   which targets were removed, and the end of connections to them
+listing    the clients of a front that have a target
+questions  what the daemon asks the process
+traffic    the same as the daemon knows it, which asks for it
 """

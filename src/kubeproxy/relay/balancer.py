@@ -1,13 +1,13 @@
-"""Chooses the target of a client: round robin, or with affinity the target that it had before."""
+"""Chooses the target of a client: see `dividing`, or with affinity the target that it had before."""
 
-import random
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
-from socket import AF_INET, AF_INET6, inet_pton
 
+from kubeproxy.relay.dividing import chooser, packed
+from kubeproxy.relay.tallies import Tallies
 from kubeproxy.relay.values import Listener, Target
 
 MOST_CLIENTS = 65536
@@ -56,32 +56,38 @@ class Clients:
 class Balancer:
     """Chooses targets for the clients of one listener."""
 
-    def __init__(self, listener: Listener, clients: Clients) -> None:
+    def __init__(self, listener: Listener, clients: Clients, tallies: Tallies) -> None:
         self._listener = listener
         self._clients = clients
         self._choices = [
-            (_Ranges(choice.clients) if choice.clients else None, choice.targets, _turn(len(choice.targets)))
+            (
+                _Ranges(choice.clients) if choice.clients else None,
+                choice.targets,
+                chooser(choice.targets, choice.division, tallies, listener.group),
+            )
             for choice in listener.choices
         ]
         self._admitted = _Ranges(listener.admitted)
         self.targets = frozenset(listener.kept).union(*(choice.targets for choice in listener.choices))
 
-    def candidates(self, client: str) -> Sequence[Target]:
+    def candidates(self, client: str, port: int) -> Sequence[Target]:
         """The targets for a client in the order in which they are to be tried; empty if it is refused.
 
-        Each call advances the round robin by one. With affinity, the target that the client had before is the
-        first.
+        With affinity, the target that the client had before is the first.
+
+        Args:
+            client: the address of the client.
+            port: its port.
         """
         if self._listener.admitted and client not in self._admitted:
             return ()
         choice = next((c for c in self._choices if c[0] is None or client in c[0]), None)
         if choice is None:
             return ()
-        _, targets, turn = choice
-        if not targets:
+        _, targets, chosen = choice
+        if chosen is None:
             return ()
-        first = next(turn)
-        order = targets[first:] + targets[:first]
+        order = chosen.choose(client, port)
         if self._listener.affinity:
             kept = self._clients.target(client, self._listener.affinity)
             if kept is not None and kept in targets:
@@ -90,6 +96,12 @@ class Balancer:
             # meanwhile.
             self._clients.remember(client, order[0])
         return order
+
+    def close(self) -> None:
+        """It is not used any more."""
+        for _, _, chosen in self._choices:
+            if chosen is not None:
+                chosen.close()
 
     def reached(self, client: str, target: Target) -> None:
         """A client is connected to a target."""
@@ -112,8 +124,8 @@ class _Ranges:
                 spans.append((first, last))
 
     def __contains__(self, address: str) -> bool:
-        packed = _packed(address)
-        spans, value = self._spans[len(packed)], int.from_bytes(packed)
+        raw = packed(address)
+        spans, value = self._spans[len(raw)], int.from_bytes(raw)
         at = bisect_right(spans, value, key=itemgetter(0))
         return at > 0 and value <= spans[at - 1][1]
 
@@ -121,20 +133,7 @@ class _Ranges:
 def _span(text: str) -> tuple[int, int, int]:
     """The size of a range's addresses in bytes, and the first and the last address."""
     network, _, length = text.partition("/")
-    packed = _packed(network)
-    mask = (1 << (8 * len(packed) - int(length))) - 1
-    first = int.from_bytes(packed) & ~mask
-    return len(packed), first, first | mask
-
-
-def _packed(address: str) -> bytes:
-    address = address.partition("%")[0]  # a link-local address is followed by its interface
-    return inet_pton(AF_INET6 if ":" in address else AF_INET, address)
-
-
-def _turn(count: int) -> Iterator[int]:
-    """0 to `count` - 1 in a cycle that starts at a random number."""
-    i = random.randrange(count) if count else 0  # noqa: S311 no secret
-    while count:
-        yield i
-        i = (i + 1) % count
+    raw = packed(network)
+    mask = (1 << (8 * len(raw) - int(length))) - 1
+    first = int.from_bytes(raw) & ~mask
+    return len(raw), first, first | mask

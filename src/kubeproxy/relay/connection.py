@@ -13,9 +13,12 @@ import socket
 import struct
 from typing import Final
 
+from kubeproxy.relay import origin
 from kubeproxy.relay.loop import ERROR, HANGUP, IN, OUT
 from kubeproxy.relay.pipes import SIZE, Copy, Pipe, Pool
 from kubeproxy.relay.shared import Shared
+from kubeproxy.relay.tallies import TargetCounts
+from kubeproxy.relay.values import Target
 
 DESCRIPTORS: Final = 2
 """A connection has two sockets."""
@@ -37,9 +40,10 @@ class Direction:
         pipe: has the bytes that were read and not yet written; None if there are none.
         ended: the source has reached its end.
         finished: the sink was shut down for writing.
+        moved: bytes that were read and not yet counted.
     """
 
-    __slots__ = ("ended", "finished", "pipe", "sink", "source")
+    __slots__ = ("ended", "finished", "moved", "pipe", "sink", "source")
 
     def __init__(self, source: int, sink: socket.socket) -> None:
         self.source = source
@@ -47,6 +51,7 @@ class Direction:
         self.pipe: Pipe | Copy | None = None
         self.ended = False
         self.finished = False
+        self.moved = 0
 
     def move(self, pool: Pool) -> None:
         """Moves the bytes that can be moved now.
@@ -69,6 +74,7 @@ class Direction:
                     if not count:
                         self.ended = True
                         break
+                    self.moved += count
                 pipe.drain(sink)
                 if pipe.held or count < _LITTLE:
                     break
@@ -90,16 +96,27 @@ class Direction:
 class Connection:
     """A client and a target that are connected."""
 
-    __slots__ = ("_client", "_client_mask", "_down", "_server", "_server_mask", "_shared", "_up")
+    __slots__ = ("_client", "_client_mask", "_counts", "_down", "_server", "_server_mask", "_shared", "_up")
 
-    def __init__(self, shared: Shared, client: socket.socket, server: socket.socket) -> None:
-        """Takes over both sockets; the server's socket is in the loop already, with another handler."""
+    def __init__(
+        self, shared: Shared, client: socket.socket, server: socket.socket, counts: TargetCounts
+    ) -> None:
+        """Takes over both sockets; the server's socket is in the loop already, with another handler.
+
+        Args:
+            shared: what all listeners share.
+            client: the socket to the client.
+            server: the socket to the target.
+            counts: those of the target, which count the connection already.
+        """
         self._shared = shared
+        self._counts = counts
         self._client = client
         self._server = server
         self._up = Direction(client.fileno(), server)
         self._down = Direction(server.fileno(), client)
         self._client_mask = self._server_mask = IN
+        counts.carried.add(self)
         shared.counts.connections += 1
         shared.counts.open_connections += 1
         shared.loop.hand_over(server.fileno(), IN, self)
@@ -116,14 +133,47 @@ class Connection:
             if events & (IN | ERROR | HANGUP):
                 incoming.move(pool)
         except OSError:
-            self.reset()
+            self._failed()
             return
+        if self._up.moved or self._down.moved:
+            self._count()
         if events & ERROR:
-            self.reset()
+            self._failed()
         elif self._up.finished and self._down.finished:
             self._end()
         else:
             self._wait(descriptor if events & HANGUP else _GONE)
+
+    @property
+    def group(self) -> str:
+        """The group of its listener."""
+        return self._counts.group
+
+    @property
+    def target(self) -> Target:
+        """Its target."""
+        return self._counts.target
+
+    def client(self) -> Target:
+        """Address and port of its client.
+
+        Raises:
+            OSError: the client has reset it.
+        """
+        address, port = self._client.getpeername()[:2]
+        return address, port
+
+    def front(self) -> Target:
+        """Address and port that its client connected to.
+
+        Raises:
+            OSError: the client has reset it.
+        """
+        return front_of(self._client)
+
+    def lost_target(self) -> None:
+        """See `Carried`."""
+        self.reset()
 
     def reset(self) -> None:
         """Ends it by a reset, so that both sides detect that it failed."""
@@ -131,8 +181,21 @@ class Connection:
         will_reset(self._server)
         self._end()
 
+    def _failed(self) -> None:
+        """One side has reset its connection."""
+        self._counts.reset()
+        self.reset()
+
+    def _count(self) -> None:
+        up, down = self._up, self._down
+        self._counts.moved(up.moved, down.moved)
+        up.moved = down.moved = 0
+
     def _end(self) -> None:
         shared = self._shared
+        self._count()
+        self._counts.ended()
+        self._counts.carried.discard(self)
         self._up.drop(shared.pool)
         self._down.drop(shared.pool)
         shared.loop.close(self._client)
@@ -177,6 +240,16 @@ def _mask(incoming: Direction, outgoing: Direction) -> int:
     """The events to wait for on one side."""
     mask = 0 if incoming.ended or incoming.pipe is not None else IN
     return mask if outgoing.pipe is None else mask | OUT
+
+
+def front_of(client: socket.socket) -> Target:
+    """The address and port that a client connected to.
+
+    Raises:
+        OSError: the client has reset the connection.
+    """
+    address, port = client.getsockname()[:2]
+    return origin.of_connection(client) or (address, port)
 
 
 def will_reset(sock: socket.socket) -> None:

@@ -15,17 +15,32 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from msgspec import Struct
 
-from kubeproxy.figures import Figure, Kind
+from kubeproxy.figures import Figure
 from kubeproxy.machine.base import Machine
-from kubeproxy.relay import sockets
+from kubeproxy.relay import metrics, sockets
+from kubeproxy.relay.presence import PresenceTable, Targets
 from kubeproxy.relay.process import RelayProcess
+from kubeproxy.relay.questions import Questions
 from kubeproxy.relay.steering import SteeredPort
 from kubeproxy.relay.table import ListenerTable
-from kubeproxy.relay.values import Counts, Listener, LogLine, Mark, Message
+from kubeproxy.relay.traffic import TrafficReport
+from kubeproxy.relay.values import (
+    AskFlows,
+    AskTallies,
+    CarriedFlow,
+    Counts,
+    ListedFlows,
+    Listener,
+    LogLine,
+    Mark,
+    Message,
+    Tallied,
+    Target,
+)
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +102,10 @@ class Relay:
         self._arguments = [str(mark), str(limit)]
         self._patience = patience
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)  # a mark came back, or the relay was stopped
+        self._changed = threading.Condition(self._lock)  # a mark or an answer came, or the relay was stopped
         self._table = ListenerTable()
+        self._presence = PresenceTable()
+        self._questions = Questions()
         self._keeper: threading.Thread | None = None
         self._wakeup = -1  # an eventfd on which the keeper waits
         self._process: RelayProcess | None = None
@@ -142,6 +159,18 @@ class Relay:
             self._table.remove(number)
             self._send_now()
 
+    def present(self, groups: Mapping[str, Targets | None]) -> None:
+        """Connections of groups to targets that are not among these any more end, see `Presence`."""
+        with self._lock:
+            if self._presence.change(groups) and self._keeper is not None:
+                self._send_now()
+
+    def all_present(self, groups: Mapping[str, Targets], kept: Collection[str]) -> None:
+        """The same of all groups but some, which stay as they are."""
+        with self._lock:
+            if self._presence.replace(groups, kept) and self._keeper is not None:
+                self._send_now()
+
     def settle(self, seconds: float) -> bool:
         """Waits until the process has all listeners and changes; returns whether it has.
 
@@ -157,6 +186,37 @@ class Relay:
             self._send_now()
             self._changed.wait_for(lambda: self._stopped or self._table.settled >= mark, seconds)
             return self._table.settled >= mark
+
+    def traffic(self, token: str, seconds: float) -> TrafficReport:
+        """What was counted of each target since the report with a token; "" for everything.
+
+        This blocks, so it must not be called in the thread of an event loop.
+
+        Args:
+            token: that of the last report.
+            seconds: how long the process may take to answer; after that the report has what it said before.
+        """
+        with self._lock:
+            self._ask(AskTallies, seconds)
+            return self._questions.traffic.since(token)
+
+    def flows(
+        self, group: str, front: Target, clients: tuple[str, ...], most: int, seconds: float
+    ) -> list[CarriedFlow]:
+        """The clients of a front that have a target now, see `AskFlows`.
+
+        This blocks, so it must not be called in the thread of an event loop.
+        """
+        with self._lock:
+            return self._ask(lambda number: AskFlows(number, group, front, clients, most), seconds)
+
+    def _ask(self, question: Callable[[int], Message], seconds: float) -> list[CarriedFlow]:
+        """Asks the process, if there is one, and waits for its answer."""
+        number = self._questions.ask(question)
+        if self._keeper is not None:
+            self._send_now()
+            self._changed.wait_for(lambda: self._stopped or number not in self._questions, seconds)
+        return self._questions.end(number)
 
     def stop(self) -> None:
         """Closes all listeners and starts to end the process and its connections.
@@ -181,25 +241,7 @@ class Relay:
 
     def figures(self) -> Iterable[Figure]:
         """The metrics of the relay; the values are up to five seconds old."""
-
-        def figure(name: str, kind: Kind, text: str, value: float, **labels: str) -> Figure:
-            return Figure(f"kubeproxy_relay_{name}", kind, text, value, {**self.labels, **labels})
-
-        done = self._all()
-        text = "Clients that were connected to an endpoint."
-        yield figure("connections_total", "counter", text, done.connections, protocol="TCP")
-        yield figure("connections_total", "counter", text, done.flows, protocol="UDP")
-        text = "Clients that are connected to an endpoint."
-        yield figure("connections", "gauge", text, self._counts.open_connections, protocol="TCP")
-        yield figure("connections", "gauge", text, self._counts.open_flows, protocol="UDP")
-        text = "Clients that were refused because they are not served or no endpoint answered."
-        yield figure("refused_clients_total", "counter", text, done.refused)
-        text = "Failed attempts to reach an endpoint."
-        yield figure("endpoint_failures_total", "counter", text, done.failures)
-        text = "Addresses and ports that the relay serves."
-        yield figure("listeners", "gauge", text, len(self._table.listeners))
-        text = "Relay processes that ended unexpectedly, with their connections."
-        yield figure("lost_processes_total", "counter", text, self._lost)
+        return metrics.figures(self._all(), self._counts, len(self._table.listeners), self._lost, self.labels)
 
     def _all(self) -> Counts:
         """The sums over all processes."""
@@ -209,6 +251,7 @@ class Relay:
             flows=ours.flows + theirs.flows,
             refused=ours.refused + theirs.refused,
             failures=ours.failures + theirs.failures,
+            ended=ours.ended + theirs.ended,
         )
 
     def _send_now(self) -> None:
@@ -230,7 +273,13 @@ class Relay:
     def _send(self, process: RelayProcess) -> bool:
         """Sends a batch of changes. Returns whether everything has been sent."""
         try:
-            return process.flush() and self._table.send(process.send) and not process.full
+            return (
+                process.flush()
+                and self._table.send(process.send)
+                and self._presence.send(process.send)
+                and self._questions.send(process.send)
+                and not process.full
+            )
         except OSError as e:
             log.warning(
                 "%(relay)s: cannot send to the relay process, replacing it: %(err)s",
@@ -273,6 +322,7 @@ class Relay:
         with self._lock:
             self._process = process
             self._table.restart()
+            self._presence.restart()
 
     def _serve(self, process: RelayProcess) -> str:
         """Sends and receives until the process must end; returns why."""
@@ -318,6 +368,10 @@ class Relay:
                 with self._lock:
                     self._table.settled = message.number
                     self._changed.notify_all()
+            elif isinstance(message, Tallied | ListedFlows):
+                with self._lock:
+                    self._questions.take(message)
+                    self._changed.notify_all()
 
     def _end(self, process: RelayProcess, why: str) -> None:
         """Ends a process. If the relay was stopped, the process has `Patience.stop` seconds.
@@ -326,6 +380,7 @@ class Relay:
         """
         with self._lock:
             self._process = None
+            self._questions.restart()
             stopped = self._stopped
         code = process.end(self._patience.stop if stopped else 0.0)
         if code is None:

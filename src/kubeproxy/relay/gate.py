@@ -65,6 +65,7 @@ class TCPBehind(TCPPort):
     def close(self) -> None:
         """See `TCPServer`."""
         self._gate.remove(self._at)
+        super().close()
 
 
 class UDPGate:

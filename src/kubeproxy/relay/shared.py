@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Final
 
-from kubeproxy.relay.balancer import Clients
+from kubeproxy.relay.balancer import Balancer, Clients
 from kubeproxy.relay.loop import PollLoop
 from kubeproxy.relay.pipes import Pool
 from kubeproxy.relay.slots import Slots, is_shortage
-from kubeproxy.relay.values import Counts
+from kubeproxy.relay.tallies import Tallies
+from kubeproxy.relay.values import Counts, Listener
 
 QUIET_SECONDS: Final = 60.0
 """A message about the same subject is not repeated sooner."""
@@ -29,6 +30,7 @@ class Shared:
         pool: pipes.
         slots: descriptors.
         counts: connections, flows and failures.
+        tallies: the same and more, by target.
         mark: the mark of packets to targets; 0 for none.
     """
 
@@ -37,6 +39,7 @@ class Shared:
         self.slots = Slots(limit)
         self.pool = Pool(self.slots)
         self.counts = Counts()
+        self.tallies = Tallies()
         self.mark = mark
         self._log = log
         self._reported: dict[Hashable, float] = {}
@@ -75,6 +78,10 @@ class Shared:
                 "system",
             )
             self.loop.after(_RETRY_SECONDS, self.slots.freed)
+
+    def balancer(self, listener: Listener) -> Balancer:
+        """What chooses the targets of the clients of a listener; to be closed."""
+        return Balancer(listener, self.clients(listener.group), self.tallies)
 
     def clients(self, group: str) -> Clients:
         """The clients of a group, with their targets."""

@@ -15,7 +15,7 @@ from typing import Final
 
 from kubeproxy.relay import origin, sockets
 from kubeproxy.relay.balancer import Balancer
-from kubeproxy.relay.connection import DESCRIPTORS, Connection, will_reset
+from kubeproxy.relay.connection import DESCRIPTORS, Connection, front_of, will_reset
 from kubeproxy.relay.header import header
 from kubeproxy.relay.loop import IN, OUT, Timer
 from kubeproxy.relay.shared import Shared
@@ -25,6 +25,7 @@ from kubeproxy.relay.values import Listener, Target
 PATIENCE: Final = (0.25, 0.5, 1.0, 2.0)
 """Seconds to wait for a target's answer, depending on how many targets have not answered."""
 
+_REFUSALS: Final = frozenset({errno.ECONNREFUSED, errno.ECONNRESET})
 _SYN_SENT: Final = 2
 """TCP_SYN_SENT of linux/tcp_states.h: the other side has not answered yet."""
 
@@ -34,24 +35,30 @@ class TCPPort:
 
     def __init__(self, listener: Listener, shared: Shared) -> None:
         self._shared = shared
-        self.change(listener)
+        self._listener = listener
+        self._balancer = shared.balancer(listener)
 
     def change(self, listener: Listener) -> None:
         """Changes how new connections are served."""
-        self._listener = listener
-        self._balancer = Balancer(listener, self._shared.clients(listener.group))
+        before, self._listener = self._balancer, listener
+        self._balancer = self._shared.balancer(listener)
+        before.close()
 
     def take(self, client: socket.socket, peer: Target) -> None:
         """Serves a client that was accepted."""
         reached: Target | None = client.getsockname()[:2]
         if self._listener.translated:
             reached = origin.of_connection(client)
-        candidates = self._balancer.candidates(peer[0]) if reached else ()
+        candidates = self._balancer.candidates(*peer) if reached else ()
         if not candidates or reached is None:
             refuse(self._shared, client)
             return
         greeting = header(peer, reached) if self._listener.header else b""
-        Dialing(self._shared, self._listener.name, self._balancer, client, peer[0], candidates, greeting)
+        Dialing(self._shared, self._listener, self._balancer, client, peer[0], candidates, greeting)
+
+    def close(self) -> None:
+        """No clients are served any more."""
+        self._balancer.close()
 
 
 class Acceptor:
@@ -133,6 +140,7 @@ class TCPServer(TCPPort):
     def close(self) -> None:
         """Accepts the clients that are waiting, then closes the socket."""
         self._acceptor.close()
+        super().close()
 
 
 class Dialing:
@@ -141,7 +149,7 @@ class Dialing:
     def __init__(
         self,
         shared: Shared,
-        name: str,
+        listener: Listener,
         balancer: Balancer,
         client: socket.socket,
         address: str,
@@ -149,7 +157,7 @@ class Dialing:
         greeting: bytes,
     ) -> None:
         self._shared = shared
-        self._name = name
+        self._listener = listener
         self._balancer = balancer
         self._client = client
         self._address = address
@@ -159,6 +167,7 @@ class Dialing:
         self._server: socket.socket | None = None
         self._timer: Timer | None = None
         self._target = self._candidates[0]
+        self._counts = shared.tallies.of(listener.group, self._target)
         self._next()
 
     def ready(self, descriptor: int, events: int) -> None:  # noqa: ARG002 see Handler
@@ -166,7 +175,7 @@ class Dialing:
         assert self._server is not None
         code = self._server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            self._failed(os.strerror(code))
+            self._refused(code)
             self._next()
             return
         server, self._server = self._server, None
@@ -176,11 +185,41 @@ class Dialing:
         if self._greeting:
             with contextlib.suppress(OSError):  # an error is reported again when the connection is read
                 server.send(self._greeting)  # the send buffer of a new socket is large enough
-        Connection(self._shared, self._client, server)
+        self._counts.reached(self)
+        Connection(self._shared, self._client, server, self._counts)
+
+    @property
+    def group(self) -> str:
+        """The group of its listener."""
+        return self._listener.group
+
+    @property
+    def target(self) -> Target:
+        """The target that is being tried."""
+        return self._target
+
+    def client(self) -> Target:
+        """Address and port of the client.
+
+        Raises:
+            OSError: the client has reset the connection.
+        """
+        return self._address, self._client.getpeername()[1]
+
+    def front(self) -> Target:
+        """Address and port that the client connected to, see `front_of`."""
+        return front_of(self._client)
+
+    def lost_target(self) -> None:
+        """See `Carried`."""
+        self._counts.abandoned(self)
+        self._failed("it was removed")
+        self._next()
 
     def reset(self) -> None:
         """Resets the client, without trying other targets."""
         self._candidates.clear()
+        self._counts.abandoned(self)
         self._failed("the relay ends")
         refuse(self._shared, self._client)
 
@@ -193,15 +232,16 @@ class Dialing:
             except OSError as e:
                 self._shared.short(e)
                 break
+            self._counts = self._shared.tallies.of(self._listener.group, self._target)
+            self._counts.attempt(self)
             code = server.connect_ex(self._target)
             if code in {0, errno.EINPROGRESS}:
                 self._shared.loop.add(server.fileno(), OUT, self)
                 self._timer = self._shared.loop.after(PATIENCE[self._silent], self._timeout)
                 return
-            self._failed(os.strerror(code))
-        self._shared.report(
-            logging.WARNING, f"{self._name}: no endpoint can be connected, clients are reset", self._name
-        )
+            self._refused(code)
+        name = self._listener.name
+        self._shared.report(logging.WARNING, f"{name}: no endpoint can be connected, clients are reset", name)
         refuse(self._shared, self._client)
 
     def _socket(self) -> socket.socket:
@@ -223,8 +263,17 @@ class Dialing:
             self._candidates.append(self._target)
         else:
             self._candidates.clear()
+        self._counts.unanswered(self)
         self._failed(f"no answer within {seconds} s")
         self._next()
+
+    def _refused(self, code: int) -> None:
+        """The target, or the network, answers with an error."""
+        if code in _REFUSALS:
+            self._counts.refused(self)
+        else:
+            self._counts.unanswered(self)
+        self._failed(os.strerror(code))
 
     def _failed(self, why: str) -> None:
         """Closes the socket to a target that failed, and logs the reason."""
@@ -236,11 +285,9 @@ class Dialing:
         self._server = None
         self._balancer.failed(self._address, self._target)
         self._shared.counts.failures += 1
-        address, port = self._target
+        name, (address, port) = self._listener.name, self._target
         self._shared.report(
-            logging.INFO,
-            f"{self._name}: {address} port {port} cannot be connected: {why}",
-            (self._name, self._target),
+            logging.INFO, f"{name}: {address} port {port} cannot be connected: {why}", (name, self._target)
         )
 
 

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from kubeproxy.netlink import route
 from kubeproxy.relay import origin
-from kubeproxy.relay.balancer import Balancer
 from kubeproxy.relay.loop import IN
 from kubeproxy.relay.shared import Shared
 from kubeproxy.relay.sockets import IP_PKTINFO
@@ -50,13 +49,15 @@ class UDPServer:
         self.flows: dict[Client, UDPFlow] = {}
         self._ipv6 = sock.family == socket.AF_INET6
         self._queries: origin.Flows | None = None
-        self.change(listener)
+        self.listener = listener
+        self.balancer = shared.balancer(listener)
         shared.loop.add(sock.fileno(), IN, self)
 
     def change(self, listener: Listener) -> None:
         """Changes how new flows are served, and ends the flows to targets that were removed."""
-        self.listener = listener
-        self.balancer = Balancer(listener, self.shared.clients(listener.group))
+        before, self.listener = self.balancer, listener
+        self.balancer = self.shared.balancer(listener)
+        before.close()
         for flow in [f for f in self.flows.values() if f.target not in self.balancer.targets]:
             flow.end()
 
@@ -64,6 +65,7 @@ class UDPServer:
         """Ends all flows and closes the socket."""
         for flow in list(self.flows.values()):
             flow.end()
+        self.balancer.close()
         self.shared.loop.remove(self.sock.fileno())
         self.shared.loop.close(self.sock)
         if self._queries is not None:
@@ -104,15 +106,15 @@ class UDPServer:
     def _open(self, client: Client) -> "UDPFlow | None":
         """Opens a flow; None if the client is refused or there is no descriptor left."""
         peer, _ = client
-        served = not self.listener.translated or self._translated(peer)
-        candidates = self.balancer.candidates(peer[0]) if served else ()
-        if not candidates:
+        front = self._origin(peer) if self.listener.translated else self._reached(client)
+        candidates = self.balancer.candidates(peer[0], peer[1]) if front else ()
+        if not candidates or front is None:
             self.shared.counts.refused += 1
             return None
         if not self.shared.admit(1):
             return None
         try:
-            flow = UDPFlow(self, client, list(candidates))
+            flow = UDPFlow(self, client, front, list(candidates))
         except OSError as e:
             self.shared.slots.give_back(1)
             self.shared.short(e)
@@ -122,8 +124,17 @@ class UDPServer:
         self.shared.counts.open_flows += 1
         return flow
 
-    def _translated(self, peer: Peer) -> bool:
-        """Whether a client sent to a front, so that the destination of its packets was translated."""
+    def _reached(self, client: Client) -> Target:
+        """Our address and port that a client sends to."""
+        _, own = client
+        address, port = self.sock.getsockname()[:2]
+        if not own:
+            return address, port
+        # struct in6_pktinfo begins with the address; struct in_pktinfo ends with it.
+        return socket.inet_ntop(self.sock.family, own[:16] if self._ipv6 else own[8:12]), port
+
+    def _origin(self, peer: Peer) -> Target | None:
+        """The front that a client sent to; None if the destination of its packets was not translated."""
         if self._queries is None:
             try:
                 self._queries = origin.Flows()
@@ -133,9 +144,9 @@ class UDPServer:
                     f"UDP is not served, because connection tracking cannot be queried: {e.strerror}",
                     "conntrack",
                 )
-                return False
+                return None
         address, port = self.sock.getsockname()[:2]
-        return self._queries.destination(peer[:2], (address, port)) is not None
+        return self._queries.destination(peer[:2], (address, port))
 
 
 def packets(sock: socket.socket) -> Iterator[tuple[Peer, bytes, memoryview]]:
@@ -160,9 +171,19 @@ def _peer(address: tuple[Any, ...]) -> Peer:
 class UDPFlow:
     """One client's flow to a target."""
 
-    __slots__ = ("_candidates", "_client", "_last", "_server", "_sock", "_started", "target")
+    __slots__ = (
+        "_candidates",
+        "_client",
+        "_counts",
+        "_front",
+        "_last",
+        "_server",
+        "_sock",
+        "_started",
+        "target",
+    )
 
-    def __init__(self, server: UDPServer, client: Client, candidates: list[Target]) -> None:
+    def __init__(self, server: UDPServer, client: Client, front: Target, candidates: list[Target]) -> None:
         """Opens a flow to the first candidate that can be sent to.
 
         Raises:
@@ -170,6 +191,7 @@ class UDPFlow:
         """
         self._server = server
         self._client = client
+        self._front = front
         self._candidates = candidates
         self._started = self._last = time.monotonic()
         self._sock: socket.socket | None = None
@@ -181,6 +203,7 @@ class UDPFlow:
         server = self._server
         self._disconnect()
         self.target = self._candidates.pop(0)
+        self._counts = server.shared.tallies.of(server.listener.group, self.target)
         sock = socket.socket(server.sock.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             if server.shared.mark:
@@ -192,15 +215,29 @@ class UDPFlow:
         if code:
             self._refused(os.strerror(code))
         server.balancer.reached(self._client[0][0], self.target)
+        self._counts.began()
         server.shared.loop.add(sock.fileno(), IN, self)
         self._sock = sock
+
+    @property
+    def group(self) -> str:
+        """The group of its listener."""
+        return self._counts.group
+
+    def client(self) -> Target:
+        """Address and port of its client."""
+        return self._client[0][0], self._client[0][1]
+
+    def front(self) -> Target:
+        """Address and port that its client sent to."""
+        return self._front
 
     def send(self, data: memoryview) -> None:
         """Sends a packet to the target, or to the next one if the target refused an earlier packet (ICMP)."""
         self._last = time.monotonic()
         while self._sock is not None:
             try:
-                self._sock.send(data)
+                self._counts.moved(self._sock.send(data), 0)
             except BlockingIOError:
                 return
             except OSError as e:
@@ -229,6 +266,7 @@ class UDPFlow:
                     self.end()
                 return
             self._last = time.monotonic()
+            self._counts.moved(0, size)
             self._server.answer(_buffer[:size], self._client)
 
     def end(self) -> None:
@@ -243,10 +281,12 @@ class UDPFlow:
         if self._sock is not None:
             self._server.shared.loop.close(self._sock)
             self._sock = None
+            self._counts.ended()
 
     def _refused(self, why: str) -> None:
         self._server.balancer.failed(self._client[0][0], self.target)
         self._server.shared.counts.failures += 1
+        self._counts.reset()
         name, (address, port) = self._server.listener.name, self.target
         self._server.shared.report(
             logging.INFO, f"{name}: {address} port {port} takes no packets: {why}", (name, self.target)

@@ -14,11 +14,41 @@ Target = tuple[str, int]
 """Address and port."""
 
 
+class Division(Struct, frozen=True, gc=False, array_like=True):
+    """How clients are divided among targets, if not in turn with equal shares.
+
+    Attributes:
+        weights: the weight of each target; none if all are equal. A table has them already.
+        least: the target with the fewest connections in proportion to its weight is used; otherwise one after
+            the other.
+        table: slots of Maglev hashing, each the number of a target as 16 bits in the byte order of the host:
+            a client gets the target of the slot of its hash. Empty for another method.
+        by_port: the hash is of the client's address and port, otherwise of its address.
+        preferred: the numbers of the targets that are used as long as one of them has fewer connections than
+            `bound`.
+        bound: see there; 0 if none are preferred.
+    """
+
+    weights: tuple[int, ...] = ()
+    least: bool = False
+    table: bytes = b""
+    by_port: bool = False
+    preferred: tuple[int, ...] = ()
+    bound: int = 0
+
+
 class Choice(Struct, frozen=True, gc=False, array_like=True):
-    """The targets for some clients. `clients` are ranges; an empty tuple means all clients."""
+    """The targets for some clients.
+
+    Attributes:
+        targets: the targets.
+        clients: the ranges of the clients; none for all clients.
+        division: how clients are divided among the targets; None: in turn, with equal shares.
+    """
 
     targets: tuple[Target, ...]
     clients: tuple[str, ...] = ()
+    division: Division | None = None
 
 
 class Listener(Struct, frozen=True, gc=False, array_like=True):
@@ -93,6 +123,7 @@ class Counts(Struct, gc=False, array_like=True, tag=4):
         open_flows: UDP flows that are open now.
         refused: clients that are not served, and those for which no target answered.
         failures: failed attempts to reach a target.
+        ended: connections that were ended because their target was removed.
     """
 
     connections: int = 0
@@ -101,6 +132,7 @@ class Counts(Struct, gc=False, array_like=True, tag=4):
     open_flows: int = 0
     refused: int = 0
     failures: int = 0
+    ended: int = 0
 
 
 class Mark(Struct, frozen=True, gc=False, array_like=True, tag=5):
@@ -118,7 +150,125 @@ class OpenGate(Struct, frozen=True, gc=False, array_like=True, tag=6):
     udp: bool
 
 
-Message = Open | Update | Close | LogLine | Counts | Mark | OpenGate
+class Tally(Struct, frozen=True, gc=False, array_like=True):
+    """Connections of a group of listeners to a target. Of UDP a flow counts as a connection.
+
+    Attributes:
+        group: the group, see `Listener`.
+        target: the target.
+        connections: clients that were connected to it.
+        open: those that are connected now.
+        waiting: attempts to connect that have no answer now.
+        sent: bytes of clients, without headers of packets.
+        received: bytes of the target.
+        unanswered: attempts that had no answer in time.
+        resets: connections that one side has reset, and attempts and packets that the target has refused.
+    """
+
+    group: str
+    target: Target
+    connections: int = 0
+    open: int = 0
+    waiting: int = 0
+    sent: int = 0
+    received: int = 0
+    unanswered: int = 0
+    resets: int = 0
+
+
+class AskTallies(Struct, frozen=True, gc=False, array_like=True, tag=7):
+    """The daemon asks for the tallies of all targets that have changed since it asked last."""
+
+    number: int
+
+
+class Tallied(Struct, frozen=True, gc=False, array_like=True, tag=8):
+    """A part of the answer.
+
+    Attributes:
+        number: that of the question.
+        tallies: what was counted since the question before; `open` and `waiting` are those of now.
+        more: another part follows.
+    """
+
+    number: int
+    tallies: tuple[Tally, ...]
+    more: bool = False
+
+
+class CarriedFlow(Struct, frozen=True, gc=False, array_like=True):
+    """A client that has a target.
+
+    Attributes:
+        client: its address and port.
+        target: its target.
+        connected: the target has answered; a flow of UDP is always connected.
+    """
+
+    client: Target
+    target: Target
+    connected: bool = True
+
+
+class AskFlows(Struct, frozen=True, gc=False, array_like=True, tag=9):
+    """The daemon asks for the clients of a front that have a target now.
+
+    Attributes:
+        number: the number of the question.
+        group: the group of the listeners.
+        front: the address and port that the clients connected to.
+        clients: their addresses; none for all.
+        most: the number of clients at most.
+    """
+
+    number: int
+    group: str
+    front: Target
+    clients: tuple[str, ...]
+    most: int
+
+
+class ListedFlows(Struct, frozen=True, gc=False, array_like=True, tag=10):
+    """A part of the answer.
+
+    Attributes:
+        number: that of the question.
+        flows: the clients.
+        more: another part follows.
+    """
+
+    number: int
+    flows: tuple[CarriedFlow, ...]
+    more: bool = False
+
+
+class Presence(Struct, frozen=True, gc=False, array_like=True, tag=11):
+    """Which targets of a group have not been removed.
+
+    Attributes:
+        group: the group.
+        targets: the targets; connections to those that were among them before are ended. None: connections
+            to removed targets stay from now on.
+    """
+
+    group: str
+    targets: tuple[Target, ...] | None
+
+
+Message = (
+    Open
+    | Update
+    | Close
+    | LogLine
+    | Counts
+    | Mark
+    | OpenGate
+    | AskTallies
+    | Tallied
+    | AskFlows
+    | ListedFlows
+    | Presence
+)
 
 _LENGTH = struct.Struct("<I")
 

@@ -10,24 +10,30 @@ import signal
 import socket
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
-from kubeproxy.relay import gate, tcp, udp
+from kubeproxy.relay import gate, listing, tcp, udp
 from kubeproxy.relay.connection import Connection
 from kubeproxy.relay.loop import IN, PollLoop
+from kubeproxy.relay.presence import RemovedTargets
 from kubeproxy.relay.shared import Shared
 from kubeproxy.relay.sockets import raise_limit
 from kubeproxy.relay.values import (
+    AskFlows,
+    AskTallies,
     Close,
     Counts,
     Decoder,
+    ListedFlows,
     LogLine,
     Mark,
     Message,
     Open,
     OpenGate,
+    Presence,
+    Tallied,
     Update,
     encode,
 )
@@ -41,6 +47,11 @@ _ANSWER_SECONDS = 0.1
 _RECEIVED_BYTES = 1 << 16
 _RECEIVED_SOCKETS = 250  # SCM_MAX_FD is 253
 _DESCRIPTOR = 4
+_MOST_AT_ONCE = 128
+"""So many tallies or flows are sent at once; then connections are served.
+
+They have 20 KB at most, which the kernel takes as a whole or not at all.
+"""
 
 
 class Worker:
@@ -58,6 +69,7 @@ class Worker:
         self._loop = PollLoop(self._failed)
         limit = limit or raise_limit() - _SPARE
         self._shared = Shared(self._loop, self._log, limit=limit, mark=mark)
+        self._removed = RemovedTargets(self._loop, self._shared.tallies)
         self._decoder = Decoder()
         self._sockets: deque[socket.socket] = deque()
         self._servers: dict[int, tcp.TCPServer | udp.UDPServer | gate.TCPBehind | gate.UDPBehind] = {}
@@ -65,6 +77,8 @@ class Worker:
         self._closed_gates: list[gate.TCPGate | gate.UDPGate] = []
         self._groups: dict[int, tuple[str, int]] = {}
         self._reported = Counts()
+        self._replies: deque[Iterator[Message]] = deque()
+        self._unsent: Message | None = None
         control.setblocking(False)
         self._loop.add(control.fileno(), IN, self)
         # Messages are handled before new connections, so that none of these is sent to a target that was
@@ -113,6 +127,12 @@ class Worker:
                 while self._closed_gates:
                     self._closed_gates.pop().begin()
                 self._answer(message)
+            elif isinstance(message, Presence):
+                self._removed.change(message)
+            elif isinstance(message, AskTallies):
+                self._reply(self._tallies(message))
+            elif isinstance(message, AskFlows):
+                self._reply(self._flows(message))
 
     def _take(self, ancillary: Sequence[tuple[int, int, bytes]]) -> None:
         """Stores the sockets that arrived; `Open` messages use them in this order."""
@@ -150,6 +170,7 @@ class Worker:
 
     def _report_counts(self) -> None:
         """Sends the counts if they have changed."""
+        self._shared.counts.ended = self._removed.ended
         if self._shared.counts != self._reported:
             self._reported = replace(self._shared.counts)
             self._send(self._reported)
@@ -165,6 +186,38 @@ class Worker:
         """
         if not self._send(mark):
             self._loop.after(_ANSWER_SECONDS, lambda: self._answer(mark))
+
+    def _tallies(self, question: AskTallies) -> Iterator[Tallied]:
+        tallies = self._shared.tallies
+        left = tallies.changed  # what is counted from now on is not waited for
+        while True:
+            counted = tallies.take(min(_MOST_AT_ONCE, left))
+            left -= len(counted) or left
+            yield Tallied(question.number, counted, left > 0)
+            if not left:
+                return
+
+    def _flows(self, question: AskFlows) -> Iterator[ListedFlows]:
+        found = listing.flows(self._loop.handlers, question)
+        for start in range(0, len(found), _MOST_AT_ONCE):
+            yield ListedFlows(question.number, found[start : start + _MOST_AT_ONCE], more=True)
+        yield ListedFlows(question.number, ())
+
+    def _reply(self, parts: Iterator[Message]) -> None:
+        """Answers a question when those before it are answered."""
+        self._replies.append(parts)
+        if len(self._replies) == 1:
+            self._loop.after(0, self._send_part)
+
+    def _send_part(self) -> None:
+        """Sends a part of an answer, then connections are served before the next part."""
+        part = self._unsent or next(self._replies[0], None)
+        sent = part is None or self._send(part)
+        self._unsent = None if sent else part
+        if part is None:
+            self._replies.popleft()
+        if self._replies:
+            self._loop.after(0 if sent else _ANSWER_SECONDS, self._send_part)
 
     def _send(self, message: Message) -> bool:
         """Sends a message unless the socket's buffer is full, since a busy daemon must not block traffic.

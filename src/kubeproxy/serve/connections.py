@@ -1,4 +1,6 @@
-"""Metrics of the connections of endpoints, from the counters of the rules; off unless they are configured.
+"""Metrics of the connections of endpoints, from the counters of the rules or of the relay.
+
+They are off unless they are configured.
 
 The number of time series is limited: an endpoint gets one with its first connection, as long as there are not
 too many, and loses it when its Service has it no longer. The connections of all other endpoints are added up.
@@ -13,8 +15,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from kubeproxy.backends.base import ConnectionCounter, EndpointCounts, SyncError, UnsupportedError
+from kubeproxy.backends.base import ConnectionCounter, Driver, EndpointCounts, SyncError, UnsupportedError
 from kubeproxy.backends.mode import Mode
+from kubeproxy.backends.relay_counts import RelayCounter
+from kubeproxy.backends.relayed import Counting
 from kubeproxy.figures import Figure
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.plan import Key, PortId, ServicePlan
@@ -47,6 +51,7 @@ class ConnectionMetrics:
         loop: Reconciler,
         most: int,
         *,
+        driver: Driver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is read before `run`.
@@ -56,12 +61,14 @@ class ConnectionMetrics:
             mode: the mode of the rules.
             loop: the loop that programs them.
             most: how many endpoints may have a series.
+            driver: the driver, whose relay counts if the mode has no rules that do.
             clock: the time in seconds.
         """
         self._machine = machine
         self._mode = mode
         self._loop = loop
         self._most = most
+        self._driver = driver
         self._clock = clock
         self._pending: dict[Key, ServicePlan | None] = {}
         self._endpoints: dict[Key, frozenset[At]] = {}
@@ -104,6 +111,8 @@ class ConnectionMetrics:
 
     async def _open(self) -> ConnectionCounter | None:
         make = self._mode.counter
+        if not self._mode.forwards and isinstance(self._driver, Counting):
+            return RelayCounter(self._driver.traffic)
         if make is None:
             log.warning(
                 "%(ipFamily)s: no metrics of connections: the rules of %(mode)s mode do not count them",

@@ -373,7 +373,7 @@ def test_each_figure_is_told_once(shared: bool) -> None:
             Led(Rules(), relay, lambda node: node.address) if shared else Rules(), relay, shared=shared
         ).figures()
     ]
-    assert len(told) == len(set(told)) == 2 * 10
+    assert len(told) == len(set(told)) == 2 * 11
 
 
 def test_localhost_is_where_the_ranges_have_it(relay: FakeRelay) -> None:

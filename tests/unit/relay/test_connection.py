@@ -29,7 +29,9 @@ class Line:
         for sock in (self.client, near, self.server, far):
             sock.setblocking(False)
         self.loop.add(far.fileno(), OUT, self)  # as it is after connecting
-        Connection(self.shared, near, far)
+        self.counts = self.shared.tallies.of("default/web:http/TCP", ("10.244.1.1", 80))
+        self.counts.began()
+        Connection(self.shared, near, far, self.counts)
 
     def ready(self, descriptor: int, events: int) -> None:
         raise AssertionError("the connection has its own handler")

@@ -72,10 +72,9 @@ def _node(node: NodeConfig, config: KubeProxyConfiguration) -> NodeConfig:
 
 MODE: Final = Mode(
     name="iptables",
-    balancing=BalancingSupport(spill_over=True, steered=True),
     replaces=("ebpf", "nftables", "ipvs"),
     manners=Manners(refuses_everywhere=True, lets_own_out=True),
-    balancing=BalancingSupport(weights=True),
+    balancing=BalancingSupport(weights=True, spill_over=True, steered=True),
     failure_metrics=(
         FailureMetric("kubeproxy_sync_proxy_rules_iptables_restore_failures_total"),
         FailureMetric(

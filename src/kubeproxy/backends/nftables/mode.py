@@ -80,13 +80,12 @@ def _problems(config: KubeProxyConfiguration) -> Iterator[Problem]:
 
 MODE: Final = Mode(
     name="nftables",
-    balancing=BalancingSupport(spill_over=True, steered=True),
     section="nftables",
     masquerade="nftables",
     node_port_addresses=(PRIMARY,),
     replaces=("ebpf", "ipvs", "iptables"),
     manners=Manners(closed_cluster_ips=True, firewall_first=True),
-    balancing=BalancingSupport(weights=True, maglev=True),
+    balancing=BalancingSupport(weights=True, maglev=True, spill_over=True, steered=True),
     failure_metrics=(FailureMetric("kubeproxy_sync_proxy_rules_nftables_sync_failures_total"),),
     node=_node,
     problems=_problems,

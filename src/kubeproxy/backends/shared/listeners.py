@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 
 from kubeproxy.api.addresses import join
+from kubeproxy.backends import relayed
 from kubeproxy.backends.base import HeldState, LoadSteps
 from kubeproxy.machine.base import Machine
 from kubeproxy.relay.control import Relay
@@ -44,12 +45,8 @@ class HeldListener(Struct, frozen=True, gc=False):
 
     def lines(self) -> list[str]:
         """It as `ss` prints it, then where each kind of client is sent."""
-        return [str(self), *(f"{self} -> {targets}" for targets in self._targets())]
-
-    def _targets(self) -> Iterable[str]:
-        for choice in self.listener.choices:
-            clients = f" from {','.join(choice.clients)}" if choice.clients else ""
-            yield ",".join(join(*target) for target in choice.targets) + clients
+        choices = map(relayed.described, self.listener.choices)
+        return [str(self), *(f"{self} -> {choice}" for choice in choices)]
 
 
 class HeldListeners(Struct, frozen=True, gc=False):

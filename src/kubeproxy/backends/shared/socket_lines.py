@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from kubeproxy.api.addresses import join
 from kubeproxy.backends import relayed
 from kubeproxy.backends.base import HeldState, KernelComparison
 from kubeproxy.backends.relayed import RelaySocket
@@ -25,9 +24,7 @@ def lines(sockets: Iterable[RelaySocket]) -> Iterator[str]:
         header = " with PROXY protocol" if listener.header else ""
         kept = f" for {listener.affinity} s" if listener.affinity else ""
         for choice in listener.choices:
-            clients = f" from {','.join(choice.clients)}" if choice.clients else ""
-            targets = ",".join(join(*target) for target in sorted(choice.targets))
-            yield f"{shown} -> {targets}{clients}{kept}{header}"
+            yield f"{shown} -> {relayed.described(choice)}{kept}{header}"
 
 
 def compare(

@@ -28,7 +28,7 @@ from kubeproxy.backends.base import (
     SyncError,
 )
 from kubeproxy.backends.relayed import RelaySocket
-from kubeproxy.backends.shared import listeners
+from kubeproxy.backends.shared import listeners, presence
 from kubeproxy.backends.shared.listeners import HeldListeners, ListenerSteps, RecordingRelay
 from kubeproxy.backends.shared.threads import in_thread
 from kubeproxy.backends.userspace.led_sockets import LedSockets, SocketName
@@ -37,6 +37,8 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, ServicePlan
 from kubeproxy.relay.control import Relay
 from kubeproxy.relay.doors import Doors
+from kubeproxy.relay.traffic import TrafficReport
+from kubeproxy.relay.values import CarriedFlow, Target
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class Led:
             refused = {**refused, **await self._rules.load(rules, led)}
         self._first = False
         await in_thread(self._sockets.finish, led, plans, failures, refused)
+        await in_thread(presence.synced, self._relay, plans, self._sockets.refused)
         if not await self._sockets.doors.served():
             raise SyncError(relayed.SILENT)
         return {**refused, **failures}
@@ -98,6 +101,7 @@ class Led:
             sockets.doors.close(opened)
             raise
         sockets.changed(changes, led)
+        presence.changed(self._relay, changes)
         return refused
 
     def in_kernel(self, plan: ServicePlan) -> ServicePlan:
@@ -144,6 +148,14 @@ class Led:
     def watch(self, disturbed: Callable[[str], None]) -> bool:
         """See `Driver`."""
         return self._rules.watch(disturbed)
+
+    def traffic(self, token: str) -> TrafficReport:
+        """See `Counting`."""
+        return self._relay.traffic(token, relayed.ANSWER_SECONDS)
+
+    def flows(self, group: str, front: Target, clients: tuple[str, ...], most: int) -> list[CarriedFlow]:
+        """See `Counting`."""
+        return self._relay.flows(group, front, clients, most, relayed.ANSWER_SECONDS)
 
     def figures(self) -> Iterable[Figure]:
         """See `Measured`."""

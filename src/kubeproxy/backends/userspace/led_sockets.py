@@ -192,9 +192,12 @@ def wanted(plan: ServicePlan) -> Iterator[tuple[PortPlan, str, Listener]]:
     """The sockets that a Service needs: each with its port and traffic policy."""
     for port in plan.ports:
         if port.protocol in relayed.RELAYED:
-            for policy, endpoints in (("cluster", port.cluster), ("local", port.local)):
+            for policy, endpoints, distribution in (
+                ("cluster", port.cluster, port.cluster_distribution),
+                ("local", port.local, port.local_distribution),
+            ):
                 if endpoints:
-                    choice = relayed.anybody(endpoints)
+                    choice = relayed.choice(endpoints, distribution)
                     yield port, policy, relayed.listener(plan, port, choice, translated=True, header=True)
 
 
@@ -220,6 +223,8 @@ def lead(plan: ServicePlan, address: str, socket: Callable[[PortPlan, str], int]
             serving=cluster + local if port.protocol == "UDP" else (),
             known_endpoints=0,
             topology="",
+            cluster_distribution=None,
+            local_distribution=None,
         )
 
     return replace(plan, ports=tuple(map(led, plan.ports)))

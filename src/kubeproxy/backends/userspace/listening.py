@@ -18,7 +18,7 @@ from collections.abc import Set as AbstractSet
 from kubeproxy.api.addresses import IPV4, join
 from kubeproxy.backends import relayed
 from kubeproxy.backends.base import Change, Failures, HeldState, StaleError, SyncError
-from kubeproxy.backends.shared import listeners
+from kubeproxy.backends.shared import listeners, presence
 from kubeproxy.backends.shared.listeners import HeldListeners, ListenerSteps, RecordingRelay
 from kubeproxy.backends.shared.threads import in_thread
 from kubeproxy.figures import Figure
@@ -27,7 +27,8 @@ from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.relay.control import Relay
 from kubeproxy.relay.doors import Doors, OpenListener
-from kubeproxy.relay.values import Choice, Listener
+from kubeproxy.relay.traffic import TrafficReport
+from kubeproxy.relay.values import CarriedFlow, Choice, Listener, Target
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class Listening:
         lost = {front for key in failures for front in self._lost(plans[key])}
         self._doors.close({front for front in unwanted if front[0] not in failures or front in lost})
         self._refused = frozenset(failures)
+        presence.synced(self._relay, plans, self._refused)
         return failures
 
     async def apply(self, node: NodeConfig, changes: Sequence[Change]) -> Failures:
@@ -106,6 +108,7 @@ class Listening:
             raise StaleError(str(e)) from e
         self._change(wanted)
         self._doors.close(unwanted)
+        presence.changed(self._relay, changes)
         return {}
 
     async def read(self) -> HeldListeners:
@@ -136,6 +139,14 @@ class Listening:
     def watch(self, disturbed: Callable[[str], None]) -> bool:  # noqa: ARG002
         """See `Driver`. Other programs cannot change a socket."""
         return False
+
+    def traffic(self, token: str) -> TrafficReport:
+        """See `Counting`."""
+        return self._relay.traffic(token, relayed.ANSWER_SECONDS)
+
+    def flows(self, group: str, front: Target, clients: tuple[str, ...], most: int) -> list[CarriedFlow]:
+        """See `Counting`."""
+        return self._relay.flows(group, front, clients, most, relayed.ANSWER_SECONDS)
 
     def figures(self) -> Iterable[Figure]:
         """See `Measured`."""
@@ -203,7 +214,9 @@ class Listening:
             assert plan is not None
             if port.protocol not in relayed.RELAYED:
                 continue
-            inside = (relayed.anybody(port.internal_endpoints),) if port.internal_endpoints else ()
+            inside: tuple[Choice, ...] = ()
+            if port.internal_endpoints:
+                inside = (relayed.choice(port.internal_endpoints, port.internal_distribution),)
             outside = self._external(port)
             fronts = [
                 (port.cluster_ip, port.port, inside, ()),
@@ -226,9 +239,11 @@ class Listening:
     def _external(self, port: PortPlan) -> tuple[Choice, ...]:
         """Where external traffic may go: under policy Local what starts on this node may go everywhere."""
         if not port.external_local:
-            return (relayed.anybody(port.cluster),) if port.cluster else ()
-        own = (Choice(relayed.targets(port.cluster), self._own),) if port.cluster and self._own else ()
-        return (*own, relayed.anybody(port.local)) if port.local else own
+            return (relayed.choice(port.cluster, port.cluster_distribution),) if port.cluster else ()
+        own: tuple[Choice, ...] = ()
+        if port.cluster and self._own:
+            own = (relayed.choice(port.cluster, port.cluster_distribution, self._own),)
+        return (*own, relayed.choice(port.local, port.local_distribution)) if port.local else own
 
     def _node_ports(self, port: PortPlan, node: NodeConfig) -> Iterator[str]:
         """Where a node port is served: each address but those at which another front has precedence."""

@@ -8,6 +8,7 @@ from kubeproxy.backends.base import Comparable, Driver
 from kubeproxy.backends.mode import Mode
 from kubeproxy.backends.nftables import mode as nftables
 from kubeproxy.config.types import KubeProxyConfiguration
+from kubeproxy.model.distribution import EVERYTHING
 from kubeproxy.model.node import NodeConfig
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ MODE: Final = Mode(
     without_rules="userspace-listen",
     replaces=("ebpf", "ipvs", "iptables"),
     forwards=False,
+    balancing=EVERYTHING,
     lasting=False,
     manners=nftables.MODE.manners,  # its rules are those of nftables mode
     node=_node,

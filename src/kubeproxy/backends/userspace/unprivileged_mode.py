@@ -8,6 +8,7 @@ from kubeproxy.backends.base import Driver
 from kubeproxy.backends.mode import Mode
 from kubeproxy.backends.userspace import mode as userspace
 from kubeproxy.config.types import KubeProxyConfiguration
+from kubeproxy.model.distribution import EVERYTHING
 from kubeproxy.model.node import NodeConfig
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ MODE: Final = Mode(
     name=userspace.MODE.without_rules,
     tracked=False,
     forwards=False,
+    balancing=EVERYTHING,
     lasting=False,
     node=_node,
     open=_open,

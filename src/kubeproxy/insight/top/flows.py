@@ -23,15 +23,16 @@ _EVENTS: Final = "net/netfilter/nf_conntrack_events"
 _OVER: Final = frozenset({0, 7, 8})
 """TCP states NONE, TIME_WAIT and CLOSE."""
 
-_SYN_SENT: Final = frozenset({1, 9})
+_CONNECTING: Final = frozenset({1, 2, 9})
+"""SYN_SENT, SYN_RECV and SYN_SENT2: the client has not confirmed an answer."""
 
 
 class OpenFlows(Struct, frozen=True, gc=False):
     """Connections of one Service port at one moment, by endpoint.
 
     Attributes:
-        open: those that were answered and have not ended; of UDP and SCTP all flows that are tracked.
-        waiting: TCP connections whose client sent a SYN that was not answered.
+        open: those that were established and have not ended; of UDP and SCTP all flows that are tracked.
+        waiting: TCP connections whose client sent a SYN and has not confirmed an answer.
     """
 
     open: Counter[Endpoint]
@@ -58,7 +59,7 @@ def list_open(
         for protocol, destination, source, state, _ in flow_values.translated(machine, domain, marked=marked):
             if state in _OVER or (port := known.find(protocol, destination)) is None:
                 continue
-            counts = waiting if state in _SYN_SENT else open_
+            counts = waiting if state in _CONNECTING else open_
             counts.setdefault(port, Counter())[source] += 1
     return {
         port: OpenFlows(_read(open_.get(port, {})), _read(waiting.get(port, {})))

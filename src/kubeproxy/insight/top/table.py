@@ -54,6 +54,7 @@ def about(top: Top) -> str:
     counted = {
         "counters": f"connections from counters of the rules, read {sources.connections_age:.0f} s ago",
         "events": "connections from events of connection tracking",
+        "relay": "connections as the relay counts them",
         "": "connections are not counted",
     }[sources.connections]
     listed = "" if sources.open_age is None else f"; open ones listed {sources.open_age:.0f} s ago"

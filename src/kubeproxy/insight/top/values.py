@@ -20,12 +20,15 @@ class TopEndpoint(Struct, frozen=True, gc=False, rename="camel"):
         share: its share of the new connections of the Service port since the beginning, from 0 to 1; null
             without any.
         connections: new connections since the beginning.
-        sent_per_second: bytes that clients sent, of the connections that ended.
-        received_per_second: bytes that clients received, of the connections that ended.
+        sent_per_second: bytes that clients sent, of the connections that ended; a relay counts all as they
+            pass.
+        received_per_second: the same of bytes that clients received.
         open: open connections; of UDP and SCTP flows that are tracked.
-        waiting: connections whose client sent SYNs and waits for an answer.
-        unanswered: connections that ended since the beginning and were never answered.
-        resets: TCP connections that ended since the beginning by a reset.
+        waiting: connections whose client sent a SYN and has not confirmed an answer; attempts of a relay to
+            connect.
+        unanswered: connections that ended since the beginning and were never answered; attempts of a relay.
+        resets: TCP connections that ended since the beginning by a reset; attempts of a relay that were
+            refused.
         planned: new connections are sent there; false if it only has old ones.
         silent: it does not answer, so new connections are not sent there.
         uneven: its share is further from that of the other endpoints than chance explains.
@@ -101,7 +104,8 @@ class TopSources(Struct, frozen=True, gc=False, rename="camel"):
     """Where the figures are from.
 
     Attributes:
-        connections: "counters" of the rules, or "events" of connection tracking; "" if neither can be read.
+        connections: "counters" of the rules, "events" of connection tracking, or the "relay"; "" if they
+            cannot be read.
         connections_age: seconds since all counters were read; 0 with events.
         open_age: seconds since the open connections were read; null if they cannot be.
         bytes: whether bytes are counted.

@@ -7,58 +7,34 @@ answer.
 """
 
 import errno
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from typing import Final, Literal
-
-from msgspec.structs import replace
 
 from kubeproxy.answers.observed import Observed
 from kubeproxy.answers.snapshot import Snapshot
 from kubeproxy.api.addresses import IPV6, Family
 from kubeproxy.backends.base import ConnectionCounter, SyncError, UnsupportedError
+from kubeproxy.backends.relayed import RELAYED
+from kubeproxy.insight import daemon
+from kubeproxy.insight.top.figures import equal_chances, from_zero, order, speed, summed
 from kubeproxy.insight.top.flows import ACCOUNTING, FlowWatch, OpenFlows, list_open
 from kubeproxy.insight.top.fronts import FrontIndex, Place, PortName
+from kubeproxy.insight.top.pace import Pace, processor_seconds
+from kubeproxy.insight.top.relay import RelayFlows
 from kubeproxy.insight.top.tally import Endpoint, Rates, uneven
 from kubeproxy.insight.top.values import LastChange, Top, TopEndpoint, TopPort, TopService, TopSources
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
-
-SHARE: Final = 0.003
-"""The share of a processor that each of the two lists may take."""
 
 Order = Literal["connections", "open", "bytes", "failures", "name"]
 """What Services are compared by: new connections, open ones, bytes per second, failed connections, names."""
 
 COUNTERS: Final = "counters"
 EVENTS: Final = "events"
-
-
-def processor_seconds() -> float:
-    """The processor time of this process and of the programs it ran."""
-    return sum(os.times()[:4])
-
-
-class Pace:
-    """When something may be read again: its share of a processor is limited."""
-
-    def __init__(self, cost: Callable[[], float]) -> None:
-        self._cost = cost
-        self._due = 0.0
-        self.at: float | None = None
-
-    def due(self, now: float) -> bool:
-        """Whether it may be read."""
-        return now >= self._due
-
-    def read(self, work: Callable[[], None], now: float) -> None:
-        """Reads it."""
-        before = self._cost()
-        work()
-        self.at = now
-        self._due = now + (self._cost() - before) / SHARE
+RELAY: Final = "relay"
 
 
 class TopWatch:
@@ -102,22 +78,22 @@ class TopWatch:
         self._counters: dict[Family, ConnectionCounter] = {}
         self._counting = False
         self._pace_counters, self._pace_open = Pace(cost), Pace(cost)
-        self._open_counters()
+        self._relay: RelayFlows | None = None
+        self._flows: FlowWatch | RelayFlows | None = None
+        if snapshot.mode.forwards:
+            self._open_counters()
+        else:
+            self._relay = RelayFlows(
+                {family: partial(daemon.traffic, machine, family) for family in self._fronts}
+            )
         for node in snapshot.nodes:
             for key, plan in snapshot.plans(node.family).items():
                 self._set(node.family, key, plan)
-        if not snapshot.mode.forwards:
-            self._trouble(
-                "relay",
-                f"in {snapshot.mode.name} mode figures are of Services, not of endpoints: the relay of this node"
-                " connects to endpoints itself",
-            )
-        self._flows: FlowWatch | None = None
-        self._pace_counters.read(lambda: self._read_counters((), clock()), clock())
-        try:
-            self._flows = FlowWatch(machine, self._find, begins=not self._counting)
-        except OSError as e:
-            self._trouble("events", f"connections that begin and end are not seen: {self._why(e)}")
+        if self._relay is not None:
+            self._read_relay(self._relay)
+        else:
+            self._pace_counters.read(lambda: self._read_counters((), clock()), clock())
+            self._watch_flows()
         self._began = self._looked = clock()
 
     def close(self) -> None:
@@ -174,6 +150,11 @@ class TopWatch:
         """
         now = self._clock()
         self.poll()
+        if self._relay is not None:
+            self._read_relay(self._relay)
+            self._pace_open.at = now
+            self._read_flows(now)
+            return
         if everything or self._pace_counters.due(now):
             self._pace_counters.read(lambda: self._read_counters((), now), now)
         elif only:
@@ -207,7 +188,7 @@ class TopWatch:
             for fronts in self._fronts.values()
             for name in fronts.of(key)
         ]
-        return TopService(*key, tuple(sorted(ports, key=_order)), self._changes.get(key))
+        return TopService(*key, tuple(sorted(ports, key=order)), self._changes.get(key))
 
     def _services(self) -> list[Key]:
         """All Services, by name."""
@@ -220,10 +201,10 @@ class TopWatch:
         flows = self._flows.ports if self._flows is not None else {}
         if order == "connections":
             since = 0.0 if self._counting else self._looked
-            yield ((port, _speed(rates, since)) for port, rates in self._rates.items() if rates.per_second)
+            yield ((port, speed(rates, since)) for port, rates in self._rates.items() if rates.per_second)
         elif order == "bytes":
             for of_port in (self._sent, self._received):
-                yield ((port, _speed(rates, self._looked)) for port, rates in of_port.items())
+                yield ((port, speed(rates, self._looked)) for port, rates in of_port.items())
         elif order == "open":
             yield ((port, each.open.total()) for port, each in (self._open or {}).items())
         elif order == "failures":
@@ -234,7 +215,8 @@ class TopWatch:
         def age(pace: Pace) -> float:
             return 0.0 if pace.at is None else round(now - pace.at, 1)
 
-        source = COUNTERS if self._counting else EVENTS if self._flows else ""
+        events = RELAY if self._relay is not None else EVENTS
+        source = COUNTERS if self._counting else events if self._flows else ""
         return TopSources(
             connections=source,
             connections_age=age(self._pace_counters) if self._counting else 0.0,
@@ -254,11 +236,19 @@ class TopWatch:
                     f"counters {node.family}", f"counters of {node.family} rules are not read: {self._why(e)}"
                 )
 
+    def _watch_flows(self) -> None:
+        try:
+            self._flows = FlowWatch(self._machine, self._find, begins=not self._counting)
+        except OSError as e:
+            self._trouble("events", f"connections that begin and end are not seen: {self._why(e)}")
+
     def _set(self, family: Family, key: Key, plan: ServicePlan | None) -> None:
         self._sorted = None
         self._fronts[family].set(key, plan)
         if (counter := self._counters.get(family)) is not None:
             counter.set(key, plan)
+        if self._relay is not None:
+            self._relay.set(family, key, plan)
 
     def _find(self, protocol: int, destination: Place) -> PortName | None:
         for fronts in self._fronts.values():
@@ -295,10 +285,21 @@ class TopWatch:
                 if rates is None:
                     if not found:
                         continue
-                    rates = self._rates[name] = Rates() if before is None else _from_zero(before)
+                    rates = self._rates[name] = Rates() if before is None else from_zero(before)
                 rates.read(found, now)
             if not only:
                 self._read[family] = now
+
+    def _read_relay(self, relay: RelayFlows) -> None:
+        """What the relay has changed since the last reading, which costs no more than that."""
+        try:
+            relay.read()
+        except SyncError as e:
+            self._flows = self._open = None
+            self._trouble("relay", f"connections are not known: {e}")
+        else:
+            self._flows, self._open = relay, relay.open
+            self._troubles.pop("relay", None)
 
     def _read_open(self) -> None:
         try:
@@ -322,7 +323,7 @@ class TopWatch:
                 self._read_rates(self._sent, name, counts.sent, now)
                 self._read_rates(self._received, name, counts.received, now)
         self._looked = now
-        self._bytes = self._accounting()
+        self._bytes = self._relay is not None or self._accounting()
         if not self._bytes:
             self._trouble(
                 "bytes", f"bytes are not counted: sysctl {ACCOUNTING} is 0; --accounting sets it meanwhile"
@@ -339,7 +340,7 @@ class TopWatch:
     ) -> None:
         rates = of.get(name)
         if rates is None:
-            rates = of[name] = _from_zero(self._began)
+            rates = of[name] = from_zero(self._began)
         rates.rest(self._looked)
         rates.read(counts, now)
 
@@ -361,16 +362,10 @@ class TopWatch:
         return str(error)
 
     def _port(self, name: PortName, plan: PortPlan) -> TopPort:
-        endpoints = self._of_port(name, plan)
-        port = self._summed(name, plan, endpoints)
-        if self._snapshot.mode.forwards:
-            return port
-        # The relay has the connections of clients, and connects to endpoints itself.
-        return replace(
-            port,
-            uneven=False,
-            endpoints=tuple(TopEndpoint(each.address, each.port) for each in endpoints if each.planned),
-        )
+        if self._relay is not None and name.protocol not in RELAYED:  # the kernel forwards its packets
+            unknown = tuple([TopEndpoint(each.address, each.port) for each in plan.endpoints])
+            return summed(name, plan, unknown)
+        return summed(name, plan, self._of_port(name, plan))
 
     def _silent(self, name: PortName) -> set[Endpoint]:
         """The endpoints of a port that do not answer, as the daemon has observed."""
@@ -381,24 +376,6 @@ class TopWatch:
             and each.port == name.name.partition(":")[2]
             and (":" in each.address) == (name.family == IPV6)
         }
-
-    def _summed(self, name: PortName, plan: PortPlan, endpoints: tuple[TopEndpoint, ...]) -> TopPort:
-        return TopPort(
-            name=name.name.partition(":")[2],
-            family=name.family,
-            protocol=name.protocol,
-            port=plan.port,
-            connections_per_second=_sum(each.connections_per_second for each in endpoints),
-            connections=_whole(each.connections for each in endpoints),
-            sent_per_second=_sum(each.sent_per_second for each in endpoints),
-            received_per_second=_sum(each.received_per_second for each in endpoints),
-            open=_whole(each.open for each in endpoints),
-            waiting=_whole(each.waiting for each in endpoints),
-            unanswered=_whole(each.unanswered for each in endpoints),
-            resets=_whole(each.resets for each in endpoints),
-            uneven=any(each.uneven for each in endpoints),
-            endpoints=endpoints,
-        )
 
     def _of_port(self, name: PortName, plan: PortPlan) -> tuple[TopEndpoint, ...]:
         planned = {(each.address, each.port): None for each in plan.endpoints}
@@ -414,7 +391,7 @@ class TopWatch:
         others = dict.fromkeys(
             [*silent, *(open_.open if open_ else ()), *(open_.waiting if open_ else ()), *since]
         )
-        odd = uneven(since, planned) if _equal_chances(plan, self._snapshot, name.family) else frozenset()
+        odd = uneven(since, planned) if equal_chances(plan, self._snapshot, name.family) else frozenset()
         connections = sum(since.values())
         sent, received = self._sent.get(name), self._received.get(name)
         return tuple(
@@ -436,36 +413,3 @@ class TopWatch:
             )
             for at in planned | others
         )
-
-
-def _from_zero(at: float) -> Rates:
-    rates = Rates()
-    rates.read({}, at)
-    return rates
-
-
-def _equal_chances(plan: PortPlan, snapshot: Snapshot, family: Family) -> bool:
-    """Whether each endpoint of a port is chosen with the same chance, by whomever."""
-    node = snapshot.node(family)
-    scheduler = node.ipvs.scheduler if node is not None and node.ipvs is not None else ""
-    mixed = plan.uses_cluster and plan.uses_local and set(plan.cluster) != set(plan.local)
-    return not plan.affinity and not mixed and scheduler in {"", "rr"}
-
-
-def _speed(rates: Rates, since: float) -> float:
-    """How fast counts grow; 0 if they were read before a time: at this time all that grow were read."""
-    return sum((rates.per_second or {}).values()) if rates.at >= since else 0.0
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return round(sum(known), 3) if known else None
-
-
-def _whole(values: Iterable[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
-
-
-def _order(port: TopPort) -> tuple[str, int, str]:
-    return port.family, port.port, port.protocol
