@@ -94,14 +94,14 @@ MOST_UNKNOWN: Final = 10
 """The maximum number of unknown names that are reported of a Service."""
 
 
-class _Metadata(Struct, gc=False):
+class _AnnotationNames(Struct, gc=False):
     annotations: dict[str, Raw] | None = None
 
 
 class _Annotated(Struct, gc=False):
     """Just enough of an object to have the names of all its annotations."""
 
-    metadata: _Metadata
+    metadata: _AnnotationNames
 
 
 _decode = json.Decoder(_Annotated).decode

@@ -29,6 +29,7 @@ from kubeproxy.silence import SilenceWatch
 from kubeproxy.sources.base import Status
 from kubeproxy.sources.doubts import Doubts
 from kubeproxy.sources.unusable import Unusable
+from kubeproxy.spill import SpillWatch
 from tests.fakes.relay import FakeRelay
 from tests.unit.serve.stage import Stage, ask, plan
 
@@ -60,6 +61,7 @@ async def served(machine: FakeMachine) -> dict[str, str]:
         *metrics.of_sources([Status("Service", received=1)], 2),
         *FlowMetrics(FlowCleaner(machine, Stage().loop)).figures(),
         *SilenceWatch(machine, Stage().loop, Hub("here"), lambda *_: None).figures(),
+        *SpillWatch(machine, Stage().loop, Hub("here")).figures(),
         *Localhost(IPTablesDriver(FakeTables(), counters=False, drop_invalid=True), FakeRelay()).figures(),
         *NodeHealth(machine, Stage().loop, Door(), lambda: True, lambda *_: None).figures(),
     ]
