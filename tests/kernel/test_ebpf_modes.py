@@ -12,9 +12,9 @@ import pytest
 
 from kubeproxy.api import types
 from kubeproxy.linux.bpf.host import BpfHost, BpfPlaces
-from tests.fakes.cluster import endpoints, service
+from tests.fakes.cluster import annotated, endpoints, service
 from tests.kernel import bpffs
-from tests.kernel.daemons import Station, until
+from tests.kernel.daemons import Station, asked, until
 from tests.kernel.test_exchange import ConfigMap, becomes, fresh, in_force
 from tests.kernel.traffic import Front, Traffic
 from tests.lab import netns
@@ -25,6 +25,29 @@ WEB, EMPTY = "10.96.0.10", "10.96.0.11"
 FROM_POD: Front = ("client", WEB, 80)
 FROM_NODE: Front = ("node", WEB, 80)
 FROM_OUTSIDE: Front = ("out", "192.0.2.1", 30080)
+
+
+def test_sockets_are_connected_by_weight(lab: Lab, tmp_path: Path) -> None:
+    """A Service with Maglev hashing is left to rules, which translate: getpeername is not changed back then."""
+    heavy, hashed = "10.96.0.20", "10.96.0.21"
+    with bpffs.places() as places:
+        station = Station(lab, tmp_path, mode="ebpf")
+        bpffs.configure(station.config, places, scope="all", strict=True, peerNames=False)
+        for name, address, given in (
+            ("heavy", heavy, {"weights": f"address:{EP11}=6"}),
+            ("hashed", hashed, {"balancing": "maglev"}),
+        ):
+            station.folder.put(
+                annotated(service(name, address), **given),
+                endpoints(name, EP11, EP12, local=(EP11, EP12), node=NODE_NAME),
+            )
+        with station.running(), bpffs.inside(places):
+            seen = asked(lab, "client", heavy, times=100)
+            assert seen[EP11] > 2 * seen[EP12] > 0
+            assert len(asked(lab, "client", hashed, times=10)) == 1
+            for address, peers in ((heavy, {EP11, EP12}), (hashed, {hashed})):
+                with netns.inside(lab.name("client")), socket.create_connection((address, 80), 60) as sock:
+                    assert sock.getpeername()[0] in peers
 
 
 def test_to_other_modes_and_back(lab: Lab, tmp_path: Path) -> None:

@@ -84,6 +84,11 @@ class Distribution(Struct, frozen=True, gc=False):
     preferred: tuple[Endpoint, ...] = ()
     bound: int = 0
 
+    @property
+    def by_weight(self) -> bool:
+        """Whether weights alone decide: neither who connects matters, nor which connections are open."""
+        return self.method == "random" and not self.preferred
+
 
 def shares(endpoints: tuple[Endpoint, ...], distribution: Distribution | None) -> tuple[float, ...]:
     """The part of new clients that each endpoint gets, from 0 to 1.

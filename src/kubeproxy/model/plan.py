@@ -69,7 +69,8 @@ class PortPlan(Struct, frozen=True, gc=False):
         silent: endpoints that are in neither `cluster` nor `local` only because they do not answer.
         preserve_destination: in kernelspace mode, packets to load balancer IPs and node ports go to endpoints
             on this node with their destination unchanged.
-        at_connect: in ebpf mode, sockets are connected to endpoints; otherwise packets are translated.
+        at_connect: in ebpf mode, sockets are connected to endpoints; otherwise packets are translated, which
+            is also so if the source address decides on the endpoint, which a socket has not got yet.
         cluster_distribution: how new connections are divided among `cluster`; None: at random, with equal
             shares.
         local_distribution: the same for `local`.

@@ -122,7 +122,9 @@ def plan(
                 else None,
                 silent=skipped,
                 preserve_destination=preserve_destination,
-                at_connect=service.at_connect and of_cluster is None and of_local is None and steered is None,
+                at_connect=service.at_connect
+                and all(each is None or each.by_weight for each in (of_cluster, of_local))
+                and steered is None,
                 cluster_distribution=of_cluster,
                 local_distribution=of_local,
                 preferred=() if steered is None else steered.preferred,

@@ -134,7 +134,8 @@ class Book:
         found = self._verdict(packet)
         if found.action == FORWARD and found.distribution is not None:
             only = chosen(found.endpoints, found.distribution, packet.source)
-            return found if only is None else structs.replace(found, endpoints=(only,))
+            if only is not None:
+                return structs.replace(found, endpoints=(only,))
         if found.action not in {FORWARD, REJECT} or not self._is_at_connect(packet, found):
             return found
         return structs.replace(

@@ -57,6 +57,18 @@ def shared(port):
     return dict(zip(numbers(port.cluster), given.weights if given else (1,) * len(port.cluster), strict=True))
 
 
+def test_sockets_are_connected_by_weights_alone():
+    """The source address of a socket is not known before it is connected."""
+    ends = [row(f"{i}") for i in (1, 2)]
+    weighted = weights(address={"10.0.0.1": 3})
+    assert port_of(BalancingRow(weights=weighted), *ends).at_connect
+    for other in (
+        BalancingRow(method="maglev", weights=weighted),
+        BalancingRow(method="least-connections"),
+    ):
+        assert not port_of(other, *ends).at_connect
+
+
 def test_without_annotation_there_is_no_distribution():
     port = port_of(None, row("1"), row("2 local"), external_local=True)
     assert (port.cluster_distribution, port.local_distribution) == (None, None)

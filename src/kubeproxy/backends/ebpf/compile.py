@@ -6,6 +6,7 @@ chosen for the endpoint. What cannot be decided at connect time is left to nftab
 
     packets are dropped                          a socket can only be refused
     fronts for some sources only                 the source address is not chosen yet
+    Maglev hashing                               the same
     ports of file systems in old kernels         they would keep the address of an endpoint that is gone
     the Service's annotation says so
 
@@ -21,6 +22,7 @@ from msgspec import Struct
 from kubeproxy.api.addresses import is_loopback, pack
 from kubeproxy.backends.ebpf import layout
 from kubeproxy.backends.ebpf.layout import OWN, PASS, STICKY
+from kubeproxy.model.distribution import Distribution
 from kubeproxy.model.node import NodeConfig
 from kubeproxy.model.plan import PortId, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
@@ -36,7 +38,7 @@ INTERNAL, EXTERNAL, LEFT = 0, 1, 2
 
 
 class WordPlan(Struct, frozen=True, gc=False):
-    """What a word must be: its flags, and the endpoints of its block."""
+    """What a word must be: its flags, and the endpoints of its block, each as often as its weight says."""
 
     flags: int
     endpoints: tuple[Endpoint, ...] = ()
@@ -121,9 +123,10 @@ class FrontCompiler:
         if port.cluster_ip:
             endpoints = port.internal_endpoints
             if endpoints or not port.any:
-                internal = _word(self._internal | sticky, endpoints)
+                internal = _word(self._internal | sticky, endpoints, port.internal_distribution)
         if port.external:
-            external = _word(self._external | sticky, port.cluster if port.any else ())
+            endpoints = port.cluster if port.any else ()
+            external = _word(self._external | sticky, endpoints, port.cluster_distribution)
         return internal, external
 
     def _is_left(self, port: PortPlan) -> bool:
@@ -144,7 +147,10 @@ def timeout(port: PortPlan) -> int:
     return 1_000_000_000 * port.affinity
 
 
-def _word(flags: int, endpoints: tuple[Endpoint, ...]) -> WordPlan:
+def _word(flags: int, endpoints: tuple[Endpoint, ...], distribution: Distribution | None) -> WordPlan:
+    if distribution is not None and distribution.weights:
+        pairs = zip(endpoints, distribution.weights, strict=True)
+        endpoints = tuple([each for each, weight in pairs for _ in range(weight)])
     if len(endpoints) > layout.MOST_ENDPOINTS:
         return PASSED
     # Without endpoints there is nothing to stick to.

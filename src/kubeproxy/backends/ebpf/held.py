@@ -4,6 +4,7 @@ Which number a Service port has, and where its block is, depends on what happene
 its endpoints.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
@@ -28,7 +29,7 @@ class HeldFront(Struct, frozen=True, gc=False, order=True):
         protocol: its protocol.
         port: its port.
         flags: those of its word.
-        endpoints: address and port of each endpoint, sorted.
+        endpoints: address and port of each endpoint, as often as its weight says, sorted.
         timeout: nanoseconds after which a client's endpoint is forgotten.
     """
 
@@ -45,7 +46,7 @@ class HeldFront(Struct, frozen=True, gc=False, order=True):
             return f"front {at} {self.protocol} -> nftables"
         own = " only from the node's namespace" if self.flags & OWN else ""
         sticky = f" for each client at least {self.timeout // 10**9} s" if self.flags & STICKY else ""
-        ends = ", ".join(join(*end) for end in self.endpoints)
+        ends = ", ".join(_end(*end, times) for end, times in Counter(self.endpoints).items())
         return f"front {at} {self.protocol}{own} -> {ends or 'ECONNREFUSED'}{sticky}"
 
 
@@ -107,6 +108,10 @@ def as_connect(held: HeldState) -> HeldConnect:
     """What was read of this mode; anything else is a mistake of the caller."""
     assert isinstance(held, HeldConnect)
     return held
+
+
+def _end(address: str, port: int, times: int) -> str:
+    return join(address, port) + (f" x {times}" if times > 1 else "")
 
 
 def _host(address: str, flags: int) -> str:

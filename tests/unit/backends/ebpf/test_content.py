@@ -19,6 +19,7 @@ from kubeproxy.backends.ebpf.content import FrontContent
 from kubeproxy.backends.ebpf.held import HeldFronts
 from kubeproxy.backends.ebpf.layout import LAYOUTS, OWN, PASS, Capacity
 from kubeproxy.backends.ebpf.tables import MemoryMaps
+from kubeproxy.model.distribution import Distribution
 from kubeproxy.model.node import ConnectSettings, LocalTraffic, NodeConfig
 from kubeproxy.model.plan import Key, PortPlan, ServicePlan
 from kubeproxy.model.select import Endpoint
@@ -51,6 +52,7 @@ def plans(draw: st.DrawFn, family: Family) -> Plans:
         addresses = draw(st.lists(st.integers(10, 20), max_size=9, unique=True))
         ends = tuple(Endpoint(PODS[family].format(i), 8080 + number, local=i < 14) for i in sorted(addresses))
         local = tuple(each for each in ends if each.local)
+        heavy = draw(st.booleans())
         mine = tuple(OUTSIDE[family].format(i) for i, owner in enumerate(owners, 1) if owner == number)
         port = PortPlan(
             name=f"default/s{number}",
@@ -68,9 +70,16 @@ def plans(draw: st.DrawFn, family: Family) -> Plans:
             local=local,
             any=bool(ends),
             at_connect=draw(st.sampled_from([True, True, True, False])),
+            cluster_distribution=weighted(ends) if heavy else None,
+            local_distribution=weighted(local) if heavy else None,
         )
         found["default", f"s{number}"] = ServicePlan("default", f"s{number}", (port,))
     return found
+
+
+def weighted(ends: Sequence[Endpoint]) -> Distribution | None:
+    """The last one gets three times as much as each of the others."""
+    return Distribution(weights=(*(1 for _ in ends[1:]), 3)) if len(ends) > 1 else None
 
 
 class Rig:
@@ -247,7 +256,7 @@ def one_changed(draw: st.DrawFn, given: Plans) -> Plans:
         family = PODS[IPV6 if ":" in port.cluster_ip else IPV4]
         ends.append(Endpoint(family.format(draw(st.integers(30, 40))), 8080 + int(key[1][1:])))
     ends.sort(key=lambda each: each.address)
-    port = replace(port, cluster=tuple(ends), any=bool(ends))
+    port = replace(port, cluster=tuple(ends), any=bool(ends), cluster_distribution=None)
     return {**given, key: replace(given[key], ports=(port,))}
 
 
@@ -358,6 +367,20 @@ def test_what_is_left_to_rules(more: dict[str, Any], port: dict[str, Any], flags
     compiler = FrontCompiler(node(**more), frozenset({2049}))
     (front,) = held.fronts_of(ServicePlan("default", "s", (plan,)), compiler)
     assert front.flags == flags
+
+
+def test_an_endpoint_has_as_many_slots_as_its_weight_says() -> None:
+    ends = tuple(Endpoint(PODS[IPV4].format(i), 80) for i in (1, 2, 3))
+    plans = _serving(ends)
+    port = replace(plans["default", "s"].ports[0], cluster_distribution=Distribution(weights=(2, 1, 3)))
+    plans["default", "s"] = replace(plans["default", "s"], ports=(port,))
+    rig = Rig()
+    rig.load(plans)
+    base, count, _ = layout.parts(rig.maps.words[2])
+    slots = Counter(layout.read_slot(slot)[0] for slot in rig.maps.endpoints(base, count))
+    assert slots == {"10.244.1.1": 2, "10.244.1.2": 1, "10.244.1.3": 3}
+    wanted = "10.244.1.1:80 x 2, 10.244.1.2:80, 10.244.1.3:80 x 3"
+    assert f"front 10.96.0.1:80 TCP -> {wanted}" in rig.held().lines()
 
 
 def test_keys_are_read_as_they_were_packed() -> None:
