@@ -30,6 +30,7 @@ from kubeproxy.insight.origin import Origin
 from kubeproxy.insight.snapshot import take
 from kubeproxy.insight.top.values import TopPort
 from kubeproxy.insight.top.watch import TopWatch
+from kubeproxy.linux.bpf.host import BpfPlaces
 from kubeproxy.machine.linux import LinuxMachine
 from tests.fakes.cluster import endpoints, service
 from tests.kernel.daemons import PATIENCE, Station, ask, asked, until
@@ -84,7 +85,7 @@ def source(request: pytest.FixtureRequest, station: Station) -> str:
 
 
 @contextlib.contextmanager
-def watching(station: Station, *more: str) -> Iterator[TopWatch]:
+def watching(station: Station, *more: str, places: BpfPlaces | None = None) -> Iterator[TopWatch]:
     """The sources of `kube-proxy top` on the node, with more flags of the daemon."""
     flags = {
         **{flag.removeprefix("--"): True for flag in more},
@@ -96,7 +97,7 @@ def watching(station: Station, *more: str) -> Iterator[TopWatch]:
         patch.setenv(
             "PATH", f"{station.config.parent / 'programs'}:{os.environ['PATH']}"
         )  # those the daemon had
-        machine = LinuxMachine()
+        machine = LinuxMachine(bpf=places or BpfPlaces())
         taken = asyncio.run(take(Origin(load(flags, "linux")), machine))
         with contextlib.closing(TopWatch(taken, machine)) as watch:
             watch.look(everything=True)

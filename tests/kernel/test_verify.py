@@ -70,10 +70,11 @@ def run(station: Station, *arguments: str, prefix: Sequence[str] = ()) -> subpro
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
     sources = ["--config", str(station.config), "--manifests", str(station.folder.path)]
     command = [*prefix, sys.executable, "-m", "kubeproxy", *arguments, *sources]
-    done = subprocess.run(
-        ["ip", "netns", "exec", station.lab.name("node"), *command, "--hostname-override", NODE_NAME],
-        check=False, capture_output=True, text=True, env=environment, timeout=240,
-    )  # fmt: skip
+    with station.lab.inside("node"):  # `ip netns exec` would hide the host's cgroups
+        done = subprocess.run(
+            [*command, "--hostname-override", NODE_NAME],
+            check=False, capture_output=True, text=True, env=environment, timeout=240,
+        )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

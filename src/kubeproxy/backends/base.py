@@ -300,9 +300,11 @@ class ConnectionCounter(Protocol):
 
     Attributes:
         by_service: counts of some Services can be read at the cost of these Services.
+        partial: other connections are not counted, but reported by connection tracking.
     """
 
     by_service: bool
+    partial: bool
 
     def set(self, key: Key, plan: ServicePlan | None) -> None:
         """A Service has this plan now; None if it is gone."""

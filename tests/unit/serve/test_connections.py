@@ -23,6 +23,7 @@ class Rules:
     """What a mode's rules count."""
 
     by_service = False
+    partial = False
 
     def __init__(self) -> None:
         self.counts: EndpointCounts | None = {}

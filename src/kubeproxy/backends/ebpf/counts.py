@@ -19,7 +19,11 @@ from kubeproxy.model.plan import Key, PortId, ServicePlan
 
 
 class SocketCounter:
-    """See `ConnectionCounter`."""
+    """See `ConnectionCounter`.
+
+    Attributes:
+        partial: the table does not count.
+    """
 
     by_service = True
 
@@ -35,6 +39,7 @@ class SocketCounter:
         self._compiler = compiler
         self._packets = packets
         self._totals = Totals()
+        self.partial = packets.read() is None
         self._plans: dict[Key, ServicePlan] = {}
 
     def set(self, key: Key, plan: ServicePlan | None) -> None:
@@ -51,7 +56,9 @@ class SocketCounter:
             plan = self._plans.get(key)
             if plan is not None:
                 self._take(plan)
-        return _sum(self._totals.counts, self._packets.read(only))
+        packets = self._packets.read(only)
+        self.partial = packets is None
+        return _sum(self._totals.counts, packets)
 
     def close(self) -> None:
         """See `ConnectionCounter`."""

@@ -21,6 +21,7 @@ class RuleCounter:
     """See `ConnectionCounter`."""
 
     by_service = False
+    partial = False
 
     def __init__(self, tables: Programs) -> None:
         self._tables = tables

@@ -29,6 +29,7 @@ class ServerCounter:
     """See `ConnectionCounter`."""
 
     by_service = True
+    partial = False
 
     def __init__(
         self, servers: IPVSSocket, node: NodeConfig, *, clock: Callable[[], float] = time.monotonic

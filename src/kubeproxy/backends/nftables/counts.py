@@ -36,6 +36,7 @@ class MapCounter:
     """See `ConnectionCounter`."""
 
     by_service = True
+    partial = False
 
     def __init__(self, kernel: NftKernel, node: NodeConfig) -> None:
         self._kernel = kernel

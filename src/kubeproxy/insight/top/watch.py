@@ -9,7 +9,7 @@ answer.
 import errno
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Final, Literal
 
@@ -237,8 +237,9 @@ class TopWatch:
                 )
 
     def _watch_flows(self) -> None:
+        begins = not self._counting or any(counter.partial for counter in self._counters.values())
         try:
-            self._flows = FlowWatch(self._machine, self._find, begins=not self._counting)
+            self._flows = FlowWatch(self._machine, self._find, begins=begins)
         except OSError as e:
             self._trouble("events", f"connections that begin and end are not seen: {self._why(e)}")
 
@@ -280,7 +281,9 @@ class TopWatch:
             fronts = self._fronts[family]
             before = self._read.get(family)
             for name in [name for key in only for name in fronts.of(key)] if only else fronts.ports:
-                found = counts.get(name.id, {})
+                found: Mapping[Endpoint, int] = counts.get(name.id, {})
+                if counter.partial:
+                    found = self._with_began(found, name)
                 rates = self._rates.get(name)
                 if rates is None:
                     if not found:
@@ -300,6 +303,11 @@ class TopWatch:
         else:
             self._flows, self._open = relay, relay.open
             self._troubles.pop("relay", None)
+
+    def _with_began(self, counts: Mapping[Endpoint, int], name: PortName) -> Mapping[Endpoint, int]:
+        """What was counted, and what connection tracking reported of other connections."""
+        flows = self._flows.ports.get(name) if self._flows is not None else None
+        return Counter(counts) + flows.began if flows is not None else counts
 
     def _read_open(self) -> None:
         try:
