@@ -29,7 +29,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--mode",
         default="",
         metavar="MODE",
-        help="plan for another mode: iptables, nftables, ipvs or userspace",
+        help="plan for another mode: iptables, nftables, ipvs, userspace or ebpf",
     )
     parser.add_argument(
         "--against", default="", metavar="FILE",
