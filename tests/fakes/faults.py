@@ -4,6 +4,7 @@ What is refused does not reach the kernel behind, as with a refusal of its own: 
 virtual server alone.
 """
 
+import copy
 import errno
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -196,7 +197,8 @@ class FaultyArray(_Around):
 
 
 def make_faulty(maps: FrontMaps, faults: Faults) -> None:
-    """Lets the maps of ebpf mode fail."""
+    """Lets the maps of ebpf mode fail. A checksum of them needs the arrays themselves."""
+    maps.digest = copy.copy(maps).digest  # type: ignore[method-assign]
     for name in (*HASHES, *ARRAYS, "cells"):
         around = FaultyTable if name in HASHES else FaultyArray
         setattr(maps, name, around(getattr(maps, name), faults))

@@ -132,7 +132,7 @@ def test_top(lab: Lab, tmp_path: Path, places: BpfPlaces, *, counters: bool) -> 
     node = station(lab, tmp_path / "a", places)
     if counters:
         node.config.write_text(node.config.read_text() + "nftables: {counters: true}\n")
-    with node.running(), watching(node, places) as watch:
+    with node.running(), watching(node, places=places) as watch:
         assert watch.top().sources.connections == "counters"
         with bpffs.inside(places):
             sockets = asked(lab, "client", WEB, times=20)

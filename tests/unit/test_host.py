@@ -7,6 +7,7 @@ import socket
 import pytest
 from msgspec import structs
 
+from kubeproxy import backends
 from kubeproxy import host as hosts
 from kubeproxy.api.addresses import IPV4, IPV6
 from kubeproxy.api.rows import NodeRow
@@ -105,6 +106,7 @@ class TestHost:
             external_ips=False,
             local_traffic=LocalTraffic("range", "10.244.0.0/16"),
             node_port_ranges=("192.168.0.0/16",),
+            balancing=backends.mode("nftables").balancing,
         )
         v6 = structs.replace(
             v4,

@@ -40,6 +40,9 @@ class FakeInstallation:
     def missing(self) -> list[str]:
         return []
 
+    def whole(self) -> bool:
+        return True
+
     def close(self) -> None:
         """There is nothing to close."""
 
