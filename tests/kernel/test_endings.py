@@ -229,3 +229,14 @@ def test_in_userspace_mode_they_end_also_if_no_endpoint_is_left(lab: Lab, tmp_pa
         until(lambda: not station.lab.run("node", "nft", "list", "table", "ip6", "kube-proxy").count(WEB6))
         for client, _ in six:
             say(client)  # a Service that is deleted keeps its connections
+
+
+@pytest.mark.vm
+def test_sockets_are_destroyed_in_ipvs_mode(lab: Lab, tmp_path: Path) -> None:
+    with served(lab, tmp_path, mode="ipvs", destroySockets=True) as station:
+        web, plain = (connected(lab, "client", address, number=2) for address in (WEB, PLAIN))
+        station.folder.put(slices("web", EP12), slices("plain", EP12))
+        for client in of(web, EP11):
+            until(partial(is_over, client))
+        for client in (*of(web, EP12), *of(plain, EP11, EP12)):
+            say(client)

@@ -8,12 +8,14 @@ connections.
 
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from kubeproxy.relay.loop import PollLoop
 from kubeproxy.relay.table import Take
 from kubeproxy.relay.tallies import Tallies
 from kubeproxy.relay.values import Presence, Target
+
+if TYPE_CHECKING:  # it needs epoll
+    from kubeproxy.relay.loop import PollLoop
 
 GRACE_SECONDS: Final = 1.0
 
@@ -69,7 +71,7 @@ class RemovedTargets:
         ended: how many were ended.
     """
 
-    def __init__(self, loop: PollLoop, tallies: Tallies) -> None:
+    def __init__(self, loop: "PollLoop", tallies: Tallies) -> None:
         self._loop = loop
         self._tallies = tallies
         self._groups: dict[str, frozenset[Target]] = {}
