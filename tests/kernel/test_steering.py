@@ -153,12 +153,21 @@ def sockets_at(ports: Sequence[int]) -> int:
 
 @pytest.mark.parametrize("host", HOSTS.values())
 def test_many_ports_need_one_socket_for_each_protocol(place: Place, steered: Steered, host: str) -> None:
-    doors = [(host, port, udp) for port in range(30000, 30200) for udp in (False, True)]
+    _many(place, steered, host, range(30000, 30200))
+
+
+@pytest.mark.vm
+def test_another_kernel_steers_too(place: Place, steered: Steered) -> None:
+    _many(place, steered, "127.0.0.1", range(30000, 30010))
+
+
+def _many(place: Place, steered: Steered, host: str, ports: range) -> None:
+    doors = [(host, port, udp) for port in ports for udp in (False, True)]
     for door in doors:
         steered.put(door, place.listener(host, door[1] % 3, udp=door[2]))
     steered.settle()
     assert steered.ports.gates == 2
-    assert sockets_at(range(30000, 30200)) == 0
+    assert sockets_at(ports) == 0
     for door in doors[::7]:
         assert place.ask(door) == str(door[1] % 3), door
     steered.doors.close(doors[:7])
