@@ -51,6 +51,9 @@ _COMMON_SYSCTLS = {
     "net/ipv4/icmp_ratelimit": "0",  # every rejected attempt receives the error
     "net/ipv4/icmp_msgs_per_sec": "1000000",
     "net/ipv4/icmp_msgs_burst": "1000000",
+    # No TIME-WAIT: when a client's connections are translated, and were not before, a server may know the same ports
+    # from an earlier one. It does not accept the SYN then, which comes again and is counted twice.
+    "net/ipv4/tcp_max_tw_buckets": "0",
     "net/ipv6/icmp/ratelimit": "0",
     "net/ipv6/conf/all/disable_ipv6": "0",
     "net/ipv6/conf/default/disable_ipv6": "0",
