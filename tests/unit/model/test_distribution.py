@@ -211,13 +211,15 @@ def test_preferred_endpoints():
     assert numbers(near.cluster_distribution.preferred) == [2]
 
 
-def test_sockets_are_not_connected_to_endpoints_of_such_a_port():
-    """In ebpf mode: the programs choose at random."""
+def test_sockets_are_not_connected_where_the_client_decides_or_connections_are_counted():
+    """In ebpf mode: the programs choose at random, or by weight."""
     assert port_of(None, row("1")).at_connect
+    weighted = BalancingRow(weights=weights(node={"node-9": 2, "x": 1}))
+    assert port_of(weighted, row("1"), row("2 local")).at_connect
     assert not port_of(BalancingRow("maglev"), row("1")).at_connect
-    assert not port_of(
-        BalancingRow(weights=weights(node={"node-9": 2, "x": 1})), row("1"), row("2 local")
-    ).at_connect
+    near = BalancingRow(near="node", bound=3)
+    steering = replace(HERE, balancing=BalancingSupport(spill_over=True, steered=True))
+    assert not port_of(near, row("1"), row("2 local"), on=steering).at_connect
 
 
 def test_a_mode_does_what_it_can():
