@@ -434,6 +434,7 @@ def test_it_tells_what_it_did_also_in_processes_that_are_gone(relay: Relay) -> N
             "connectionsUDP": 1,
             "refused_clients_total": 1,
             "endpoint_failures_total": told()["endpoint_failures_total"],
+            "ended_connections_total": 0,
             "listeners": 3,
             "lost_processes_total": 0,
         }

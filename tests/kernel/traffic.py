@@ -194,11 +194,11 @@ def _echo(listeners: Sequence[socket.socket], end: socket.socket) -> None:
                 if sock in listeners:
                     connections.append(stack.enter_context(sock.accept()[0]))
                     continue
-                said = b""
-                with contextlib.suppress(ConnectionError):
+                try:
                     said = sock.recv(1 << 16)
-                if said:
                     sock.sendall(said)
-                else:
+                except ConnectionError:  # it may be reset before the answer
+                    said = b""
+                if not said:
                     connections.remove(sock)
                     sock.close()
