@@ -94,6 +94,7 @@ def node_and_pod(*others: str) -> Iterator[str]:
                 *(f"route add {address} dev pod0" for address in (POD, *others)),
             )
             netns.finish(netns.ip_batch(*lines, namespace=node))
+            netns.write_sysctls(node, {"net/ipv4/ip_forward": "1"})
             lines = (
                 "link set eth0 up",
                 *(f"address add {address}/32 dev eth0" for address in (POD, *others)),
