@@ -100,7 +100,7 @@ class FrontCompiler:
     def fronts(self, port: PortPlan) -> dict[bytes, int]:
         """The keys of a port's fronts."""
         family, protocol = self.node.family, port.protocol
-        left = self._is_left(port)
+        left = not port.at_connect or port.port in self._left
         found: dict[bytes, int] = {}
         for address in port.load_balancer_ips:
             kept = left or port.source_ranges
@@ -116,22 +116,18 @@ class FrontCompiler:
 
     def words(self, port: PortPlan) -> tuple[WordPlan, WordPlan]:
         """The words of a port."""
-        if self._is_left(port):
+        if not port.at_connect or port.port in self._left:
             return BOTH_PASSED
         sticky = STICKY if port.affinity else 0
-        internal, external = PASSED, PASSED
+        internal = external = PASSED
         if port.cluster_ip:
             endpoints = port.internal_endpoints
             if endpoints or not port.any:
                 internal = _word(self._internal | sticky, endpoints, port.internal_distribution)
-        if port.external:
+        if port.node_port or port.external_ips or port.load_balancer_ips:
             endpoints = port.cluster if port.any else ()
             external = _word(self._external | sticky, endpoints, port.cluster_distribution)
         return internal, external
-
-    def _is_left(self, port: PortPlan) -> bool:
-        """Whether all fronts of a port are left to nftables mode."""
-        return not port.at_connect or port.port in self._left
 
     def hosts(self) -> dict[bytes, int]:
         """The addresses of the node that serve node ports, and their flags."""

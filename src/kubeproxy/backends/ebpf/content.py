@@ -17,7 +17,7 @@ from kubeproxy.backends.ebpf import layout
 from kubeproxy.backends.ebpf.blocks import Blocks
 from kubeproxy.backends.ebpf.compile import BOTH_PASSED, LEFT, FrontCompiler, PortFronts, WordPlan, timeout
 from kubeproxy.backends.ebpf.edits import Ends, edit
-from kubeproxy.backends.ebpf.layout import PASS, PASSING, STICKY
+from kubeproxy.backends.ebpf.layout import BLOCK, COUNT, FLAGS, ONE, PASS, PASSING, STICKY
 from kubeproxy.backends.ebpf.numbers import Numbers
 from kubeproxy.backends.ebpf.tables import FrontMaps, HashTable
 from kubeproxy.linux.bpf.maps import WORD
@@ -119,11 +119,9 @@ class FrontContent:
         before, after = change.before, change.after
         if before is None or after is None or len(before.ports) != len(after.ports):
             return False
-        pairs = tuple(zip(before.ports, after.ports, strict=True))
-        for old, new in pairs:
-            if old.name != new.name or old.protocol != new.protocol or _moved(old, new):
-                return False
-        for old, new in pairs:
+        if any(map(_moved, before.ports, after.ports)):
+            return False
+        for old, new in zip(before.ports, after.ports, strict=True):
             if new.protocol in layout.PROTOCOLS:
                 self._change(self.numbers.of[new.name, new.protocol], old, new)
         return True
@@ -218,35 +216,41 @@ class FrontContent:
     def _change(self, number: int, old: PortPlan | None, port: PortPlan) -> None:
         """Makes the words of a port what its plan is; `old` is what they are."""
         words = self.compiler.words(port)
-        before = self.compiler.words(old) if old is not None else BOTH_PASSED
         if port.affinity or (old is not None and old.affinity):
-            held = self._members(number, before)
+            held = self._members(number, self.compiler.words(old) if old is not None else BOTH_PASSED)
             gone = held - self._add_members(number, words, held)
             self._write(number, words, timeout(port))
             self.maps.members.delete(gone)
-        elif before != words and not (self._editable and self._edit(number, before, words)):
+        elif old is None or (
+            not (self._editable and self._edit(number, old, words)) and self.compiler.words(old) != words
+        ):
             self._write(number, words, 0)
 
-    def _edit(self, number: int, before: Words, words: Words) -> bool:
+    def _edit(self, number: int, old: PortPlan, words: Words) -> bool:
         """Changes the block of a port where it is, if a single store is enough; returns whether it was."""
-        (old, old_external), (new, new_external) = before, words
-        if old.flags != new.flags or old_external.flags != new_external.flags:
+        internal, external = words
+        before, after = old.internal_endpoints, internal.endpoints
+        maps, at = self.maps, 2 * number
+        there = maps.words
+        first, second = there[at], there[at + 1]
+        if first >> FLAGS != internal.flags or second >> FLAGS != external.flags:
             return False
-        there, at = self.maps.words, 2 * number
-        word, external = there[at], there[at + 1]
-        shared = bool(external & layout.COUNT) and not (word ^ external) & layout.BLOCK
-        if (new.endpoints if shared else old_external.endpoints) != new_external.endpoints:
+        shared = second & COUNT
+        # Two blocks are not changed at once. Without weights an endpoint has one slot.
+        if (shared and (first ^ second) & BLOCK) or external.endpoints != (after if shared else ()):
             return False
-        found = edit(self.maps, word, old.endpoints, new.endpoints)
+        if old.cluster_distribution is not None or old.local_distribution is not None:
+            return False
+        found = edit(maps, first, before, after)
         if found is None:
             return False
         slot, value = found
-        self.maps.counts[slot] = 0
-        self.maps.cells[slot] = value
-        if more := len(new.endpoints) - len(old.endpoints):
-            there[at] = word + more * layout.ONE
+        maps.counts[slot] = 0
+        maps.cells[slot] = value
+        if more := len(after) - len(before):
+            there[at] = first + more * ONE
             if shared:
-                there[at + 1] = external + more * layout.ONE
+                there[at + 1] = second + more * ONE
         return True
 
     def _is_right(self, number: int, needed: PortFronts) -> bool:
@@ -345,14 +349,16 @@ def _index(number: int, side: int) -> int:
 
 
 def _moved(old: PortPlan, port: PortPlan) -> bool:
-    """Whether the fronts of a port differ."""
+    """Whether the fronts of a port differ, or it is another one."""
     return (
-        old.cluster_ip != port.cluster_ip
+        old.name != port.name
+        or old.protocol != port.protocol
+        or old.cluster_ip != port.cluster_ip
         or old.port != port.port
         or old.node_port != port.node_port
         or old.external_ips != port.external_ips
         or old.load_balancer_ips != port.load_balancer_ips
-        or bool(old.source_ranges) != bool(port.source_ranges)
-        or bool(old.external_ranges) != bool(port.external_ranges)
+        or (not old.source_ranges) != (not port.source_ranges)
+        or (not old.external_ranges) != (not port.external_ranges)
         or old.at_connect != port.at_connect
     )

@@ -223,8 +223,11 @@ def read_front(key: bytes) -> tuple[str, Protocol, int]:
 ONE: Final = 1 << 32
 """One endpoint in the count of a word."""
 
-BLOCK, COUNT = (1 << 48) - 1, 0xFFFF << 32
-"""The bits of a word that name its block, and how many endpoints that has."""
+FLAGS: Final = 48
+"""Above so many bits of a word are its flags."""
+
+BASE, COUNT, BLOCK = ONE - 1, 0xFFFF << 32, (1 << FLAGS) - 1
+"""The bits of a word that say where its block is, how many endpoints that has, and both."""
 
 
 def word(base: int, count: int, flags: int) -> int:

@@ -299,9 +299,9 @@ def test_what_changed_is_one_endpoint_or_more(before: list[int], after: list[int
         gone, come = found
         ends = list(old)
         if gone is not None:
-            ends.remove(gone)
+            ends.pop(gone)
         if come is not None:
-            ends.append(come)
+            ends.append(new[come])
         assert Counter(ends) == Counter(new)
     elif sorted(before) == before and sorted(after) == after:
         less, more = Counter(before) - Counter(after), Counter(after) - Counter(before)
