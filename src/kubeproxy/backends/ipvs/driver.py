@@ -311,15 +311,18 @@ class IPVSDriver:
         """See `Driver.load`; done in this thread. Also raises the errors of the kernel."""
         self._excluded = (node.ipvs or IPVSSettings()).exclude_cidrs
         self._seen = None
+        # Before anything is read: what another program changes from now on is detected, not ignored as known.
+        if self._watch is not None:
+            self._watch.join()
+        found = self._tables.fingerprint()
         parts = Parts(self._kernel, self._sets, self._rules, self._draining)
         sync = FullSync(parts, node, plans, self._state_before if self._loaded else None)
         before = dict(self._desired.virtuals())
         self._desired, self._refused = sync.desired, sync.refused
-        if self._watch is not None:
-            self._watch.join()
         sync.come()
         self._used = sync.desired.used()
-        self._fingerprint = self._tables.fingerprint()
+        # In the legacy variant it is of what was written, too.
+        self._fingerprint = self._tables.fingerprint() if self.variant == "legacy" else found
         sync.go()
         for virtual, target in sync.desired.virtuals():
             self._removed.follow(virtual, before.get(virtual), target)

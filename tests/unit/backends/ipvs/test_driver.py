@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from kubeproxy.api import types
 from kubeproxy.api.addresses import pack
 from kubeproxy.backends.base import StaleError, SyncError
+from kubeproxy.backends.fake_tables import FakeTables
 from kubeproxy.backends.ipvs import driver as drivers
 from kubeproxy.backends.ipvs import sets
 from kubeproxy.backends.ipvs.kernel import ServerChange
@@ -289,6 +290,27 @@ class TestRepair:
             kernel.bound = None
         else:
             rig.tables.tables["nat"]["KUBE-SERVICES"].pop()
+        assert not rig.intact()
+        assert not rig.full()
+        assert rig.everything() == whole
+        assert rig.intact()
+
+    def test_what_is_changed_while_the_rules_are_corrected_is_noticed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It happens after the rules were read, and before the sync is done."""
+        rig = Rig(tables=FakeTables("nf_tables"))
+        rig.tell(*web(11))
+        assert not rig.full()
+        whole, save = rig.everything(), rig.tables.save
+
+        def saved() -> Iterator[str]:
+            yield from save()
+            rig.tables.tables["nat"]["KUBE-SERVICES"].pop()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rig.tables, "save", saved)
+            assert not rig.full()
         assert not rig.intact()
         assert not rig.full()
         assert rig.everything() == whole
