@@ -322,9 +322,10 @@ def test_no_connection_is_lost_while_services_change(lab: Lab, tmp_path: Path) -
                     traffic.wait(2)
                 talk.say()
             traffic.wait()
+            station.folder.put(asking(EP11, EP12), service("web", WEB, ports=ports, type="NodePort"))
+            until(lambda: EP12 in {who for seen in traffic.answers.values() for who in seen})
         talk.close()
         assert "full sync: " not in daemon.log()
-    assert len({who for seen in traffic.answers.values() for who in seen}) > 1
 
 
 def test_no_packet_finds_nothing_while_slots_move(lab: Lab) -> None:
