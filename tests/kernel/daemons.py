@@ -135,7 +135,7 @@ def ask(lab: Lab, role: str, address: str, port: int = 80, patience: float = 5.0
             client.connect((address, port))
             return client.recv(256).decode().split(" ")[0]
         except OSError as e:
-            return type(e).__name__
+            return type(e).__name__ if type(e) is not OSError else str(e)
 
 
 def answers(lab: Lab, role: str, address: str, backend: str) -> bool:
