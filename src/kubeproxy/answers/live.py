@@ -146,7 +146,8 @@ class _LiveJudge:
         Args:
             routes: the ways of first packets and of answers.
         """
-        answers = {(path.source, path.destination): path for path in routes if not path.first}
+        # The first one counts: an endpoint may reset a connection later that it has accepted.
+        answers = {(path.source, path.destination): path for path in reversed(routes) if not path.first}
         for path in routes:
             if path.first:
                 packet = self._packet(path)
