@@ -320,6 +320,29 @@ def test_an_interrupt_shows_what_was_seen(node: Node) -> None:
 
 
 @only("nftables")
+def test_a_connection_that_is_reset_later_was_answered(node: Node) -> None:
+    with node.lab.inside("node"):
+        command = subprocess.Popen(
+            [sys.executable, "-m", "kubeproxy", "explain", "--from", POD, "--to", f"{WEB}:80", "--live", "2", "--json"],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    with command:
+        until(lambda: "kube-proxy-explain" in node.lab.run("node", "nft", "list", "tables"))
+        for _ in range(2):
+            with netns.inside(node.lab.name("client")):
+                client = socket.create_connection((WEB, 80), 60)
+            with client:
+                while client.recv(256):
+                    pass
+                client.sendall(b"?")  # the endpoint has hung up, and resets who sends more
+                until(lambda client=client: client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))  # type: ignore[misc]
+        assert command.stdout is not None
+        live = json.loads(command.stdout.read())["live"]
+    assert (command.wait(), live["matches"]) == (0, 2), live
+    assert {packet["answer"] for packet in live["packets"]} == {"came"}
+
+
+@only("nftables")
 def test_no_packets_is_no_difference(node: Node) -> None:
     code, found = node.explain("--from", POD, "--to", f"{WEB}:80", "--live", "3", "--timeout", "1")
     assert (code, found["live"]["packets"], found["live"]["differs"]) == (0, [], 0)
