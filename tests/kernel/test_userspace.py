@@ -233,7 +233,8 @@ def test_it_is_ready_when_the_relay_accepts_connections(lab: Lab, tmp_path: Path
             {str(file.readlink()) for file in Path(f"/proc/{relay}/fd").iterdir()} for relay in relays(daemon)
         ]
         held = max(sum(name.startswith("socket:") for name in names) for names in fds)
-        assert held > count, "the relay has each of the listening sockets"
+        # Those of ClusterIPs each; node ports on localhost have one together, where the kernel steers clients to it.
+        assert held > (count if mode == "userspace" else 1), "the relay has the listening sockets"
         assert {ask(lab, "node", "127.0.0.1", NODE_PORT + i) for i in range(count)} == {EP11}
 
 
