@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from kubeproxy import backends, protocols
 from kubeproxy.answers import reasons, routing
 from kubeproxy.answers.answer import Answer
-from kubeproxy.answers.paths import PacketPath, gather
+from kubeproxy.answers.paths import PacketPath, answers_of, gather
 from kubeproxy.answers.seen import Live, Reply, Seen, TracedPacket
 from kubeproxy.api.addresses import IPV4, family_of, join, pack, unpack
 from kubeproxy.linux import run
@@ -146,8 +146,7 @@ class _LiveJudge:
         Args:
             routes: the ways of first packets and of answers.
         """
-        # The first one counts: an endpoint may reset a connection later that it has accepted.
-        answers = {(path.source, path.destination): path for path in reversed(routes) if not path.first}
+        answers = answers_of(routes)
         for path in routes:
             if path.first:
                 packet = self._packet(path)

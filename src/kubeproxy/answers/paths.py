@@ -90,13 +90,21 @@ class _Collected:
     def unanswered(self, endpoints: Collection[bytes]) -> set[int]:
         """The first packets that left for one of some endpoints, and of which there is no answer."""
         paths = self.paths()
-        answers = {(path.source, path.destination) for path in paths.values() if not path.first}
+        answers = answers_of(list(paths.values()))
         return {
             number
             for number, path in paths.items()
             if path.first and SENT in path.passed and path.end in endpoints
             if (path.end, path.left) not in answers
         }
+
+
+def answers_of(paths: Sequence[PacketPath]) -> dict[tuple[bytes, bytes], PacketPath]:
+    """The answer of each endpoint to each client, by the places of both.
+
+    The first one counts: an endpoint may reset a connection later that it has accepted.
+    """
+    return {(path.source, path.destination): path for path in reversed(paths) if not path.first}
 
 
 async def gather(
