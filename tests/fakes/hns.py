@@ -6,6 +6,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from kubeproxy.api import types
 from kubeproxy.api.addresses import IPV4, IPV6, Family
 from kubeproxy.backends.base import Failures
 from kubeproxy.backends.kernelspace import prepare
@@ -16,12 +17,13 @@ from kubeproxy.windows.fake import FakeHns
 from kubeproxy.windows.fake_profiles import WS2025, Profile
 from kubeproxy.windows.values import REMOTE_ENDPOINT, HcnEndpoint, HcnLoadBalancer
 from tests.fakes.clock import FakeClock
-from tests.fakes.cluster import Proxy
+from tests.fakes.cluster import Proxy, endpoints, service
 
 NETWORK = "cbr0net"
 HOST_MAC = "00-15-5d-00-00-01"
 CNI_MAC = "00-15-5d-aa-00-01"
 ADDRESSES = {IPV4: "192.0.2.1", IPV6: "2001:db8:2::1"}
+L1_6 = "fd00:10:244:1::11"
 L1, L2, R1, R2 = "10.244.1.11", "10.244.1.12", "10.244.2.21", "10.244.2.22"
 SOURCE_VIP = "10.244.1.250"
 
@@ -204,6 +206,33 @@ class HnsProxy(Proxy):
         other = HnsProxy(self.at, self.node)
         other.state = self.state
         return other
+
+
+def fill(proxy: HnsProxy, *addresses: str, name: str = "web", ip: str = "10.96.0.10") -> None:
+    """A Service with these endpoints; `L1` and `L2` are on the node."""
+    local = tuple(each for each in addresses if each in {L1, L2})
+    proxy.tell(service(name, ip), endpoints(name, *addresses, local=local, node="node1"))
+
+
+def synced(at: WindowsNode, *addresses: str) -> HnsProxy:
+    """A proxy that has programmed such a Service; its calls until then are forgotten."""
+    proxy = at.proxy()
+    fill(proxy, *addresses)
+    assert not proxy.full()
+    at.calls()
+    return proxy
+
+
+def dual(at: WindowsNode) -> tuple[HnsProxy, HnsProxy]:
+    """A Service of both families whose endpoint on this node has both addresses in one object of HNS."""
+    four, six = at.proxy(), at.proxy(IPV6, primary=False)
+    ports = (types.ServicePort(80, node_port=30080),)
+    both = service("web", "10.96.0.10", "fd00:10:96::a", type="NodePort", ports=ports)
+    for proxy in (four, six):
+        proxy.tell(both)
+        proxy.tell(endpoints("web", L1, local=(L1,), node="node1"))
+        proxy.tell(endpoints("web", L1_6, local=(L1_6,), node="node1", name="web-6"))
+    return four, six
 
 
 def replaced_machine(at: WindowsNode) -> FakeMachine:

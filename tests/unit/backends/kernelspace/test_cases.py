@@ -4,28 +4,26 @@ import pytest
 from msgspec.structs import replace
 
 from kubeproxy.api import types
-from kubeproxy.api.addresses import IPV6
 from kubeproxy.windows.calls import Entity
 from kubeproxy.windows.fake_profiles import WS2022, WS2025
 from kubeproxy.windows.values import REMOTE_ENDPOINT, HcnEndpoint
 from tests.fakes.cluster import endpoints, service
-from tests.fakes.hns import CNI_MAC, L1, L2, NETWORK, R1, R2, SOURCE_VIP, HnsProxy, WindowsNode
+from tests.fakes.hns import (
+    CNI_MAC,
+    L1,
+    L1_6,
+    L2,
+    NETWORK,
+    R1,
+    R2,
+    SOURCE_VIP,
+    WindowsNode,
+    dual,
+    fill,
+    synced,
+)
 
-V6 = "fd00:10:244:1::11"
 WEB, MORE = ("default", "web"), ("default", "more")
-
-
-def fill(proxy: HnsProxy, *addresses: str, name: str = "web", ip: str = "10.96.0.10") -> None:
-    local = tuple(each for each in addresses if each in {L1, L2})
-    proxy.tell(service(name, ip), endpoints(name, *addresses, local=local, node="node1"))
-
-
-def synced(at: WindowsNode, *addresses: str) -> HnsProxy:
-    proxy = at.proxy()
-    fill(proxy, *addresses)
-    assert not proxy.full()
-    at.calls()
-    return proxy
 
 
 # Several fronts
@@ -54,35 +52,23 @@ def test_tcp_and_udp_at_one_address_and_port_are_two_load_balancers() -> None:
     assert at.balancers() == [f"10.96.0.10:53>53/TCP F=1 M=0 {{{L1}}}"]
 
 
-def dual(at: WindowsNode) -> tuple[HnsProxy, HnsProxy]:
-    """A Service of both families whose endpoint on this node has both addresses in one object of HNS."""
-    four, six = at.proxy(), at.proxy(IPV6, primary=False)
-    ports = (types.ServicePort(80, node_port=30080),)
-    both = service("web", "10.96.0.10", "fd00:10:96::a", type="NodePort", ports=ports)
-    for proxy in (four, six):
-        proxy.tell(both)
-        proxy.tell(endpoints("web", L1, local=(L1,), node="node1"))
-        proxy.tell(endpoints("web", V6, local=(V6,), node="node1", name="web-6"))
-    return four, six
-
-
 def test_node_ports_of_both_families_and_one_endpoint_with_both_addresses() -> None:
     at = WindowsNode(local=())
-    ident = at.add_local(L1, V6)
+    ident = at.add_local(L1, L1_6)
     for proxy in dual(at):
         assert not proxy.full()
     assert at.balancers() == [
         f"*:30080>8080/TCP F=0 M=18 {{{L1}}}",
-        f"*:30080>8080/TCP F=2 M=18 {{{V6}}}",
+        f"*:30080>8080/TCP F=2 M=18 {{{L1_6}}}",
         f"10.96.0.10:80>8080/TCP F=1 M=0 {{{L1}}}",
-        f"[fd00:10:96::a]:80>8080/TCP F=3 M=0 {{{V6}}}",
+        f"[fd00:10:96::a]:80>8080/TCP F=3 M=0 {{{L1_6}}}",
     ]
     assert {each.endpoints for each in at.hns.load_balancers().values()} == {(ident,)}
 
 
 def test_one_family_changes_and_the_other_one_stays() -> None:
     at = WindowsNode(local=())
-    at.add_local(L1, V6)
+    at.add_local(L1, L1_6)
     four, six = dual(at)
     assert not four.full()
     assert not six.full()

@@ -5,8 +5,6 @@ from typing import Any
 import pytest
 
 from kubeproxy import backends
-from kubeproxy.api import types
-from kubeproxy.api.addresses import IPV6
 from kubeproxy.backends.base import SyncError
 from kubeproxy.backends.kernelspace.mode import settings
 from kubeproxy.config.load import load
@@ -15,34 +13,7 @@ from kubeproxy.windows.calls import Entity
 from kubeproxy.windows.fake_profiles import WS2019
 from kubeproxy.windows.values import HcnEndpoint, HcnLoadBalancer, PortMapping
 from tests.fakes.cluster import endpoints, service
-from tests.fakes.hns import L1, L2, NETWORK, R1, R2, HnsProxy, WindowsNode
-
-V6 = "fd00:10:244:1::11"
-
-
-def fill(proxy: HnsProxy, *addresses: str, name: str = "web", ip: str = "10.96.0.10") -> None:
-    local = tuple(each for each in addresses if each in {L1, L2})
-    proxy.tell(service(name, ip), endpoints(name, *addresses, local=local, node="node1"))
-
-
-def synced(at: WindowsNode, *addresses: str) -> HnsProxy:
-    proxy = at.proxy()
-    fill(proxy, *addresses)
-    assert not proxy.full()
-    at.calls()
-    return proxy
-
-
-def dual(at: WindowsNode) -> tuple[HnsProxy, HnsProxy]:
-    """A Service of both families whose endpoint on this node has both addresses in one object of HNS."""
-    four, six = at.proxy(), at.proxy(IPV6, primary=False)
-    ports = (types.ServicePort(80, node_port=30080),)
-    both = service("web", "10.96.0.10", "fd00:10:96::a", type="NodePort", ports=ports)
-    for proxy in (four, six):
-        proxy.tell(both)
-        proxy.tell(endpoints("web", L1, local=(L1,), node="node1"))
-        proxy.tell(endpoints("web", V6, local=(V6,), node="node1", name="web-6"))
-    return four, six
+from tests.fakes.hns import L1, L1_6, NETWORK, R1, R2, HnsProxy, WindowsNode, dual, fill, synced
 
 
 @pytest.mark.parametrize("addresses", [(L1,), (L1, R1), (R1,)])
@@ -61,7 +32,7 @@ def test_a_network_that_is_made_again_without_a_notification_is_noticed(addresse
 
 def test_a_network_that_another_driver_found_first_is_noticed() -> None:
     at = WindowsNode(local=())
-    at.add_local(L1, V6)
+    at.add_local(L1, L1_6)
     four, six = dual(at)
     assert not four.full()
     assert not six.full()
@@ -86,10 +57,10 @@ def test_a_network_that_was_made_again_while_it_had_no_endpoints() -> None:
 
 def test_a_node_that_has_one_family_now_keeps_nothing_of_the_other_one() -> None:
     at = WindowsNode(local=())
-    at.add_local(L1, V6)
+    at.add_local(L1, L1_6)
     four, six = dual(at)
     far = "fd00:10:244:2::21"
-    six.tell(endpoints("web", V6, far, local=(V6,), node="node1", name="web-6"))
+    six.tell(endpoints("web", L1_6, far, local=(L1_6,), node="node1", name="web-6"))
     assert not four.full()
     assert not six.full()
     alone = four.restarted()
@@ -107,9 +78,9 @@ def test_a_node_that_has_one_family_now_keeps_nothing_of_the_other_one() -> None
 
 def test_a_family_that_is_not_served_any_more_while_the_process_runs() -> None:
     at = WindowsNode(local=())
-    at.add_local(L1, V6)
+    at.add_local(L1, L1_6)
     four, six = dual(at)
-    six.tell(endpoints("web", V6, "fd00:10:244:2::21", local=(V6,), node="node1", name="web-6"))
+    six.tell(endpoints("web", L1_6, "fd00:10:244:2::21", local=(L1_6,), node="node1", name="web-6"))
     assert not four.full()
     assert not six.full()
     assert four.intact()
@@ -120,7 +91,7 @@ def test_a_family_that_is_not_served_any_more_while_the_process_runs() -> None:
         f"*:30080>8080/TCP F=0 M=18 {{{L1}}}",
         f"10.96.0.10:80>8080/TCP F=1 M=0 {{{L1}}}",
     ]
-    assert at.endpoints() == [f"{L1}/{V6} local"]
+    assert at.endpoints() == [f"{L1}/{L1_6} local"]
     at.calls()
     at.clock.time += 60
     assert four.intact()
@@ -131,7 +102,7 @@ def test_a_family_that_is_not_served_any_more_while_the_process_runs() -> None:
 def test_a_second_driver_of_one_family_is_no_reason_to_remove_anything() -> None:
     """While a configuration replaces another one, both have drivers."""
     at = WindowsNode(local=())
-    at.add_local(L1, V6)
+    at.add_local(L1, L1_6)
     four, six = dual(at)
     assert not four.full()
     assert not six.full()

@@ -8,8 +8,7 @@ from kubeproxy.windows import errors
 from kubeproxy.windows.calls import Entity
 from kubeproxy.windows.fake_profiles import WS2025
 from kubeproxy.windows.values import REMOTE_ENDPOINT, HcnEndpoint
-from tests.fakes.cluster import endpoints, service
-from tests.fakes.hns import CNI_MAC, L1, L2, R1, R2, HnsProxy, WindowsNode
+from tests.fakes.hns import CNI_MAC, L1, L2, R1, R2, HnsProxy, WindowsNode, fill
 
 WEB = "10.96.0.10:80>8080/TCP F=1 M=0"
 
@@ -19,11 +18,6 @@ def synced(node: WindowsNode, *addresses: str) -> HnsProxy:
     fill(proxy, *addresses)
     assert not proxy.full()
     return proxy
-
-
-def fill(proxy: HnsProxy, *addresses: str, name: str = "web", ip: str = "10.96.0.10") -> None:
-    local = tuple(each for each in addresses if each in {L1, L2})
-    proxy.tell(service(name, ip), endpoints(name, *addresses, local=local, node="node1"))
 
 
 def test_a_start_keeps_what_is_right_and_changes_the_rest() -> None:

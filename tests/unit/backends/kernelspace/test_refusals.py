@@ -3,22 +3,9 @@
 from kubeproxy.windows import errors
 from kubeproxy.windows.calls import Entity
 from tests.fakes.cluster import endpoints, service
-from tests.fakes.hns import L1, L2, R1, HnsProxy, WindowsNode
+from tests.fakes.hns import L1, L2, R1, HnsProxy, WindowsNode, fill, synced
 
 WEB, MORE = ("default", "web"), ("default", "more")
-
-
-def fill(proxy: HnsProxy, *addresses: str, name: str = "web", ip: str = "10.96.0.10") -> None:
-    local = tuple(each for each in addresses if each in {L1, L2})
-    proxy.tell(service(name, ip), endpoints(name, *addresses, local=local, node="node1"))
-
-
-def synced(at: WindowsNode, *addresses: str) -> HnsProxy:
-    proxy = at.proxy()
-    fill(proxy, *addresses)
-    assert not proxy.full()
-    at.calls()
-    return proxy
 
 
 def after(at: WindowsNode, proxy: HnsProxy, seconds: float) -> list[str]:
