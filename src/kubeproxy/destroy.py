@@ -13,17 +13,13 @@ import errno
 import logging
 from collections.abc import Iterator, Sequence
 
+from kubeproxy.backends.sockets import HINTS, why
 from kubeproxy.machine.base import Machine
 from kubeproxy.netlink.sock_diag import InetSockets
 
 log = logging.getLogger(__name__)
 
-_HINTS = {
-    errno.EPERM: "; CAP_SYS_ADMIN is needed to enter the network namespaces of Pods",
-    errno.EACCES: "; CAP_SYS_PTRACE is needed to find the network namespaces of Pods",
-    errno.EOPNOTSUPP: "; the kernel needs CONFIG_INET_DIAG_DESTROY",
-    errno.ENOENT: "; the kernel needs CONFIG_INET_DIAG, modules inet_diag and tcp_diag",
-}
+_HINTS = {**HINTS, errno.ENOENT: "the kernel needs CONFIG_INET_DIAG, modules inet_diag and tcp_diag"}
 
 
 class SocketDestroyer:
@@ -55,12 +51,12 @@ class SocketDestroyer:
             try:
                 opened += map(stack.enter_context, self._open())
             except OSError as e:  # those that were opened are used
-                complaint = self._why(e)
+                complaint = why(e, _HINTS)
             for client, destination in connections:
                 try:
                     self._destroy(opened, client, destination)
                 except OSError as e:
-                    complaint = self._why(e)
+                    complaint = why(e, _HINTS)
         if complaint and complaint != self._complaint:
             log.warning(
                 "Sockets of connections to removed endpoints are not all destroyed, those clients notice it when they"
@@ -78,7 +74,3 @@ class SocketDestroyer:
         if len(found) == 1:
             ((sockets, identity),) = found
             self.destroyed += sockets.destroy(identity)
-
-    @staticmethod
-    def _why(error: OSError) -> str:
-        return f"{error.strerror or error}{_HINTS.get(error.errno or 0, '')}"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from kubeproxy.backends import relayed
 from kubeproxy.backends.base import EndpointCounts
 from kubeproxy.model.plan import Key, PortId, ServicePlan
-from kubeproxy.relay.traffic import Total, TrafficReport, plus
+from kubeproxy.relay.traffic import Total, TrafficReport, minus, plus
 from kubeproxy.relay.values import Tally, Target
 
 
@@ -15,11 +15,12 @@ class RelayCounter:
     Only what has changed is read, so the cost of a reading follows the traffic.
 
     Attributes:
-        by_service: see there.
+        by_service, partial: see there.
         changed: the endpoints of Service ports whose traffic has changed; to be emptied by the reader.
     """
 
     by_service = True
+    partial = False
 
     def __init__(self, ask: Callable[[str], TrafficReport]) -> None:
         """Nothing is read yet.
@@ -75,25 +76,10 @@ class RelayCounter:
         """A target has these counts now."""
         target = total.tally.target
         last = self._last.get((port, target))
-        new = total.tally if last is None or last.began != total.began else _less(total.tally, last.tally)
+        new = total.tally if last is None or last.began != total.began else minus(total.tally, last.tally)
         self._last[port, target] = total
         of_port = self._traffic.setdefault(port, {})
         before = of_port.get(target)
         known = of_port[target] = new if before is None else plus(before, new)
         self._counts.setdefault(port, {})[target] = known.connections
         self.changed.add((port, target))
-
-
-def _less(tally: Tally, before: Tally) -> Tally:
-    """What was counted between two reports."""
-    return Tally(
-        tally.group,
-        tally.target,
-        tally.connections - before.connections,
-        tally.open,
-        tally.waiting,
-        tally.sent - before.sent,
-        tally.received - before.received,
-        tally.unanswered - before.unanswered,
-        tally.resets - before.resets,
-    )

@@ -1,9 +1,23 @@
 """What ends sockets of this host beside, or in place of, flows of connection tracking."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+import errno
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from kubeproxy.model.flows import Place, TrackedFlow
+
+HINTS: Final[Mapping[int | None, str]] = {
+    errno.EPERM: "CAP_SYS_ADMIN is needed to enter the network namespaces of Pods",
+    errno.EACCES: "CAP_SYS_PTRACE is needed to find the network namespaces of Pods",
+    errno.EOPNOTSUPP: "the kernel needs CONFIG_INET_DIAG_DESTROY",
+}
+"""What is missing when sockets in all network namespaces cannot be found or destroyed."""
+
+
+def why(error: OSError, hints: Mapping[int | None, str]) -> str:
+    """An error's message, with what is missing."""
+    hint = hints.get(error.errno)
+    return f"{error.strerror or error}{f'; {hint}' if hint else ''}"
 
 
 class Destroyer(Protocol):

@@ -103,3 +103,18 @@ def plus(total: Tally, more: Tally) -> Tally:
         total.unanswered + more.unanswered,
         total.resets + more.resets,
     )
+
+
+def minus(total: Tally, before: Tally) -> Tally:
+    """What was counted since an earlier total; what is open is that of the later one."""
+    return Tally(
+        total.group,
+        total.target,
+        total.connections - before.connections,
+        total.open,
+        total.waiting,
+        total.sent - before.sent,
+        total.received - before.received,
+        total.unanswered - before.unanswered,
+        total.resets - before.resets,
+    )

@@ -22,6 +22,7 @@ from kubeproxy import protocols
 from kubeproxy.api.addresses import IPV4
 from kubeproxy.backends.ebpf import layout, names
 from kubeproxy.backends.ebpf.prepare import host
+from kubeproxy.backends.sockets import HINTS, why
 from kubeproxy.linux.bpf.maps import BpfObject, HashMap
 from kubeproxy.machine.base import Machine
 from kubeproxy.model.node import NodeConfig
@@ -31,10 +32,9 @@ from kubeproxy.netlink.sock_diag import ConnectedSocket, InetSockets
 log = logging.getLogger(__name__)
 
 _HINTS = {
-    errno.EPERM: "; CAP_SYS_ADMIN is needed to enter the network namespaces of Pods, and CAP_BPF to know which connections of TCP are concerned",
-    errno.EACCES: "; CAP_SYS_PTRACE is needed to find the network namespaces of Pods",
-    errno.EOPNOTSUPP: "; the kernel needs CONFIG_INET_DIAG_DESTROY",
-    errno.ENOENT: "; the kernel needs CONFIG_INET_DIAG and CONFIG_INET_UDP_DIAG, modules inet_diag, tcp_diag and udp_diag",
+    **HINTS,
+    errno.EPERM: f"{HINTS[errno.EPERM]}, and CAP_BPF to know which connections of TCP are concerned",
+    errno.ENOENT: "the kernel needs CONFIG_INET_DIAG and CONFIG_INET_UDP_DIAG, modules inet_diag, tcp_diag and udp_diag",
 }
 
 
@@ -90,7 +90,7 @@ class ConnectSockets:
                     for namespace in self._namespaces():
                         yield from self._find(namespace, protocol, table, destination, source)
         except OSError as e:
-            complaint = f"{e.strerror or e}{_HINTS.get(e.errno or 0, '')}"
+            complaint = why(e, _HINTS)
         self._complain(complaint)
 
     def end(self, flows: Sequence[SocketFlow]) -> None:
@@ -101,7 +101,7 @@ class ConnectSockets:
                 with InetSockets(each.namespace, each.protocol) as diag:
                     self.destroyed += diag.destroy(each.identity)
             except OSError as e:
-                complaint = f"{e.strerror or e}{_HINTS.get(e.errno or 0, '')}"
+                complaint = why(e, _HINTS)
         self._complain(complaint)
 
     def _table(self, protocol: int) -> BpfObject | None:

@@ -14,7 +14,7 @@ from kubeproxy.insight.top.flows import FlowCounts, OpenFlows
 from kubeproxy.insight.top.fronts import PortName
 from kubeproxy.insight.top.tally import Endpoint
 from kubeproxy.model.plan import Key, PortId, ServicePlan
-from kubeproxy.relay.traffic import TrafficReport
+from kubeproxy.relay.traffic import TrafficReport, minus
 from kubeproxy.relay.values import Tally
 
 
@@ -78,12 +78,12 @@ class RelayFlows:
         if counts is None:
             counts = self.ports[port] = FlowCounts()
             self.open[port] = OpenFlows(Counter(), Counter())
-        before = self._before.get(port, {}).get(endpoint, Tally("", endpoint))
-        counts.began[endpoint] = tally.connections - before.connections
-        counts.sent[endpoint] = tally.sent - before.sent
-        counts.received[endpoint] = tally.received - before.received
-        counts.unanswered[endpoint] = tally.unanswered - before.unanswered
-        counts.resets[endpoint] = tally.resets - before.resets
+        since = minus(tally, self._before.get(port, {}).get(endpoint, Tally("", endpoint)))
+        counts.began[endpoint] = since.connections
+        counts.sent[endpoint] = since.sent
+        counts.received[endpoint] = since.received
+        counts.unanswered[endpoint] = since.unanswered
+        counts.resets[endpoint] = since.resets
         for of_port, number in ((self.open[port].open, tally.open), (self.open[port].waiting, tally.waiting)):
             of_port[endpoint] = number
             if not number:
