@@ -11,8 +11,6 @@ import contextlib
 import json
 import socket
 import struct
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -84,35 +82,9 @@ def _mode(mode: str, services: int, path: str, rounds: int) -> Found:
 @contextlib.contextmanager
 def node_and_pod(*others: str) -> Iterator[str]:
     """A node with one Pod that accepts connections, at other addresses, too."""
-    pod = f"{netns.unique_prefix()}pod"
-    with rig.node() as node:
-        netns.create([pod])
-        try:
-            lines = (
-                "link add pod0 type veth peer name eth0 netns " + pod,
-                "link set pod0 up",
-                *(f"route add {address} dev pod0" for address in (POD, *others)),
-            )
-            netns.finish(netns.ip_batch(*lines, namespace=node))
-            netns.write_sysctls(node, {"net/ipv4/ip_forward": "1"})
-            lines = (
-                "link set eth0 up",
-                *(f"address add {address}/32 dev eth0" for address in (POD, *others)),
-                "route add default dev eth0",
-            )
-            netns.finish(netns.ip_batch(*lines, namespace=pod))
-            with netns.inside(pod):
-                server = subprocess.Popen([sys.executable, "-c", _SERVER], stdout=subprocess.PIPE)
-            assert server.stdout is not None
-            server.stdout.readline()
-            try:
-                yield node
-            finally:
-                server.kill()
-                server.wait()
-                server.stdout.close()
-        finally:
-            netns.delete([pod])
+    with rig.node() as node, rig.pod(node, (POD, *others), _SERVER):
+        netns.write_sysctls(node, {"net/ipv4/ip_forward": "1"})
+        yield node
 
 
 def connections(address: str, port: int) -> list[float]:

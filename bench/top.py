@@ -122,28 +122,11 @@ def _processor(process: int) -> float:
 @contextlib.contextmanager
 def _cluster(cluster: Sequence[object]) -> Iterator[tuple[str, str]]:
     """A node, with a Pod that has the addresses of all endpoints, and a folder of manifests."""
-    pod = f"{netns.unique_prefix()}pod"
     with tempfile.TemporaryDirectory() as folder, rig.node() as node:
         listed = {"apiVersion": "v1", "kind": "List", "items": cluster}
         Path(folder, "cluster.json").write_text(json.dumps(listed))
-        netns.create([pod])
-        try:
-            lines = ["link add pod0 type veth peer name eth0 netns " + pod, "link set pod0 up"]
-            lines += [f"route add {address} dev pod0" for address in PODS]
-            netns.finish(netns.ip_batch(*lines, namespace=node))
-            lines = ["link set eth0 up", *(f"address add {address}/32 dev eth0" for address in PODS)]
-            netns.finish(netns.ip_batch(*lines, "route add default dev eth0", namespace=pod))
-            with netns.inside(pod):
-                server = subprocess.Popen([sys.executable, "-c", _SERVER], stdout=subprocess.PIPE)
-            assert server.stdout is not None
-            server.stdout.readline()
-            try:
-                yield node, folder
-            finally:
-                server.kill()
-                server.communicate()
-        finally:
-            netns.delete([pod])
+        with rig.pod(node, PODS, _SERVER):
+            yield node, folder
 
 
 @contextlib.contextmanager

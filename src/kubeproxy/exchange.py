@@ -36,7 +36,7 @@ from kubeproxy.notify import notify
 from kubeproxy.serve import explaining
 from kubeproxy.serve.exposition import Provider
 from kubeproxy.serve.serving import Serving
-from kubeproxy.session import FIRST_SYNC_SECONDS, Session, concern
+from kubeproxy.session import FIRST_SYNC_SECONDS, LOOK_SECONDS, Session, concern
 
 if TYPE_CHECKING:
     from kubeproxy.answers.observed import Observed
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FORESEEN: Final = (NodeError, UnsupportedError, SyncError, OSError, ValueError)
-
-_LOOK_SECONDS: Final = 0.05
 
 Result = Literal["taken", "invalid", "failed"]
 
@@ -319,7 +317,7 @@ class Exchange:
         """
         await _cancel(working)
         while self.session is not None and not self.session.alone:  # noqa: ASYNC110 it may be replaced meanwhile
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
         await session.retire()
         self.sessions.remove(session)
         del session, working

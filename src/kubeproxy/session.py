@@ -56,7 +56,8 @@ DRAIN_SECONDS: Final = 3600.0
 FAILURES: Final = 3
 """After this number of failed first syncs in a row the other configuration stays in force."""
 
-_LOOK_SECONDS: Final = 0.05
+LOOK_SECONDS: Final = 0.05
+"""How often is looked whether something has come about that nothing reports."""
 
 
 def concern(config: KubeProxyConfiguration, mode: Mode) -> tuple[KubeProxyConfiguration, object]:
@@ -288,7 +289,7 @@ class Session:
             for loop in self.loops:
                 if loop.failures_in_row >= FAILURES and not loop.synced.is_set():
                     return f"{loop.family}: {loop.failures_in_row} syncs failed: {loop.trouble}"
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def close(self) -> None:
         """Closes the drivers. Rules stay."""

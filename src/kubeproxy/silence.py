@@ -39,7 +39,7 @@ from kubeproxy.netlink import conntrack
 from kubeproxy.netlink.conntrack import TCP, ConntrackFlow
 from kubeproxy.reconcile.ledger import Recorded
 from kubeproxy.reconcile.reconciler import Reconciler
-from kubeproxy.watched import WatchedFronts, WatchedPort
+from kubeproxy.watched import WatchedPort, WatchedPorts
 
 if TYPE_CHECKING:
     from kubeproxy.netlink.conntrack_events import FlowEvents
@@ -106,9 +106,7 @@ class SilenceWatch:
         self._machine, self._loop, self._hub, self._event = machine, loop, hub, event
         self._clock = clock or machine.clock
         self._domain = AF_INET if loop.family == IPV4 else AF_INET6
-        self._ports: dict[WatchedPort, PortPlan] = {}
-        self._of: dict[Key, list[WatchedPort]] = {}
-        self._fronts = WatchedFronts()
+        self._ports = WatchedPorts()
         self._silences: dict[WatchedPort, PortSilence] = {}
         self._attempts: dict[bytes, _Attempt] = {}
         self._known: dict[WatchedPort, set[bytes]] = {}
@@ -163,7 +161,7 @@ class SilenceWatch:
         try:
             while True:
                 self._wake.clear()
-                if not self._ports:
+                if not self._ports.plans:
                     self._end()
                     await self._clock.wait(self._wake, None)
                     continue
@@ -194,17 +192,9 @@ class SilenceWatch:
                 self._replace(change.key, change.after)
 
     def _replace(self, key: Key, plan: ServicePlan | None) -> None:
-        for port in self._of.pop(key, ()):
-            self._fronts.remove(port, self._ports.pop(port))
-        if plan is not None and plan.skips_silent:
-            for each in plan.ports:
-                if each.protocol != "TCP":
-                    continue
-                port = WatchedPort(key, each.name, each.port)
-                self._ports[port] = each
-                self._of.setdefault(key, []).append(port)
-                self._fronts.add(port, each)
-        gone = [port for port in self._silences if port.service == key and port not in self._ports]
+        watched = plan.ports if plan is not None and plan.skips_silent else ()
+        self._ports.replace(key, [each for each in watched if each.protocol == "TCP"])
+        gone = [port for port in self._silences if port.service == key and port not in self._ports.plans]
         for port in gone:
             del self._silences[port]
             self._end_trials(port)
@@ -295,7 +285,7 @@ class SilenceWatch:
             if event.protocol != TCP or not event.unanswered or event.name in self._deleted:
                 continue
             attempt = self._attempts.pop(event.name, None)
-            port = self._fronts.find(event.destination, own)
+            port = self._ports.find(event.destination, own)
             if port is not None and (attempt is None or not attempt.counted):
                 look.failed.setdefault(port, Counter())[_address(event.source)] += 1
 
@@ -303,7 +293,7 @@ class SilenceWatch:
         """Finds the endpoints of a port that have answered since the last look; at the first one none."""
         assert self._values is not None
         answered: dict[bytes, Address] = {}
-        plan = self._ports.get(port)
+        plan = self._ports.plans.get(port)
         fronts: list[Place] = [] if plan is None else list(flows.fronts(plan))
         for destination in fronts if len(fronts) <= MOST_FRONTS else [b""]:
             for flow in conntrack.flows(self._machine, self._domain, TCP, destination=destination):
@@ -316,18 +306,18 @@ class SilenceWatch:
 
     def _find(self, flow: ConntrackFlow, own: frozenset[bytes]) -> WatchedPort | None:
         """The port that a flow was translated from; None for flows of ports that are not watched."""
-        return None if flow.source == flow.destination else self._fronts.find(flow.destination, own)
+        return None if flow.source == flow.destination else self._ports.find(flow.destination, own)
 
     # What follows
 
     def _judge(self, look: _Look) -> None:
         now = self._clock.now()
         ports = look.failed.keys() | look.answered.keys() | self._silences.keys()
-        for port in ports & self._ports.keys():
+        for port in ports & self._ports.plans.keys():
             found = self._silences.setdefault(port, PortSilence())
             seen = Seen(look.failed.get(port, {}), look.answered.get(port, ()))
             self._follow(
-                port, found.look(_endpoints(self._ports[port]), seen, now, watched=port in self._known)
+                port, found.look(_endpoints(self._ports.plans[port]), seen, now, watched=port in self._known)
             )
             if not found.doubts:
                 del self._silences[port]
@@ -388,7 +378,7 @@ class SilenceWatch:
 
         def readable() -> None:
             for event in events.read():
-                if self._fronts.find(event.destination, {event.destination[:-2]}) == port:
+                if self._ports.find(event.destination, {event.destination[:-2]}) == port:
                     self._tried[port, at] = event.name
                     self._connected(port, at)
                     return
@@ -412,7 +402,7 @@ class SilenceWatch:
             events.close()
 
     def _silent_of(self, key: Key) -> tuple[Address, ...]:
-        ports = [self._silences[port] for port in self._of.get(key, ()) if port in self._silences]
+        ports = [self._silences[port] for port in self._ports.of(key) if port in self._silences]
         return tuple(dict.fromkeys(at for found in ports for at in found.silent))
 
     def _set_silent(self, key: Key, mine: tuple[Address, ...]) -> None:

@@ -30,7 +30,7 @@ from kubeproxy.model.silence import Address
 from kubeproxy.netlink import conntrack
 from kubeproxy.reconcile.ledger import Recorded
 from kubeproxy.reconcile.reconciler import Reconciler
-from kubeproxy.watched import WatchedFronts, WatchedPort
+from kubeproxy.watched import WatchedPort, WatchedPorts
 
 if TYPE_CHECKING:
     from kubeproxy.netlink.flow_values import FlowReader
@@ -68,9 +68,7 @@ class SpillWatch:
         self._machine, self._loop, self._hub = machine, loop, hub
         self._clock = clock or machine.clock
         self._domain = AF_INET if loop.family == IPV4 else AF_INET6
-        self._ports: dict[WatchedPort, PortPlan] = {}
-        self._of: dict[Key, list[WatchedPort]] = {}
-        self._fronts = WatchedFronts()
+        self._ports = WatchedPorts()
         self._full: dict[WatchedPort, dict[Address, int]] = {}
         self._values: FlowReader | None = None
         self._wake = asyncio.Event()
@@ -99,12 +97,12 @@ class SpillWatch:
         try:
             while True:
                 self._wake.clear()
-                if not self._ports:
+                if not self._ports.plans:
                     await self._clock.wait(self._wake, None)
                     continue
                 spent = 0.0
                 try:
-                    counts, spent = await asyncio.to_thread(self._count, dict(self._ports))
+                    counts, spent = await asyncio.to_thread(self._count, dict(self._ports.plans))
                 except OSError as e:
                     self._complain(f"{e.strerror or e}")
                 else:
@@ -118,21 +116,14 @@ class SpillWatch:
     def _recorded(self, done: Recorded) -> None:
         """Takes the plans that are in the kernel after a sync."""
         for change in done.changes:
-            if change.key in self._of or _is_watched(change.after):
+            if self._ports.of(change.key) or _is_watched(change.after):
                 self._replace(change.key, change.after)
 
     def _replace(self, key: Key, plan: ServicePlan | None) -> None:
-        old = self._of.pop(key, [])
+        old = self._ports.of(key)
+        self._ports.replace(key, [each for each in plan.ports if each.preferred] if plan is not None else ())
         for port in old:
-            self._fronts.remove(port, self._ports.pop(port))
-        for each in plan.ports if plan is not None else ():
-            if each.preferred:
-                port = WatchedPort(key, each.name, each.port)
-                self._ports[port] = each
-                self._of.setdefault(key, []).append(port)
-                self._fronts.add(port, each)
-        for port in old:
-            full, now = self._full.pop(port, {}), self._ports.get(port)
+            full, now = self._full.pop(port, {}), self._ports.plans.get(port)
             near = {(e.address, e.port) for e in now.preferred} if now is not None else set()
             if left := {at: number for at, number in full.items() if at in near}:
                 self._full[port] = left
@@ -161,14 +152,14 @@ class SpillWatch:
             for flow in conntrack.flows(self._machine, self._domain, protocol, source=source):
                 if (protocol, flow.source) not in near or flow.source == flow.destination:
                     continue
-                port = self._fronts.find(flow.destination, own)
+                port = self._ports.find(flow.destination, own)
                 state = values.state(flow.message)
                 if port is not None and (state is None or state in _OPEN):
                     found[port, (unpack(flow.source[:-2]), int.from_bytes(flow.source[-2:]))] += 1
         return found, time.thread_time() - began
 
     def _judge(self, counts: Counts) -> None:
-        for port, plan in self._ports.items():
+        for port, plan in self._ports.plans.items():
             before, full = self._full.pop(port, {}), {}
             for each in plan.preferred:
                 at = each.address, each.port
@@ -188,12 +179,12 @@ class SpillWatch:
                         "limit": plan.bound,
                     },
                 )
-        for key in self._of:
+        for key in self._ports.services():
             self._note(key)
 
     def _note(self, key: Key) -> None:
         """Notes the full endpoints of a Service for the planner."""
-        ports = self._of.get(key, ())
+        ports = self._ports.of(key)
         self._set_full(key, [(port.name, at) for port in ports for at in self._full.get(port, ())])
 
     def _set_full(self, key: Key, mine: Iterable[tuple[str, Address]]) -> None:

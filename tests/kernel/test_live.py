@@ -71,6 +71,18 @@ class Node:
             over.set()
             client.join()
 
+    @contextlib.contextmanager
+    def tracing(self, count: int) -> Iterator[subprocess.Popen[str]]:
+        """`explain --live` of so many packets to `WEB`, when it has begun."""
+        with self.lab.inside("node"):
+            command = subprocess.Popen(
+                [sys.executable, "-m", "kubeproxy", "explain", "--from", POD, "--to", f"{WEB}:80", "--live", str(count), "--json"],
+                stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+        with command:
+            until(lambda: "kube-proxy-explain" in self.lab.run("node", "nft", "list", "tables"))
+            yield command
+
 
 @pytest.fixture(params=MODES)
 def node(request: pytest.FixtureRequest, lab: Lab, tmp_path: Path) -> Iterator[Node]:
@@ -303,13 +315,7 @@ def test_each_datagram_of_a_flow(node: Node) -> None:
 
 @only("nftables")
 def test_an_interrupt_shows_what_was_seen(node: Node) -> None:
-    with node.lab.inside("node"):
-        command = subprocess.Popen(
-            [sys.executable, "-m", "kubeproxy", "explain", "--from", POD, "--to", f"{WEB}:80", "--live", "1000", "--json"],
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-    with command:
-        until(lambda: "kube-proxy-explain" in node.lab.run("node", "nft", "list", "tables"))
+    with node.tracing(1000) as command:
         for _ in range(3):
             assert ask(node.lab, "client", WEB) in {EP11, EP12}
         command.send_signal(signal.SIGINT)
@@ -321,13 +327,7 @@ def test_an_interrupt_shows_what_was_seen(node: Node) -> None:
 
 @only("nftables")
 def test_a_connection_that_is_reset_later_was_answered(node: Node) -> None:
-    with node.lab.inside("node"):
-        command = subprocess.Popen(
-            [sys.executable, "-m", "kubeproxy", "explain", "--from", POD, "--to", f"{WEB}:80", "--live", "2", "--json"],
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-    with command:
-        until(lambda: "kube-proxy-explain" in node.lab.run("node", "nft", "list", "tables"))
+    with node.tracing(2) as command:
         for _ in range(2):
             with netns.inside(node.lab.name("client")):
                 client = socket.create_connection((WEB, 80), 60)
