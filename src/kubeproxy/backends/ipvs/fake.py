@@ -23,7 +23,6 @@ class FakeIPVSKernel:
         virtuals: settings and real servers of each virtual server.
         sets: header and elements of each set.
         bound: the addresses of kube-ipvs0; None when there is no such interface.
-        continues_moved: connections that began on another node are continued.
         limits: how many connections each real server may have; 0: any number.
         last_weights: the last weight of real servers that was not 0, or that they were added with.
         log: what was changed, in order, for tests.
@@ -37,7 +36,6 @@ class FakeIPVSKernel:
         self.log: list[tuple[str, object]] = []
         self.last_weights: dict[tuple[Virtual, Real], int] = {}
         self.limits: dict[tuple[Virtual, Real], int] = {}
-        self.continues_moved = False
         self._kept: dict[tuple[Virtual, Real], Load] | None = None
         self.refuse: Callable[[object], int] = lambda _: 0
 
@@ -110,8 +108,7 @@ class FakeIPVSKernel:
             self._kept = None
 
     def continue_moved(self) -> None:
-        """See `Kernel`."""
-        self.continues_moved = True
+        """See `Kernel`. There are no connections in memory."""
 
     def headers(self) -> dict[str, Header]:
         """See `Kernel`."""
